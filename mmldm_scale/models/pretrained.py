@@ -1,0 +1,76 @@
+"""Weights on disk: a folder with ``config.json`` (its ``kind`` says which model) and ``model.safetensors``.
+
+Training writes such a folder into each checkpoint (the averaged weights, float32); sampling and the latent encoder read
+it. Nothing here unpickles anything.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mmldm_scale.errors import UserError
+
+Kind = Literal["kl_vae", "autoencoder", "dit"]
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save(folder: Path, kind: Kind, config: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    """Write ``state`` and ``config`` (plain JSON values) as the weights folder ``folder``, made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps({"kind": kind, **config}, indent=2) + "\n")
+
+
+def find(path: str | Path, kind: Kind) -> Path:
+    """Return the weights folder that ``path`` means: itself, or that of a checkpoint, or of a run's newest checkpoint.
+
+    Raises:
+        UserError: there is none, or it holds a model of another kind.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; a {kind} run, checkpoint or weights folder fits")
+    newest = sorted(path.glob("checkpoints/step-*[0-9]/weights"), reverse=True)
+    for folder in (path, path / "weights", *newest):
+        if (folder / CONFIG).is_file():
+            read_config(folder, kind)
+            return folder
+    raise UserError(f"{path}: holds no {kind} weights (neither {CONFIG} nor checkpoints/step-…/weights/{CONFIG})")
+
+
+def read_config(folder: Path, kind: Kind) -> dict[str, Any]:
+    """Return the configuration of the weights in ``folder``; raise UserError if they are of another kind."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        found = config.pop("kind", None)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / CONFIG}: cannot be read: {error}") from None
+    if found != kind:
+        raise UserError(f"{folder}: holds a model of kind {found!r}, but {kind!r} is needed here")
+    return config
+
+
+def load_into(module: torch.nn.Module, folder: Path) -> None:
+    """Load the weights in ``folder`` into ``module``; raise UserError if they are damaged or of another shape."""
+    try:
+        state = load_file(folder / WEIGHTS)
+        module.load_state_dict(state)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder / WEIGHTS}: does not fit its {CONFIG}, or is damaged: {reason}") from None
+
+
+def fingerprint(folder: Path) -> str:
+    """Return the sha256 (hex) over everything in a weights folder, names included: the identity of a model."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
