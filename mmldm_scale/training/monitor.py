@@ -1,0 +1,106 @@
+"""What a run tells the world: TensorBoard, ``log.jsonl`` and one line on the terminal, from rank 0 alone.
+
+Everything stands against ``samples_seen``. A run that resumes drops what it had logged beyond its checkpoint, so that
+a curve shows each step once however often the run was killed.
+"""
+
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+LOG = "log.jsonl"
+
+
+class MediaWriter:
+    """Writes pictures, moving pictures and sound of one moment into TensorBoard (``training.task.Preview``)."""
+
+    def __init__(self, writer: SummaryWriter, samples_seen: int) -> None:
+        self._writer = writer
+        self._step = samples_seen
+
+    def image(self, tag: str, image: Tensor) -> None:
+        """Show ``image``, (3, H, W) in [0, 1]."""
+        self._writer.add_image(tag, image.detach().float().cpu().clamp(0, 1), self._step)
+
+    def video(self, tag: str, frames: np.ndarray, fps: float) -> None:
+        """Show ``frames``, (F, H, W, 3) uint8, as an animated GIF: what TensorBoard can play."""
+        pictures = [Image.fromarray(frame) for frame in frames]
+        stream = io.BytesIO()
+        pictures[0].save(
+            stream, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0
+        )
+        height, width = frames.shape[1:3]
+        gif = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=stream.getvalue())
+        summary = Summary(value=[Summary.Value(tag=tag, image=gif)])
+        self._writer._get_file_writer().add_summary(summary, self._step)
+
+    def audio(self, tag: str, waveform: Tensor, sample_rate: int) -> None:
+        """Offer ``waveform``, (N,) in [-1, 1] at ``sample_rate`` Hz."""
+        sound = waveform.detach().float().cpu().clamp(-1, 1)
+        self._writer.add_audio(tag, sound[None], self._step, sample_rate)
+
+
+class Monitor:
+    """Scalars and media of one run folder, from ``samples_seen`` on."""
+
+    def __init__(self, run: Path, samples_seen: int, total_samples: int) -> None:
+        _forget_after(run / LOG, samples_seen)
+        self._log = (run / LOG).open("a")
+        self._writer = SummaryWriter(run / "tensorboard", purge_step=samples_seen + 1)
+        self._total = total_samples
+        self._start = (samples_seen, time.monotonic())
+
+    def scalars(self, samples_seen: int, values: dict[str, float]) -> None:
+        """Record ``values`` and tell the terminal how far the run is."""
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, samples_seen)
+        self._log.write(json.dumps({"samples_seen": samples_seen, "time": time.time(), **values}) + "\n")
+        self._log.flush()
+        self._speak(samples_seen, values)
+
+    def media(self, samples_seen: int) -> MediaWriter:
+        """Return where a preview at ``samples_seen`` goes."""
+        return MediaWriter(self._writer, samples_seen)
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._writer.close()
+        self._log.close()
+
+    def _speak(self, samples_seen: int, values: dict[str, float]) -> None:
+        start, began = self._start
+        rate = (samples_seen - start) / max(time.monotonic() - began, 1e-9)
+        left = (self._total - samples_seen) / rate if rate else float("inf")
+        losses = " ".join(f"{tag} {value:.4f}" for tag, value in values.items() if tag.startswith("loss"))
+        print(
+            f"{samples_seen:,}/{self._total:,} samples  {losses}  {values.get('speed/samples_per_second', 0):.1f}/s  "
+            f"{left / 60:.1f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _forget_after(log: Path, samples_seen: int) -> None:
+    """Drop the lines of ``log`` beyond ``samples_seen``, and a last line that was cut off."""
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # a killed process leaves at most one half line; its step is done again
+        if record["samples_seen"] <= samples_seen:
+            kept.append(line + "\n")
+    aside = log.with_suffix(".tmp")
+    aside.write_text("".join(kept))
+    os.replace(aside, log)
