@@ -217,13 +217,19 @@ class TrainingConfig:
         for key in ("total_samples", "log_every", "checkpoint_every", "preview_every"):
             value, batch = getattr(self, key), self.global_batch
             fit = max(batch, round(value / batch) * batch)
-            _require(value % batch == 0, f"training.{key}", f"{value} is no multiple of global_batch = {batch}; {fit} fits")
+            _require(
+                value % batch == 0, f"training.{key}", f"{value} is no multiple of global_batch = {batch}; {fit} fits"
+            )
         _require(
             self.global_batch % self.micro_batch == 0,
             "training.micro_batch",
             f"{self.micro_batch} does not divide global_batch = {self.global_batch}",
         )
-        _require(not (self.offload_optimizer and self.zero_stage == 0), "training.offload_optimizer", "needs zero_stage 1, 2 or 3")
+        _require(
+            not (self.offload_optimizer and self.zero_stage == 0),
+            "training.offload_optimizer",
+            "needs zero_stage 1, 2 or 3",
+        )
         _require(self.learning_rate > 0, "training.learning_rate", "must be positive")
         _require(self.ema_halflife_samples > 0, "training.ema_halflife_samples", "must be positive")
 

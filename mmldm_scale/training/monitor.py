@@ -35,9 +35,7 @@ class MediaWriter:
         """Show ``frames``, (F, H, W, 3) uint8, as an animated GIF: what TensorBoard can play."""
         pictures = [Image.fromarray(frame) for frame in frames]
         stream = io.BytesIO()
-        pictures[0].save(
-            stream, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0
-        )
+        pictures[0].save(stream, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
         height, width = frames.shape[1:3]
         gif = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=stream.getvalue())
         summary = Summary(value=[Summary.Value(tag=tag, image=gif)])

@@ -1,0 +1,108 @@
+"""The command ``mmldm`` and its sub-commands. Thin: it parses, and calls the package that does the work."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from mmldm_scale.errors import UserError
+
+EPILOG = """\
+examples:
+  mmldm train dit --config configs/dit/S.yaml --config configs/cluster/a800.yaml shards=data/latents run=runs/dit_S
+  mmldm train dit --config configs/dit/demo.yaml shards=demo/latents --processes 2
+  mmldm sample --checkpoint runs/dit_S --task svg --num-samples 16 --output runs/dit_S/samples
+  mmldm model-info
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="mmldm",
+        description="Train MM-LDM, a multi-modal latent diffusion model for videos with sound, and sample from it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands.add_parser("train", help="train a kl-vae, an autoencoder or a dit"))
+    _add_sample(commands.add_parser("sample", help="make videos with sound from a trained dit"))
+    info = commands.add_parser("model-info", help="print parameters and arithmetic of the presets S, B, L")
+    info.set_defaults(run=_model_info)
+    return top
+
+
+def _add_train(train: argparse.ArgumentParser) -> None:
+    train.add_argument("model", choices=["kl-vae", "autoencoder", "dit"])
+    train.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
+    train.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
+    train.add_argument("--processes", type=int, metavar="N", help="start N processes on this machine, without SLURM")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. training.seed=1")
+    train.set_defaults(run=_train)
+
+
+def _add_sample(sample: argparse.ArgumentParser) -> None:
+    from mmldm_scale.sampling import job
+
+    job.add_arguments(sample)
+    sample.set_defaults(run=job.run)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from mmldm_scale import config
+
+    schemas = {"kl-vae": config.KLVAETraining, "autoencoder": config.AutoencoderTraining, "dit": config.DiTTraining}
+    schema = config.load(schemas[args.model], args.config, args.overrides)
+    if args.print_config:
+        print(config.dump(schema), end="")
+        return 0
+    if args.processes:
+        from mmldm_scale.cluster import local
+
+        files = [part for file in args.config for part in ("--config", file)]
+        return local.run(args.processes, ["train", args.model, *files, *args.overrides])
+    return _train_here(args.model, schema)
+
+
+def _train_here(model: str, schema: object) -> int:
+    from mmldm_scale.training import loop
+
+    if model == "kl-vae":
+        from mmldm_scale.training import kl_vae as task
+    elif model == "autoencoder":
+        from mmldm_scale.training import autoencoder as task
+    else:
+        from mmldm_scale.training import dit as task
+    return loop.train(task.build_task, schema)
+
+
+def _model_info(args: argparse.Namespace) -> int:
+    from mmldm_scale.models.flops import model_info
+
+    print(model_info())
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``mmldm``; return its exit status: 0, 1 for our fault (with its traceback), 2 for the user's mistake."""
+    args = parser().parse_intermixed_args(arguments)
+    try:
+        return args.run(args)
+    except UserError as error:
+        _speak_once(f"mmldm: {error}")
+        return 2
+    except KeyboardInterrupt:
+        _speak_once("mmldm: interrupted; the last checkpoint stands")
+        return 130
+
+
+def _speak_once(line: str) -> None:
+    """Print ``line``; a rank other than the first waits, since the launcher ends it if the first failed as well."""
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) > 0:
+        time.sleep(3)
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""Checkpoints of a run: whole or absent, verified before they are used.
+
+``checkpoints/step-SAMPLES/`` holds DeepSpeed's files in ``engine/``, the averaged weights in ``weights/`` and
+``manifest.json`` with the size and sha256 of every file. A checkpoint is written as ``step-….tmp``: each rank its part,
+synced to disk; then the manifest; then all ranks meet, the first renames, and they meet again. So a name without
+``.tmp`` means that everything is there. Loading goes from the newest to the oldest checkpoint that verifies.
+
+DeepSpeed's files are pickles. Before one is read, every global name that it refers to is held against a short list of
+plain data types (:data:`ALLOWED_GLOBALS`), so a file that would run code is refused.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import deepspeed
+import torch
+from torch import Tensor
+
+from mmldm_scale.errors import UserError
+from mmldm_scale.training.distributed import World
+from mmldm_scale.training.engine import averaged_state
+
+MANIFEST, ENGINE, WEIGHTS = "manifest.json", "engine", "weights"
+FORMAT = 1
+ALLOWED_GLOBALS = frozenset(
+    {
+        "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+        "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+        "deepspeed.runtime.zero.config.ZeroStageEnum",
+        "deepspeed.utils.tensor_fragment.fragment_address",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``manifest.json`` says of a checkpoint."""
+
+    samples_seen: int
+    world_size: int
+    zero_stage: int
+    precision: str
+    versions: dict[str, str]
+    files: dict[str, tuple[int, str]]  # relative path: bytes, sha256
+    format: int = FORMAT
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint is not as its manifest says; the message names the file and the difference."""
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, run: Path, world: World, keep: int) -> None:
+        self.folder = run / "checkpoints"
+        self._world = world
+        self._keep = keep
+
+    def save(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        samples_seen: int,
+        write_weights: Callable[[Path, dict[str, Tensor]], None],
+    ) -> Path:
+        """Write the checkpoint at ``samples_seen``; all ranks call this together. Returns its folder."""
+        final = self.folder / f"step-{samples_seen:012d}"
+        aside = final.with_suffix(".tmp")
+        world = self._world
+        if world.first:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        world.barrier()
+        state = averaged_state(engine, world)
+        if world.first:
+            write_weights(aside / WEIGHTS, state)
+        del state
+        engine.save_checkpoint(str(aside), tag=ENGINE, save_latest=False)
+        parts = world.gather(_digests(aside, _own_files(aside, world.rank)))
+        if world.first:
+            self._commit(engine, aside, final, samples_seen, {k: v for part in parts for k, v in part.items()})
+        world.barrier()
+        return final
+
+    def newest(self) -> Path | None:
+        """Return the newest checkpoint that verifies, the same on every rank; report those that do not.
+
+        Raises:
+            UserError: there are checkpoints, but none is whole.
+        """
+        found = self._world.agree([p.name for p in sorted(self.folder.glob("step-*[0-9]"), reverse=True)])
+        for name in found:
+            problems = [p for p in self._world.gather(self._problem(self.folder / name)) if p]
+            if not problems:
+                return self.folder / name
+            if self._world.first:
+                print(f"{self.folder / name}: skipped, {problems[0]}", file=sys.stderr, flush=True)
+        if found:
+            raise UserError(f"{self.folder}: none of its {len(found)} checkpoints is whole; remove it to start over")
+        return None
+
+    def load(self, engine: deepspeed.DeepSpeedEngine, folder: Path) -> int:
+        """Load the verified checkpoint ``folder`` into ``engine``; return its ``samples_seen``.
+
+        Raises:
+            UserError: it was written with another ZeRO stage, precision or number of processes, by another model, or
+                refers to code.
+        """
+        manifest = read_manifest(folder)
+        self._check_fit(engine, folder, manifest)
+        problem = self._world.agree(_forbidden(folder) if self._world.first else None)
+        if problem:
+            raise UserError(problem)
+        try:
+            path, _ = engine.load_checkpoint(str(folder), tag=ENGINE)
+        except (RuntimeError, KeyError, AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{folder}: is of another model or configuration: {reason}") from None
+        if path is None:
+            raise UserError(f"{folder}: DeepSpeed found nothing to load in it")
+        return manifest.samples_seen
+
+    def _commit(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        aside: Path,
+        final: Path,
+        samples_seen: int,
+        files: dict[str, tuple[int, str]],
+    ) -> None:
+        manifest = Manifest(
+            samples_seen=samples_seen,
+            world_size=self._world.size,
+            zero_stage=int(engine.zero_optimization_stage()),
+            precision=_precision(engine),
+            versions={"torch": torch.__version__, "deepspeed": deepspeed.__version__},
+            files=dict(sorted(files.items())),
+        )
+        (aside / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+        for path in (aside / MANIFEST, aside / WEIGHTS, aside / ENGINE, aside):
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be in the way
+        os.rename(aside, final)
+        _sync(self.folder)
+        whole = sorted(self.folder.glob("step-*[0-9]"))
+        for old in whole[: -self._keep]:
+            shutil.rmtree(old)
+
+    def _check_fit(self, engine: deepspeed.DeepSpeedEngine, folder: Path, manifest: Manifest) -> None:
+        stage, precision = int(engine.zero_optimization_stage()), _precision(engine)
+        for what, written, wanted in (
+            ("training.zero_stage", manifest.zero_stage, stage),
+            ("training.precision", manifest.precision, precision),
+        ):
+            if written != wanted:
+                raise UserError(f"{folder}: was written with {what}={written}, which fits, not {wanted}")
+        if stage > 0 and manifest.world_size != self._world.size:
+            raise UserError(
+                f"{folder}: was written by {manifest.world_size} processes and ZeRO-{stage}; "
+                f"start {manifest.world_size} processes, not {self._world.size}"
+            )
+
+    def _problem(self, folder: Path) -> str | None:
+        """Say what is wrong with this rank's share of the files in ``folder``."""
+        try:
+            manifest = read_manifest(folder)
+            for name in sorted(manifest.files)[self._world.rank :: self._world.size]:
+                _verify(folder / name, *manifest.files[name])
+        except DamagedCheckpoint as damage:
+            return str(damage)
+        return None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of the checkpoint ``folder``; raise DamagedCheckpoint if it cannot be read."""
+    try:
+        fields = json.loads((folder / MANIFEST).read_text())
+        files = {str(k): (int(v[0]), str(v[1])) for k, v in fields.pop("files").items()}
+        manifest = Manifest(files=files, **fields)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{MANIFEST} cannot be read ({error})") from None
+    if manifest.format != FORMAT:
+        raise DamagedCheckpoint(f"{MANIFEST} is of format {manifest.format}, this program reads {FORMAT}")
+    outside = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise DamagedCheckpoint(f"{MANIFEST} names {outside[0]}, outside the checkpoint")
+    return manifest
+
+
+def _verify(file: Path, size: int, sha256: str) -> None:
+    found = file.stat().st_size if file.is_file() else None
+    if found is None:
+        raise DamagedCheckpoint(f"{file.name} is missing")
+    if found != size:
+        raise DamagedCheckpoint(f"{file.name} has {found:,} bytes instead of {size:,}")
+    if _sha256(file) != sha256:
+        raise DamagedCheckpoint(f"{file.name} differs from its sha256")
+
+
+def _own_files(folder: Path, rank: int) -> list[Path]:
+    """Return the files in ``folder`` that ``rank`` wrote: its ZeRO partition; the first rank, all but the others'."""
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    owner = {p: re.search(r"zero_pp_rank_(\d+)_", p.name) for p in files}
+    return [p for p in files if (int(owner[p][1]) if owner[p] else 0) == rank]  # type: ignore[index]
+
+
+def _digests(folder: Path, files: list[Path]) -> dict[str, tuple[int, str]]:
+    result = {}
+    for file in files:
+        _sync(file)
+        result[file.relative_to(folder).as_posix()] = (file.stat().st_size, _sha256(file))
+    return result
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _forbidden(folder: Path) -> str | None:
+    """Say which of DeepSpeed's files in ``folder`` refers to anything but plain data."""
+    for file in sorted((folder / ENGINE).glob("*.pt")):
+        unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) - ALLOWED_GLOBALS
+        if unsafe:
+            return f"{file}: refers to {', '.join(sorted(unsafe))}, which no checkpoint of ours does; not loaded"
+    return None
+
+
+def _precision(engine: deepspeed.DeepSpeedEngine) -> str:
+    return "bf16" if engine.bfloat16_enabled() else "fp16" if engine.fp16_enabled() else "fp32"

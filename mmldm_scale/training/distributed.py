@@ -1,0 +1,90 @@
+"""The processes of a run: who this one is, what it computes on, and how it agrees with the others.
+
+``start()`` joins the process group that SLURM, torchrun or nobody (a world of one) describes. Control messages (stop
+flags, digests of checkpoint files) go over a gloo group of their own, so they never wait for the GPU.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from mmldm_scale.cluster import slurm
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup  # gloo, on the CPU
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that speaks and writes for all."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        dist.barrier(self.control)
+
+    def any(self, flag: bool) -> bool:
+        """Return whether ``flag`` is set on any process."""
+        return self.sum([float(flag)])[0] > 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Return the element-wise sums over all processes, in float64."""
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self.control)
+        return total.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's ``value`` by rank."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def agree(self, value: Any) -> Any:
+        """Return the first rank's ``value`` on every process."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+
+def start(timeout: float) -> World:
+    """Join the run's processes; a collective that waits longer than ``timeout`` seconds fails."""
+    slurm.export_rendezvous()
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    limit = timedelta(seconds=timeout)
+    backend = "nccl" if cuda else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=limit, verbose=False)
+    return World(
+        rank=dist.get_rank(),
+        size=dist.get_world_size(),
+        device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
+        control=dist.new_group(backend="gloo", timeout=limit),
+    )
+
+
+def limit_every_group(timeout: float) -> None:
+    """Give ``timeout`` seconds to every process group, those that DeepSpeed made for itself included.
+
+    The time-out of ``init_distributed`` does not reach ZeRO's own groups, which would wait for a lost rank for the
+    half hour that is gloo's default.
+    """
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout), group)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

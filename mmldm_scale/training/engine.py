@@ -1,0 +1,130 @@
+"""The DeepSpeed engine of a run: our configuration turned into DeepSpeed's, and the weights read back out.
+
+``build()`` returns a real ``DeepSpeedEngine``; the loop calls its ``backward`` and ``step`` itself.
+"""
+
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_optimizer_state
+from torch import Tensor, nn
+
+from mmldm_scale.config import TrainingConfig
+from mmldm_scale.errors import UserError
+from mmldm_scale.training.distributed import World, limit_every_group
+from mmldm_scale.training.optimizer import EMA, EMAAdamW
+
+OURS = {
+    "train_batch_size": "training.global_batch",
+    "train_micro_batch_size_per_gpu": "training.micro_batch",
+    "gradient_accumulation_steps": "training.global_batch and training.micro_batch",
+    "gradient_clipping": "training.gradient_clip",
+    "optimizer": "training.learning_rate, betas and weight_decay",
+    "scheduler": "training.warmup_samples",
+}
+
+
+def deepspeed_config(config: TrainingConfig, world_size: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for ``config`` on ``world_size`` processes, raw additions merged in.
+
+    Raises:
+        UserError: the batch does not divide over the processes, or an addition repeats a setting of ours.
+    """
+    together = config.micro_batch * world_size
+    if config.global_batch % together:
+        fits = [m for m in range(1, config.micro_batch + 1) if config.global_batch % (m * world_size) == 0]
+        hint = f"training.micro_batch={fits[-1]} fits" if fits else f"a multiple of {world_size} fits"
+        raise UserError(
+            f"training.global_batch: {config.global_batch} samples do not divide into micro-batches of "
+            f"{config.micro_batch} on {world_size} processes; {hint}"
+        )
+    for key, instead in OURS.items():
+        if key in config.deepspeed:
+            raise UserError(f"training.deepspeed.{key}: set {instead} instead")
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    derived = {
+        "train_batch_size": config.global_batch,
+        "train_micro_batch_size_per_gpu": config.micro_batch,
+        "gradient_accumulation_steps": config.global_batch // together,
+        "gradient_clipping": config.gradient_clip,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "fp16": {"enabled": config.precision == "fp16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # ours is torch's AdamW with one more state
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 62,  # the monitor speaks
+    }
+    return _merged(derived, config.deepspeed)
+
+
+def build(module: nn.Module, config: TrainingConfig, world: World) -> deepspeed.DeepSpeedEngine:
+    """Return the engine that trains the parameters of ``module`` that require gradients.
+
+    Raises:
+        UserError: the precision or batch cannot work on these processes.
+    """
+    if config.precision == "fp16" and world.device.type == "cpu":
+        raise UserError("training.precision: fp16 needs a GPU; fp32 or bf16 fit here")
+    settings = deepspeed_config(config, world.size)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    on_gpu = world.device.type == "cuda" and not config.offload_optimizer
+    optimizer = EMAAdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=on_gpu,
+    )
+    engine, *_ = deepspeed.initialize(model=module, model_parameters=parameters, optimizer=optimizer, config=settings)
+    limit_every_group(config.collective_timeout)
+    return engine
+
+
+def base_optimizer(engine: deepspeed.DeepSpeedEngine) -> EMAAdamW:
+    """Return our optimizer from inside DeepSpeed's wrappers."""
+    return engine.basic_optimizer
+
+
+def averaged_state(engine: deepspeed.DeepSpeedEngine, world: World) -> dict[str, Tensor]:
+    """Gather the EMA of every trained parameter and the module's buffers, float32 on the first rank's CPU.
+
+    All ranks must call this, after at least one step; the others get an empty dictionary.
+    """
+    state: dict[str, Tensor] = {}
+    module = engine.module
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    masters = _unsharded_masters(engine, [p for _, p in trained])
+    for name, parameter in trained:
+        if parameter in masters:
+            average = base_optimizer(engine).state[masters[parameter]][EMA]
+        else:
+            average = safe_get_full_optimizer_state(parameter, EMA)  # a collective
+        if world.first:
+            state[name] = average.detach().reshape(_shape(parameter)).float().cpu()
+    if world.first:
+        persistent = module.state_dict().keys() - dict(module.named_parameters()).keys()
+        state |= {name: b.detach().cpu() for name, b in module.named_buffers() if name in persistent}
+    return state
+
+
+def _unsharded_masters(engine: deepspeed.DeepSpeedEngine, parameters: list[nn.Parameter]) -> dict[Tensor, Tensor]:
+    """Map parameters to the float32 tensors that the optimizer steps, where DeepSpeed does not shard them (ZeRO 0)."""
+    if any(hasattr(p, "_hp_mapping") or hasattr(p, "ds_id") for p in parameters):
+        return {}
+    stepped = [p for group in base_optimizer(engine).param_groups for p in group["params"]]
+    return dict(zip(parameters, stepped, strict=True))
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty tensor in its place
+
+
+def _merged(base: dict[str, Any], additions: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in additions.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result

@@ -1,0 +1,72 @@
+"""The folder of a run, ``runs/NAME/``: begun once with a configuration, carried on only with the same.
+
+``config.yaml`` is what the run was begun with. What changes a result (model, data, seed, batch, …) must stay; what does
+not (lengths, intervals, workers, …) may change when the run is carried on.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mmldm_scale import config
+from mmldm_scale.errors import UserError
+from mmldm_scale.training.distributed import World
+
+FREE = {
+    "run",
+    "preview_steps",
+    "training.total_samples",
+    "training.micro_batch",
+    "training.workers",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.preview_every",
+    "training.keep_checkpoints",
+    "training.collective_timeout",
+    "training.offload_optimizer",
+    "model.attention",
+    "model.activation_checkpointing",
+}
+
+
+def begin(run: Path, schema: Any, world: World) -> None:
+    """Make ``run`` with its configuration, or check that ``schema`` carries on what it holds; all ranks call this.
+
+    Raises:
+        UserError: the run was begun with other settings, or the folder cannot be written.
+    """
+    problem = world.agree(_begin(run, schema) if world.first else None)
+    if problem:
+        raise UserError(problem)
+
+
+def _begin(run: Path, schema: Any) -> str | None:
+    file = run / "config.yaml"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            return _difference(file, config.load(type(schema), [file]), schema)
+        aside = file.with_suffix(".tmp")
+        aside.write_text(config.dump(schema))
+        os.replace(aside, file)
+    except OSError as error:
+        return f"{run}: cannot be used as a run folder: {error.strerror}"
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _difference(file: Path, begun: Any, now: Any) -> str | None:
+    old, new = (_flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (begun, now))
+    for key in sorted(old.keys() | new.keys()):
+        if key not in FREE and old.get(key) != new.get(key):
+            return f"{file}: the run was begun with {key}={old.get(key)}, now {new.get(key)}; give that or another run="
+    return None
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for key, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{key}" if prefix else key).items()}

@@ -1,0 +1,33 @@
+"""The wish to stop: SIGUSR1, SIGUSR2 or SIGTERM, from SLURM before a time limit or a preemption, or from a person.
+
+The handler only remembers the signal. The loop asks for it between two steps and all ranks act together there; saving
+inside a handler on one rank would deadlock.
+"""
+
+import signal
+from types import FrameType
+
+WATCHED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+EXIT_STOPPED = 75  # EX_TEMPFAIL: the run is saved and wants to be carried on
+
+
+class StopRequest:
+    """Watches for the signals that ask a run to save and stop."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        for number in WATCHED:
+            signal.signal(number, self._remember)
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+
+
+def reset(_worker: int = 0) -> None:
+    """Give a loader worker the default handlers back: it inherits the trainer's, and would never end at a SIGTERM."""
+    for number in WATCHED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer; it ends its workers
