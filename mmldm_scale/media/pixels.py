@@ -1,0 +1,17 @@
+"""Pictures between the two ranges they live in: uint8 as decoded and written, [-1, 1] floats as models see them."""
+
+import numpy as np
+import torch
+
+
+def to_signal(frames: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Return uint8 frames (..., H, W, 3) as float32 (..., 3, H, W) in [-1, 1]."""
+    if isinstance(frames, np.ndarray):
+        frames = torch.from_numpy(np.ascontiguousarray(frames))
+    return frames.movedim(-1, -3).float().div(127.5).sub(1.0)  # (..., H, W, 3) -> (..., 3, H, W)
+
+
+def to_frames(signal: torch.Tensor) -> torch.Tensor:
+    """Return a signal (..., 3, H, W) as uint8 frames (..., H, W, 3); values beyond [-1, 1] are clipped."""
+    levels = signal.detach().float().add(1.0).mul(127.5).round().clamp(0, 255)
+    return levels.to(torch.uint8).movedim(-3, -1).contiguous()  # (..., 3, H, W) -> (..., H, W, 3)
