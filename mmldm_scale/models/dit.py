@@ -1,0 +1,190 @@
+"""The audio-video diffusion transformer (section 3.2): predicts the noise in an audio and a video latent together.
+
+The latents become tokens, one a position (patch size 1), and go through full self-attention as one sequence::
+
+    [context tokens] [EOS_a] [audio tokens] [EOS_v] [video tokens]
+
+Time acts through adaLN-zero in every block. A clean latent given as a condition (section 3.3) is embedded by a
+linear layer that starts at zero and added to its modality's tokens; the null condition is a latent of zeros.
+``PRESETS`` holds the paper's sizes.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmldm_scale.config import Backend, DiTConfig
+from mmldm_scale.models.attention import attention, choose_backend
+
+PRESETS: dict[str, DiTConfig] = {
+    "S": DiTConfig(depth=12, width=768, heads=12),
+    "B": DiTConfig(depth=20, width=1024, heads=16),
+    "L": DiTConfig(depth=36, width=1536, heads=24),
+}
+FREQUENCIES = 256  # width of the sinusoidal time embedding
+
+Shape = tuple[int, int, int]  # of a latent: channels, height, width
+
+
+class DiT(nn.Module):
+    """Noise prediction ε(z_a^t, z_v^t, t; z_a, z_v) for latents of ``audio_shape`` and ``video_shape``, (C, H, W).
+
+    Computes in the dtype of its parameters, whatever the dtype of its inputs.
+    """
+
+    def __init__(self, config: DiTConfig, audio_shape: Shape, video_shape: Shape) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.audio = Modality(audio_shape, width)
+        self.video = Modality(video_shape, width)
+        self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        if config.context_tokens:
+            self.null_context = nn.Parameter(torch.empty(config.context_tokens, config.context_width))
+            self.embed_context = nn.Linear(config.context_width, width)
+        self._initialise()
+
+    def forward(
+        self,
+        audio: Tensor,
+        video: Tensor,
+        time: Tensor,
+        audio_condition: Tensor | None = None,
+        video_condition: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Predict the noise in ``audio`` (B, C, Ha, Wa) and ``video`` (B, C, Hv, Wv) at timestep ``time`` (B,).
+
+        Args:
+            audio_condition: Clean audio latents (B, C, Ha, Wa), zeros for samples without; None: none has one.
+            video_condition: Clean video latents (B, C, Hv, Wv), likewise.
+            context: (B, context_tokens, context_width); None: the learned null context.
+
+        Returns:
+            The predicted noise of audio and video, shaped like them.
+        """
+        dtype = self.audio.embed.weight.dtype
+        modulation = self.time(sincos(time, FREQUENCIES).to(dtype))[:, None]  # (B, 1, D)
+        audio_tokens = self.audio.tokens(audio, audio_condition)  # (B, 1 + Ha·Wa, D)
+        video_tokens = self.video.tokens(video, video_condition)  # (B, 1 + Hv·Wv, D)
+        context_tokens = self._context_tokens(len(audio), context)
+        x = torch.cat([*context_tokens, audio_tokens, video_tokens], dim=1)  # (B, N, D)
+        backend = choose_backend(self.config.attention, x.device, dtype)
+        for block in self.blocks:
+            if self.config.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, modulation, backend, use_reentrant=False)
+            else:
+                x = block(x, modulation, backend)
+        context_count = x.shape[1] - self.audio.count - self.video.count
+        _, audio_tokens, video_tokens = x.split([context_count, self.audio.count, self.video.count], dim=1)
+        return self.audio.latent(audio_tokens, modulation), self.video.latent(video_tokens, modulation)
+
+    def _context_tokens(self, batch: int, context: Tensor | None) -> list[Tensor]:
+        if not self.config.context_tokens:
+            return []
+        if context is None:
+            context = self.null_context.expand(batch, -1, -1)
+        return [self.embed_context(context.to(self.embed_context.weight.dtype))]  # (B, context tokens, D)
+
+    def _initialise(self) -> None:
+        """Xavier for linear layers, N(0, 0.02²) for embeddings, zero where a path starts closed (adaLN-zero)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        embeddings = [self.audio.start, self.audio.modality, self.video.start, self.video.modality]
+        if self.config.context_tokens:
+            embeddings.append(self.null_context)
+        for weight in (*embeddings, self.time[0].weight, self.time[2].weight):
+            nn.init.normal_(weight, std=0.02)
+        closed = [block.modulation for block in self.blocks]
+        for modality in (self.audio, self.video):
+            closed += [modality.embed_condition, modality.modulation, modality.project]
+        for linear in closed:
+            nn.init.zeros_(linear.weight)
+
+
+class Modality(nn.Module):
+    """One modality's way from its latent to tokens and back.
+
+    ``count`` is the number of its tokens: [EOS] and one for each position of the latent, row by row.
+    """
+
+    def __init__(self, shape: Shape, width: int) -> None:
+        super().__init__()
+        channels, self.rows, self.columns = shape
+        self.count = 1 + self.rows * self.columns
+        self.embed = nn.Linear(channels, width)
+        self.embed_condition = nn.Linear(channels, width)
+        self.start = nn.Parameter(torch.empty(width))  # [EOS]
+        self.modality = nn.Parameter(torch.empty(width))
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.project = nn.Linear(width, channels)
+        self.register_buffer("positions", sincos_grid(self.rows, self.columns, width), persistent=False)
+
+    def tokens(self, latent: Tensor, condition: Tensor | None) -> Tensor:
+        """Return the tokens (B, count, D) of ``latent`` (B, C, H, W); ``condition`` is clean and shaped like it."""
+        if condition is None:
+            condition = torch.zeros_like(latent)
+        latent, condition = (x.to(self.embed.weight.dtype).flatten(2).mT for x in (latent, condition))
+        x = self.embed(latent) + self.embed_condition(condition)  # (B, H·W, D)
+        x = x + self.positions + self.modality
+        return torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
+
+    def latent(self, tokens: Tensor, modulation: Tensor) -> Tensor:
+        """Return the prediction (B, C, H, W) of the outgoing ``tokens`` (B, count, D)."""
+        shift, scale = self.modulation(modulation).chunk(2, dim=-1)
+        x = self.project(modulate(self.norm(tokens[:, 1:]), shift, scale))  # (B, H·W, C)
+        return x.mT.unflatten(2, (self.rows, self.columns))
+
+
+class Block(nn.Module):
+    """A transformer block with adaLN-zero: time shifts and scales each path's input and gates its output."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)  # no parameters: serves both
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, mlp_ratio * width), nn.GELU(approximate="tanh"), nn.Linear(mlp_ratio * width, width)
+        )
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, x: Tensor, modulation: Tensor, backend: Backend) -> Tensor:
+        """Return ``x`` (B, N, D) a block further; ``modulation`` (B, 1, D) is the embedded time."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(modulation).chunk(6, dim=-1)
+        x = x + gate_a * self._attend(modulate(self.norm(x), shift_a, scale_a), backend)
+        return x + gate_m * self.mlp(modulate(self.norm(x), shift_m, scale_m))
+
+    def _attend(self, x: Tensor, backend: Backend) -> Tensor:
+        # q, k, v: (B, H, N, D / H) each
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.project(attention(q, k, v, backend).transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Return x · (1 + scale) + shift for x (B, N, D) and shift and scale (B, 1, D)."""
+    return x * (1 + scale) + shift
+
+
+def sincos(positions: Tensor, width: int) -> Tensor:
+    """Return the sinusoidal embedding (N, width), float32, of ``positions`` (N,): cosines, then sines.
+
+    Wavelengths run geometrically from 2π to 2π · 10,000.
+    """
+    half = width // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=positions.device) / half)
+    angles = positions.float()[:, None] * frequencies  # (N, width / 2)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def sincos_grid(rows: int, columns: int, width: int) -> Tensor:
+    """Return the 2-D position embedding (rows · columns, width): half the width for the row, half the column."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.cat([sincos(row.flatten(), width // 2), sincos(column.flatten(), width // 2)], dim=1)

@@ -1,0 +1,80 @@
+"""How much arithmetic a model does: counted by running it on shapes alone, and, for the DiT, by formula.
+
+MAC is one multiply-accumulate; a FLOP count is twice the MACs. What a paper calls "FLOPs" of a DiT is often its
+linear layers' MACs alone, so the two kinds are kept apart. ``print(model_info())`` shows the presets' table.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmldm_scale.config import DiTConfig
+from mmldm_scale.models.dit import FREQUENCIES, PRESETS, DiT, Shape
+
+AUDIO_SHAPE, VIDEO_SHAPE = (16, 8, 8), (16, 16, 16)  # of the paper's latents, from 16 frames of 256 × 256
+
+
+def forward_macs(module: nn.Module, *inputs: torch.Tensor) -> int:
+    """Return the MACs of the matrix products, convolutions and attention of ``module(*inputs)``.
+
+    Only shapes are used: nothing is computed and no memory is taken, however large the model is.
+    """
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.func.functional_call(module, state, tuple(x.to("meta") for x in inputs))
+    return counter.get_total_flops() // 2
+
+
+@dataclass(frozen=True)
+class DiTMacs:
+    """MACs of one sample's forward pass."""
+
+    linear: int
+    attention: int
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the forward pass; training takes three times as many."""
+        return 2 * (self.linear + self.attention)
+
+
+def dit_macs(config: DiTConfig, audio_shape: Shape, video_shape: Shape) -> DiTMacs:
+    """Return the MACs of one sample in a DiT: a layer has (4 + 2r)·d²·N + 6·d² in linear layers, 2·N²·d in attention.
+
+    r is the MLP ratio, d the width and N the number of all tokens; a layer's adaLN runs once a sample, not per token.
+    """
+    d = config.width
+    positions = [shape[1] * shape[2] for shape in (audio_shape, video_shape)]
+    tokens = config.context_tokens + sum(positions) + 2
+    layer = (4 + 2 * config.mlp_ratio) * d * d * tokens + 6 * d * d
+    ends = FREQUENCIES * d + d * d  # time
+    ends += config.context_tokens * config.context_width * d
+    for shape, count in zip((audio_shape, video_shape), positions, strict=True):
+        ends += 3 * shape[0] * d * count + 2 * d * d  # embedding, condition and output; the output's adaLN
+    return DiTMacs(linear=config.depth * layer + ends, attention=config.depth * 2 * tokens**2 * d)
+
+
+def parameters(module: nn.Module) -> int:
+    """Return the number of parameters of ``module``."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def model_info() -> str:
+    """Return the table of the DiT presets: size and arithmetic of a sample, with and without context tokens."""
+    rows = [f"{'preset':<7}{'depth × width, heads':<23}{'context':>7}{'tokens':>8}{'parameters':>13}"]
+    rows[0] += f"{'linear MACs':>13}{'forward FLOPs':>15}"
+    for name, preset in PRESETS.items():
+        for config in (preset, replace(preset, context_tokens=0)):
+            with torch.device("meta"):
+                model = DiT(config, AUDIO_SHAPE, VIDEO_SHAPE)
+            macs = dit_macs(config, AUDIO_SHAPE, VIDEO_SHAPE)
+            tokens = config.context_tokens + model.audio.count + model.video.count
+            size = f"{config.depth} × {config.width}, {config.heads}"
+            rows.append(
+                f"{name:<7}{size:<23}{config.context_tokens:>7}{tokens:>8}{parameters(model) / 1e6:>11.1f} M"
+                f"{macs.linear / 1e9:>11.1f} G{macs.flops / 1e9:>13.1f} G"
+            )
+    return "\n".join(rows)
