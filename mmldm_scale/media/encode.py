@@ -40,7 +40,7 @@ def write_video(
     if waveform is not None and (waveform.ndim != 1 or sample_rate not in AAC_RATES):
         raise ValueError(f"a waveform must be (N,) at one of {AAC_RATES} Hz, not {waveform.shape} at {sample_rate}")
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.tmp")
     options = {"fflags": "+bitexact", "movflags": "+faststart"}
     try:
         with av.open(str(aside), "w", format="mp4", options=options) as container:
