@@ -38,10 +38,12 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.audio = Modality(audio_shape, width)
-        self.video = Modality(video_shape, width)
+        self.embed_audio = LatentEmbedding(audio_shape, width)
+        self.embed_video = LatentEmbedding(video_shape, width)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.blocks = nn.ModuleList(Block(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.final_audio = FinalLayer(audio_shape, width)
+        self.final_video = FinalLayer(video_shape, width)
         if config.context_tokens:
             self.null_context = nn.Parameter(torch.empty(config.context_tokens, config.context_width))
             self.embed_context = nn.Linear(config.context_width, width)
@@ -66,28 +68,29 @@ class DiT(nn.Module):
         Returns:
             The predicted noise of audio and video, shaped like them.
         """
-        dtype = self.audio.embed.weight.dtype
+        dtype = self.time[0].weight.dtype
         modulation = self.time(sincos(time, FREQUENCIES).to(dtype))[:, None]  # (B, 1, D)
-        audio_tokens = self.audio.tokens(audio, audio_condition)  # (B, 1 + Ha·Wa, D)
-        video_tokens = self.video.tokens(video, video_condition)  # (B, 1 + Hv·Wv, D)
-        context_tokens = self._context_tokens(len(audio), context)
-        x = torch.cat([*context_tokens, audio_tokens, video_tokens], dim=1)  # (B, N, D)
+        parts = [
+            *self._context_tokens(len(audio), context),  # (B, context tokens, D), if there are any
+            self.embed_audio(audio, audio_condition),  # (B, 1 + Ha·Wa, D)
+            self.embed_video(video, video_condition),  # (B, 1 + Hv·Wv, D)
+        ]
+        x = torch.cat(parts, dim=1)  # (B, N, D)
         backend = choose_backend(self.config.attention, x.device, dtype)
         for block in self.blocks:
             if self.config.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, modulation, backend, use_reentrant=False)
             else:
                 x = block(x, modulation, backend)
-        context_count = x.shape[1] - self.audio.count - self.video.count
-        _, audio_tokens, video_tokens = x.split([context_count, self.audio.count, self.video.count], dim=1)
-        return self.audio.latent(audio_tokens, modulation), self.video.latent(video_tokens, modulation)
+        *_, audio_tokens, video_tokens = x.split([part.shape[1] for part in parts], dim=1)
+        return self.final_audio(audio_tokens, modulation), self.final_video(video_tokens, modulation)
 
     def _context_tokens(self, batch: int, context: Tensor | None) -> list[Tensor]:
         if not self.config.context_tokens:
             return []
         if context is None:
             context = self.null_context.expand(batch, -1, -1)
-        return [self.embed_context(context.to(self.embed_context.weight.dtype))]  # (B, context tokens, D)
+        return [self.embed_context(context.to(self.embed_context.weight.dtype))]
 
     def _initialise(self) -> None:
         """Xavier for linear layers, N(0, 0.02²) for embeddings, zero where a path starts closed (adaLN-zero)."""
@@ -95,48 +98,56 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        embeddings = [self.audio.start, self.audio.modality, self.video.start, self.video.modality]
+        embeddings = [self.time[0].weight, self.time[2].weight]
+        closed = [block.modulation for block in self.blocks]
+        for embed, final in ((self.embed_audio, self.final_audio), (self.embed_video, self.final_video)):
+            embeddings += [embed.start, embed.modality]
+            closed += [embed.condition, final.modulation, final.project]
         if self.config.context_tokens:
             embeddings.append(self.null_context)
-        for weight in (*embeddings, self.time[0].weight, self.time[2].weight):
+        for weight in embeddings:
             nn.init.normal_(weight, std=0.02)
-        closed = [block.modulation for block in self.blocks]
-        for modality in (self.audio, self.video):
-            closed += [modality.embed_condition, modality.modulation, modality.project]
         for linear in closed:
             nn.init.zeros_(linear.weight)
 
 
-class Modality(nn.Module):
-    """One modality's way from its latent to tokens and back.
+class LatentEmbedding(nn.Module):
+    """One modality's way into the sequence: [EOS] and one token for each position of its latent, row by row.
 
-    ``count`` is the number of its tokens: [EOS] and one for each position of the latent, row by row.
+    ``count`` is the number of these tokens.
     """
 
     def __init__(self, shape: Shape, width: int) -> None:
         super().__init__()
-        channels, self.rows, self.columns = shape
-        self.count = 1 + self.rows * self.columns
-        self.embed = nn.Linear(channels, width)
-        self.embed_condition = nn.Linear(channels, width)
+        channels, rows, columns = shape
+        self.count = 1 + rows * columns
+        self.latent = nn.Linear(channels, width)
+        self.condition = nn.Linear(channels, width)
         self.start = nn.Parameter(torch.empty(width))  # [EOS]
         self.modality = nn.Parameter(torch.empty(width))
+        self.register_buffer("positions", sincos_grid(rows, columns, width), persistent=False)
+
+    def forward(self, latent: Tensor, condition: Tensor | None) -> Tensor:
+        """Return the tokens (B, count, D) of ``latent`` (B, C, H, W) and the clean ``condition`` of its shape."""
+        if condition is None:
+            condition = torch.zeros_like(latent)
+        latent, condition = (x.to(self.start.dtype).flatten(2).mT for x in (latent, condition))  # (B, H·W, C)
+        x = self.latent(latent) + self.condition(condition) + self.positions + self.modality  # (B, H·W, D)
+        return torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
+
+
+class FinalLayer(nn.Module):
+    """One modality's way out of the sequence, to the noise in its latent."""
+
+    def __init__(self, shape: Shape, width: int) -> None:
+        super().__init__()
+        channels, self.rows, self.columns = shape
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.project = nn.Linear(width, channels)
-        self.register_buffer("positions", sincos_grid(self.rows, self.columns, width), persistent=False)
 
-    def tokens(self, latent: Tensor, condition: Tensor | None) -> Tensor:
-        """Return the tokens (B, count, D) of ``latent`` (B, C, H, W); ``condition`` is clean and shaped like it."""
-        if condition is None:
-            condition = torch.zeros_like(latent)
-        latent, condition = (x.to(self.embed.weight.dtype).flatten(2).mT for x in (latent, condition))
-        x = self.embed(latent) + self.embed_condition(condition)  # (B, H·W, D)
-        x = x + self.positions + self.modality
-        return torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
-
-    def latent(self, tokens: Tensor, modulation: Tensor) -> Tensor:
-        """Return the prediction (B, C, H, W) of the outgoing ``tokens`` (B, count, D)."""
+    def forward(self, tokens: Tensor, modulation: Tensor) -> Tensor:
+        """Return the prediction (B, C, H, W) of ``tokens`` (B, 1 + H·W, D), of which the first, [EOS], is dropped."""
         shift, scale = self.modulation(modulation).chunk(2, dim=-1)
         x = self.project(modulate(self.norm(tokens[:, 1:]), shift, scale))  # (B, H·W, C)
         return x.mT.unflatten(2, (self.rows, self.columns))

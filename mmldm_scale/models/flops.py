@@ -71,7 +71,7 @@ def model_info() -> str:
             with torch.device("meta"):
                 model = DiT(config, AUDIO_SHAPE, VIDEO_SHAPE)
             macs = dit_macs(config, AUDIO_SHAPE, VIDEO_SHAPE)
-            tokens = config.context_tokens + model.audio.count + model.video.count
+            tokens = config.context_tokens + model.embed_audio.count + model.embed_video.count
             size = f"{config.depth} × {config.width}, {config.heads}"
             rows.append(
                 f"{name:<7}{size:<23}{config.context_tokens:>7}{tokens:>8}{parameters(model) / 1e6:>11.1f} M"

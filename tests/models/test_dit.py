@@ -74,8 +74,8 @@ def test_null_condition_is_zeros_and_condition_embedders_start_closed():
     zeros = model(audio, video, time, torch.zeros_like(audio), torch.zeros_like(video))
     for x, y in zip(model(audio, video, time), zeros, strict=True):
         assert torch.equal(x, y)
-    for modality in (dit(opened=False).audio, dit(opened=False).video):
-        assert not modality.embed_condition.weight.any()
+    for embed in (dit(opened=False).embed_audio, dit(opened=False).embed_video):
+        assert not embed.condition.weight.any()
 
 
 def test_tokens_are_read_and_written_at_their_own_position():

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmldm_scale.config import DiffusionConfig, DiTConfig
+from mmldm_scale.diffusion.sampler import Latents, sample_latents
+from mmldm_scale.diffusion.schedule import scheduler
+from mmldm_scale.models.dit import DiT
+
+AUDIO, VIDEO = (4, 2, 2), (4, 3, 3)
+MEAN, STD = 1.5, 0.3  # of the Gaussian that the analytic noise prediction belongs to
+ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.0120**0.5, 1000) ** 2)
+
+
+def noise(size: int = 2) -> Latents:
+    random = torch.Generator().manual_seed(5)
+    return Latents(*(torch.randn(size, *shape, generator=random) for shape in (AUDIO, VIDEO)))
+
+
+def exact_epsilon(z, time: int):
+    """E[n | z^t = z] for clean latents distributed as N(MEAN, STD²)."""
+    a = ALPHAS[time]
+    return (z - np.sqrt(a) * MEAN) * np.sqrt(1 - a) / (a * STD**2 + 1 - a)
+
+
+class Analytic(nn.Module):
+    """In place of the DiT: exact for the Gaussian; a condition adds its value, so that guidance can be seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, Tensor, Tensor]] = []
+
+    def forward(
+        self,
+        audio: Tensor,
+        video: Tensor,
+        time: Tensor,
+        audio_condition: Tensor | None = None,
+        video_condition: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        self.seen.append((int(time[0]), audio, video))
+        condition = audio_condition if audio_condition is not None else video_condition
+        extra = 0 if condition is None else condition.mean(dim=(1, 2, 3)).view(-1, 1, 1, 1)
+        return exact_epsilon(audio, int(time[0])) + extra, exact_epsilon(video, int(time[0])) + extra
+
+
+def numpy_ddim(start: np.ndarray, steps: int, epsilon) -> np.ndarray:
+    """DDIM with η = 0, written from its equation in float64; ᾱ before the first timestep is 1."""
+    stride, z = 1000 // steps, start.astype(np.float64)
+    for time in range(999, -1, -stride):
+        now, then = ALPHAS[time], ALPHAS[time - stride] if time >= stride else 1.0
+        e = epsilon(z, time)
+        clean = (z - np.sqrt(1 - now) * e) / np.sqrt(now)
+        z = np.sqrt(then) * clean + np.sqrt(1 - then) * e
+    return z
+
+
+@pytest.mark.parametrize("steps", [5, 50])
+def test_svg_is_ddim(steps):
+    result = sample_latents(Analytic(), scheduler(DiffusionConfig()), "svg", noise(), steps)
+    for z, start in ((result.audio, noise().audio), (result.video, noise().video)):
+        np.testing.assert_allclose(z.numpy(), numpy_ddim(start.numpy(), steps, exact_epsilon), atol=2e-4)
+
+
+def test_with_many_steps_the_gaussian_is_sampled():
+    many = Latents(torch.randn(2000, 1, 1, 1, generator=torch.Generator().manual_seed(0)), torch.zeros(2000, 1, 1, 1))
+    audio = sample_latents(Analytic(), scheduler(DiffusionConfig()), "svg", many, 250).audio
+    assert abs(audio.mean() - MEAN) < 0.03
+    assert abs(audio.std() - STD) < 0.03
+
+
+@pytest.mark.parametrize(("task", "given", "made"), [("a2v", "audio", "video"), ("v2a", "video", "audio")])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_conditional_generation_is_guided_and_keeps_what_is_given(task, given, made, guidance):
+    shape = AUDIO if given == "audio" else VIDEO
+    condition = torch.full((2, *shape), 0.2)
+    network, start = Analytic(), noise()
+    result = sample_latents(network, scheduler(DiffusionConfig()), task, start, 20, guidance, condition)
+    assert torch.equal(getattr(result, given), condition)
+    expected = numpy_ddim(  # φ (ε + 0.2) − (φ − 1) ε
+        getattr(start, made).numpy(), 20, lambda z, t: exact_epsilon(z, t) + guidance * 0.2
+    )
+    np.testing.assert_allclose(getattr(result, made).numpy(), expected, atol=5e-4)
+    for time, audio, video in network.seen:  # the given modality follows Eq. 5 with its own fixed noise
+        seen, a = (audio if given == "audio" else video)[:2], ALPHAS[time]
+        corrupted = np.sqrt(a) * condition.numpy() + np.sqrt(1 - a) * getattr(start, given).numpy()
+        np.testing.assert_allclose(seen.numpy(), corrupted, atol=1e-5)
+    assert len(network.seen) == 20  # condition and null go through in one batch
+
+
+def test_guidance_one_is_plain_conditional_generation_with_the_real_network():
+    torch.manual_seed(0)
+    dit = DiT(DiTConfig(depth=2, width=32, heads=2, context_tokens=2, context_width=4), AUDIO, VIDEO)
+    for parameter in dit.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    schedule, start, condition = scheduler(DiffusionConfig()), noise(), torch.randn(2, *AUDIO)
+    guided = sample_latents(dit, schedule, "a2v", start, 10, 1.0, condition)
+
+    def epsilon(z: np.ndarray, time: int) -> np.ndarray:
+        a = float(ALPHAS[time])
+        audio = a**0.5 * condition + (1 - a) ** 0.5 * start.audio
+        with torch.no_grad():
+            _, video = dit(audio, torch.from_numpy(z).float(), torch.full((2,), time), audio_condition=condition)
+        return video.double().numpy()
+
+    np.testing.assert_allclose(guided.video.numpy(), numpy_ddim(start.video.numpy(), 10, epsilon), atol=1e-3)
+    strong = sample_latents(dit, schedule, "a2v", start, 10, 4.0, condition)
+    assert (strong.video - guided.video).abs().max() > 1e-2
