@@ -1,0 +1,215 @@
+"""From clip shards to latent shards: one latent shard for each clip shard, with the same keys.
+
+``make_latents(clips, output, autoencoder, …)`` encodes a finished clip set, or carries on where a stopped run left off.
+Processes decode batches of clips; this one encodes and writes them. Batches never cross a shard, so each shard is a
+function of its clip shard, the autoencoder and the batch size, which changes nothing but the rounding.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmldm_scale.media.audio_image import AudioImage
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data_tools.build import finish, missing_shards, read_plan, write_plan
+from data_tools.progress import progress
+from data_tools.workers import as_is, quiet
+from mmldm_scale.config import MediaConfig
+from mmldm_scale.errors import UserError
+from mmldm_scale.media.pixels import to_signal
+from mmldm_scale.models import pretrained
+from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.shards.clips import decode_clip
+from mmldm_scale.shards.index import ShardIndex
+from mmldm_scale.shards.latents import LatentSample, decode_latents, encode_latents, statistics, sums
+from mmldm_scale.shards.manifest import MANIFEST, Manifest, differences
+from mmldm_scale.shards.reader import DamagedSample, ShardSet
+from mmldm_scale.shards.writer import ShardWriter
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Some clips of one shard: frames (B, F, H, W, 3) uint8, waveforms (B, N) float32, keys and meta of each."""
+
+    keys: list[str]
+    meta: list[dict[str, Any]]
+    frames: Tensor
+    waveforms: Tensor
+    fault: str = ""  # why there are none: a damaged sample
+
+
+def check_autoencoder(path: Path, media: MediaConfig, owner: str) -> None:
+    """Raise UserError if there is no autoencoder at ``path``, or not one for clips cut as ``media`` says.
+
+    Args:
+        owner: what was, or will be, cut so; for the message.
+    """
+    weights = pretrained.find(path, "autoencoder")
+    trained = pretrained.read_config(weights, "autoencoder").get("media", {})
+    changed = differences(asdict(media), trained, (owner, "the autoencoder"))
+    if changed:
+        raise UserError(f"{path}: was trained on other clips ({'; '.join(changed)}); cut the clips as it needs them")
+
+
+def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, device: str, workers: int) -> Manifest:
+    """Make the latent set ``output`` of the clip set ``clips``, or finish it; return its manifest.
+
+    Args:
+        autoencoder: an autoencoder's run, checkpoint or weights folder.
+        batch_size: clips encoded at once.
+        device: "auto" (cuda if there is one), "cpu" or "cuda".
+        workers: processes that decode clips; 0 decodes in this one.
+
+    Raises:
+        UserError: ``clips`` is no finished, whole clip set or an empty one; the autoencoder is missing or was trained
+            on other clips; ``output`` was begun from other clips or with another autoencoder; the disk is full.
+        ValueError: a latent is not finite, or too large for float16; the message names the sample.
+    """
+    source = ShardSet(clips, "clips")
+    if not len(source):
+        raise UserError(f"{clips}: holds no clips; its {source.manifest.dropped} drops are in dropped.jsonl there")
+    check_autoencoder(autoencoder, source.manifest.media, "the clips")
+    plan = _begin(clips, output, pretrained.find(autoencoder, "autoencoder"))
+    missing = missing_shards(output, len(source.manifest.shards))
+    model = Autoencoder.from_pretrained(autoencoder).eval()
+    encoder = Encoder(model, AudioImage(source.manifest.media), _device(device))
+    batches = [_batches(source.shard_range(number), batch_size) for number in missing]
+    loader = DataLoader(
+        _Clips(source, [batch for shard in batches for batch in shard]),
+        batch_size=None,
+        num_workers=workers if missing else 0,
+        collate_fn=as_is,
+        worker_init_fn=quiet,
+    )
+    left = sum(len(source.shard_range(number)) for number in missing)
+    with progress(len(source), "encoding", "clips", done=len(source) - left) as bar:
+        loaded = iter(loader)
+        for number, shard in zip(missing, batches, strict=True):
+            _write_shard(output, number, islice(loaded, len(shard)), encoder, bar)
+    return finish(output, len(source.manifest.shards), [], lambda indexes: _describe(source, plan, model, indexes))
+
+
+class Encoder:
+    """Clips in, posteriors of sound, picture and mirrored picture out, on one device and in float32."""
+
+    def __init__(self, autoencoder: Autoencoder, audio_image: AudioImage, device: torch.device) -> None:
+        torch.backends.cudnn.deterministic = True  # the same clips give the same bytes again
+        self._autoencoder = autoencoder.to(device)
+        self._audio_image = audio_image.to(device)
+        self._device = device
+
+    @torch.inference_mode()
+    def __call__(self, batch: ClipBatch) -> list[LatentSample]:
+        """Return a LatentSample, still float32, for each clip of ``batch``."""
+        frames = to_signal(batch.frames.to(self._device))  # (B, F, 3, S, S)
+        image = self._audio_image.encode(batch.waveforms.to(self._device))  # (B, 3, S, S)
+        straight = self._autoencoder.encode(frames, image)
+        mirrored = self._autoencoder.encode(frames.flip(-1), image).video
+        posteriors = (straight.audio, straight.video, mirrored)
+        parts = [part for posterior in posteriors for part in (posterior.mean, posterior.logvar)]
+        columns = [part.float().cpu().numpy() for part in parts]  # six of (B, C, H, W)
+        return [LatentSample(*arrays) for arrays in zip(*columns, strict=True)]
+
+
+def _begin(clips: Path, output: Path, weights: Path) -> dict[str, Any]:
+    """Return the plan of the set ``output``, written now if it is new; refuse one that was begun from other things."""
+    plan = {
+        "source": {"path": os.path.relpath(clips, output), "manifest": _sha256(clips / MANIFEST)},
+        "autoencoder": {"path": str(weights.resolve()), "fingerprint": pretrained.fingerprint(weights)},
+    }
+    begun = read_plan(output, "latents")
+    if begun is None:
+        write_plan(output, "latents", plan)
+        return plan
+    identities = {"source": ("manifest", "other clips"), "autoencoder": ("fingerprint", "another autoencoder")}
+    for name, (identity, text) in identities.items():
+        then, now = begun.get(name, {}), plan[name]
+        if then.get(identity) != now[identity]:
+            raise UserError(
+                f"{output}: was begun with {text} ({then.get('path')}, {str(then.get(identity))[:12]}…) than "
+                f"{now['path']} ({now[identity][:12]}…); use those, or another output folder"
+            )
+    return begun
+
+
+def _describe(source: ShardSet, plan: dict[str, Any], model: Autoencoder, indexes: list[ShardIndex]) -> dict[str, Any]:
+    return {
+        "kind": "latents",
+        "media": source.manifest.media,
+        "classes": source.manifest.classes,
+        "videos": source.manifest.videos,
+        "candidates": len(source),
+        "source": plan["source"],
+        "autoencoder": plan["autoencoder"],
+        "audio_shape": model.audio_shape,
+        "video_shape": model.video_shape,
+        "statistics": statistics(index.statistics for index in indexes),
+    }
+
+
+def _write_shard(output: Path, number: int, batches: Iterator[ClipBatch], encoder: Encoder, bar: Any) -> None:
+    """Make latent shard ``number`` of the ``batches`` of its clip shard."""
+    written: list[LatentSample] = []
+    with ShardWriter(output, number) as writer:
+        for batch in batches:
+            if batch.fault:
+                raise UserError(f"{batch.fault}; run verify on that set, and make it again")
+            for key, meta, sample in zip(batch.keys, batch.meta, encoder(batch), strict=True):
+                try:
+                    members = encode_latents(sample)
+                except ValueError as error:
+                    raise ValueError(f"sample {key}: {error}") from None
+                writer.add(key, members, meta)
+                written.append(decode_latents(members))
+                bar.update()
+        writer.commit(sums(written))
+
+
+class _Clips(Dataset):
+    """Item i: the clips whose indices in the set are batches[i]."""
+
+    def __init__(self, source: ShardSet, batches: list[range]) -> None:
+        self._source, self._batches = source, batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> ClipBatch:
+        samples, clips = [], []
+        for index in self._batches[number]:
+            try:
+                samples.append(self._source[index])
+                clips.append(decode_clip(samples[-1].members))
+            except DamagedSample as error:
+                return ClipBatch([], [], torch.empty(0), torch.empty(0), str(error))
+            except ValueError as error:
+                fault = f"{self._source.folder}: sample {self._source.key(index)}: {error}"
+                return ClipBatch([], [], torch.empty(0), torch.empty(0), fault)
+        frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))  # (B, F, H, W, 3)
+        waveforms = torch.from_numpy(np.stack([clip.waveform for clip in clips]))  # (B, N)
+        return ClipBatch([sample.key for sample in samples], [sample.meta for sample in samples], frames, waveforms)
+
+
+def _batches(indices: range, size: int) -> list[range]:
+    return [indices[first : first + size] for first in range(0, len(indices), size)]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no GPU that torch can use here; 'auto' or 'cpu' fits")
+    return torch.device(name)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
