@@ -112,7 +112,7 @@ def requeue() -> None:
 def _from_launcher(env: Mapping[str, str]) -> Rendezvous:
     missing = [name for name in RENDEZVOUS if name not in env]
     if missing:
-        raise UserError(f"RANK is set but not {', '.join(missing)}; set all of {', '.join(RENDEZVOUS)}, or none of them")
+        raise UserError(f"RANK is set but not {', '.join(missing)}: set all of {', '.join(RENDEZVOUS)} or none")
     rank, local_rank, world_size, port = (int(env[n]) for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"))
     return Rendezvous(rank, local_rank, world_size, env["MASTER_ADDR"], port)
 

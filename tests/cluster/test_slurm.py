@@ -1,0 +1,158 @@
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from mmldm_scale.cluster import slurm
+from mmldm_scale.errors import UserError
+
+STEP = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_JOB_NAME": "train_dit_L.sh",
+    "SLURM_JOB_NODELIST": "gpu[01-03]",
+    "SLURM_NTASKS": "24",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "gpu[02-03]",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+}
+TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "head", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """Put a stand-in for scontrol on PATH, of the given shell text; return the file that lists its calls."""
+
+    def install(body: str) -> Path:
+        calls = tmp_path / "calls"
+        program = tmp_path / "scontrol"
+        program.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n{body}\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        return calls
+
+    return install
+
+
+@pytest.fixture
+def resolvable(monkeypatch):
+    """Name service that knows only the given hosts."""
+
+    def install(*hosts: str) -> None:
+        def getaddrinfo(host, port):
+            if host not in hosts:
+                raise socket.gaierror(host)
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    return install
+
+
+def test_a_step_meets_on_its_own_first_node(scontrol, resolvable):
+    calls = scontrol("echo gpu02; echo gpu03")
+    resolvable("gpu02")
+    place = slurm.find_rendezvous(STEP)
+    assert (place.rank, place.local_rank, place.world_size, place.address) == (9, 1, 16, "gpu02")
+    assert calls.read_text() == "show hostnames gpu[02-03]\n"
+
+
+def test_a_node_without_a_host_name_is_reached_at_its_address(scontrol, resolvable):
+    node = "NodeName=cloud-7 NodeAddr=10.0.0.7 State=IDLE"
+    scontrol(f'case "$2" in hostnames) echo cloud-7 ;; node) echo "{node}" ;; esac')
+    resolvable()
+    assert slurm.find_rendezvous(STEP).address == "10.0.0.7"
+
+
+def test_jobs_steps_and_restarts_have_ports_of_their_own(scontrol, resolvable):
+    scontrol("echo gpu02")
+    resolvable("gpu02")
+    others = {"SLURM_JOB_ID": "4712"}, {"SLURM_RESTART_COUNT": "1"}, {"SLURM_RESTART_COUNT": "2"}, {"SLURM_STEP_ID": "1"}
+    ports = [slurm.find_rendezvous(STEP | change).port for change in ({}, *others)]
+    assert len(set(ports)) == 5
+    assert all(20_000 <= port < 32_000 for port in ports)
+    assert slurm.find_rendezvous(STEP | {"SLURM_PROCID": "0"}).port == ports[0]
+
+
+def test_torchrun_wins_inside_slurm():
+    place = slurm.find_rendezvous(STEP | TORCHRUN)
+    assert place == slurm.Rendezvous(3, 1, 4, "head", 29500)
+
+
+def test_half_a_launcher_is_an_error():
+    with pytest.raises(UserError, match="RANK is set but not LOCAL_RANK, MASTER_PORT:"):
+        slurm.find_rendezvous({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "head"})
+
+
+@pytest.mark.parametrize("env", [{}, {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "16", "SLURM_PROCID": "0"}])
+def test_a_process_that_nothing_launched_is_a_world_of_one(env):
+    place = slurm.find_rendezvous(env)
+    assert (place.rank, place.local_rank, place.world_size, place.address) == (0, 0, 1, "127.0.0.1")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", place.port))
+
+
+def test_the_place_is_exported(monkeypatch):
+    for name in ("SLURM_STEP_ID", *slurm.RENDEZVOUS):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    place = slurm.export_rendezvous()
+    assert slurm.export_rendezvous() == place  # a second call finds the first one's
+    assert {name: slurm.os.environ[name] for name in slurm.RENDEZVOUS} == {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(place.port),
+    }
+
+
+def test_without_scontrol_the_error_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(slurm.SlurmError, match="scontrol: not found"):
+        slurm.find_rendezvous(STEP)
+
+
+def array(task: int, first: int, last: int, step: int, count: int) -> dict[str, str]:
+    values = {"ID": task, "MIN": first, "MAX": last, "STEP": step, "COUNT": count}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
+
+
+def test_shares_of_an_array():
+    assert slurm.array_share({}) == (0, 1)
+    assert [slurm.array_share(array(task, 1, 8, 1, 8)) for task in range(1, 9)] == [(i, 8) for i in range(8)]
+    assert [slurm.array_share(array(task, 3, 12, 4, 3)) for task in (3, 7, 11)] == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_shares_of_an_uneven_array_are_refused():
+    with pytest.raises(UserError, match=re.escape("--array=0-2 fits")):
+        slurm.array_share(array(1, 0, 7, 1, 3))  # --array=0,1,7
+
+
+def test_the_job():
+    assert slurm.job({}) is None
+    assert slurm.job(STEP) == slurm.Job("4711", "train_dit_L.sh", 0)
+    assert slurm.job(STEP | {"SLURM_RESTART_COUNT": "2"}).restarts == 2
+    task = {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "11"}
+    assert slurm.job(STEP | task).id == "4700_11"
+
+
+def test_requeue_asks_for_this_job(scontrol, monkeypatch):
+    calls = scontrol("")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    slurm.requeue()
+    assert calls.read_text() == "requeue 4711\n"
+
+
+def test_requeue_repeats_what_slurm_objects_to(scontrol, monkeypatch):
+    scontrol("echo 'Job is not requeueable' >&2; exit 1")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    with pytest.raises(slurm.SlurmError, match="scontrol requeue 4711: Job is not requeueable"):
+        slurm.requeue()
+
+
+def test_requeue_outside_of_a_job_is_an_error(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(UserError, match="belongs to none"):
+        slurm.requeue()
