@@ -83,6 +83,9 @@ class Checkpoints:
             write_weights(aside / WEIGHTS, state)
         del state
         engine.save_checkpoint(str(aside), tag=ENGINE, save_latest=False)
+        if world.first:
+            for script in aside.glob("*.py"):  # DeepSpeed adds conversion scripts; a checkpoint holds no code
+                script.unlink()
         parts = world.gather(_digests(aside, _own_files(aside, world.rank)))
         if world.first:
             self._commit(engine, aside, final, samples_seen, {k: v for part in parts for k, v in part.items()})

@@ -4,6 +4,7 @@
 flags, digests of checkpoint files) go over a gloo group of their own, so they never wait for the GPU.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -60,11 +61,14 @@ class World:
 def start(timeout: float) -> World:
     """Join the run's processes; a collective that waits longer than ``timeout`` seconds fails."""
     slurm.export_rendezvous()
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # one rank speaks, and it is ours
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     limit = timedelta(seconds=timeout)
     backend = "nccl" if cuda else "gloo"
+    # On CPUs DeepSpeed would compile a shared-memory all-reduce first, for a minute, that only its inference calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=limit, verbose=False)
     return World(
         rank=dist.get_rank(),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmldm_scale import counter
-from mmldm_scale.config import DiTTraining, Precision
+from mmldm_scale.config import DiTTraining
 from mmldm_scale.diffusion import objective
 from mmldm_scale.diffusion.normalise import normalise
 from mmldm_scale.diffusion.schedule import scheduler
@@ -24,13 +24,12 @@ from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
 from mmldm_scale.models.dit import DiT
 from mmldm_scale.models.flops import dit_macs
+from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.latents import decode_latents
 from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.shards.order import Order
 from mmldm_scale.shards.reader import ShardSet
 from mmldm_scale.training.task import Task
-
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_task(config: DiTTraining) -> Task:

@@ -1,0 +1,170 @@
+"""The trainer on the real DeepSpeed engine, in real processes: exactness, resuming, and what ends a run."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.harness import ENVIRONMENT, Finished, command
+
+EVERY_STEP = ("training.checkpoint_every=16", "training.keep_checkpoints=100")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = subprocess.run(command(folder, *EVERY_STEP), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return Finished(folder, done.returncode, done.stderr)
+
+
+def weights(run: Path, step: int = 160) -> dict[str, torch.Tensor]:
+    return load_file(run / f"checkpoints/step-{step:012d}/weights/model.safetensors")
+
+
+def assert_same_run(one: Finished, other: Finished) -> None:
+    assert one.losses() == other.losses()
+    for name, value in weights(one.run).items():
+        assert torch.equal(value, weights(other.run)[name]), name
+
+
+def workers_of(launcher: subprocess.Popen) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+
+
+def run_until(folder: Path, sight: str, number: signal.Signals, *overrides: str) -> subprocess.CompletedProcess:
+    """Start the toy, send ``number`` to its second rank when ``sight`` appears in the run folder, wait for the end."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    launcher = subprocess.Popen(command(folder, *overrides), env=ENVIRONMENT, **pipes)
+    deadline = time.monotonic() + 60
+    while not (folder / sight).exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(workers_of(launcher)[1], number)
+    output, _ = launcher.communicate(timeout=60)
+    return subprocess.CompletedProcess(launcher.args, launcher.returncode, output)
+
+
+def test_losses_fall_and_everything_is_logged(undisturbed: Finished) -> None:
+    log = undisturbed.log()
+    assert [record["samples_seen"] for record in log] == list(range(16, 161, 16))
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+    assert {"loss/half", "training/learning_rate", "training/gradient_norm", "speed/mfu", "memory/gib"} <= log[0].keys()
+    assert log[0]["loss/half"] == pytest.approx(log[0]["loss"] / 2)
+    assert list((undisturbed.run / "tensorboard").iterdir())
+
+
+def test_killed_while_saving_and_while_training_ends_with_the_same_weights(tmp_path, train, undisturbed) -> None:
+    for sight in ("checkpoints/step-000000000032.tmp", "checkpoints/step-000000000096"):
+        killed = run_until(tmp_path / "run", sight, signal.SIGKILL, *EVERY_STEP)
+        assert killed.returncode != 0
+        assert not (tmp_path / "run/checkpoints/step-000000000160").exists()
+    finished = train(*EVERY_STEP)
+    assert finished.status == 0, finished.output
+    assert "carrying on from" in finished.output
+    assert_same_run(finished, undisturbed)
+
+
+def test_signal_to_one_rank_saves_on_all_and_carries_on(tmp_path, train, undisturbed) -> None:
+    sparse = ("training.total_samples=1600",)
+    stopped = run_until(tmp_path / "run", "log.jsonl", signal.SIGUSR1, *sparse)
+    assert "stopping at" in stopped.stdout
+    assert "Traceback (most recent call last)" not in stopped.stdout.split("torch/distributed")[0]
+    saved = sorted((tmp_path / "run/checkpoints").iterdir())[-1]
+    at = int(saved.name.removeprefix("step-"))
+    assert at < 1600
+    finished = train("training.total_samples=160") if at < 160 else train("training.total_samples=1600")
+    assert finished.status == 0, finished.output
+    early = {k: v for k, v in finished.losses().items() if k <= 160}
+    assert early == undisturbed.losses()
+
+
+@pytest.mark.parametrize(
+    ("processes", "overrides"),
+    [
+        (1, ["training.micro_batch=16"]),
+        (1, ["training.micro_batch=2", "training.workers=2"]),
+        (4, ["training.micro_batch=4"]),
+    ],
+)
+def test_number_of_processes_micro_batches_and_workers_changes_nothing(
+    train, undisturbed, processes: int, overrides: list[str]
+) -> None:
+    other = train(*overrides, processes=processes)
+    assert other.status == 0, other.output
+    assert other.losses().keys() == undisturbed.losses().keys()
+    for step, loss in undisturbed.losses().items():
+        assert other.losses()[step] == pytest.approx(loss, rel=1e-6)
+    for name, value in weights(undisturbed.run).items():
+        torch.testing.assert_close(weights(other.run)[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "tolerance"),
+    [(0, "fp32", 1e-6), (3, "fp32", 1e-6), (0, "bf16", 0.02), (1, "bf16", 0.02), (3, "bf16", 0.02)],
+)
+def test_every_zero_stage_trains_and_averages_alike(
+    train, undisturbed, stage: int, precision: str, tolerance: float
+) -> None:
+    other = train(f"training.zero_stage={stage}", f"training.precision={precision}")
+    assert other.status == 0, other.output
+    for step, loss in undisturbed.losses().items():
+        assert other.losses()[step] == pytest.approx(loss, rel=tolerance)
+    for name, value in weights(undisturbed.run).items():
+        torch.testing.assert_close(weights(other.run)[name], value, rtol=tolerance, atol=tolerance)
+
+
+def test_averaged_weights_are_the_average_of_the_weights(undisturbed: Finished) -> None:
+    """Against the recurrence, from the raw weights of each step's checkpoint; half-life 32 capped at seen / 20."""
+    average: dict[str, torch.Tensor] = {}
+    for step in range(16, 161, 16):
+        file = undisturbed.run / f"checkpoints/step-{step:012d}/engine/mp_rank_00_model_states.pt"
+        raw = torch.load(file, weights_only=True)["module"]
+        decay = 0.5 ** (16 / min(32, step / 20))
+        average = {k: decay * average[k] + (1 - decay) * v if step > 16 else v for k, v in raw.items()}
+        if step == 16:
+            continue  # the start's weights, which the first step mixes in, are forgotten at a millionth a step
+    saved = weights(undisturbed.run)
+    assert set(saved) == {"net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias", "scale"}
+    for name in ("net.0.weight", "net.2.bias"):
+        torch.testing.assert_close(saved[name], average[name], rtol=1e-5, atol=1e-6)
+
+
+def test_finished_run_started_again_does_nothing(train, undisturbed: Finished) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (undisturbed.run / "checkpoints").rglob("*")}
+    again = subprocess.run(command(undisturbed.run, *EVERY_STEP), env=ENVIRONMENT, capture_output=True, timeout=120)
+    assert again.returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in (undisturbed.run / "checkpoints").rglob("*")} == before
+    assert len(undisturbed.log()) == 10
+
+
+def test_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(train) -> None:
+    broken = train("bad_position=70", "training.zero_stage=0", "training.log_every=160", processes=1)
+    assert broken.status != 0
+    assert "not finite at 80 samples" in broken.output or "not finite at 128 samples" in broken.output
+    assert [p.name for p in broken.checkpoints()] == ["step-000000000064"]
+
+
+def test_one_ranks_error_ends_all_quickly_and_is_shown_once(train) -> None:
+    began = time.monotonic()
+    broken = train("failing_position=70", "training.total_samples=16000")
+    assert broken.status != 0
+    assert broken.output.count("sample 70 cannot be read") == 1
+    assert time.monotonic() - began < 60
+
+
+def test_another_configuration_is_refused_on_the_same_run(train, undisturbed: Finished) -> None:
+    done = subprocess.run(
+        command(undisturbed.run, *EVERY_STEP, "training.seed=1", processes=1),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "begun with training.seed=0, now 1" in done.stderr
+    assert "Traceback" not in done.stderr
