@@ -1,0 +1,47 @@
+"""Small parts that the encoders, the projectors and the feature pyramid share."""
+
+import torch.nn.functional as F
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+
+def norm_groups(channels: int) -> int:
+    """Return how many groups a group norm over ``channels`` gets: at most 32, each of at least four channels."""
+    return max(groups for groups in (1, 2, 4, 8, 16, 32) if channels % groups == 0 and channels >= 4 * groups)
+
+
+def residual_block(inputs: int, outputs: int, embedding: int | None = None) -> ResnetBlock2D:
+    """Return a residual block ``inputs`` → ``outputs`` channels; an ``embedding`` scales and shifts its middle (FiLM)."""
+    return ResnetBlock2D(
+        in_channels=inputs,
+        out_channels=outputs,
+        temb_channels=embedding,
+        groups=norm_groups(inputs),
+        groups_out=norm_groups(outputs),
+        time_embedding_norm="default" if embedding is None else "scale_shift",
+    )
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """Set every parameter of ``layer`` to zero and return it: what it feeds starts out untouched."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class SelfAttention(nn.Module):
+    """Residual self-attention over the tokens of (B, N, D); ``heads`` must divide ``width`` = D."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = zeroed(nn.Linear(width, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return ``tokens`` (B, N, D) with what each gathered from the others added."""
+        qkv = self.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, H, D/H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, N, D/H)
+        gathered = F.scaled_dot_product_attention(q, k, v)
+        return tokens + self.out(gathered.transpose(1, 2).flatten(2))  # (B, N, D)

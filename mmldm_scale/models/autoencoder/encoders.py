@@ -1,0 +1,107 @@
+"""The modality-specific encoders: KL-VAE latents → the moments of the perceptual latents (section 3.1, Figure 3a).
+
+Both are stacks of residual blocks with a strided convolution between levels and attention at the last one; they share
+no parameters. The video encoder works on single frames, mixes them along time at every level, and at its end merges
+all frames of a clip into one picture's worth of channels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mmldm_scale.config import EncoderConfig
+from mmldm_scale.models.autoencoder.blocks import SelfAttention, norm_groups, residual_block, zeroed
+
+INITIAL_LOGVAR = -6.0  # a posterior as narrow as this lets the latents carry signal from the first step
+
+
+class AudioEncoder(nn.Module):
+    """Latent of an audio image (B, c, s, s) → moments (B, 2·C, s/f_a, s/f_a), f_a = 2 ** (levels - 1)."""
+
+    def __init__(self, config: EncoderConfig, inputs: int, latent_channels: int) -> None:
+        super().__init__()
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        self.stem = nn.Conv2d(inputs, widths[0], 3, padding=1)
+        self.levels = nn.ModuleList(
+            Level(widths[max(i - 1, 0)], width, config.blocks, halve=i > 0) for i, width in enumerate(widths)
+        )
+        self.attention = SelfAttention(widths[-1], config.heads)
+        self.head = _head(widths[-1], latent_channels)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Return the moments (B, 2·C, s/f_a, s/f_a) of ``latent`` (B, c, s, s)."""
+        hidden = self.stem(latent)
+        for level in self.levels:
+            hidden = level(hidden)
+        tokens = self.attention(hidden.flatten(2).transpose(1, 2))  # (B, h·w, D)
+        return self.head(tokens.transpose(1, 2).unflatten(2, hidden.shape[2:]))
+
+
+class VideoEncoder(nn.Module):
+    """Latents of ``frames`` frames (B, F, c, s, s) → moments (B, 2·C, s/f_v, s/f_v), f_v = 2 ** (levels - 1)."""
+
+    def __init__(self, config: EncoderConfig, inputs: int, latent_channels: int, frames: int) -> None:
+        super().__init__()
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        self.stem = nn.Conv2d(inputs, widths[0], 3, padding=1)
+        self.levels = nn.ModuleList(
+            Level(widths[max(i - 1, 0)], width, config.blocks, halve=i > 0) for i, width in enumerate(widths)
+        )
+        self.times = nn.ModuleList(TemporalConvolution(width) for width in widths)
+        self.position = nn.Parameter(0.02 * torch.randn(frames, widths[-1]))
+        self.attention = SelfAttention(widths[-1], config.heads)
+        self.merge = nn.Conv2d(frames * widths[-1], widths[-1], 3, padding=1)
+        self.block = residual_block(widths[-1], widths[-1])
+        self.head = _head(widths[-1], latent_channels)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Return the moments (B, 2·C, s/f_v, s/f_v) of ``latents`` (B, F, c, s, s)."""
+        batch, frames = latents.shape[:2]
+        hidden = self.stem(latents.flatten(0, 1))  # (B·F, D, s, s)
+        for level, time in zip(self.levels, self.times, strict=True):
+            hidden = time(level(hidden), frames)
+        hidden = self._attend(hidden.unflatten(0, (batch, frames)))  # (B, F, D, h, w)
+        hidden = self.merge(hidden.flatten(1, 2))  # (B, D, h, w)
+        return self.head(self.block(hidden, None))
+
+    def _attend(self, hidden: Tensor) -> Tensor:
+        """Let the frames (B, F, D, h, w) see one another at each place."""
+        batch, _, _, height, width = hidden.shape
+        tokens = hidden.permute(0, 3, 4, 1, 2).flatten(0, 2) + self.position  # (B·h·w, F, D)
+        tokens = self.attention(tokens).unflatten(0, (batch, height, width))
+        return tokens.permute(0, 3, 4, 1, 2)  # (B, F, D, h, w)
+
+
+class TemporalConvolution(nn.Module):
+    """Residual convolution over three neighbouring frames at each place; zero-initialised."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups(width), width)
+        self.convolution = zeroed(nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0)))
+
+    def forward(self, hidden: Tensor, frames: int) -> Tensor:
+        """Return ``hidden`` (B·F, D, h, w) with what its neighbours in time contribute added."""
+        clips = nn.functional.silu(self.norm(hidden)).unflatten(0, (-1, frames)).transpose(1, 2)  # (B, D, F, h, w)
+        return hidden + self.convolution(clips).transpose(1, 2).flatten(0, 1)
+
+
+class Level(nn.Module):
+    """An optional halving of the picture, then residual blocks."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, halve: bool) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(inputs, inputs, 3, stride=2, padding=1) if halve else nn.Identity()
+        self.blocks = nn.ModuleList(residual_block(inputs if i == 0 else outputs, outputs) for i in range(blocks))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return (B, outputs, h, w) from ``hidden`` (B, inputs, h, w), or half as high and wide."""
+        hidden = self.down(hidden)
+        for block in self.blocks:
+            hidden = block(hidden, None)
+        return hidden
+
+
+def _head(width: int, latent_channels: int) -> nn.Sequential:
+    out = nn.Conv2d(width, 2 * latent_channels, 3, padding=1)
+    nn.init.constant_(out.bias[latent_channels:], INITIAL_LOGVAR)
+    return nn.Sequential(nn.GroupNorm(norm_groups(width), width), nn.SiLU(), out)

@@ -1,0 +1,31 @@
+"""Diagonal Gaussian posteriors: what an encoder says about a clip's perceptual latents."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp() finite in float32 and, halved, in float16
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """N(``mean``, exp(``logvar``)), element by element; both (B, C, H, W)."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    @classmethod
+    def from_moments(cls, moments: Tensor) -> "Gaussian":
+        """Split an encoder's output (B, 2·C, H, W) into mean and log-variance, the latter clamped to a finite range."""
+        mean, logvar = moments.chunk(2, dim=1)
+        return cls(mean, logvar.clamp(*LOGVAR_RANGE))
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return mean + σ · ``noise`` (B, C, H, W); ``noise`` is standard normal and the caller's."""
+        return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean.dtype)
+
+    def kl(self) -> Tensor:
+        """Return KL(this ‖ N(0, 1)) in nats, summed over channels and positions: (B,) float32."""
+        mean, logvar = self.mean.float(), self.logvar.float()
+        return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).sum(dim=(1, 2, 3))
