@@ -1,0 +1,7 @@
+"""The precisions of the configuration as torch's types."""
+
+import torch
+
+from mmldm_scale.config import Precision
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

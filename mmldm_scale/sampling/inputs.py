@@ -1,0 +1,66 @@
+"""The videos that a2v and v2a start from: found, looked at one by one, and cut as the model needs them.
+
+The condition is the first clip of a video. A video that gives none is named with its reason and left out.
+"""
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mmldm_scale.config import MediaConfig
+from mmldm_scale.errors import UserError
+from mmldm_scale.media.clip import Clip, MediaError
+from mmldm_scale.media.decode import read_clips
+
+SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+
+
+def list_videos(path: Path) -> list[Path]:
+    """Return ``path`` itself if it is a file, or the videos (by suffix) anywhere below it, sorted.
+
+    Raises:
+        UserError: it does not exist, or holds no video.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"--input {path}: no such file or folder")
+    videos = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not videos:
+        raise UserError(f"--input {path}: holds no video; files ending in {', '.join(SUFFIXES)} fit")
+    return videos
+
+
+def usable(videos: list[Path], needed: int, media: MediaConfig) -> list[Path]:
+    """Return the first ``needed`` of ``videos`` that give a clip (fewer if there are no more).
+
+    Each one that gives none is told in one line on stderr.
+
+    Raises:
+        UserError: not one gives a clip.
+    """
+    found: list[Path] = []
+    faults: list[str] = []
+    with tqdm(total=min(needed, len(videos)), desc="looking at inputs", unit="video", leave=False) as progress:
+        for video in videos:
+            if len(found) == needed:
+                break
+            try:
+                read_first_clip(video, media)
+                found.append(video)
+                progress.update()
+            except MediaError as error:
+                faults.append(f"{video}: left out: {error}")
+                tqdm.write(faults[-1], file=sys.stderr)
+    if not found:
+        raise UserError(f"--input: none of {len(videos)} videos can be used; the last one: {faults[-1]}")
+    return found
+
+
+def read_first_clip(video: Path, media: MediaConfig) -> Clip:
+    """Return the clip at the beginning of ``video``; raise MediaError if there is none."""
+    clip = next(read_clips(video, [0.0], media))
+    if isinstance(clip, MediaError):
+        raise clip
+    return clip

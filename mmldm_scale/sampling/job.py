@@ -1,0 +1,204 @@
+"""``mmldm sample``: an offline job that fills a folder with sampled videos.
+
+The folder gets ``{task}_{index:06d}.mp4`` (with sound), ``inputs/`` with the clips that a2v and v2a started from,
+``{task}.json`` with what the samples were made with, TensorBoard events of a few samples, and a gallery page. Only what
+is missing is made, in whole blocks of ``batch_size`` indices, so a job that was killed and run again, and any number of
+array tasks that share the blocks, end with the same files.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from mmldm_scale.cluster import slurm
+from mmldm_scale.config import MediaConfig, Sampling, load
+from mmldm_scale.diffusion.sampler import GIVEN, GenerationTask
+from mmldm_scale.errors import UserError
+from mmldm_scale.media.clip import Clip, MediaError
+from mmldm_scale.media.encode import write_video
+from mmldm_scale.models import pretrained
+from mmldm_scale.sampling import gallery
+from mmldm_scale.sampling.inputs import list_videos, read_first_clip, usable
+from mmldm_scale.sampling.pipeline import Description, Pipeline
+from mmldm_scale.training.monitor import MediaWriter
+
+SHOWN = 4  # samples of a job in TensorBoard
+INPUTS = "inputs"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``mmldm sample``."""
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a dit run, checkpoint or weights folder")
+    parser.add_argument("--task", required=True, choices=get_args(GenerationTask))
+    parser.add_argument("--num-samples", required=True, type=int, metavar="N")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--input", type=Path, metavar="PATH", help="a2v, v2a: a video or a folder of videos")
+    parser.add_argument("--autoencoder", metavar="DIR", help="if it no longer lies where the latents were made with it")
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
+    parser.add_argument(
+        "--part", metavar="I/N", help="make the I-th of N shares (1/N … N/N); array jobs do it by themselves"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1 steps=25 video_guidance=4")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the job; return the exit status.
+
+    Raises:
+        UserError: arguments, weights, inputs or the output folder cannot work.
+    """
+    settings = load(Sampling, args.config, args.overrides)
+    _check(args)
+    description = Description.read(args.checkpoint)
+    share = _part(args.part) if args.part else slurm.array_share()
+    videos = list_videos(args.input) if args.input else []
+    _begin(args.output, args.task, _record(description, settings, videos))
+    blocks = _blocks(args.num_samples, settings.batch_size)[share[0] :: share[1]]
+    todo = [block for block in blocks if any(not _file(args.output, args.task, i).exists() for i in block)]
+    if todo:
+        inputs = usable(videos, args.num_samples, description.media) if videos else []
+        pipeline = Pipeline.from_pretrained(args.checkpoint, settings, args.autoencoder, _device(args.device))
+        Job(pipeline, args.task, args.output, inputs).make(todo)
+    page = gallery.write(args.output)
+    made = sum(1 for block in blocks for i in block)
+    print(f"{made} samples of this share of {args.num_samples} are in {args.output}; look at them in {page}")
+    return 0
+
+
+class Job:
+    """Makes blocks of samples into a folder."""
+
+    def __init__(self, pipeline: Pipeline, task: GenerationTask, output: Path, inputs: list[Path]) -> None:
+        self.pipeline, self.task, self.output, self.inputs = pipeline, task, output, inputs
+        self._shown = 0
+
+    def make(self, blocks: list[range]) -> None:
+        """Make what is missing of ``blocks``."""
+        with (
+            SummaryWriter(self.output / "tensorboard") as events,
+            tqdm(total=sum(map(len, blocks)), desc=self.task, unit="sample") as progress,
+        ):
+            for block in blocks:
+                sources = self._sources(block)
+                clips = self.pipeline.generate(self.task, block, sources)
+                for position, index in enumerate(block):
+                    self._write(index, clips[position], sources[position] if sources else None, events)
+                    progress.update()
+
+    def _sources(self, block: range) -> list[Clip]:
+        if not self.inputs:
+            return []
+        try:
+            return [read_first_clip(self.inputs[i % len(self.inputs)], self.pipeline.media) for i in block]
+        except MediaError as error:
+            raise UserError(f"--input: changed while the job ran: {error}") from None
+
+    def _write(self, index: int, clip: Clip, source: Clip | None, events: SummaryWriter) -> None:
+        """Write sample ``index`` if it is missing; its file comes last, so where it is, all of it is."""
+        file = _file(self.output, self.task, index)
+        if file.exists():
+            return
+        if source is not None:
+            (self.output / INPUTS).mkdir(exist_ok=True)
+            _write_clip(self.output / INPUTS / file.name, source, self.pipeline.media)
+        _write_clip(file, clip, self.pipeline.media)
+        if self._shown < SHOWN:
+            self._shown += 1
+            self._show(MediaWriter(events, 0), f"{self.task}/{index:06d}", clip)
+
+    def _show(self, writer: MediaWriter, tag: str, clip: Clip) -> None:
+        media = self.pipeline.media
+        strip = torch.from_numpy(clip.frames).permute(3, 1, 0, 2).flatten(2) / 255  # (3, S, F·S)
+        writer.image(f"{tag}/pictures", strip)
+        writer.video(f"{tag}/video", clip.frames, media.fps)
+        writer.audio(f"{tag}/sound", torch.from_numpy(clip.waveform), media.audio.sample_rate)
+
+
+def _write_clip(file: Path, clip: Clip, media: MediaConfig) -> None:
+    for left in file.parent.glob(f".{file.name}.*.tmp"):  # of a job that was killed; no other job writes this file
+        left.unlink(missing_ok=True)
+    try:
+        write_video(file, clip.frames, media.fps, clip.waveform, media.audio.sample_rate)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written: {error.strerror}") from None
+
+
+def _file(output: Path, task: GenerationTask, index: int) -> Path:
+    return output / f"{task}_{index:06d}.mp4"
+
+
+def _blocks(samples: int, size: int) -> list[range]:
+    return [range(start, min(start + size, samples)) for start in range(0, samples, size)]
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.num_samples < 1:
+        raise UserError(f"--num-samples {args.num_samples}: at least 1 fits")
+    given = GIVEN[args.task]
+    if given and args.input is None:
+        raise UserError(f"--task {args.task} starts from {given}: give --input FILE_OR_FOLDER of videos")
+    if args.input is not None and not given:
+        raise UserError(f"--task {args.task} takes no --input; a2v and v2a do")
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Return (index from 0, count) of "I/N"."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise UserError(f"--part {text}: I/N with 1 ≤ I ≤ N fits, such as 1/4")
+    return int(index) - 1, int(count)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _record(description: Description, settings: Sampling, videos: Iterable[Path]) -> dict[str, Any]:
+    """Return what decides how samples come out: two jobs may fill one folder only if it is the same for both."""
+    decisive = dataclasses.asdict(settings)
+    del decisive["attention"]  # changes nothing but rounding
+    return {
+        "checkpoint": pretrained.fingerprint(description.folder),
+        **decisive,
+        "inputs": [str(video.resolve()) for video in videos],
+    }
+
+
+def _begin(output: Path, task: GenerationTask, record: dict[str, Any]) -> None:
+    """Make ``output`` with its record for ``task``, or check that what it holds was made with the same.
+
+    Raises:
+        UserError: it holds samples of another checkpoint, settings or inputs; it cannot be written.
+    """
+    file = output / f"{task}.json"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            aside = output / f".{file.name}.{os.getpid()}.tmp"
+            aside.write_text(json.dumps(record, indent=1) + "\n")
+            os.replace(aside, file)
+            return
+        begun = json.loads(file.read_text())
+    except OSError as error:
+        raise UserError(f"{output}: cannot be used as output folder: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{file}: is not what a sampling job writes; another --output fits") from None
+    changed = [key for key in record if begun.get(key) != record[key]]
+    if changed:
+        raise UserError(f"{output}: holds {task} samples made with another {', '.join(changed)}; another --output fits")

@@ -1,0 +1,196 @@
+"""From trained weights to clips: the DiT makes latents; the autoencoder and a vocoder make pictures and sound of them.
+
+    pipeline = Pipeline.from_pretrained("runs/dit_S", Sampling(steps=50), device="cuda")
+    clips = pipeline.generate("svg", indices=range(8))
+
+Each sample has its own noise, keyed by (seed, task, its index): sample 7 is the same in whichever batch and job it is
+made, up to the rounding of batched arithmetic.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from mmldm_scale import counter
+from mmldm_scale.config import DiffusionConfig, DiTConfig, MediaConfig, Sampling
+from mmldm_scale.diffusion.normalise import Statistics, normalise, restore
+from mmldm_scale.diffusion.sampler import GIVEN, GenerationTask, Latents, sample_latents
+from mmldm_scale.diffusion.schedule import scheduler, timesteps
+from mmldm_scale.errors import UserError
+from mmldm_scale.media.audio_image import AudioImage
+from mmldm_scale.media.clip import Clip
+from mmldm_scale.media.pixels import to_frames, to_signal
+from mmldm_scale.media.vocoder import load_vocoder
+from mmldm_scale.models import pretrained
+from mmldm_scale.models.attention import choose_backend
+from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.models.dit import DiT, Shape
+from mmldm_scale.models.precision import DTYPES
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the weights folder of a DiT says of it."""
+
+    folder: Path
+    model: DiTConfig
+    diffusion: DiffusionConfig
+    audio_shape: Shape
+    video_shape: Shape
+    statistics: dict[str, Statistics]  # of "audio" and "video"
+    media: MediaConfig
+    autoencoder: dict[str, str]  # path and fingerprint of the one that the latents came from
+
+    @classmethod
+    def read(cls, checkpoint: str | Path) -> "Description":
+        """Read the description of the DiT in a run, checkpoint or weights folder.
+
+        Raises:
+            UserError: there is none, it is of another kind, or its description is not whole.
+        """
+        folder = pretrained.find(checkpoint, "dit")
+        stored = pretrained.read_config(folder, "dit")
+        try:
+            return cls(
+                folder=folder,
+                model=_configured(DiTConfig, stored["model"]),
+                diffusion=_configured(DiffusionConfig, stored["diffusion"]),
+                audio_shape=tuple(map(int, stored["audio_shape"])),
+                video_shape=tuple(map(int, stored["video_shape"])),
+                statistics={name: stored["statistics"][name] for name in ("audio", "video")},
+                media=_configured(MediaConfig, stored["media"]),
+                autoencoder={name: str(stored["autoencoder"][name]) for name in ("path", "fingerprint")},
+            )
+        except (KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{folder / pretrained.CONFIG}: describes no DiT of this version: {reason}") from None
+
+
+class Pipeline:
+    """A DiT with the autoencoder of its latents and a vocoder, on one device."""
+
+    def __init__(
+        self, description: Description, dit: DiT, autoencoder: Autoencoder, settings: Sampling, device: torch.device
+    ) -> None:
+        self.description, self.settings, self.device = description, settings, device
+        self.media = description.media
+        self.dit, self.autoencoder = dit, autoencoder
+        self.schedule = scheduler(description.diffusion)
+        self.audio_image = AudioImage(self.media)
+        self.vocoder = load_vocoder(settings.vocoder, self.media.audio)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path,
+        settings: Sampling | None = None,
+        autoencoder: str | Path | None = None,
+        device: str | torch.device = "cpu",
+    ) -> "Pipeline":
+        """Load the DiT of a run, checkpoint or weights folder, and the autoencoder that belongs to it.
+
+        Args:
+            autoencoder: where that autoencoder lies now; None: where it lay when the latents were made.
+
+        Raises:
+            UserError: something is missing, damaged or of another kind; the autoencoder is not the one that made the
+                latents; the settings cannot work here.
+        """
+        settings, device = settings or Sampling(), torch.device(device)
+        description = Description.read(checkpoint)
+        dtype = DTYPES[settings.precision]
+        for steps in (settings.steps, settings.decode_steps):
+            timesteps(scheduler(description.diffusion), steps)
+        choose_backend(settings.attention, device, dtype)
+        folder = find_autoencoder(description, autoencoder)
+        dit = DiT(
+            replace(description.model, attention=settings.attention), description.audio_shape, description.video_shape
+        )
+        pretrained.load_into(dit, description.folder)
+        decoder = Autoencoder.from_pretrained(folder).to(dtype)
+        decoder.kl_vae.float()  # its activations overflow fp16
+        torch.backends.cudnn.deterministic = True  # a sample made again is the same
+        return cls(description, dit.to(device, dtype).eval(), decoder.to(device).eval(), settings, device)
+
+    @torch.no_grad()
+    def generate(self, task: GenerationTask, indices: Sequence[int], inputs: Sequence[Clip] = ()) -> list[Clip]:
+        """Make the samples ``indices`` of ``task`` in one batch.
+
+        Args:
+            inputs: for a2v and v2a one clip for each sample, cut as ``self.media`` says. What is given of it, sound
+                or pictures, is taken into the result as it is.
+        """
+        given = GIVEN[task]
+        if given and len(inputs) != len(indices):
+            raise ValueError(f"{task} needs one input for each sample: {len(indices)}, not {len(inputs)}")
+        guidance = {"svg": 1.0, "a2v": self.settings.video_guidance, "v2a": self.settings.audio_guidance}[task]
+        noise = Latents(
+            self._noise(f"sample/{task}/audio", indices, self.description.audio_shape),
+            self._noise(f"sample/{task}/video", indices, self.description.video_shape),
+        )
+        condition = self._encode(inputs, given) if given else None
+        latents = sample_latents(self.dit, self.schedule, task, noise, self.settings.steps, guidance, condition)
+        made = self._decode(task, indices, latents)
+        if given == "audio":
+            return [replace(clip, waveform=source.waveform) for clip, source in zip(made, inputs, strict=True)]
+        if given == "video":
+            return [replace(clip, frames=source.frames) for clip, source in zip(made, inputs, strict=True)]
+        return made
+
+    def _encode(self, clips: Sequence[Clip], modality: str) -> Tensor:
+        """Return the normalised latents (B, C, H, W) of one modality of ``clips``: the means of their posteriors."""
+        frames = to_signal(np.stack([clip.frames for clip in clips])).to(self.device)  # (B, F, 3, S, S)
+        waveforms = torch.from_numpy(np.stack([clip.waveform for clip in clips])).to(self.device)  # (B, N)
+        posteriors = self.autoencoder.encode(frames, self.audio_image.encode(waveforms))
+        return normalise(getattr(posteriors, modality).mean, self.description.statistics[modality])
+
+    def _decode(self, task: GenerationTask, indices: Sequence[int], latents: Latents) -> list[Clip]:
+        statistics, shape = self.description.statistics, self.autoencoder.noise_shape
+        frames, audio_image = self.autoencoder.decode(
+            restore(latents.audio, statistics["audio"]),
+            restore(latents.video, statistics["video"]),
+            self._noise(f"decode/{task}/audio", indices, shape),
+            self._noise(f"decode/{task}/video", indices, (self.media.frames, *shape)),
+            self.settings.decode_steps,
+        )
+        waveforms = self.vocoder(self.audio_image.to_decibels(audio_image.float()), self.media.audio_samples)
+        pictures = to_frames(frames).cpu().numpy()  # (B, F, S, S, 3)
+        return [Clip(*pair) for pair in zip(pictures, waveforms.float().cpu().numpy(), strict=True)]
+
+    def _noise(self, stream: str, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+        """Return standard normal noise (B, *shape), each sample's own."""
+        draws = [
+            counter.generator(self.settings.seed, stream, index).standard_normal(shape, dtype=np.float32)
+            for index in indices
+        ]
+        return torch.from_numpy(np.stack(draws)).to(self.device)
+
+
+def find_autoencoder(description: Description, path: str | Path | None = None) -> Path:
+    """Return the weights folder of the autoencoder that made the DiT's latents, at ``path`` or where it lay then.
+
+    Raises:
+        UserError: there is none, or it is another one.
+    """
+    known = description.autoencoder
+    try:
+        folder = pretrained.find(path or known["path"], "autoencoder")
+    except UserError as error:
+        raise UserError(str(error) if path else f"{error}; --autoencoder says where it lies now") from None
+    found = pretrained.fingerprint(folder)
+    if found != known["fingerprint"]:
+        raise UserError(
+            f"{folder}: is not the autoencoder that made the DiT's latents (fingerprint {found[:12]}…, not "
+            f"{known['fingerprint'][:12]}…); that one lay in {known['path']}"
+        )
+    return folder
+
+
+def _configured(schema: type, values: dict) -> object:
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
