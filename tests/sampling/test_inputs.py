@@ -1,0 +1,38 @@
+import pytest
+
+from mmldm_scale.config import MediaConfig
+from mmldm_scale.errors import UserError
+from mmldm_scale.sampling.inputs import list_videos, usable
+
+MEDIA = MediaConfig(frames=4, fps=10, size=32)
+
+
+def test_videos_are_found_anywhere_below_a_folder_in_a_fixed_order(videos):
+    names = [video.relative_to(videos).as_posix() for video in list_videos(videos)]
+    assert names == ["a.mp4", "m_broken.mp4", "n_silent.mp4", "sub/b.mp4", "z.mp4"]
+    assert list_videos(videos / "a.mp4") == [videos / "a.mp4"]
+
+
+def test_what_gives_no_clip_is_told_in_a_line_and_left_out(videos, capfd):
+    found = usable(list_videos(videos), 10, MEDIA)
+    assert [video.name for video in found] == ["a.mp4", "b.mp4", "z.mp4"]
+    told = [line for line in capfd.readouterr().err.splitlines() if "left out" in line]
+    assert len(told) == 2
+    assert "m_broken.mp4: left out: not_media" in told[0]
+    assert "n_silent.mp4: left out: no_audio_stream" in told[1]
+
+
+def test_no_more_are_looked_at_than_needed(videos, capfd):
+    assert [video.name for video in usable(list_videos(videos), 1, MEDIA)] == ["a.mp4"]
+    assert "left out" not in capfd.readouterr().err
+
+
+def test_nothing_usable_is_an_error(videos, tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        list_videos(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no video"):
+        list_videos(tmp_path)
+    with pytest.raises(UserError, match=r"none of 1 videos can be used; .*no_audio_stream"):
+        usable([videos / "n_silent.mp4"], 3, MEDIA)
+    with pytest.raises(UserError, match=r"none of 3 videos can be used; .*too_short"):
+        usable(list_videos(videos / "sub") * 3, 3, MediaConfig(frames=400, fps=10, size=32))

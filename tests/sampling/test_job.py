@@ -1,0 +1,157 @@
+import argparse
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mmldm_scale.errors import UserError
+from mmldm_scale.media.decode import probe, read_clips
+from mmldm_scale.sampling import job
+
+FAST = ["steps=2", "decode_steps=2", "batch_size=2"]
+
+
+def sample(model, output: Path, *arguments: object, task: str = "svg", number: int = 5) -> int:
+    parser = argparse.ArgumentParser()
+    job.add_arguments(parser)
+    fixed = ["--checkpoint", model.dit, "--task", task, "--num-samples", number, "--output", output, "--device", "cpu"]
+    return job.run(parser.parse_intermixed_args([str(a) for a in (*fixed, *arguments, *FAST)]))
+
+
+def videos_in(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every mp4 below ``folder``."""
+    files = sorted(folder.rglob("*.mp4"))
+    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory) -> Path:
+    """A folder filled by one undisturbed job."""
+    folder = tmp_path_factory.mktemp("samples") / "whole"
+    assert sample(model, folder) == 0
+    return folder
+
+
+def test_every_sample_is_a_video_with_sound(whole):
+    assert list(videos_in(whole)) == [f"svg_{i:06d}.mp4" for i in range(5)]
+    assert len(set(videos_in(whole).values())) == 5
+    info = probe(whole / "svg_000004.mp4")
+    assert (info.width, info.height, info.fps, info.sample_rate) == (32, 32, 10, 8000)
+    assert info.seconds == pytest.approx(0.4, abs=0.02)
+    assert not list(whole.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_any_number_of_parts_makes_the_same_files(model, whole, tmp_path, parts):
+    for part in range(parts, 0, -1):
+        assert sample(model, tmp_path / "out", "--part", f"{part}/{parts}") == 0
+    assert videos_in(tmp_path / "out") == videos_in(whole)
+
+
+def test_array_tasks_share_the_work(model, whole, tmp_path, monkeypatch):
+    for name, value in {"MIN": 3, "MAX": 4, "STEP": 1, "COUNT": 2, "ID": 3}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    sample(model, tmp_path / "out")
+    assert list(videos_in(tmp_path / "out")) == [f"svg_{i:06d}.mp4" for i in (0, 1, 4)]  # blocks 0 and 2
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
+    sample(model, tmp_path / "out")
+    assert videos_in(tmp_path / "out") == videos_in(whole)
+
+
+def test_run_again_it_makes_only_what_is_missing_and_the_same(model, whole, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    for index in (1, 4):
+        (folder / f"svg_{index:06d}.mp4").unlink()
+    (folder / ".svg_000001.mp4.123.tmp").write_bytes(b"left by a job that was killed")
+    before = (folder / "svg_000000.mp4").stat().st_mtime_ns
+    sample(model, folder)
+    assert videos_in(folder) == videos_in(whole)
+    assert (folder / "svg_000000.mp4").stat().st_mtime_ns == before
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_finished_folder_needs_no_autoencoder_any_more(model, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "out")
+    assert sample(model, tmp_path / "out", "--autoencoder", tmp_path / "nowhere") == 0
+
+
+def test_more_samples_can_be_asked_for_later(model, whole, tmp_path):
+    sample(model, tmp_path / "out", number=2)
+    assert len(videos_in(tmp_path / "out")) == 2
+    sample(model, tmp_path / "out")
+    assert videos_in(tmp_path / "out") == videos_in(whole)
+
+
+def test_a2v_keeps_the_sound_and_shows_the_input(model, videos, tmp_path):
+    folder = tmp_path / "out"
+    sample(model, folder, "--input", videos, task="a2v", number=4)
+    assert sorted(videos_in(folder)) == [f"{d}a2v_{i:06d}.mp4" for d in ("", "inputs/") for i in range(4)]
+    names = ["a.mp4", "sub/b.mp4", "z.mp4", "a.mp4"]  # sample i has usable input i mod 3
+    for index, name in enumerate(names):
+        given = next(read_clips(videos / name, [0.0], model.media))
+        made = next(read_clips(folder / f"a2v_{index:06d}.mp4", [0.0], model.media))
+        assert np.corrcoef(given.waveform[200:-200], made.waveform[200:-200])[0, 1] > 0.95  # twice through AAC
+        shown = next(read_clips(folder / f"inputs/a2v_{index:06d}.mp4", [0.0], model.media))
+        assert np.abs(given.frames.astype(int) - shown.frames.astype(int)).mean() < 8
+    first, fourth = (videos_in(folder)[f"a2v_{i:06d}.mp4"] for i in (0, 3))
+    assert first != fourth  # of the same input, with noise of their own
+    page = (folder / "index.html").read_text()
+    assert 'src="inputs/a2v_000000.mp4"' in page
+
+
+def test_v2a_keeps_the_pictures(model, videos, tmp_path):
+    sample(model, tmp_path, "--input", videos / "z.mp4", task="v2a", number=1)
+    given, made = (next(read_clips(p, [0.0], model.media)) for p in (videos / "z.mp4", tmp_path / "v2a_000000.mp4"))
+    assert np.abs(given.frames.astype(int) - made.frames.astype(int)).mean() < 8
+
+
+def test_tensorboard_has_pictures_and_sound(whole):
+    events = EventAccumulator(str(whole / "tensorboard")).Reload()
+    images, sounds = events.Tags()["images"], events.Tags()["audio"]
+    assert "svg/000000/pictures" in images
+    assert "svg/000000/video" in images
+    assert "svg/000000/sound" in sounds
+    assert len(sounds) == job.SHOWN
+    strip = events.Images("svg/000000/pictures")[0]
+    assert (strip.height, strip.width) == (32, 4 * 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "task", "says"),
+    [
+        (["--input", "somewhere"], "svg", "takes no --input"),
+        ([], "a2v", "starts from audio: give --input"),
+        (["--part", "0/2"], "svg", "1 ≤ I ≤ N fits"),
+        (["--part", "3/2"], "svg", "1 ≤ I ≤ N fits"),
+        (["--part", "x"], "svg", "1 ≤ I ≤ N fits"),
+        (["--device", "toaster"], "svg", "--device toaster: cannot be used"),
+        (["attention=flash"], "svg", "flash cannot be used here"),
+        (["stepps=3"], "svg", "stepps"),
+        (["--input", "/nowhere"], "v2a", "--input /nowhere: no such"),
+    ],
+)
+def test_what_cannot_work_is_one_line(model, tmp_path, arguments, task, says):
+    with pytest.raises(UserError, match=says) as caught:
+        sample(model, tmp_path / "out", *arguments, task=task)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["seed=9", "video_guidance=7"])
+def test_samples_of_other_settings_are_not_mixed_in(model, whole, change):
+    with pytest.raises(UserError, match=f"holds svg samples made with another {change.split('=')[0]};"):
+        sample(model, whole, change)
+
+
+def test_at_least_one_sample(model, tmp_path):
+    with pytest.raises(UserError, match="--num-samples 0"):
+        sample(model, tmp_path, number=0)
+
+
+def test_an_output_that_cannot_be_written_is_told(model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be used as output folder"):
+        sample(model, tmp_path / "file" / "out")

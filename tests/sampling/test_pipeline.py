@@ -1,0 +1,100 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from mmldm_scale.config import Sampling
+from mmldm_scale.errors import UserError
+from mmldm_scale.media.clip import Clip
+from mmldm_scale.sampling.inputs import read_first_clip
+from mmldm_scale.sampling.pipeline import Pipeline
+
+SETTINGS = Sampling(steps=2, decode_steps=2)
+
+
+@pytest.fixture(scope="module")
+def pipeline(model) -> Pipeline:
+    return Pipeline.from_pretrained(model.dit, SETTINGS)
+
+
+def close(one: Clip, other: Clip) -> bool:
+    """Whether two clips are the same up to the rounding of batched arithmetic."""
+    frames = np.abs(one.frames.astype(int) - other.frames.astype(int)).max() <= 1
+    return bool(frames) and np.abs(one.waveform - other.waveform).max() < 1e-2
+
+
+def test_clips_have_the_shape_that_the_model_was_trained_on(pipeline):
+    clip = pipeline.generate("svg", [0])[0]
+    assert clip.frames.shape == (4, 32, 32, 3)
+    assert clip.frames.dtype == np.uint8
+    assert clip.waveform.shape == (3200,)
+    assert np.abs(clip.waveform).max() <= 1
+    assert clip.frames.std() > 1
+
+
+def test_a_sample_depends_on_its_index_not_on_its_batch(pipeline):
+    three = pipeline.generate("svg", [5, 6, 7])
+    again = pipeline.generate("svg", [7, 9])
+    assert close(three[2], again[0])
+    assert not close(three[1], three[2])
+    assert not close(three[2], again[1])
+
+
+def test_seed_and_task_change_the_sample(model, pipeline, videos):
+    other = Pipeline.from_pretrained(model.dit, Sampling(steps=2, decode_steps=2, seed=1))
+    assert not close(pipeline.generate("svg", [0])[0], other.generate("svg", [0])[0])
+
+
+def test_what_is_given_is_kept_and_steers_the_rest(pipeline, videos):
+    inputs = [read_first_clip(videos / name, pipeline.media) for name in ("a.mp4", "z.mp4")]
+    for made, source in zip(pipeline.generate("a2v", [0, 1], inputs), inputs, strict=True):
+        assert np.array_equal(made.waveform, source.waveform)
+        assert not np.array_equal(made.frames, source.frames)
+    for made, source in zip(pipeline.generate("v2a", [0, 1], inputs), inputs, strict=True):
+        assert np.array_equal(made.frames, source.frames)
+        assert not np.array_equal(made.waveform, source.waveform)
+    swapped = pipeline.generate("a2v", [0], inputs[1:])[0]
+    assert not close(swapped, pipeline.generate("a2v", [0], inputs[:1])[0])
+    with pytest.raises(ValueError, match="one input for each sample"):
+        pipeline.generate("a2v", [0, 1], inputs[:1])
+
+
+def test_half_precision_makes_about_the_same(model, pipeline):
+    half = Pipeline.from_pretrained(model.dit, Sampling(steps=2, decode_steps=2, precision="bf16"))
+    assert half.dit.final_audio.project.weight.dtype == torch.bfloat16
+    exact, rough = (p.generate("svg", [0])[0].frames.astype(float) for p in (pipeline, half))
+    assert np.abs(exact - rough).mean() < 10
+
+
+def test_another_autoencoder_is_refused_and_a_moved_one_is_taken(model, tmp_path):
+    with pytest.raises(UserError, match=r"is not the autoencoder that made the DiT's latents") as caught:
+        Pipeline.from_pretrained(model.dit, SETTINGS, model.other_autoencoder)
+    assert "\n" not in str(caught.value)
+    shutil.copytree(model.autoencoder, tmp_path / "moved")
+    Pipeline.from_pretrained(model.dit, SETTINGS, tmp_path / "moved")
+
+
+def test_an_autoencoder_that_is_gone_is_asked_for(model, tmp_path):
+    shutil.copytree(model.dit, tmp_path / "dit")
+    config = json.loads((tmp_path / "dit" / "config.json").read_text())
+    config["autoencoder"]["path"] = str(tmp_path / "gone")
+    (tmp_path / "dit" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"gone: no such folder.*--autoencoder says where it lies now"):
+        Pipeline.from_pretrained(tmp_path / "dit", SETTINGS)
+
+
+def test_weights_of_another_kind_or_without_a_description_are_refused(model, tmp_path):
+    with pytest.raises(UserError, match="kind 'autoencoder', but 'dit' is needed"):
+        Pipeline.from_pretrained(model.autoencoder, SETTINGS)
+    shutil.copytree(model.dit, tmp_path / "dit")
+    (tmp_path / "dit" / "config.json").write_text('{"kind": "dit", "model": {"depth": "x"}}')
+    with pytest.raises(UserError, match="describes no DiT of this version"):
+        Pipeline.from_pretrained(tmp_path / "dit", SETTINGS)
+
+
+@pytest.mark.parametrize("key", ["steps", "decode_steps"])
+def test_steps_that_do_not_fit_the_schedule_are_refused(model, key):
+    with pytest.raises(UserError, match="steps: 7 does not divide"):
+        Pipeline.from_pretrained(model.dit, Sampling(**{key: 7}))
