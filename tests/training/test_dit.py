@@ -48,6 +48,7 @@ def latents(tmp_path: Path) -> Path:
         candidates=20,
         samples=20,
         dropped=0,
+        reasons={},
         shards=[entry],
         autoencoder={"path": "somewhere", "fingerprint": "abc"},
         audio_shape=AUDIO,
