@@ -68,8 +68,9 @@ def test_a_node_without_a_host_name_is_reached_at_its_address(scontrol, resolvab
 def test_jobs_steps_and_restarts_have_ports_of_their_own(scontrol, resolvable):
     scontrol("echo gpu02")
     resolvable("gpu02")
-    others = {"SLURM_JOB_ID": "4712"}, {"SLURM_RESTART_COUNT": "1"}, {"SLURM_RESTART_COUNT": "2"}, {"SLURM_STEP_ID": "1"}
-    ports = [slurm.find_rendezvous(STEP | change).port for change in ({}, *others)]
+    restarted = [{"SLURM_RESTART_COUNT": count} for count in ("1", "2")]
+    changes = [{}, {"SLURM_JOB_ID": "4712"}, {"SLURM_STEP_ID": "1"}, *restarted]
+    ports = [slurm.find_rendezvous(STEP | change).port for change in changes]
     assert len(set(ports)) == 5
     assert all(20_000 <= port < 32_000 for port in ports)
     assert slurm.find_rendezvous(STEP | {"SLURM_PROCID": "0"}).port == ports[0]

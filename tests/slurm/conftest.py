@@ -42,6 +42,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 SchedulerType=sched/builtin
+SchedulerParameters=batch_sched_delay=0
 SlurmdParameters=config_overrides
 JobAcctGatherType=jobacct_gather/none
 ReturnToService=2
@@ -111,17 +112,19 @@ class TwoNodes:
                     daemon.kill()
                     daemon.wait()
 
-    def run(self, *command: str) -> str:
-        """Run one of SLURM's commands in the project's root folder and return what it prints."""
-        done = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=60)
+    def run(self, *command: str, cwd: Path = ROOT) -> str:
+        """Run one of SLURM's commands in the folder ``cwd`` and return what it prints."""
+        done = subprocess.run(command, cwd=cwd, env=self.env, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout.strip()
 
-    def submit(self, script: Path | str, *arguments: object, options: Sequence[str] = ()) -> int:
-        """Submit ``script`` with sbatch's ``options`` and the script's own ``arguments``; return the job's id."""
-        output = self.folder / ("job-%A-%a.out" if any(o.startswith("--array") for o in options) else "job-%j.out")
+    def submit(
+        self, script: Path | str, *arguments: object, options: Sequence[str] = (), array: bool = False, cwd: Path = ROOT
+    ) -> int:
+        """Submit ``script`` from ``cwd`` with sbatch's ``options`` and its own ``arguments``; return the job's id."""
+        output = self.folder / ("job-%A-%a.out" if array else "job-%j.out")
         command = ["sbatch", "--parsable", f"--output={output}", *options, str(script), *map(str, arguments)]
-        return int(self.run(*command))
+        return int(self.run(*command, cwd=cwd))
 
     def wait(self, job: int, timeout: float) -> JobResult:
         """Return how ``job`` ended; fail the test if it has not within ``timeout`` seconds."""

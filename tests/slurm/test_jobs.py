@@ -97,7 +97,7 @@ def test_tasks_of_an_array_share_the_work(two_nodes, tmp_path):
         print(slurm.job().id, slurm.array_share())
     """
     script = batch_script(tmp_path, "srun python $PROGRAM", program)
-    job = two_nodes.submit(script, options=("--array=2-6:2",))
+    job = two_nodes.submit(script, options=("--array=2-6:2",), array=True)
     result = two_nodes.wait(job, 60)
     assert result.state == "COMPLETED", result.output
     assert sorted(result.output.splitlines()) == [f"{job}_{task} ({task // 2 - 1}, 3)" for task in (2, 4, 6)]

@@ -1,0 +1,82 @@
+"""The scripts that users submit, as they are: what they ask of a cluster, and what they start."""
+
+import shutil
+import venv
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slurm
+
+ROOT = Path(__file__).parents[2]
+A800 = "--config configs/cluster/a800.yaml"
+# script: nodes, GPUs a node = tasks a node, array tasks, the command it starts
+SCRIPTS = {
+    "train_dit_S": (1, 8, 1, f"mmldm train dit --config configs/dit/S.yaml {A800}"),
+    "train_dit_B": (2, 8, 1, f"mmldm train dit --config configs/dit/B.yaml {A800}"),
+    "train_dit_L": (2, 8, 1, f"mmldm train dit --config configs/dit/L.yaml {A800}"),
+    "train_autoencoder": (1, 8, 1, f"mmldm train autoencoder --config configs/autoencoder/audioset.yaml {A800}"),
+    "encode_latents": (1, 1, 1, "python data_tools/shard.py latents"),
+    "sample": (1, 1, 8, "mmldm sample"),
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project folder with the scripts and an environment whose programs only say how they were called."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "slurm", folder / "slurm")
+    venv.create(folder / ".venv")
+    for name in ("mmldm", "python"):
+        program = folder / ".venv/bin" / name
+        program.unlink(missing_ok=True)
+        program.write_text(f'#!/bin/sh\necho "started: {name} $*, $OMP_NUM_THREADS of $SLURM_CPUS_PER_TASK"\n')
+        program.chmod(0o755)
+    return folder
+
+
+def test_every_script_is_tried():
+    assert {script.stem for script in (ROOT / "slurm").glob("*.sh")} == {*SCRIPTS, "prologue"}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_asks_for_its_nodes_and_starts_its_tasks(two_nodes, project, name):
+    nodes, gpus, array, command = SCRIPTS[name]
+    job = two_nodes.submit(f"slurm/{name}.sh", "key=a b", "--flag", array=array > 1, cwd=project)
+    result = two_nodes.wait(job, 30)
+    assert result.state == "COMPLETED", result.output
+    tasks = two_nodes.tasks(job)
+    assert len(tasks) == array
+    for task in tasks:
+        assert task["JobName"] == name
+        assert task["Features"] == "a800"
+        assert task["NumNodes"] == str(nodes)
+        assert task["TresPerNode"] == f"gres:gpu:{gpus}"
+        assert task["Requeue"] == "1"
+    started = [line for line in result.output.splitlines() if line.startswith("started")]
+    assert started == [f"started: {command} key=a b --flag, 1 of 8"] * (nodes * gpus * array)
+    assert result.output.count(f"({name}") == array  # the prologue's line of facts
+
+
+def test_the_v100_variant_is_a_matter_of_options(two_nodes, project):
+    options = ("--constraint=v100", "--cpus-per-task=5", "--nodes=1")
+    v100 = ("--config", "configs/cluster/v100.yaml")
+    job = two_nodes.submit("slurm/train_dit_L.sh", *v100, options=options, cwd=project)
+    result = two_nodes.wait(job, 30)
+    assert two_nodes.tasks(job)[0]["Features"] == "v100"
+    assert f"L.yaml {A800} {' '.join(v100)}, 1 of 5\n" in result.output  # later files win
+
+
+def test_outside_of_the_project_the_job_says_where_it_looked(two_nodes, tmp_path):
+    job = two_nodes.submit(ROOT / "slurm/sample.sh", options=("--array=0",), cwd=tmp_path)
+    result = two_nodes.wait(job, 30)
+    assert result.state == "FAILED"
+    assert f"{tmp_path}/slurm/prologue.sh: No such file" in result.output
+
+
+def test_without_mmldm_the_job_says_what_to_install(two_nodes, project, tmp_path):
+    shutil.copytree(project / "slurm", tmp_path / "slurm")
+    options = ("--array=0", "--export=SLURM_CONF,PATH=/usr/bin:/bin")
+    result = two_nodes.wait(two_nodes.submit("slurm/sample.sh", options=options, cwd=tmp_path), 30)
+    assert result.state == "FAILED"
+    assert f"no mmldm in {tmp_path}/.venv nor on PATH" in result.output
