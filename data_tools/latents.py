@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmldm_scale.media.audio_image import AudioImage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,6 +23,7 @@ from data_tools.progress import progress
 from data_tools.workers import as_is, quiet
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.errors import UserError
+from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.pixels import to_signal
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder.model import Autoencoder
@@ -80,7 +80,7 @@ def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, 
     plan = _begin(clips, output, pretrained.find(autoencoder, "autoencoder"))
     missing = missing_shards(output, len(source.manifest.shards))
     model = Autoencoder.from_pretrained(autoencoder).eval()
-    encoder = Encoder(model, AudioImage(source.manifest.media), _device(device))
+    encoder = Encoder(model, source.manifest.media, _device(device))
     batches = [_batches(source.shard_range(number), batch_size) for number in missing]
     loader = DataLoader(
         _Clips(source, [batch for shard in batches for batch in shard]),
@@ -100,10 +100,10 @@ def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, 
 class Encoder:
     """Clips in, posteriors of sound, picture and mirrored picture out, on one device and in float32."""
 
-    def __init__(self, autoencoder: Autoencoder, audio_image: AudioImage, device: torch.device) -> None:
+    def __init__(self, autoencoder: Autoencoder, media: MediaConfig, device: torch.device) -> None:
         torch.backends.cudnn.deterministic = True  # the same clips give the same bytes again
         self._autoencoder = autoencoder.to(device)
-        self._audio_image = audio_image.to(device)
+        self._audio_image = AudioImage(media)
         self._device = device
 
     @torch.inference_mode()

@@ -54,7 +54,7 @@ def _decode_jpeg(data: bytes | memoryview) -> np.ndarray:
             if image.width * image.height > PIXEL_LIMIT:
                 raise ValueError(f"a frame of {image.width}×{image.height} pixels is too large")
             return np.asarray(image.convert("RGB"))  # (H, W, 3)
-    except OSError as error:  # Pillow's word for anything that is no whole JPEG
+    except (OSError, Image.DecompressionBombError) as error:  # Pillow's words for what is no whole, sane JPEG
         raise ValueError(f"a frame is no whole JPEG: {error}") from None
 
 

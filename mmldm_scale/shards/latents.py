@@ -7,6 +7,7 @@ order, give the per-channel :func:`statistics` of the latents as they will be dr
 
 import functools
 import io
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 AUDIO, VIDEO, MIRRORED = "audio.npy", "video.npy", "mirrored.npy"
+_HALF = np.dtype("<f2")
 Sums = dict[str, dict[str, Any]]
 
 
@@ -106,7 +108,7 @@ def _add(totals: Sums, modality: str, mean: np.ndarray, logvar: np.ndarray) -> N
 def _encode_array(name: str, mean: np.ndarray, logvar: np.ndarray) -> bytes:
     exact = np.stack([mean, logvar])  # (2, C, H, W)
     with np.errstate(over="ignore"):  # found out below
-        half = exact.astype("<f2")
+        half = exact.astype(_HALF)
     if not np.isfinite(half).all():
         largest = np.abs(exact).max()  # NaN if there is one
         raise ValueError(f"{name}: holds values that float16 cannot: largest magnitude {largest:g}")
@@ -117,18 +119,19 @@ def _encode_array(name: str, mean: np.ndarray, logvar: np.ndarray) -> bytes:
 
 def _decode_array(name: str, data: bytes | memoryview) -> np.ndarray:
     start = 10 + int.from_bytes(data[8:10], "little")  # a version 1.0 header: magic, version, length, text
-    shape = _shape(bytes(data[:start]))
-    if len(data) - start != 2 * int(np.prod(shape)):
-        raise ValueError(f"{name}: {len(data)} bytes do not hold a float16 array of shape {shape}")
-    return np.frombuffer(data, "<f2", offset=start).reshape(shape)  # (2, C, H, W)
+    shape, size = _layout(bytes(data[:start]))
+    if len(data) - start != size:
+        raise ValueError(f"{name}: {len(data) - start} bytes do not hold a float16 array of shape {shape}")
+    return np.frombuffer(data, _HALF, offset=start).reshape(shape)  # (2, C, H, W)
 
 
-@functools.lru_cache(maxsize=64)  # all samples of a set share three headers
-def _shape(header: bytes) -> tuple[int, ...]:
+@functools.lru_cache(maxsize=64)  # all samples of a set share two headers
+def _layout(header: bytes) -> tuple[tuple[int, ...], int]:
+    """Return the shape that an npy header states, and the bytes that its array takes."""
     stream = io.BytesIO(header)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("an array in another version of the npy format than 1.0")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran_order or dtype != np.dtype("<f2") or len(shape) != 4 or shape[0] != 2:
+    if fortran_order or dtype != _HALF or len(shape) != 4 or shape[0] != 2:
         raise ValueError(f"an array of {dtype} with shape {shape}; float16 (2, C, H, W) fits")
-    return shape
+    return shape, math.prod(shape) * _HALF.itemsize

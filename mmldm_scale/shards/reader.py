@@ -6,8 +6,10 @@ set may be handed to loader workers. Truncated or swapped files are refused on o
 :class:`DamagedSample` when the sample is read, before anything uses it.
 """
 
+import functools
 import json
 import mmap
+import resource
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ from mmldm_scale.shards.files import DamagedSet
 from mmldm_scale.shards.index import ShardIndex
 from mmldm_scale.shards.manifest import Kind, Manifest
 
-OPEN_TARS = 256  # a mapped tar keeps a file descriptor, and many systems allow a process 1,024
+_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+OPEN_TARS = 4096 if _FILES == resource.RLIM_INFINITY else _FILES // 2  # a mapped tar keeps a file descriptor
 
 
 class DamagedSample(Exception):
@@ -29,11 +32,18 @@ class DamagedSample(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One sample: its members as views of the mapped tar ("json" included) and ``meta``, the parsed "json" member."""
+    """One sample: its key and its members ("json" included) as views of the mapped tar."""
 
     key: str
     members: dict[str, memoryview]
-    meta: dict[str, Any]
+
+    @functools.cached_property
+    def meta(self) -> dict[str, Any]:
+        """The parsed "json" member: path, start, label, class, …"""
+        try:
+            return json.loads(str(self.members["json"], "utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DamagedSample(f"sample {self.key}: its json member is none: {error}") from None
 
 
 class ShardSet:
@@ -83,11 +93,7 @@ class ShardSet:
             raise DamagedSample(f"{self._where(index, shard)}: its bytes do not match their checksum")
         places = zip(self.members, self._offsets[index].tolist(), self._sizes[index].tolist(), strict=True)
         members = {name: tar[offset : offset + size] for name, offset, size in places}
-        try:
-            meta = json.loads(bytes(members["json"]))
-        except (ValueError, RecursionError) as error:
-            raise DamagedSample(f"{self._where(index, shard)}: its json member is none: {error}") from None
-        return Sample(self.key(index), members, meta)
+        return Sample(self.key(index), members)
 
     def key(self, index: int) -> str:
         """Return the key of sample ``index`` without reading it."""

@@ -74,7 +74,11 @@ class ShardWriter:
             statistics=statistics,
         )
         self._tar.commit()
-        index.write(self._folder)
+        try:
+            index.write(self._folder)
+        except BaseException:
+            self._tar.path.unlink()  # it would only take room until the next run removes it
+            raise
         return index
 
     def __enter__(self) -> "ShardWriter":
