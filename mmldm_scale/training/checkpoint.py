@@ -238,7 +238,10 @@ def _sync(path: Path) -> None:
 def _forbidden(folder: Path) -> str | None:
     """Say which of DeepSpeed's files in ``folder`` refers to anything but plain data."""
     for file in sorted((folder / ENGINE).glob("*.pt")):
-        unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) - ALLOWED_GLOBALS
+        try:
+            unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) - ALLOWED_GLOBALS
+        except Exception as error:  # whatever it is, the file is none that DeepSpeed wrote
+            return f"{file}: cannot be examined, so it is not loaded: {' '.join(str(error).split())[:200]}"
         if unsafe:
             return f"{file}: refers to {', '.join(sorted(unsafe))}, which no checkpoint of ours does; not loaded"
     return None

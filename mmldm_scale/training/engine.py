@@ -73,12 +73,13 @@ def build(module: nn.Module, config: TrainingConfig, world: World) -> deepspeed.
     on_gpu = world.device.type == "cuda" and not config.offload_optimizer
     optimizer = EMAAdamW(
         parameters,
-        lr=config.learning_rate,
+        lr=0.0,  # the loop sets it before each step
         betas=config.betas,
         weight_decay=config.weight_decay,
         fused=on_gpu,
     )
     engine, *_ = deepspeed.initialize(model=module, model_parameters=parameters, optimizer=optimizer, config=settings)
+    optimizer.state.clear()  # ZeRO 0 in low precision has taken an empty step, which Adam would count as its first
     limit_every_group(config.collective_timeout)
     return engine
 

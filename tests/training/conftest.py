@@ -1,12 +1,13 @@
 """The fixture that trains the toy task."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.training.harness import ENVIRONMENT, Finished, command
+from mmldm_scale.training import distributed
+from tests.training.harness import ENVIRONMENT, EVERY_STEP, Finished, command
 
 
 @pytest.fixture
@@ -26,3 +27,19 @@ def train(tmp_path: Path) -> Callable[..., Finished]:
         return Finished(folder, done.returncode, done.stdout)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run of two processes, ZeRO-2 and ten steps, with a checkpoint after each."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = subprocess.run(command(folder, *EVERY_STEP), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return Finished(folder, done.returncode, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def alone() -> Iterator[distributed.World]:
+    """This process as a world of one."""
+    yield distributed.start(timeout=20.0)
+    distributed.stop()

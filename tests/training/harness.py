@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TOY = Path(__file__).with_name("toy.py")
+EVERY_STEP = ("training.checkpoint_every=16", "training.keep_checkpoints=100")
 
 
 @dataclass

@@ -10,17 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.harness import ENVIRONMENT, Finished, command
-
-EVERY_STEP = ("training.checkpoint_every=16", "training.keep_checkpoints=100")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = subprocess.run(command(folder, *EVERY_STEP), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return Finished(folder, done.returncode, done.stderr)
+from tests.training.harness import ENVIRONMENT, EVERY_STEP, Finished, command
 
 
 def weights(run: Path, step: int = 160) -> dict[str, torch.Tensor]:

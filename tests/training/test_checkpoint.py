@@ -1,0 +1,150 @@
+"""Checkpoints: damage of every kind is noticed before anything is loaded, and the good one before it is used."""
+
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mmldm_scale.errors import UserError
+from mmldm_scale.training.checkpoint import MANIFEST, Checkpoints, DamagedCheckpoint, read_manifest
+from tests.training.harness import ENVIRONMENT, EVERY_STEP, command
+
+LAST, BEFORE = "step-000000000160", "step-000000000144"
+
+
+@pytest.fixture
+def run(tmp_path: Path, undisturbed) -> Path:
+    """A copy of the undisturbed run with its last two checkpoints."""
+    shutil.copytree(undisturbed.run, tmp_path / "run")
+    for folder in (tmp_path / "run/checkpoints").iterdir():
+        if folder.name not in (LAST, BEFORE):
+            shutil.rmtree(folder)
+    return tmp_path / "run"
+
+
+def newest(run: Path, alone) -> str:
+    return Checkpoints(run, alone, keep=3).newest().name
+
+
+def test_newest_whole_checkpoint_is_found(run, alone) -> None:
+    (run / "checkpoints/step-000000000176.tmp").mkdir()
+    assert newest(run, alone) == LAST
+
+
+def test_manifest_covers_every_file_and_no_code_lies_among_them(run) -> None:
+    manifest = read_manifest(run / "checkpoints" / LAST)
+    present = {p.relative_to(run / "checkpoints" / LAST).as_posix() for p in (run / "checkpoints" / LAST).rglob("*.*")}
+    assert present == {*manifest.files, MANIFEST}
+    assert not [name for name in present if name.endswith(".py")]
+    assert (manifest.samples_seen, manifest.world_size, manifest.zero_stage) == (160, 2, 2)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damage_is_reported_and_the_checkpoint_before_is_used(run, alone, capfd, seed: int) -> None:
+    dice = random.Random(seed)
+    file = dice.choice(sorted(p for p in (run / "checkpoints" / LAST).rglob("*") if p.is_file()))
+    kind = dice.choice(["flip", "cut", "remove", "grow"])
+    content = bytearray(file.read_bytes())
+    if kind == "flip":
+        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+    elif kind == "cut":
+        del content[dice.randrange(len(content)) :]
+    elif kind == "grow":
+        content += b"x"
+    file.unlink() if kind == "remove" else file.write_bytes(content)
+    if file.name == MANIFEST and _says_the_same(file, run / "checkpoints" / LAST, kind):
+        pytest.skip("the flip fell on white space or on a version's name")
+    assert newest(run, alone) == BEFORE
+    assert LAST in capfd.readouterr().err
+
+
+def _says_the_same(file: Path, folder: Path, kind: str) -> bool:
+    """Whether a damaged manifest still describes the same files."""
+    if kind == "remove":
+        return False
+    try:
+        files = read_manifest(folder).files
+    except DamagedCheckpoint:
+        return False
+    before = json.loads((folder.parent / BEFORE / MANIFEST).read_text())["files"]
+    return (
+        all((folder / name).is_file() and (folder / name).stat().st_size == size for name, (size, _) in files.items())
+        and files.keys() == before.keys()
+    )
+
+
+def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(run, alone) -> None:
+    for name in (LAST, BEFORE):
+        (run / "checkpoints" / name / "weights/model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="none of its 2 checkpoints is whole"):
+        newest(run, alone)
+
+
+def test_manifest_that_names_a_file_outside_is_damaged(run) -> None:
+    manifest = run / "checkpoints" / LAST / MANIFEST
+    fields = json.loads(manifest.read_text())
+    fields["files"]["../../../etc/passwd"] = [1, "0"]
+    manifest.write_text(json.dumps(fields))
+    with pytest.raises(DamagedCheckpoint, match="outside the checkpoint"):
+        read_manifest(manifest.parent)
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_checkpoint_that_would_run_code_is_refused(run, tmp_path) -> None:
+    """Even with a manifest that fits, as an attacker would write it."""
+    folder, proof = run / "checkpoints" / LAST, tmp_path / "proof"
+    file = folder / "engine/mp_rank_00_model_states.pt"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Evil(proof), protocol=2))
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    fields = json.loads((folder / MANIFEST).read_text())
+    fields["files"]["engine/mp_rank_00_model_states.pt"] = [
+        file.stat().st_size,
+        hashlib.sha256(file.read_bytes()).hexdigest(),
+    ]
+    (folder / MANIFEST).write_text(json.dumps(fields))
+    done = subprocess.run(
+        command(run, *EVERY_STEP, "training.total_samples=320"),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "mkdir" in done.stderr
+    assert "not loaded" in done.stderr
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "processes", "complaint"),
+    [
+        ("training.zero_stage=2", 1, "was written by 2 processes and ZeRO-2; start 2 processes, not 1"),
+        ("training.zero_stage=1", 2, "begun with training.zero_stage=2"),
+    ],
+)
+def test_checkpoint_that_does_not_fit_is_refused_in_one_line(run, override, processes, complaint) -> None:
+    done = subprocess.run(
+        command(run, *EVERY_STEP, "training.total_samples=320", override, processes=processes),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert complaint in done.stderr

@@ -1,0 +1,51 @@
+"""What a run leaves in TensorBoard and in its log, also after it was killed and carried on."""
+
+import json
+import wave
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mmldm_scale.training.monitor import Monitor
+
+
+def events(run: Path) -> EventAccumulator:
+    reader = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0, "audio": 0, "scalars": 0})
+    reader.Reload()
+    return reader
+
+
+def test_resumed_run_shows_each_step_once(tmp_path) -> None:
+    first = Monitor(tmp_path, 0, 100)
+    for seen in (10, 20, 30):
+        first.scalars(seen, {"loss": float(seen)})
+    first.close()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"samples_seen": 40, "lo')  # killed in the middle of a line
+    second = Monitor(tmp_path, 20, 100)
+    second.scalars(30, {"loss": 31.0})
+    second.close()
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(r["samples_seen"], r["loss"]) for r in records] == [(10, 10.0), (20, 20.0), (30, 31.0)]
+    assert [(e.step, e.value) for e in events(tmp_path).Scalars("loss")] == [(10, 10.0), (20, 20.0), (30, 31.0)]
+
+
+def test_pictures_moving_pictures_and_sound_come_back(tmp_path) -> None:
+    monitor = Monitor(tmp_path, 0, 100)
+    media = monitor.media(10)
+    frames = np.zeros((4, 8, 12, 3), np.uint8)
+    frames[2, :, :, 0] = 255
+    media.video("moving", frames, fps=5.0)
+    media.image("still", torch.ones(3, 6, 6))
+    media.audio("sound", torch.sin(torch.arange(800) / 5), 8000)
+    monitor.close()
+    reader = events(tmp_path)
+    gif = Image.open(BytesIO(reader.Images("moving")[0].encoded_image_string))
+    assert (gif.n_frames, gif.size, gif.info["duration"]) == (4, (12, 8), 200) or gif.n_frames == 3  # equal ones merge
+    assert Image.open(BytesIO(reader.Images("still")[0].encoded_image_string)).size == (6, 6)
+    with wave.open(BytesIO(reader.Audio("sound")[0].encoded_audio_string)) as sound:
+        assert (sound.getframerate(), sound.getnframes()) == (8000, 800)
