@@ -1,0 +1,54 @@
+# make demo          everything once, in small: videos, shards, training, sampling (VIDEOS=dir takes your own videos)
+# make test          the tests; as root on Debian it installs SLURM for those that need one
+# make lint          ruff
+# make install       the environment .venv with the command mmldm
+# make clean         removes .venv and what building left; not demo/ and runs/
+#
+# Needs Python 3.11. Which versions get installed: CONSTRAINTS=constraints-cu126.txt is the set for V100s.
+
+PYTHON ?= python3.11
+VENV := .venv
+CONSTRAINTS ?= constraints.txt
+VIDEOS ?=
+
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+APT := export DEBIAN_FRONTEND=noninteractive; apt-get update -q && apt-get install -q -y --no-install-recommends
+CAN_APT = [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null
+
+.PHONY: demo test lint install clean slurm
+.DELETE_ON_ERROR:
+
+demo: install
+	$(VENV)/bin/python -m data_tools.demo $(if $(VIDEOS),--videos "$(VIDEOS)")
+
+test: $(VENV)/installed-dev slurm
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+
+install: $(VENV)/installed
+
+# Stamps: pip runs once, and again when what is asked of it changes.
+$(VENV)/installed: setup.cfg pyproject.toml $(wildcard constraints*.txt) | $(VENV)/bin/python
+	$(PIP) install -c $(CONSTRAINTS) -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) install -c $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+# Debian keeps the part of Python that makes environments in a package of its own.
+$(VENV)/bin/python:
+	@command -v $(PYTHON) > /dev/null || { \
+		echo "make: $(PYTHON) not found; install Python 3.11, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c "import ensurepip" 2> /dev/null || if $(CAN_APT); then $(APT) python3-venv; else \
+		echo "make: $(PYTHON) has no ensurepip; install Debian's python3-venv (as root)" >&2; exit 1; fi
+	$(PYTHON) -m venv $(VENV)
+
+slurm:
+	@if $(CAN_APT) && ! command -v slurmctld slurmd munged sbatch > /dev/null; then $(APT) slurm-wlm munge; fi
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
