@@ -48,7 +48,7 @@ def train(build_task: Callable[[Any], Task], schema: Any) -> int:
         stopped = trainer.run(wish)
     finally:
         stop()
-    if stopped and world.first:
+    if stopped and world.first and slurm.job():
         slurm.requeue()
     return EXIT_STOPPED if stopped else 0
 

@@ -1,0 +1,49 @@
+#!/bin/bash
+# The main job once, in small: videos, clip shards, autoencoder, latent shards, DiT, sampled videos with sound.
+#
+#   ./demo.sh             on a procedural corpus that it makes
+#   ./demo.sh DIR         on your own videos
+#
+# `make demo` sets up .venv and calls this. Every step carries on where it was stopped, so run it again after an
+# interruption. Data go to demo/NAME, runs to runs/NAME.
+
+set -euo pipefail
+cd "$(dirname "$0")"
+[[ -d .venv ]] && PATH="$PWD/.venv/bin:$PATH"
+
+videos=${1:-demo/corpus/videos}
+name=demo${1:+_$(basename "$(realpath "$1")" | tr -c '[:alnum:]\n' _)}
+data=demo/${name#demo_} runs=runs/$name
+[[ -n "${1:-}" ]] || data=demo/corpus
+
+step() {
+    echo
+    echo "[$((SECONDS / 60)):$(printf %02d $((SECONDS % 60)))] $*"
+    "$@"
+}
+
+if [[ -z "${1:-}" ]]; then
+    step python data_tools/corpus.py --output "$videos" --videos 48 --seconds 4 --seed 0
+fi
+step python data_tools/shard.py clips --source folder --input "$videos" --output "$data/clips" \
+    --config configs/data/demo.yaml
+step mmldm train kl-vae --config configs/autoencoder/kl_vae_demo.yaml shards="$data/clips" run="$runs/kl_vae"
+step mmldm train autoencoder --config configs/autoencoder/demo.yaml \
+    shards="$data/clips" kl_vae="$runs/kl_vae" run="$runs/autoencoder"
+step python data_tools/shard.py latents --input "$data/clips" --output "$data/latents" --autoencoder "$runs/autoencoder"
+step mmldm train dit --config configs/dit/demo.yaml --processes 2 shards="$data/latents" run="$runs/dit"
+for task in svg a2v v2a; do
+    input=()
+    [[ $task == svg ]] || input=(--input "$videos")
+    step mmldm sample --checkpoint "$runs/dit" --task $task --num-samples 8 --output "$runs/samples" \
+        --config configs/sample/demo.yaml "${input[@]}"
+done
+
+cat <<END
+
+[$((SECONDS / 60)):$(printf %02d $((SECONDS % 60)))] done
+  samples      $runs/samples/*.mp4
+  gallery      $runs/samples/index.html
+  checkpoints  $runs/{kl_vae,autoencoder,dit}/checkpoints
+  TensorBoard  .venv/bin/tensorboard --logdir runs
+END
