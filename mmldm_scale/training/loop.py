@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmldm_scale.cluster import slurm
 from mmldm_scale.config import TrainingConfig
+from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.training import engine as engines
 from mmldm_scale.training import speed
 from mmldm_scale.training.checkpoint import Checkpoints
@@ -25,8 +26,6 @@ from mmldm_scale.training.optimizer import ema_decay, learning_rate
 from mmldm_scale.training.run import begin
 from mmldm_scale.training.signals import EXIT_STOPPED, StopRequest
 from mmldm_scale.training.task import Task
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(build_task: Callable[[Any], Task], schema: Any) -> int:
