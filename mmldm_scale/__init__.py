@@ -16,7 +16,7 @@ _HOMES = {
     "ShardSet": "mmldm_scale.shards.reader",
 }
 
-__all__ = ["PRESETS", "Autoencoder", "DiT", "Pipeline", "ShardSet"]  # noqa: F822 - found by __getattr__
+__all__ = ["PRESETS", "Autoencoder", "DiT", "Pipeline", "ShardSet"]
 
 
 def __getattr__(name: str) -> Any:
