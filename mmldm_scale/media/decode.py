@@ -24,7 +24,7 @@ from av.video.reformatter import Interpolation
 
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import Clip, MediaError
-from mmldm_scale.media.track import Entry, Track, find_stream, open_container
+from mmldm_scale.media.track import MAX_PIXELS, Entry, Track, find_stream, open_container, read_packets
 
 MAX_SECONDS = 48 * 3600.0  # a file that claims more is refused
 SLACK = 0.1  # seconds that a window may reach past the end: MP3 sound in MP4 stops up to 0.08 s before its picture
@@ -44,7 +44,7 @@ class MediaInfo:
     height: int  # pixels, as coded
     fps: float  # mean frames per second
     has_audio: bool
-    sample_rate: int  # Hz; 0 without sound
+    sample_rate: int  # Hz; 0 if there is no sound or none that can be decoded
 
 
 def probe(path: Path) -> MediaInfo:
@@ -68,7 +68,7 @@ def probe(path: Path) -> MediaInfo:
             height=video.height,
             fps=float(video.average_rate or 0),
             has_audio=audio is not None,
-            sample_rate=audio.sample_rate if audio is not None else 0,
+            sample_rate=getattr(audio, "sample_rate", 0),  # also 0 where no decoder knows the sound
         )
 
 
@@ -130,7 +130,7 @@ def _scanned_span(path: Path, index: int) -> tuple[float, float]:
         stream = container.streams[index]
         frame = 1 / stream.average_rate if stream.type == "video" and stream.average_rate else 0
         try:
-            for packet in container.demux(stream):
+            for packet in read_packets(container, stream):
                 if packet.pts is not None:
                     time = float(packet.pts * packet.time_base)
                     length = float(packet.duration * packet.time_base) if packet.duration else float(frame)
@@ -138,8 +138,8 @@ def _scanned_span(path: Path, index: int) -> tuple[float, float]:
         except av.FFmpegError as error:
             if end < start:
                 raise MediaError("corrupt", f"{path}: {error.strerror}") from None
-    if end < start:
-        raise MediaError("corrupt", f"{path}: its {stream.type} stream has no timestamps")
+        if end < start:
+            raise MediaError("corrupt", f"{path}: its {stream.type} stream has no timestamps")
     return start, end
 
 
@@ -191,22 +191,27 @@ def _show(track: Track, entry: Entry | None, media: MediaConfig) -> np.ndarray |
         return MediaError("corrupt", f"{track.path}: its beginning holds no picture that can be decoded")
     if isinstance(entry.content, MediaError):
         return entry.content
-    return fit_picture(entry.content, track.stream.sample_aspect_ratio, media)
+    try:
+        return fit_picture(entry.content, track.stream.sample_aspect_ratio, media)
+    except (av.FFmpegError, ValueError) as error:
+        return MediaError("corrupt", f"{track.path}: picture at {entry.time:.3f} s: {error}")
 
 
 def fit_picture(frame: VideoFrame, pixel_aspect: object, media: MediaConfig) -> np.ndarray:
     """Return ``frame`` as a (S, S, 3) uint8 RGB picture, turned upright, its shape kept.
 
     ``media.fit`` "crop" scales the shorter side to S and takes the centre, "pad" scales the longer side to S and puts
-    the picture in the middle of black.
+    the picture in the middle of black. Raises ValueError for a shape so narrow that scaling it would fill the memory.
     """
     size = media.size
     shape = np.array([frame.height, frame.width * float(pixel_aspect or 1)])  # as shown
     reference = shape.min() if media.fit == "crop" else shape.max()
     height, width = (max(1, round(side * size / reference)) for side in shape)
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{frame.width}×{frame.height} pixels are too narrow to be scaled to {size}×{size}")
     smooth = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
     small = frame.reformat(width, height, "rgb24", interpolation=smooth, threads=1).to_ndarray()
-    small = np.rot90(small, frame.rotation // 90)
+    small = np.rot90(small, round(frame.rotation / 90))
     height, width = small.shape[:2]
     if media.fit == "crop":
         top, left = (height - size) // 2, (width - size) // 2
@@ -259,17 +264,14 @@ def _window_sounds(track: Track, starts: list[float], zero: float, media: MediaC
 def _pieces(track: Track, time: float, zero: float) -> Iterator[_Piece]:
     """Yield the sound from ``time`` (seconds, container clock) or earlier on, without overlaps, gaps left out."""
     rate = track.stream.sample_rate
-    mixer = AudioResampler(format="fltp", layout="mono", rate=rate, options={"rematrix_maxval": "1"})
+    mix = _Mixer(track)
     end: int | None = None  # of the sound so far
     fault: MediaError | None = None
     for entry in track.entries(time):
-        content = entry.content
-        if isinstance(content, AudioFrame) and content.sample_rate != rate:
-            content = MediaError("corrupt", f"{track.path}: its sample rate changes from {rate} Hz on the way")
-        if isinstance(content, MediaError):
-            fault = content
+        samples = entry.content if isinstance(entry.content, MediaError) else mix(entry.content)
+        if isinstance(samples, MediaError):
+            fault = samples
             continue
-        samples = _mono(content, mixer)
         first = round((entry.time - zero) * rate)
         if end is not None and abs(first - end) <= JITTER * rate:
             first = end
@@ -284,10 +286,26 @@ def _pieces(track: Track, time: float, zero: float) -> Iterator[_Piece]:
         yield _Piece(end or 0, 1 << 62, fault)
 
 
-def _mono(frame: AudioFrame, mixer: AudioResampler) -> np.ndarray:
-    """Return the (N,) float32 mix of all channels, of which none can get louder than it was."""
-    mixed = [part.to_ndarray()[0] for part in mixer.resample(frame)]
-    return np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
+class _Mixer:
+    """Mixes frames down to one channel, none of which can get louder than it was."""
+
+    def __init__(self, track: Track) -> None:
+        self.track = track
+        self.kind: tuple[str, str] | None = None  # sample format and layout of the frame before
+
+    def __call__(self, frame: AudioFrame) -> np.ndarray | MediaError:
+        """Return the (N,) float32 mix of ``frame``, or why there is none."""
+        rate = self.track.stream.sample_rate
+        if frame.sample_rate != rate:
+            text = f"{self.track.path}: its sample rate changes from {rate} to {frame.sample_rate} Hz on the way"
+            return MediaError("corrupt", text)
+        if self.kind != (frame.format.name, frame.layout.name):
+            self.kind = (frame.format.name, frame.layout.name)
+            self.mixer = AudioResampler(format="fltp", layout="mono", rate=rate, options={"rematrix_maxval": "1"})
+        try:
+            return np.concatenate([part.to_ndarray()[0] for part in self.mixer.resample(frame)])
+        except (av.FFmpegError, ValueError) as error:
+            return MediaError("corrupt", f"{self.track.path}: sound that cannot be mixed down: {error}")
 
 
 def _lay_out(pieces: deque[_Piece], first: int, end: int) -> np.ndarray:

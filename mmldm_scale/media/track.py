@@ -5,6 +5,7 @@ badly interleaved file costs no memory. Decoders run single-threaded: their outp
 in every process. libav's own log stays off (PyAV's default, stated here): each fault reaches us as an error code.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -25,6 +26,7 @@ MAX_PIXELS = 8192 * 8192  # of one picture: beyond it a file is refused instead 
 IO_TIMEOUT = 30.0  # seconds that opening a file or reading a packet may take
 PREROLL = 1.0  # seconds decoded ahead of a seek's target: sound codecs need some, and seeking is by decoding time
 
+COUNTED = ("avi",)  # formats whose timestamps are counted packets, which come out wrong behind a seek
 FAULT_DELAY = 0.002  # seconds after the last good frame's time from which a fault holds, so that frame still counts
 
 
@@ -60,6 +62,12 @@ def find_stream(container: InputContainer, kind: Literal["video", "audio"]) -> S
     return best if best in candidates else next(iter(candidates), None)
 
 
+def read_packets(container: InputContainer, stream: Stream) -> Iterator[av.Packet]:
+    """Yield the packets of ``stream`` and the empty one at the end that flushes its decoder."""
+    with contextlib.suppress(IndexError):  # PyAV ends so where other streams turned up on the way
+        yield from container.demux(stream)
+
+
 class Track:
     """The video or audio stream of a file, decoded forward from any time.
 
@@ -77,7 +85,7 @@ class Track:
         stream = find_stream(self.container, self.kind)
         if stream is None:
             raise MediaError(f"no_{self.kind}_stream", f"{self.path}: {self.container.format.name}")
-        if stream.codec_context is None:
+        if stream.codec_context is None or (self.kind == "audio" and not stream.sample_rate):
             raise MediaError("unsupported_codec", f"{self.path}: {self.kind} stream")
         if self.kind == "video" and stream.width * stream.height > MAX_PIXELS:
             raise MediaError("too_large", f"{self.path}: {stream.width}×{stream.height} pixels")
@@ -102,7 +110,7 @@ class Track:
         Only one such iterator can be in use at a time. Where the file cannot seek to a frame at or before ``time``,
         it is decoded from its beginning.
         """
-        if time - PREROLL > self._start():
+        if time - PREROLL > self._start() and self.container.format.name not in COUNTED:
             entries = self._seek(time)
             if entries is not None:
                 return entries
@@ -150,7 +158,7 @@ class Track:
 
     def _packets(self) -> Iterator[tuple[av.Packet | None, list | MediaError]]:
         """Yield each packet with its frames, or with the fault that it is."""
-        packets = self.container.demux(self.stream)
+        packets = read_packets(self.container, self.stream)
         while True:
             try:
                 packet = next(packets)

@@ -1,0 +1,311 @@
+"""Clips are cut by time: sound and picture stay together whatever the file does, and faults stay where they are."""
+
+import os
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from mmldm_scale.config import AudioImageConfig, MediaConfig
+from mmldm_scale.media.clip import Clip, MediaError
+from mmldm_scale.media.decode import probe, read_clips
+
+RATE = 16000
+MEDIA = MediaConfig(frames=16, fps=20.0, size=32, audio=AudioImageConfig(sample_rate=RATE))  # 0.8 s
+HITS = (0.6, 1.1, 1.9)
+
+
+def read(path: Path, *starts: float, media: MediaConfig = MEDIA) -> list[Clip | MediaError]:
+    return list(read_clips(path, starts, media))
+
+
+def assert_in_step(clip: Clip, start: float, onsets, early: float = 0.0) -> None:
+    """The hits, and nothing else, are heard where they belong and seen in the first frame from then on.
+
+    ``early`` is how much sooner than at ``start`` the clip may begin, where a codec's priming counts as sound.
+    """
+    assert isinstance(clip, Clip), clip
+    flashes, beeps = onsets(clip, MEDIA.fps, RATE)
+    expected = [hit - start for hit in HITS if start <= hit < start + MEDIA.seconds - 0.05]
+    assert expected
+    assert len(beeps) == len(flashes) == len(expected)
+    for flash, beep, hit in zip(flashes, beeps, expected, strict=True):
+        assert -0.002 <= beep - hit <= early + 0.002
+        assert -0.002 <= flash - beep < 1 / MEDIA.fps + 0.001
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("a.mp4", {}),
+        ("a.mkv", {}),
+        ("a.mov", {}),
+        ("a.ts", {}),
+        ("a.flv", {}),
+        ("a.avi", {"video_codec": "mpeg4", "audio_codec": "pcm_s16le"}),
+        ("a.webm", {"video_codec": "libvpx-vp9", "audio_codec": "libopus", "rate": 48000}),
+        ("a.mkv", {"video_codec": "ffv1", "audio_codec": "pcm_s16le"}),
+        ("a.mp4", {"options": {"movflags": "frag_keyframe+empty_moov"}}),
+        ("a.mp4", {"rate": 16000, "layout": "mono"}),
+        ("a.mov", {"rate": 8000, "layout": "mono", "audio_codec": "pcm_s16le"}),
+        ("a.mp4", {"rate": 48000, "layout": "5.1"}),
+        ("a.mp4", {"pixels": "yuv420p10le"}),
+        ("a.mp4", {"pixels": "yuv444p", "size": (37, 51)}),
+    ],
+)
+def test_any_container_rate_layout_and_depth(tmp_path, record, onsets, name, made):
+    path = record(tmp_path / name, **made)
+    info = probe(path)
+    assert info.seconds == pytest.approx(2.5, abs=0.1)
+    assert info.has_audio
+    for start, clip in zip((0.0, 0.45, 1.5), read(path, 0.0, 0.45, 1.5), strict=True):
+        assert clip.frames.shape == (16, 32, 32, 3)
+        assert clip.frames.dtype == np.uint8
+        assert clip.waveform.shape == (MEDIA.audio_samples,)
+        assert clip.waveform.dtype == np.float32
+        assert_in_step(clip, start, onsets)
+        assert np.abs(clip.waveform).max() == pytest.approx(0.6, abs=0.12)  # downmixing keeps the level
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+@pytest.mark.parametrize(
+    ("picture", "sound"), [(0.0, 0.3), (0.3, 0.0), (0.0, 0.017), (1.0, 1.2), (-0.2, 0.0), (0.0, -0.2)]
+)
+def test_streams_that_start_at_different_times_stay_together(tmp_path, record, onsets, name, picture, sound):
+    if name == "a.mkv" and min(picture, sound) < 0:
+        pytest.skip("Matroska has no negative timestamps")
+    path = record(tmp_path / name, pictures=picture + np.arange(56) / 20, sound=(sound, sound + 2.8))
+    info = probe(path)
+    zero = max(picture, sound)  # on the clock of the hits
+    (clip,) = read(path, 0.25)
+    assert_in_step(clip, zero + 0.25, onsets, early=1024 / 44100)
+    assert info.seconds == pytest.approx(min(picture, sound) + 2.8 - zero, abs=0.1)
+
+
+def test_variable_frame_rate(tmp_path, record, onsets):
+    uneven = np.cumsum(np.tile([0.02, 0.11, 0.05, 0.033], 11)).round(3)
+    times = sorted({0.0, *uneven, *HITS, *(hit + 0.1 for hit in HITS)})
+    path = record(tmp_path / "a.mp4", pictures=times)
+    for start, clip in zip((0.1, 1.3), read(path, 0.1, 1.3), strict=True):
+        assert_in_step(clip, start, onsets)
+
+
+def test_a_picture_holds_until_the_next_one(tmp_path, record, onsets):
+    path = record(tmp_path / "a.mp4", pictures=[0.0, 0.6, 0.7, 1.1, 1.2, 1.9, 2.0, 2.45])
+    (clip,) = read(path, 0.5)
+    assert_in_step(clip, 0.5, onsets)
+
+
+def test_a_gap_in_the_sound_is_silence_and_shifts_nothing(tmp_path, record, onsets):
+    path = record(tmp_path / "a.mkv", audio_codec="pcm_s16le", gap=(0.8, 1.3))
+    clip, late = read(path, 0.5, 1.5)
+    flashes, beeps = onsets(clip, MEDIA.fps, RATE)
+    assert (flashes, beeps) == (pytest.approx([0.1, 0.6]), pytest.approx([0.1], abs=0.001))
+    assert not clip.waveform[round(0.35 * RATE) : round(0.75 * RATE)].any()
+    assert_in_step(late, 1.5, onsets)
+
+
+def test_resampling_neither_shifts_nor_scales(tmp_path, record):
+    path = record(tmp_path / "a.mkv", audio_codec="pcm_s16le", layout="mono")
+    (clip,) = read(path, 0.3)
+    times = 0.3 + np.arange(MEDIA.audio_samples) / RATE
+    inside = (times > 0.61) & (times < 0.69)
+    assert clip.waveform[inside] == pytest.approx(0.6 * np.cos(2 * np.pi * 1000 * times[inside]), abs=0.01)
+
+
+def test_overlapping_windows_equal_single_ones(tmp_path, record):
+    path = record(tmp_path / "a.mp4")
+    starts = [i / 20 for i in range(0, 34, 3)]
+    together = read(path, *starts)
+    for start, clip in zip(starts, together, strict=True):
+        (alone,) = read(path, start)
+        assert np.array_equal(clip.frames, alone.frames)
+        assert np.array_equal(clip.waveform, alone.waveform)
+
+
+@pytest.mark.parametrize("name", ["long.mp4", "long.mkv", "long.ts", "long.flv", "long.avi"])
+def test_seeking_gives_what_decoding_on_gives(tmp_path, record, name):
+    def paint(time: float, height: int, width: int) -> np.ndarray:
+        return np.full((height, width, 3), round(time * 1000) % 200 + 30, np.uint8)
+
+    codecs = {"video_codec": "mpeg4", "audio_codec": "pcm_s16le"} if name == "long.avi" else {}
+    path = record(tmp_path / name, pictures=np.arange(600) / 20, sound=(0, 30), paint=paint, **codecs)
+    near, far, farther = read(path, 0.0, 14.3, 28.0)
+    (alone,) = read(path, 14.3)
+    assert np.array_equal(far.frames, alone.frames)
+    assert far.waveform == pytest.approx(alone.waveform, abs=1e-4)
+    for start, clip in ((0.0, near), (14.3, far), (28.0, farther)):
+        shades = [round((start + i / 20) * 1000) % 200 + 30 for i in range(16)]
+        assert clip.frames.mean((1, 2, 3)) == pytest.approx(shades, abs=3)
+
+
+def test_rotation_is_honoured(tmp_path, record):
+    def paint(time: float, height: int, width: int) -> np.ndarray:
+        picture = np.zeros((height, width, 3), np.uint8)
+        picture[:, : width // 2, 0] = 255  # the left half is red
+        return picture
+
+    path = record(tmp_path / "a.mp4", size=(64, 64), paint=paint)
+    plain = read(path, 0.0)[0].frames[3]
+    assert plain[16, 4, 0] > 200
+    assert plain[16, 28, 0] < 50
+    _set_display_matrix(path, (0, 1, -1, 0))  # shown turned clockwise by 90°: what was left is now up
+    turned = read(path, 0.0)[0].frames[3]
+    assert turned[4, 16, 0] > 200
+    assert turned[28, 16, 0] < 50
+    assert np.abs(turned.astype(int) - np.rot90(plain, -1)).max() <= 2
+
+
+def _set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # the first track is the picture's
+    a, b, c, d = (value << 16 for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+def test_crop_and_pad_keep_the_shape(tmp_path, record):
+    def paint(time: float, height: int, width: int) -> np.ndarray:
+        rows, columns = np.mgrid[:height, :width]
+        disc = (rows - height / 2) ** 2 + (columns - width / 2) ** 2 < (height / 4) ** 2
+        return np.where(disc[..., None], 255, 90).astype(np.uint8).repeat(3, 2)
+
+    path = record(tmp_path / "a.mp4", size=(64, 128), paint=paint)
+    cropped = read(path, 0.0)[0].frames[0][..., 1] > 170
+    padded_picture = read(path, 0.0, media=MediaConfig(frames=16, fps=20.0, size=32, fit="pad"))[0].frames[0][..., 1]
+    padded = padded_picture > 170
+    for mask, diameter in ((cropped, 16), (padded, 8)):
+        assert mask.any(0).sum() == pytest.approx(diameter, abs=1)
+        assert mask.any(1).sum() == pytest.approx(diameter, abs=1)
+    assert not padded_picture[:7].any()
+    assert not padded_picture[25:].any()
+    assert padded_picture[8:24].min() > 60
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def reason_of(path: Path, *starts: float) -> str:
+    with pytest.raises(MediaError) as caught:
+        read(path, *(starts or (0.0,)))
+    assert str(path) in caught.value.detail
+    assert "\n" not in str(caught.value)
+    return caught.value.reason
+
+
+def test_files_that_give_nothing(tmp_path, record, capfd):
+    text, empty = tmp_path / "text.mp4", tmp_path / "empty.mp4"
+    text.write_text("this is no video\n" * 100)
+    empty.touch()
+    assert reason_of(tmp_path / "absent.mp4") == "missing_file"
+    assert reason_of(tmp_path) == "unreadable"
+    assert reason_of(text) == "not_media"
+    assert reason_of(empty) == "empty_file"
+    assert reason_of(record(tmp_path / "mute.mp4", sound=None)) == "no_audio_stream"
+    assert reason_of(record(tmp_path / "dark.mp4", pictures=())) == "no_video_stream"
+    whole = record(tmp_path / "whole.mp4").read_bytes()
+    headless = tmp_path / "headless.mp4"
+    headless.write_bytes(whole[: len(whole) // 2])  # the index lies at the end
+    assert reason_of(headless) == "not_media"
+    captured = capfd.readouterr()
+    assert captured.err + captured.out == ""
+
+
+def test_a_playlist_posing_as_a_video_is_not_followed(tmp_path, record):
+    record(tmp_path / "a.ts")
+    playlist = tmp_path / "list.mp4"
+    playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:2.5,\na.ts\n#EXT-X-ENDLIST\n")
+    assert reason_of(playlist) == "not_media"
+
+
+def test_probe_tells_a_silent_file_without_raising(tmp_path, record):
+    info = probe(record(tmp_path / "mute.mp4", sound=None))
+    assert (info.has_audio, info.sample_rate, info.width, info.height) == (False, 0, 64, 48)
+    assert info.seconds == pytest.approx(2.5, abs=0.01)
+    assert info.fps == pytest.approx(20)
+
+
+def test_windows_past_the_end_are_too_short(tmp_path, record):
+    path = record(tmp_path / "a.mp4", sound=(0, 1.9))
+    clip, late, later = read(path, 1.0, 1.3, 5.0)
+    assert isinstance(clip, Clip)
+    assert (late.reason, later.reason) == ("too_short", "too_short")
+    assert read(path) == []
+
+
+def test_a_truncated_file_gives_the_windows_it_still_has(tmp_path, record):
+    path = record(tmp_path / "a.mp4", options={"movflags": "faststart"}, size=(240, 320), paint=noise)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    first, last = read(path, 0.0, 1.6)
+    assert isinstance(first, Clip)
+    assert isinstance(last, MediaError)
+    assert last.reason in ("truncated", "corrupt")
+
+
+def noise(time: float, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(round(time * 1000)).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["video", "audio"])
+def test_damage_spoils_only_the_windows_that_need_it(tmp_path, record, kind):
+    path = record(tmp_path / "a.mp4", pictures=np.arange(120) / 20, sound=(0, 6), paint=noise)
+    before = read(path, 0.0, 2.8, 5.0)
+    _damage(path, kind, 3.0)
+    after = read(path, 0.0, 2.8, 5.0)
+    assert isinstance(after[1], MediaError)
+    assert after[1].reason == "corrupt"
+    assert kind in after[1].detail
+    for one, other in ((before[0], after[0]), (before[2], after[2])):
+        assert np.array_equal(one.frames, other.frames)
+        assert other.waveform == pytest.approx(one.waveform, abs=1e-3)
+
+
+def _damage(path: Path, kind: str, time: float) -> None:
+    """Overwrite the packet that holds ``time``."""
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(**{kind: 0}) if p.pts is not None]
+        packet = min(packets, key=lambda p: abs(float(p.pts * p.time_base) - time))
+        position, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[position : position + size] = np.random.default_rng(0).bytes(size)
+    path.write_bytes(data)
+
+
+def test_random_damage_ends_in_clips_or_errors(tmp_path, record):
+    original = record(tmp_path / "a.mp4").read_bytes()
+    path = tmp_path / "b.mp4"
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        data = bytearray(original)
+        for position in rng.integers(0, len(data), 20):
+            data[position] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            results = read(path, 0.0, 0.7)
+        except MediaError:
+            continue
+        assert len(results) == 2
+
+
+def test_starts_must_ascend(tmp_path, record):
+    path = record(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match="ascending"):
+        read(path, 0.5, 0.1)
+
+
+@pytest.mark.skipif("MMLDM_TEST_MEDIA" not in os.environ, reason="MMLDM_TEST_MEDIA names no folder of real videos")
+def test_real_files():
+    paths = sorted(Path(os.environ["MMLDM_TEST_MEDIA"]).glob("*.mp4"))
+    assert paths
+    for path in paths:
+        info = probe(path)
+        starts = np.arange(0, info.seconds - MEDIA.seconds, 1.0)
+        if not info.has_audio:
+            assert reason_of(path) == "no_audio_stream"
+            continue
+        clips = read(path, *starts)
+        assert all(isinstance(clip, Clip) for clip in clips)
+        assert len(clips) == len(starts)
