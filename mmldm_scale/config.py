@@ -241,6 +241,7 @@ class KLVAETraining:
     run: str = "runs/kl_vae"
     shards: str = "???"  # folder of clip shards
     model: KLVAEConfig = field(default_factory=KLVAEConfig)
+    frames_per_clip: int = 3  # pictures of each clip in a step, besides its audio image
     kl_weight: float = 1e-6
     training: TrainingConfig = field(default_factory=TrainingConfig)
 

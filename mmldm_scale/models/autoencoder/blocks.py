@@ -11,7 +11,7 @@ def norm_groups(channels: int) -> int:
 
 
 def residual_block(inputs: int, outputs: int, embedding: int | None = None) -> ResnetBlock2D:
-    """Return a residual block ``inputs`` → ``outputs`` channels; an ``embedding`` scales and shifts its middle (FiLM)."""
+    """Return a residual block ``inputs`` → ``outputs`` channels; an ``embedding`` scales and shifts it (FiLM)."""
     return ResnetBlock2D(
         in_channels=inputs,
         out_channels=outputs,

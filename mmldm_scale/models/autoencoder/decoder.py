@@ -43,11 +43,17 @@ class SignalDecoder(nn.Module):
     """
 
     def __init__(
-        self, config: UNetConfig, audio_shape: Shape, video_shape: Shape, noise_shape: Shape, frames: int, semantic_width: int
+        self,
+        config: UNetConfig,
+        audio_shape: Shape,
+        video_shape: Shape,
+        noise_shape: Shape,
+        frames: int,
+        semantic_width: int,
     ) -> None:
         super().__init__()
         widths = [config.width * multiplier for multiplier in config.multipliers]
-        channels, size, _ = noise_shape
+        size = noise_shape[1]
         self.unet = _unet(config, widths, noise_shape, audio_shape[0] + config.width, semantic_width)
         self.pyramids = nn.ModuleDict(
             {
@@ -93,7 +99,9 @@ class SignalDecoder(nn.Module):
         )[0]
 
 
-def _unet(config: UNetConfig, widths: list[int], noise_shape: Shape, content_width: int, context_width: int) -> UNet2DConditionModel:
+def _unet(
+    config: UNetConfig, widths: list[int], noise_shape: Shape, content_width: int, context_width: int
+) -> UNet2DConditionModel:
     down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention]
     up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(config.attention)]
     unet = UNet2DConditionModel(

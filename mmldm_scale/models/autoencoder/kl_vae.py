@@ -62,7 +62,7 @@ def save(folder: Path, vae: AutoencoderKL) -> None:
 
 
 def load(path: str | Path) -> AutoencoderKL:
-    """Load a KL-VAE from a diffusers folder (or one with a ``vae`` in it), or a kl-vae run, checkpoint or weights folder.
+    """Load a KL-VAE from a diffusers folder (or one with a ``vae`` in it), or a kl-vae run, checkpoint or its weights.
 
     Raises:
         UserError: there is none at ``path``, or it is damaged, or weights are missing from it.

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from mmldm_scale.config import AutoencoderConfig, DiffusionConfig, EncoderConfig, MediaConfig
-from mmldm_scale.diffusion.schedule import scheduler
+from mmldm_scale.diffusion.schedule import scheduler, timesteps
 from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae as kl
@@ -77,7 +77,7 @@ class Autoencoder(nn.Module):
         return kl.encode(self.kl_vae, pictures)
 
     def posteriors(self, frame_latents: Tensor, audio_latent: Tensor) -> Posteriors:
-        """Return the posteriors of clips, from KL-VAE latents of the frames (B, F, c, s, s) and audio image (B, c, s, s)."""
+        """Return the posteriors of KL-VAE latents of the frames (B, F, c, s, s) and the audio image (B, c, s, s)."""
         audio = Gaussian.from_moments(self.audio_encoder(audio_latent.to(self.dtype)))
         video = Gaussian.from_moments(self.video_encoder(frame_latents.to(self.dtype)))
         return Posteriors(audio, video)
@@ -107,7 +107,7 @@ class Autoencoder(nn.Module):
             video_latent: (B, C, H_v, W_v).
             audio_noise: (B, c, s, s) standard normal.
             video_noise: (B, F, c, s, s) standard normal.
-            steps: DDIM steps, 1..1000.
+            steps: DDIM steps; a divisor of 1000.
 
         Returns:
             frames (B, F, 3, S, S) and audio image (B, 3, S, S), both float32 in [-1, 1].
@@ -123,9 +123,8 @@ class Autoencoder(nn.Module):
     def _denoise(self, noise: Tensor, condition: Condition, steps: int) -> Tensor:
         """Run DDIM from ``noise`` (N, c, s, s) to KL-VAE latents of the same shape, float32."""
         schedule = scheduler(DiffusionConfig())
-        schedule.set_timesteps(steps, device=noise.device)
         sample = noise.float()
-        for time in schedule.timesteps:
+        for time in timesteps(schedule, steps).to(noise.device):
             epsilon = self.decoder(sample, time.expand(len(sample)), condition).float()
             sample = schedule.step(epsilon, time, sample, eta=0.0, return_dict=False)[0]
         return sample

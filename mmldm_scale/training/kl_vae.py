@@ -1,0 +1,132 @@
+"""The task "kl_vae": a small KL-VAE from scratch, for when no pretrained one is at hand.
+
+A sample is a clip's audio image and a few of its frames, as single pictures. The weights folder is of kind "kl_vae"
+and holds, in its sub-folder ``vae``, what any diffusers program loads as ``AutoencoderKL``.
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmldm_scale import counter
+from mmldm_scale.config import KLVAETraining
+from mmldm_scale.errors import UserError
+from mmldm_scale.media.audio_image import AudioImage
+from mmldm_scale.media.pixels import to_signal
+from mmldm_scale.models.autoencoder import kl_vae
+from mmldm_scale.models.autoencoder.gaussian import Gaussian
+from mmldm_scale.training.clip_data import ClipOrder, signals, strips
+from mmldm_scale.training.task import Preview, Task
+
+MEASURED_CLIPS = 16  # whose latents' standard deviation sets the scaling factor
+SHOWN_CLIPS = 4
+
+
+def build_task(config: KLVAETraining) -> Task:
+    """Return the task that trains the KL-VAE of ``config`` on its clip shards.
+
+    Raises:
+        UserError: the shards are missing, damaged or of another kind, or the pictures' size does not fit the model.
+    """
+    dataset = PictureDataset(config)
+    module = PictureReconstruction(config, AudioImage(dataset.clips.media))
+    return Task(
+        name="kl_vae",
+        module=module,
+        dataset=dataset,
+        flops_per_sample=_forward_flops(config, dataset.clips.media.size),
+        write_weights=functools.partial(_write_weights, config, dataset.clips),
+        preview=functools.partial(_show, dataset.clips),
+    )
+
+
+class PictureReconstruction(nn.Module):
+    """The KL-VAE with its loss: a batch of :class:`PictureDataset` in, each sample's losses out."""
+
+    def __init__(self, config: KLVAETraining, audio_image: AudioImage) -> None:
+        super().__init__()
+        self.vae = kl_vae.build(config.model)
+        self.audio_image = audio_image
+        self.kl_weight = config.kl_weight
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return "loss", "loss/reconstruction" (mean absolute error) and "loss/kl" (nats a picture), each (B,).
+
+        Args:
+            batch: "frames" (B, K, S, S, 3) uint8, "waveform" (B, N) and "noise" (B, K + 1, c, s, s).
+        """
+        frames, audio = to_signal(batch["frames"]), self.audio_image.encode(batch["waveform"])
+        pictures = torch.cat([frames, audio[:, None]], dim=1).flatten(0, 1)  # (B·(K + 1), 3, S, S)
+        moments = self.vae.encode(pictures.to(self.vae.dtype)).latent_dist
+        posterior = Gaussian(moments.mean, moments.logvar)
+        restored = self.vae.decode(posterior.sample(batch["noise"].flatten(0, 1))).sample.float()
+        error, kl = (restored - pictures).abs().mean(dim=(1, 2, 3)), posterior.kl()
+        error, kl = (each.unflatten(0, (len(audio), -1)).mean(dim=1) for each in (error, kl))  # (B,)
+        return {"loss": error + self.kl_weight * kl, "loss/reconstruction": error, "loss/kl": kl}
+
+
+class PictureDataset:
+    """Training samples by global position, as :class:`PictureReconstruction` takes them."""
+
+    def __init__(self, config: KLVAETraining) -> None:
+        self.config = config
+        self.clips = ClipOrder(config.shards, config.training.seed)
+        factor, size = 2 ** (len(config.model.channels) - 1), self.clips.media.size
+        if size % factor:
+            raise UserError(
+                f"model.channels: {len(config.model.channels)} levels divide sizes by {factor}; {size} is no multiple"
+            )
+        self.noise_shape = (config.model.latent_channels, size // factor, size // factor)
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        """Return the sample at ``position``: frames (K, S, S, 3) uint8, waveform (N,), noise (K + 1, c, s, s)."""
+        random = counter.generator(self.config.training.seed, "kl_vae", position)
+        count = min(self.config.frames_per_clip, self.clips.media.frames)
+        frames = random.choice(self.clips.media.frames, count, replace=False)
+        clip = self.clips.clip(position, frames.tolist())
+        noise = random.standard_normal((count + 1, *self.noise_shape), dtype="float32")
+        return {
+            "frames": torch.from_numpy(clip.frames),
+            "waveform": torch.from_numpy(clip.waveform),
+            "noise": torch.from_numpy(noise),
+        }
+
+
+def _write_weights(config: KLVAETraining, clips: ClipOrder, folder: Path, state: dict[str, Tensor]) -> None:
+    """Write the averaged ``state`` of a :class:`PictureReconstruction` as a weights folder of kind "kl_vae"."""
+    vae = kl_vae.build(config.model).eval()
+    vae.load_state_dict({name.removeprefix("vae."): tensor for name, tensor in state.items()})
+    vae.register_to_config(scaling_factor=_scaling_factor(vae, clips))
+    kl_vae.save(folder, vae)
+
+
+@torch.no_grad()
+def _scaling_factor(vae: AutoencoderKL, clips: ClipOrder) -> float:
+    """Return 1 / the standard deviation of latents: of one frame and the audio image of clips all over the set."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    frames, audio = signals(clips.spread(MEASURED_CLIPS), AudioImage(clips.media), device)
+    latents = kl_vae.encode(vae.to(device), torch.cat([frames[:, 0], audio])) / vae.config.scaling_factor
+    vae.to("cpu")
+    return 1.0 / latents.std().item()
+
+
+def _show(clips: ClipOrder, module: nn.Module, preview: Preview) -> None:
+    """Show pictures above what the KL-VAE makes of them."""
+    device = next(module.parameters()).device
+    frames, audio = signals(clips.spread(SHOWN_CLIPS), module.audio_image, device)
+    pictures = torch.cat([frames[:, 0], audio])
+    restored = kl_vae.decode(module.vae, kl_vae.encode(module.vae, pictures))
+    preview.image("kl_vae/original_above_restored", strips([pictures, restored]))
+
+
+def _forward_flops(config: KLVAETraining, size: int) -> float:
+    with torch.device("meta"):
+        vae = kl_vae.build(config.model)
+        picture = torch.empty(1, 3, size, size)
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        vae(picture)
+    return flops.get_total_flops() * (config.frames_per_clip + 1)
