@@ -73,6 +73,7 @@ def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, 
             on other clips; ``output`` was begun from other clips or with another autoencoder; the disk is full.
         ValueError: a latent is not finite, or too large for float16; the message names the sample.
     """
+    place = _device(device)
     source = ShardSet(clips, "clips")
     if not len(source):
         raise UserError(f"{clips}: holds no clips; its {source.manifest.dropped} drops are in dropped.jsonl there")
@@ -80,7 +81,7 @@ def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, 
     plan = _begin(clips, output, pretrained.find(autoencoder, "autoencoder"))
     missing = missing_shards(output, len(source.manifest.shards))
     model = Autoencoder.from_pretrained(autoencoder).eval()
-    encoder = Encoder(model, source.manifest.media, _device(device))
+    encoder = Encoder(model, source.manifest.media, place)
     batches = [_batches(source.shard_range(number), batch_size) for number in missing]
     loader = DataLoader(
         _Clips(source, [batch for shard in batches for batch in shard]),

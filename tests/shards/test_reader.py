@@ -87,7 +87,8 @@ def test_webdataset_reads_clips(tmp_path, make_set):
     raw = list(webdataset.WebDataset(urls(folder), shardshuffle=False))
     assert [(sample["__key__"], sample["wav"]) for sample in raw] == expected
     for how in ("pil", "rgb8"):
-        decoded = list(webdataset.WebDataset(urls(folder), shardshuffle=False).decode(how, webdataset.handle_extension("wav", sound)))
+        pipeline = webdataset.WebDataset(urls(folder), shardshuffle=False)
+        decoded = list(pipeline.decode(how, webdataset.handle_extension("wav", sound)))
         assert np.asarray(decoded[3]["02.jpg"]).shape == (16, 16, 3)
         assert decoded[3]["json"]["path"] == "v/3.mp4"
         assert decoded[3]["wav"] == (8000, 3200)
