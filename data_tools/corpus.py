@@ -147,7 +147,8 @@ def main() -> None:
             args.output, args.videos, args.seconds, args.seed, args.size, args.fps, args.processes, progress=True
         )
     except UserError as error:
-        sys.exit(f"corpus: {error}")
+        print(f"corpus: {error}", file=sys.stderr)
+        sys.exit(2)
     print(f"{len(paths)} videos in {args.output}")
 
 
