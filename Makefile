@@ -19,7 +19,7 @@ CAN_APT = [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null
 .DELETE_ON_ERROR:
 
 demo: install
-	$(VENV)/bin/python -m data_tools.demo $(if $(VIDEOS),--videos "$(VIDEOS)")
+	./demo.sh $(if $(VIDEOS),"$(VIDEOS)")
 
 test: $(VENV)/installed-dev slurm
 	$(VENV)/bin/python -m pytest
@@ -47,7 +47,8 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 slurm:
-	@if $(CAN_APT) && ! command -v slurmctld slurmd munged sbatch > /dev/null; then $(APT) slurm-wlm munge; fi
+	@if $(CAN_APT) && ! { command -v slurmctld && command -v slurmd && command -v sbatch; } > /dev/null; then \
+		$(APT) slurm-wlm munge; fi
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

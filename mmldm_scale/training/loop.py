@@ -4,6 +4,7 @@
 when ``total_samples`` are seen or a signal asks it to stop.
 """
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -45,11 +46,21 @@ def train(build_task: Callable[[Any], Task], schema: Any) -> int:
         task = build_task(schema)
         trainer = Trainer(task, config, run, world)
         stopped = trainer.run(wish)
+        if stopped:
+            _queue_again(wish, world)
     finally:
         stop()
-    if stopped and world.first and slurm.job():
-        slurm.requeue()
     return EXIT_STOPPED if stopped else 0
+
+
+def _queue_again(wish: StopRequest, world: World) -> None:
+    """Requeue the SLURM job, unless SIGTERM asked to stop: a job that somebody cancelled would come back.
+
+    All ranks wait for the first, since srun ends them all as soon as one of them exits.
+    """
+    if world.any(wish.signal not in (None, signal.SIGTERM)) and world.first and slurm.job():
+        slurm.requeue()
+    world.barrier()
 
 
 class Trainer:

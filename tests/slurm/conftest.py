@@ -1,6 +1,6 @@
 """A real SLURM of two nodes on this machine, for one test session.
 
-``two_nodes`` starts munged, slurmctld and two slurmds with sockets, ports, key and state of their own, so it is no
+``cluster`` starts munged, slurmctld and two slurmds with sockets, ports, key and state of their own, so it is no
 concern of a SLURM that runs here already, and stops them at the end. It needs root and Debian's slurm-wlm; without them
 the tests that ask for it are skipped. Jobs are submitted with the real ``sbatch``, from the project's root folder.
 """
@@ -100,8 +100,7 @@ class TwoNodes:
         """Cancel what still runs, wait until it is gone, end the daemons."""
         try:
             if len(self._daemons) == 4:
-                self.run("scancel", "--user=root")
-                _wait_until(lambda: not self.run("squeue", "--noheader"), 20, self._logs)
+                self.cancel_all()
         finally:
             for daemon in reversed(self._daemons):
                 daemon.terminate()
@@ -111,6 +110,11 @@ class TwoNodes:
                 except subprocess.TimeoutExpired:
                     daemon.kill()
                     daemon.wait()
+
+    def cancel_all(self) -> None:
+        """Cancel the jobs that a test left behind, and wait until they are gone."""
+        self.run("scancel", "--user=root")
+        _wait_until(lambda: not self.run("squeue", "--noheader"), 30, self._logs)
 
     def run(self, *command: str, cwd: Path = ROOT) -> str:
         """Run one of SLURM's commands in the folder ``cwd`` and return what it prints."""
@@ -128,20 +132,18 @@ class TwoNodes:
 
     def wait(self, job: int, timeout: float) -> JobResult:
         """Return how ``job`` ended; fail the test if it has not within ``timeout`` seconds."""
-        _wait_until(
-            lambda: all(task["JobState"] in ENDED for task in self.tasks(job)), timeout, lambda: self.output(job)
-        )
+        self.wait_until(lambda: all(task["JobState"] in ENDED for task in self.tasks(job)), job, timeout)
         tasks = self.tasks(job)
         worst = max(tasks, key=lambda task: (task["JobState"] != "COMPLETED", task["ExitCode"]))
         return JobResult(worst["JobState"], int(worst["ExitCode"].split(":")[0]), self.output(job))
 
-    def wait_for_output(self, job: int, text: str, timeout: float) -> None:
-        """Return once ``job`` has printed ``text``."""
-        _wait_until(lambda: text in self.output(job), timeout, lambda: self.output(job))
+    def wait_until(self, happened: Callable[[], bool], job: int, timeout: float) -> None:
+        """Return once ``happened()``; else the test fails, with the output of ``job``."""
+        _wait_until(happened, timeout, lambda: self.output(job))
 
     def restart(self, job: int, timeout: float) -> None:
         """Wait until ``job`` is requeued, and start it without the delay that SLURM gives such a job."""
-        _wait_until(lambda: self.tasks(job)[0]["JobState"] == "PENDING", timeout, lambda: self.output(job))
+        self.wait_until(lambda: self.tasks(job)[0]["JobState"] == "PENDING", job, timeout)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def tasks(self, job: int) -> list[dict[str, str]]:
@@ -178,9 +180,16 @@ class TwoNodes:
         return "\n".join(f"{log.name}:\n{log.read_text()[-4000:]}" for log in sorted(self.folder.glob("daemon-*.log")))
 
 
+@pytest.fixture
+def two_nodes(cluster: TwoNodes) -> Iterator[TwoNodes]:
+    """The SLURM of two nodes, without the jobs of other tests."""
+    yield cluster
+    cluster.cancel_all()
+
+
 @pytest.fixture(scope="session")
-def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
-    """A running SLURM of two nodes."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
+    """The SLURM of two nodes, for fixtures that last longer than a test."""
     if os.geteuid() != 0:
         pytest.skip("starting a SLURM needs root")
     missing = [program for program in PROGRAMS if shutil.which(program) is None]

@@ -82,7 +82,7 @@ WAIT_FOR_SIGNAL = """
 def test_a_signalled_job_requeues_itself(two_nodes, tmp_path):
     script = batch_script(tmp_path, "exec srun python $PROGRAM", WAIT_FOR_SIGNAL)
     job = two_nodes.submit(script, options=("--job-name=again", "--requeue", "--open-mode=append"))
-    two_nodes.wait_for_output(job, "restart 0", 30)
+    two_nodes.wait_until(lambda: "restart 0" in two_nodes.output(job), job, 30)
     two_nodes.run("scancel", "--signal=USR1", str(job))
     two_nodes.restart(job, 30)
     result = two_nodes.wait(job, 30)
