@@ -61,6 +61,7 @@ class PictureReconstruction(nn.Module):
         """
         frames, audio = to_signal(batch["frames"]), self.audio_image.encode(batch["waveform"])
         pictures = torch.cat([frames, audio[:, None]], dim=1).flatten(0, 1)  # (B·(K + 1), 3, S, S)
+        pictures = pictures.contiguous(memory_format=torch.channels_last)  # thrice as fast at few channels on a CPU
         moments = self.vae.encode(pictures.to(self.vae.dtype)).latent_dist
         posterior = Gaussian(moments.mean, moments.logvar)
         restored = self.vae.decode(posterior.sample(batch["noise"].flatten(0, 1))).sample.float()

@@ -77,12 +77,13 @@ class TemporalConvolution(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(norm_groups(width), width)
-        self.convolution = zeroed(nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0)))
+        self.convolution = zeroed(nn.Conv2d(width, width, (3, 1), padding=(1, 0)))
 
     def forward(self, hidden: Tensor, frames: int) -> Tensor:
         """Return ``hidden`` (B·F, D, h, w) with what its neighbours in time contribute added."""
-        clips = nn.functional.silu(self.norm(hidden)).unflatten(0, (-1, frames)).transpose(1, 2)  # (B, D, F, h, w)
-        return hidden + self.convolution(clips).transpose(1, 2).flatten(0, 1)
+        places = nn.functional.silu(self.norm(hidden)).flatten(2).unflatten(0, (-1, frames))  # (B, F, D, h·w)
+        mixed = self.convolution(places.transpose(1, 2)).transpose(1, 2)  # (B, F, D, h·w)
+        return hidden + mixed.flatten(0, 1).view_as(hidden)
 
 
 class Level(nn.Module):

@@ -45,7 +45,7 @@ def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
 
     The posterior's mean stands for the picture: encoding draws nothing at random.
     """
-    moments = vae.encode(pictures.to(vae.dtype)).latent_dist
+    moments = vae.encode(pictures.to(vae.dtype, memory_format=torch.channels_last)).latent_dist
     return moments.mean.float() * vae.config.scaling_factor
 
 
