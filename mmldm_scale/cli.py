@@ -86,7 +86,7 @@ def _model_info(args: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``mmldm``; return its exit status: 0, 1 for our fault (with its traceback), 2 for the user's mistake."""
-    args = parser().parse_intermixed_args(arguments)
+    args = _parse(arguments)
     try:
         return args.run(args)
     except UserError as error:
@@ -95,6 +95,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _speak_once("mmldm: interrupted; the last checkpoint stands")
         return 130
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse ``arguments``; overrides may stand anywhere among the options, which argparse has no way to say."""
+    top = parser()
+    args, rest = top.parse_known_args(arguments)
+    if any(text.startswith("-") for text in rest) or (rest and "overrides" not in args):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
 
 
 def _speak_once(line: str) -> None:
