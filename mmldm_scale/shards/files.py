@@ -8,6 +8,8 @@ import contextlib
 import errno
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -82,21 +84,28 @@ def write_whole(path: Path, data: bytes) -> None:
         file.commit()
 
 
-def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write ``value`` as JSON (ASCII, so that any file name survives), whole or not at all."""
-    write_whole(path, json.dumps(value, indent=indent, allow_nan=False).encode("ascii") + b"\n")
+def write_json(path: Path, value: dict[str, Any], indent: int | None = None) -> None:
+    """Write ``value`` as JSON, whole or not at all, behind a first key "checksum": the CRC-32 of all after it.
+
+    It is ASCII, so that any file name survives, and plain JSON to every other reader.
+    """
+    rest = json.dumps(value, indent=indent, allow_nan=False).encode("ascii")[1:] + b"\n"
+    write_whole(path, b'{"checksum": "%08x",' % zlib.crc32(rest) + rest)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in ``path``; raise DamagedSet if it cannot be read or holds none."""
+    """Return what :func:`write_json` wrote to ``path``; raise DamagedSet if it cannot be read or was changed."""
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise DamagedSet(f"{path}: larger than {JSON_LIMIT:,} bytes, so no file of ours")
-        value = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        checked = re.match(rb'{"checksum": "([0-9a-f]{8})",', data)
+        if not checked or int(checked[1], 16) != zlib.crc32(data[checked.end() :]):
+            raise DamagedSet(f"{path}: its content does not match its checksum; the file is damaged")
+        value = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedSet(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(value, dict):
-        raise DamagedSet(f"{path}: holds no JSON object")
+    del value["checksum"]
     return value
 
 

@@ -10,14 +10,14 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from mmldm_scale.errors import UserError
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.files import DamagedSet
 from mmldm_scale.shards.index import ShardIndex
-from mmldm_scale.shards.latents import Sums, decode_latents, statistics, sums
+from mmldm_scale.shards.latents import LatentSample, Sums, decode_latents, statistics, sums
 from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Manifest, ShardEntry
 
 Members = dict[str, bytes]
@@ -34,54 +34,57 @@ def verify_set(folder: str | Path, progress: Callable[[int], object] = lambda sa
     """
     folder = Path(folder)
     manifest = Manifest.read(folder)
-    faults, indexes, keys = [], [], set()
+    faults: list[str] = []
+    indexes: list[ShardIndex] = []
+    parts: list[Sums] = []
+    keys: set[str] = set()
     for number, entry in enumerate(manifest.shards):
         try:
             index = ShardIndex.read(folder, number)
-        except UserError as error:
+            found, part = _check_shard(folder, manifest, entry, index)
+            found += [f"sample {key} is in an earlier shard too" for key in sorted(keys.intersection(index.keys))]
+            faults += [f"{entry.name}: {fault}" for fault in found]
+            indexes.append(index)
+            parts.append(part)
+            keys.update(index.keys)
+        except DamagedSet as error:
             faults.append(str(error))
-            progress(entry.samples)
-            continue
-        indexes.append(index)
-        faults += [f"{entry.name}: {fault}" for fault in _shard_faults(folder, manifest, entry, index)]
-        faults += [f"{entry.name}: sample {key} is in an earlier shard too" for key in keys.intersection(index.keys)]
-        keys.update(index.keys)
         progress(entry.samples)
     if len(indexes) == len(manifest.shards):
-        faults += _set_faults(folder, manifest, indexes)
+        faults += _log_faults(folder, manifest, indexes)
+        if manifest.kind == "latents" and manifest.statistics != statistics(parts):
+            faults.append(f"{MANIFEST}: its statistics are not those of the samples")
     return faults + _stray_files(folder, manifest)
 
 
-def _shard_faults(folder: Path, manifest: Manifest, entry: ShardEntry, index: ShardIndex) -> Iterator[str]:
+def _check_shard(folder: Path, manifest: Manifest, entry: ShardEntry, index: ShardIndex) -> tuple[list[str], Sums]:
+    """Return the faults of one shard and the sums over its latents; raise DamagedSet if it cannot be read through."""
     tar = folder / f"{entry.name}.tar"
-    if entry != ShardEntry.of(index):
-        yield f"the index knows {ShardEntry.of(index)}, the manifest {entry}"
+    index.check_tar(folder)
+    faults = [] if entry == ShardEntry.of(index) else [f"the index knows {ShardEntry.of(index)}, the manifest {entry}"]
+    keys, latents = [], []
     try:
-        index.check_tar(folder)
         with tar.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != index.sha256:
-                yield "the tar's sha256 is not the one in its index"
-            yield from _stretch_faults(stream, index)
-        samples = dict(_walk(tar))
-    except (DamagedSet, OSError, tarfile.TarError) as error:
-        yield f"cannot be read through: {error}"
-        return
-    if list(samples) != index.keys:
-        yield f"{len(samples)} samples in the tar are not the {len(index)} of the index, in its order"
-    totals = []
-    for key, members in samples.items():
-        if list(members) != index.members:
-            yield f"sample {key} has members {list(members)}, its index says {index.members}"
-            continue
-        try:
-            totals += _check_sample(manifest, members)
-        except (ValueError, KeyError, TypeError) as error:
-            yield f"sample {key}: {error}"
-    if manifest.kind == "latents" and index.statistics != sums(totals):
-        yield "the sums for the set's statistics are not those of its samples"
+                faults.append("the tar's sha256 is not the one in its index")
+            faults += _stretch_faults(stream, index)
+        for key, members in _walk(tar):
+            keys.append(key)
+            try:
+                latents += _check_sample(manifest, index, members)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                faults.append(f"sample {key}: {error}")
+    except (OSError, tarfile.TarError) as error:
+        raise DamagedSet(f"{tar}: cannot be read through: {error}") from None
+    if keys != index.keys:
+        faults.append(f"{len(keys)} samples in the tar are not the {len(index)} of the index, in its order")
+    part = sums(latents)
+    if manifest.kind == "latents" and index.statistics != part:
+        faults.append("the sums in its index are not those of its samples")
+    return faults, part
 
 
-def _stretch_faults(stream, index: ShardIndex) -> Iterator[str]:
+def _stretch_faults(stream: BinaryIO, index: ShardIndex) -> Iterator[str]:
     for key, crc, (start, end) in zip(index.keys, index.crc32.tolist(), index.spans.tolist(), strict=True):
         stream.seek(start)
         if zlib.crc32(stream.read(end - start)) != crc:
@@ -98,14 +101,17 @@ def _walk(tar: Path) -> Iterator[tuple[str, Members]]:
                 if key is not None:
                     yield key, members
                 key, members = name, {}
-            content = archive.extractfile(info)
-            members[member] = content.read() if content else b""
+            if not info.isreg() or info.issparse():
+                raise tarfile.TarError(f"{info.name} is no plain file")
+            members[member] = archive.extractfile(info).read()
     if key is not None:
         yield key, members
 
 
-def _check_sample(manifest: Manifest, members: Members) -> list:
+def _check_sample(manifest: Manifest, index: ShardIndex, members: Members) -> list[LatentSample]:
     """Raise ValueError if the sample is not what the manifest says; return its latents, if it holds any."""
+    if list(members) != index.members:
+        raise ValueError(f"has members {list(members)}, its index says {index.members}")
     label = json.loads(members["json"])["class"]
     if label is not None and not 0 <= label < len(manifest.classes):
         raise ValueError(f"class {label} of {len(manifest.classes)}")
@@ -126,7 +132,7 @@ def _check_sample(manifest: Manifest, members: Members) -> list:
     return [sample]
 
 
-def _set_faults(folder: Path, manifest: Manifest, indexes: list[ShardIndex]) -> Iterator[str]:
+def _log_faults(folder: Path, manifest: Manifest, indexes: list[ShardIndex]) -> Iterator[str]:
     dropped = [row for index in indexes for row in index.dropped]
     try:
         rows = [json.loads(line) for line in (folder / DROPPED).read_text("ascii").splitlines()]
@@ -140,9 +146,6 @@ def _set_faults(folder: Path, manifest: Manifest, indexes: list[ShardIndex]) -> 
     if manifest.dropped != len(dropped) + manifest.failed_files:
         inside = f"{len(dropped)} in the indexes + {manifest.failed_files} failed files"
         yield f"{MANIFEST}: {manifest.dropped} dropped, but {inside}"
-    parts: list[Sums] = [index.statistics for index in indexes if index.statistics]
-    if manifest.kind == "latents" and manifest.statistics != statistics(parts):
-        yield f"{MANIFEST}: its statistics are not those of the shards"
 
 
 def _stray_files(folder: Path, manifest: Manifest) -> list[str]:

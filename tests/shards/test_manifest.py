@@ -1,9 +1,7 @@
-import json
-
 import pytest
 
 from mmldm_scale.errors import UserError
-from mmldm_scale.shards.files import DamagedSet
+from mmldm_scale.shards.files import DamagedSet, read_json, write_json
 from mmldm_scale.shards.manifest import Manifest, differences
 
 
@@ -65,15 +63,16 @@ def test_another_kind(tmp_path, make_set):
 )
 def test_a_manifest_that_is_not_ours_is_refused(tmp_path, make_set, key, value):
     file = make_set(tmp_path / "set", "latents") / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    write_json(file, {**read_json(file), key: value})
     with pytest.raises(DamagedSet, match=r"manifest\.json: ") as error:
         Manifest.read(file.parent)
     one_line(error)
 
 
-def test_no_json_at_all(tmp_path, make_set):
+def test_damage_is_noticed(tmp_path, make_set):
     file = make_set(tmp_path / "set", "latents") / "manifest.json"
-    for content in (b"", b"\x80\x04", b"[1]", b'{"kind": '):
+    whole = file.read_bytes()
+    for content in (b"", b"\x80\x04", b"[1]", whole[:-3], whole + b" ", whole.replace(b'"v"', b'"w"'), b"{" + whole):
         file.write_bytes(content)
         with pytest.raises(DamagedSet, match=r"manifest\.json: ") as error:
             Manifest.read(file.parent)

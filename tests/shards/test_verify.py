@@ -1,9 +1,9 @@
 import io
-import json
 
 import numpy as np
 import pytest
 
+from mmldm_scale.shards.files import read_json, write_json
 from mmldm_scale.shards.latents import encode_latents
 from mmldm_scale.shards.manifest import Manifest, ShardEntry
 from mmldm_scale.shards.verify import verify_set
@@ -26,7 +26,7 @@ def test_every_fault_is_named_at_once(tmp_path, make_set):
     (folder / "shard-000003.json").write_text("{}")
     (folder / "shard-000009.tar.tmp").write_text("left over")
     faults = "\n".join(verify_set(folder))
-    assert "shard-000000: cannot be read through: " in faults
+    assert "shard-000000.tar: " in faults
     assert "shard-000001: the tar's sha256 is not the one in its index" in faults
     assert "shard-000001: sample v_5-000000: its bytes do not match their checksum" in faults
     assert "shard-000002.tar: missing" in faults
@@ -52,10 +52,18 @@ def test_dropped_rows_have_to_add_up(tmp_path, make_set):
 def test_statistics_have_to_be_those_of_the_samples(tmp_path, make_set):
     folder = make_set(tmp_path / "set", "latents")
     file = folder / "manifest.json"
-    value = json.loads(file.read_text())
+    value = read_json(file)
     value["statistics"]["video"]["std"][0] *= 1.001
-    file.write_text(json.dumps(value))
-    assert verify_set(folder) == ["manifest.json: its statistics are not those of the shards"]
+    write_json(file, value)
+    assert verify_set(folder) == ["manifest.json: its statistics are not those of the samples"]
+
+
+@pytest.mark.parametrize("value", [None, {}, {"video": {"mean": [1]}}, {"audio": {"count": "x"}}])
+def test_sums_that_are_not_those_of_the_samples(tmp_path, make_set, value):
+    folder = make_set(tmp_path / "set", "latents")
+    file = folder / "shard-000001.json"
+    write_json(file, {**read_json(file), "statistics": value})
+    assert verify_set(folder) == ["shard-000001: the sums in its index are not those of its samples"]
 
 
 def rewrite(folder, members, meta):

@@ -3,6 +3,7 @@ import hashlib
 import os
 import shutil
 import tarfile
+import zlib
 
 import pytest
 
@@ -128,39 +129,47 @@ def test_a_really_full_disk(tmp_path):
         os.system(f"umount {disk}")
 
 
-def damage(text: str, old: str, new: str) -> str:
-    assert old in text
-    return text.replace(old, new, 1)
-
-
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("key", "value"),
     [
-        ('"format": 1', '"format": 2'),
-        ('"name": "shard-000000"', '"name": "shard-000001"'),
-        ('"a-0"', '"../../a"'),
-        ('"a-0"', '"b_1"'),
-        ('"offsets": [[512', '"offsets": [[1024'),
-        ('"sizes": [[700', '"sizes": [[-700'),
-        ('"sizes": [[700', '"sizes": [[7000000'),
-        ('"sizes": [[700', '"sizes": [["700x"'),
-        ('"sizes": [[700', '"sizes": [[1e400'),
-        ('"crc32": [', '"crc32": [1, '),
-        ('"reason"', '"raison"'),
-        ('"wav"', '"/etc/passwd"'),
-        ("{", "["),
+        ("format", 2),
+        ("name", "shard-000001"),
+        ("keys", ["../../a", "b_1"]),
+        ("keys", ["a-0", "a-0"]),
+        ("keys", ["a-0"]),
+        ("offsets", [[1024, 2048, 3072], [4096, 4608, 5632]]),
+        ("offsets", [[512], [4096]]),
+        ("sizes", [[-700, 512, 23], [0, 1, 23]]),
+        ("sizes", [[7_000_000, 512, 23], [0, 1, 23]]),
+        ("sizes", [["700x", 512, 23], [0, 1, 23]]),
+        ("sizes", [[10**30, 512, 23], [0, 1, 23]]),
+        ("crc32", [1, 2, 3]),
+        ("members", ["00.jpg", "/etc/passwd", "json"]),
+        ("dropped", [{"key": "c-2"}]),
+        ("dropped", 7),
     ],
 )
-def test_an_index_that_contradicts_itself_is_refused(tmp_path, old, new):
+def test_an_index_that_contradicts_itself_is_refused(tmp_path, key, value):
     write(tmp_path)
     file = tmp_path / "shard-000000.json"
-    file.write_text(damage(file.read_text(), old, new))
+    files.write_json(file, {**files.read_json(file), key: value})
     with pytest.raises(DamagedSet, match=r"shard-000000\.json: ") as error:
         ShardIndex.read(tmp_path, 0)
     assert "\n" not in str(error.value)
 
 
+def test_any_change_of_an_index_is_noticed(tmp_path):
+    write(tmp_path)
+    file = tmp_path / "shard-000000.json"
+    whole = file.read_bytes()
+    for position in range(len(whole)):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(DamagedSet):
+            ShardIndex.read(tmp_path, 0)
+
+
 def test_json_that_is_nested_too_deeply_is_refused(tmp_path):
-    (tmp_path / "shard-000000.json").write_text("[" * 100_000)
-    with pytest.raises(DamagedSet):
+    deep = b'"a": ' + b"[" * 100_000
+    (tmp_path / "shard-000000.json").write_bytes(b'{"checksum": "%08x",' % zlib.crc32(deep) + deep)
+    with pytest.raises(DamagedSet, match="cannot be read"):
         ShardIndex.read(tmp_path, 0)
