@@ -131,8 +131,10 @@ class LatentEmbedding(nn.Module):
         """Return the tokens (B, count, D) of ``latent`` (B, C, H, W) and the clean ``condition`` of its shape."""
         if condition is None:
             condition = torch.zeros_like(latent)
-        latent, condition = (x.to(self.start.dtype).flatten(2).mT for x in (latent, condition))  # (B, H·W, C)
-        x = self.latent(latent) + self.condition(condition) + self.positions + self.modality  # (B, H·W, D)
+        dtype = self.start.dtype  # of a buffer it need not be: ZeRO 3 leaves those in float32
+        latent, condition = (x.to(dtype).flatten(2).mT for x in (latent, condition))  # (B, H·W, C)
+        x = self.latent(latent) + self.condition(condition)  # (B, H·W, D)
+        x = x + self.positions.to(dtype) + self.modality
         return torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
 
 

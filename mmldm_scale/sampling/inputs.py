@@ -42,7 +42,9 @@ def usable(videos: list[Path], needed: int, media: MediaConfig) -> list[Path]:
     """
     found: list[Path] = []
     faults: list[str] = []
-    with tqdm(total=min(needed, len(videos)), desc="looking at inputs", unit="video", leave=False) as progress:
+    with tqdm(
+        total=min(needed, len(videos)), desc="looking at inputs", unit=" videos", leave=False, mininterval=1
+    ) as progress:
         for video in videos:
             if len(found) == needed:
                 break
@@ -51,7 +53,7 @@ def usable(videos: list[Path], needed: int, media: MediaConfig) -> list[Path]:
                 found.append(video)
                 progress.update()
             except MediaError as error:
-                faults.append(f"{video}: left out: {error}")
+                faults.append(f"left out ({error.reason}): {error.detail}")
                 tqdm.write(faults[-1], file=sys.stderr)
     if not found:
         raise UserError(f"--input: none of {len(videos)} videos can be used; the last one: {faults[-1]}")

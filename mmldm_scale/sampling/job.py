@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -69,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
         pipeline = Pipeline.from_pretrained(args.checkpoint, settings, args.autoencoder, _device(args.device))
         Job(pipeline, args.task, args.output, inputs).make(todo)
     page = gallery.write(args.output)
-    made = sum(1 for block in blocks for i in block)
-    print(f"{made} samples of this share of {args.num_samples} are in {args.output}; look at them in {page}")
+    there = sum(_file(args.output, args.task, i).exists() for i in range(args.num_samples))
+    print(f"{args.task}: {there} of {args.num_samples} samples are in {args.output}; look at them in {page}")
     return 0
 
 
@@ -83,9 +84,12 @@ class Job:
 
     def make(self, blocks: list[range]) -> None:
         """Make what is missing of ``blocks``."""
+        terminal = sys.stderr.isatty()
         with (
             SummaryWriter(self.output / "tensorboard") as events,
-            tqdm(total=sum(map(len, blocks)), desc=self.task, unit="sample") as progress,
+            tqdm(
+                total=sum(map(len, blocks)), desc=self.task, unit=" samples", mininterval=0.2 if terminal else 10
+            ) as progress,
         ):
             for block in blocks:
                 sources = self._sources(block)
