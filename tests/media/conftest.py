@@ -41,6 +41,7 @@ def record(
     video_codec: str = "libx264",
     audio_codec: str = "aac",
     pixels: str = "yuv420p",
+    pixel_aspect: Fraction = Fraction(1),
     paint: Callable[[float, int, int], np.ndarray] = picture_at,
     options: dict[str, str] | None = None,
 ) -> Path:
@@ -57,6 +58,7 @@ def record(
             video.height, video.width, video.pix_fmt = *size, pixels
             video.codec_context.time_base = Fraction(1, 1000)
             video.codec_context.gop_size = 10
+            video.codec_context.sample_aspect_ratio = pixel_aspect
             streams.append((video, _video_frames(pictures, size, paint)))
         if sound is not None:
             audio = container.add_stream(audio_codec, rate=rate, layout=layout)

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -166,13 +167,16 @@ def _set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     path.write_bytes(data)
 
 
-def test_crop_and_pad_keep_the_shape(tmp_path, record):
+@pytest.mark.parametrize(("width", "pixel_aspect"), [(128, Fraction(1)), (64, Fraction(2))])
+def test_crop_and_pad_keep_the_shape(tmp_path, record, width, pixel_aspect):
+    """A disc in a picture twice as wide as high stays round, also where its pixels are not square."""
+
     def paint(time: float, height: int, width: int) -> np.ndarray:
         rows, columns = np.mgrid[:height, :width]
-        disc = (rows - height / 2) ** 2 + (columns - width / 2) ** 2 < (height / 4) ** 2
+        disc = (rows - height / 2) ** 2 + ((columns - width / 2) * pixel_aspect) ** 2 < (height / 4) ** 2
         return np.where(disc[..., None], 255, 90).astype(np.uint8).repeat(3, 2)
 
-    path = record(tmp_path / "a.mp4", size=(64, 128), paint=paint)
+    path = record(tmp_path / "a.mp4", size=(64, width), paint=paint, pixel_aspect=pixel_aspect)
     cropped = read(path, 0.0)[0].frames[0][..., 1] > 170
     padded_picture = read(path, 0.0, media=MediaConfig(frames=16, fps=20.0, size=32, fit="pad"))[0].frames[0][..., 1]
     padded = padded_picture > 170
@@ -264,13 +268,13 @@ def test_damage_spoils_only_the_windows_that_need_it(tmp_path, record, kind):
 
 
 def _damage(path: Path, kind: str, time: float) -> None:
-    """Overwrite the packet that holds ``time``."""
+    """Overwrite the middle of the packet that holds ``time``: its header still looks fine."""
     with av.open(str(path)) as container:
         packets = [p for p in container.demux(**{kind: 0}) if p.pts is not None]
         packet = min(packets, key=lambda p: abs(float(p.pts * p.time_base) - time))
         position, size = packet.pos, packet.size
     data = bytearray(path.read_bytes())
-    data[position : position + size] = np.random.default_rng(0).bytes(size)
+    data[position + size // 2 : position + size * 3 // 4] = np.random.default_rng(0).bytes(size * 3 // 4 - size // 2)
     path.write_bytes(data)
 
 
