@@ -1,8 +1,8 @@
 """From videos to clip shards: plan, cut, filter out silence, write.
 
 ``make_clips(source, output, preparation, workers)`` does it all, or carries on where a stopped run left off. The unit
-of work is the part of one video that falls into one shard: decoding processes cut such parts, and this process writes
-the shards, each from its own parts alone, so the result is the same however many processes there are.
+of work is a part: some windows of one video in one shard. Decoding processes cut parts, and this process writes the
+shards, each from its own parts alone, so the result is the same however many processes there are.
 """
 
 import math
@@ -19,7 +19,7 @@ from data_tools.build import finish, missing_shards, read_plan, write_plan
 from data_tools.plan import ClipPlan, Window, check_plan, make_plan
 from data_tools.progress import progress
 from data_tools.sources import FolderSource
-from data_tools.workers import as_is, quiet
+from data_tools.workers import as_is, batched, quiet
 from mmldm_scale.config import Preparation
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.decode import read_clips
@@ -27,6 +27,8 @@ from mmldm_scale.shards.clips import encode_clip
 from mmldm_scale.shards.index import ShardIndex
 from mmldm_scale.shards.manifest import PLAN, Manifest
 from mmldm_scale.shards.writer import ShardWriter
+
+PART = 32  # windows of a video cut at once: little enough for memory and progress, enough to be worth opening the file
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ def make_clips(source: FolderSource, output: Path, preparation: Preparation, wor
         plan = ClipPlan.parse(stored, output / PLAN)
         check_plan(plan, source, preparation, output)
     windows = plan.windows()
-    shards = _chunks(windows, preparation.samples_per_shard)
+    shards = batched(windows, preparation.samples_per_shard)
     missing = missing_shards(output, len(shards))
-    parts = [[list(part) for _, part in groupby(shards[n], lambda w: w.video.key)] for n in missing]
+    parts = [_parts(shards[number]) for number in missing]
     cutter = DataLoader(
         _Cutter(source.folder, [part for shard in parts for part in shard], preparation, plan.classes()),
         batch_size=None,
@@ -146,8 +148,10 @@ class _Cutter(Dataset):
         return Cut(window, encode_clip(clip, sample_rate, preparation.jpeg_quality), meta)
 
 
-def _chunks(windows: list[Window], size: int) -> list[list[Window]]:
-    return [windows[first : first + size] for first in range(0, len(windows), size)]
+def _parts(shard: list[Window]) -> list[list[Window]]:
+    """Return the windows of one shard by video, those of a long one in several parts."""
+    videos = (list(windows) for _, windows in groupby(shard, lambda window: window.video.key))
+    return [part for windows in videos for part in batched(windows, PART)]
 
 
 def _ticking(cuts: Iterable[Cut], bar: Any) -> Iterator[Cut]:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_tools.build import finish, missing_shards, read_plan, write_plan
 from data_tools.progress import progress
-from data_tools.workers import as_is, quiet
+from data_tools.workers import as_is, batched, quiet
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.media.audio_image import AudioImage
@@ -82,7 +82,7 @@ def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, 
     missing = missing_shards(output, len(source.manifest.shards))
     model = Autoencoder.from_pretrained(autoencoder).eval()
     encoder = Encoder(model, source.manifest.media, place)
-    batches = [_batches(source.shard_range(number), batch_size) for number in missing]
+    batches = [batched(source.shard_range(number), batch_size) for number in missing]
     loader = DataLoader(
         _Clips(source, [batch for shard in batches for batch in shard]),
         batch_size=None,
@@ -197,10 +197,6 @@ class _Clips(Dataset):
         frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))  # (B, F, H, W, 3)
         waveforms = torch.from_numpy(np.stack([clip.waveform for clip in clips]))  # (B, N)
         return ClipBatch([sample.key for sample in samples], [sample.meta for sample in samples], frames, waveforms)
-
-
-def _batches(indices: range, size: int) -> list[range]:
-    return [indices[first : first + size] for first in range(0, len(indices), size)]
 
 
 def _device(name: str) -> torch.device:

@@ -140,6 +140,7 @@ def test_killed_at_every_write_sync_and_rename(good_videos, overrides, tmp_path)
     """One video, two shards: the run is killed at each of its side effects in turn, then carried on."""
     (tmp_path / "videos").mkdir()
     shutil.copy(good_videos / "cat" / "a.mp4", tmp_path / "videos")
+    overrides = [*overrides, "max_clips_per_video=2", "samples_per_shard=1"]
     assert main(clips(tmp_path / "videos", tmp_path / "undisturbed", overrides)) == 0
     step = 1
     while killed_at(step, clips(tmp_path / "videos", tmp_path / f"set{step}", overrides)):
