@@ -43,10 +43,16 @@ def _add_train(train: argparse.ArgumentParser) -> None:
 
 
 def _add_sample(sample: argparse.ArgumentParser) -> None:
+    from mmldm_scale.sampling import arguments
+
+    arguments.add_arguments(sample)
+    sample.set_defaults(run=_sample)
+
+
+def _sample(args: argparse.Namespace) -> int:
     from mmldm_scale.sampling import job
 
-    job.add_arguments(sample)
-    sample.set_defaults(run=job.run)
+    return job.run(args)
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from mmldm_scale.errors import UserError
 
 Backend = Literal["auto", "flash", "xformers", "sdpa", "math"]
 Precision = Literal["fp32", "bf16", "fp16"]
+GenerationTask = Literal["svg", "a2v", "v2a"]  # sound and picture together; picture to given sound; the reverse
 
 
 def _require(fits: bool, key: str, problem: str) -> None:
@@ -129,6 +130,7 @@ class UNetConfig:
     blocks: int = 2  # residual blocks a level
     attention: list[bool] = field(default_factory=lambda: [True, True, True, False])  # cross-attention by level
     heads: int = 8
+    estimate: bool = False  # guess the noise from the features alone; the U-Net corrects it. For training from scratch
 
     def __post_init__(self) -> None:
         _require(

@@ -5,16 +5,15 @@ comes in as an argument, so a sample is a function of its noise and condition.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from mmldm_scale.config import GenerationTask
 from mmldm_scale.diffusion.schedule import timesteps
 from mmldm_scale.models.dit import DiT
 
-GenerationTask = Literal["svg", "a2v", "v2a"]
 GIVEN: dict[GenerationTask, str | None] = {"svg": None, "a2v": "audio", "v2a": "video"}  # each task's condition
 
 

@@ -13,15 +13,15 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mmldm_scale.cluster import slurm
-from mmldm_scale.config import MediaConfig, Sampling, load
-from mmldm_scale.diffusion.sampler import GIVEN, GenerationTask
+from mmldm_scale.config import GenerationTask, MediaConfig, Sampling, load
+from mmldm_scale.diffusion.sampler import GIVEN
 from mmldm_scale.errors import UserError
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.encode import write_video
@@ -35,24 +35,8 @@ SHOWN = 4  # samples of a job in TensorBoard
 INPUTS = "inputs"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``mmldm sample``."""
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a dit run, checkpoint or weights folder")
-    parser.add_argument("--task", required=True, choices=get_args(GenerationTask))
-    parser.add_argument("--num-samples", required=True, type=int, metavar="N")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--input", type=Path, metavar="PATH", help="a2v, v2a: a video or a folder of videos")
-    parser.add_argument("--autoencoder", metavar="DIR", help="if it no longer lies where the latents were made with it")
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
-    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
-    parser.add_argument(
-        "--part", metavar="I/N", help="make the I-th of N shares (1/N … N/N); array jobs do it by themselves"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1 steps=25 video_guidance=4")
-
-
 def run(args: argparse.Namespace) -> int:
-    """Run the job; return the exit status.
+    """Run the job that ``args`` (of :mod:`mmldm_scale.sampling.arguments`) ask for; return the exit status.
 
     Raises:
         UserError: arguments, weights, inputs or the output folder cannot work.

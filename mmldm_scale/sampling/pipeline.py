@@ -18,9 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from mmldm_scale import counter
-from mmldm_scale.config import DiffusionConfig, DiTConfig, MediaConfig, Sampling
+from mmldm_scale.config import DiffusionConfig, DiTConfig, GenerationTask, MediaConfig, Sampling
 from mmldm_scale.diffusion.normalise import Statistics, normalise, restore
-from mmldm_scale.diffusion.sampler import GIVEN, GenerationTask, Latents, sample_latents
+from mmldm_scale.diffusion.sampler import GIVEN, Latents, sample_latents
 from mmldm_scale.diffusion.schedule import scheduler, timesteps
 from mmldm_scale.errors import UserError
 from mmldm_scale.media.audio_image import AudioImage

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mmldm_scale.errors import UserError
 from mmldm_scale.media.decode import probe, read_clips
+from mmldm_scale.sampling import arguments as arguments_of_sample
 from mmldm_scale.sampling import job
 
 FAST = ["steps=2", "decode_steps=2", "batch_size=2"]
@@ -16,7 +17,7 @@ FAST = ["steps=2", "decode_steps=2", "batch_size=2"]
 
 def sample(model, output: Path, *arguments: object, task: str = "svg", number: int = 5) -> int:
     parser = argparse.ArgumentParser()
-    job.add_arguments(parser)
+    arguments_of_sample.add_arguments(parser)
     fixed = ["--checkpoint", model.dit, "--task", task, "--num-samples", number, "--output", output, "--device", "cpu"]
     return job.run(parser.parse_intermixed_args([str(a) for a in (*fixed, *arguments, *FAST)]))
 

@@ -1,0 +1,23 @@
+"""The options of ``mmldm sample``, apart from the job itself so that other commands need not load its libraries."""
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from mmldm_scale.config import GenerationTask
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``mmldm sample``."""
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a dit run, checkpoint or weights folder")
+    parser.add_argument("--task", required=True, choices=get_args(GenerationTask))
+    parser.add_argument("--num-samples", required=True, type=int, metavar="N")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--input", type=Path, metavar="PATH", help="a2v, v2a: a video or a folder of videos")
+    parser.add_argument("--autoencoder", metavar="DIR", help="if it no longer lies where the latents were made with it")
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
+    parser.add_argument(
+        "--part", metavar="I/N", help="make the I-th of N shares (1/N … N/N); array jobs do it by themselves"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1 steps=25 video_guidance=4")
