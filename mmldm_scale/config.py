@@ -20,7 +20,7 @@ from mmldm_scale.errors import UserError
 
 Backend = Literal["auto", "flash", "xformers", "sdpa", "math"]
 Precision = Literal["fp32", "bf16", "fp16"]
-GenerationTask = Literal["svg", "a2v", "v2a"]  # sound and picture together; picture to given sound; the reverse
+GenerationTask = Literal["svg", "a2v", "v2a"]  # joint; video to given audio; audio to given video
 
 
 def _require(fits: bool, key: str, problem: str) -> None:
