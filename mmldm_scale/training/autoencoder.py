@@ -95,7 +95,7 @@ class Reconstruction(nn.Module):
         decoder = self.autoencoder.decoder
         audio = decoder(noisy[:, -1], time[:, -1], conditions[0])  # (B, c, s, s)
         video = decoder(noisy[:, :-1].flatten(0, 1), time[:, :-1].flatten(), conditions[1])  # (B·K, c, s, s)
-        predicted = torch.cat([video.unflatten(0, (len(audio), -1)), audio[:, None]], dim=1).float()
+        predicted = torch.cat([video.unflatten(0, (len(audio), -1)), audio[:, None]], dim=1)
         return (predicted - noise).square().mean(dim=(2, 3, 4))
 
 

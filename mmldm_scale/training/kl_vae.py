@@ -54,7 +54,7 @@ class PictureReconstruction(nn.Module):
         self.kl_weight = config.kl_weight
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return "loss", "loss/reconstruction" (mean absolute error) and "loss/kl" (nats a picture), each (B,).
+        """Return "loss", "loss/reconstruction" (mean squared error) and "loss/kl" (nats a picture), each (B,).
 
         Args:
             batch: "frames" (B, K, S, S, 3) uint8, "waveform" (B, N) and "noise" (B, K + 1, c, s, s).
@@ -65,7 +65,7 @@ class PictureReconstruction(nn.Module):
         moments = self.vae.encode(pictures.to(self.vae.dtype)).latent_dist
         posterior = Gaussian(moments.mean, moments.logvar)
         restored = self.vae.decode(posterior.sample(batch["noise"].flatten(0, 1))).sample.float()
-        error, kl = (restored - pictures).abs().mean(dim=(1, 2, 3)), posterior.kl()
+        error, kl = (restored - pictures).square().mean(dim=(1, 2, 3)), posterior.kl()
         error, kl = (each.unflatten(0, (len(audio), -1)).mean(dim=1) for each in (error, kl))  # (B,)
         return {"loss": error + self.kl_weight * kl, "loss/reconstruction": error, "loss/kl": kl}
 

@@ -14,12 +14,15 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from mmldm_scale.config import UNetConfig
+from mmldm_scale.config import DiffusionConfig, UNetConfig
+from mmldm_scale.diffusion.schedule import scheduler
 from mmldm_scale.models.autoencoder.blocks import norm_groups, zeroed
 from mmldm_scale.models.autoencoder.pyramid import FeaturePyramid
 
 Modality = Literal["audio", "video"]
 Shape = tuple[int, int, int]
+
+ESTIMATE_VARIANCE = 0.25  # of the estimate's error; the latents' own variance is 1
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Condition:
     features: list[Tensor]  # (N, D, H, W) each: one for each output of the U-Net's encoder, the last for its middle
     content: Tensor  # (N, C + E): the pooled latent and the frame's embedding
     tokens: Tensor  # (N, T + 1, D): the other modality's semantic tokens and the modality's embedding
+    estimate: Tensor | None  # (N, c, s, s): what the features alone make of the clean latent
 
 
 class SignalDecoder(nn.Module):
@@ -61,6 +65,11 @@ class SignalDecoder(nn.Module):
                 "video": FeaturePyramid(video_shape, size, widths, config.blocks, frames, config.width),
             }
         )
+        self.schedule = scheduler(DiffusionConfig())
+        self.estimators = nn.ModuleDict()
+        if config.estimate:
+            for name in ("audio", "video"):
+                self.estimators[name] = zeroed(nn.Conv2d(widths[0], noise_shape[0], 3, padding=1))
         self.frame_embeddings = nn.ModuleDict(
             {"audio": nn.Embedding(1, config.width), "video": nn.Embedding(frames, config.width)}
         )
@@ -79,16 +88,17 @@ class SignalDecoder(nn.Module):
         """
         count = frames.shape[1]
         embedding = self.frame_embeddings[modality](frames).flatten(0, 1)  # (B·K, E)
-        features = self.pyramids[modality](latent, frames, embedding)
+        features, finest = self.pyramids[modality](latent, frames, embedding)
+        estimate = self.estimators[modality](finest) if self.estimators else None
         pooled = latent.mean(dim=(2, 3)).repeat_interleave(count, dim=0)  # (B·K, C)
         label = self.modality_embeddings[modality].expand(len(other), -1, -1)
         tokens = torch.cat([other, label], dim=1).repeat_interleave(count, dim=0)  # (B·K, T + 1, D)
-        return Condition(features, torch.cat([pooled, embedding], dim=1), tokens)
+        return Condition(features, torch.cat([pooled, embedding], dim=1), tokens, estimate)
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """Return the noise predicted in ``noisy`` (N, c, s, s) at ``time`` (N,) in 0..999, in the U-Net's dtype."""
+        """Return the noise predicted in ``noisy`` (N, c, s, s) at ``time`` (N,) in 0..999, float32."""
         *features, middle = condition.features
-        return self.unet(
+        predicted = self.unet(
             noisy.to(self.unet.dtype),
             time,
             encoder_hidden_states=condition.tokens,
@@ -96,7 +106,18 @@ class SignalDecoder(nn.Module):
             down_block_additional_residuals=features,
             mid_block_additional_residual=middle,
             return_dict=False,
-        )[0]
+        )[0].float()
+        return predicted if condition.estimate is None else predicted + self._guess(noisy, time, condition.estimate)
+
+    def _guess(self, noisy: Tensor, time: Tensor, estimate: Tensor) -> Tensor:
+        """Return the noise in ``noisy`` to be expected if ``estimate`` is the clean latent up to a known error.
+
+        With z^t = √ᾱ z + √(1 − ᾱ) n and z = ``estimate`` + e, both n and e Gaussian and independent, E[n | z^t] is the
+        remainder z^t − √ᾱ · ``estimate`` times √(1 − ᾱ) / (1 − ᾱ + ᾱ · var e).
+        """
+        kept = self.schedule.alphas_cumprod.to(time.device)[time].view(-1, 1, 1, 1)  # ᾱ
+        weight = (1 - kept).sqrt() / (1 - kept + kept * ESTIMATE_VARIANCE)
+        return weight * (noisy.float() - kept.sqrt() * estimate.float())
 
 
 def _unet(

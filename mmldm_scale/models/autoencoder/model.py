@@ -125,7 +125,7 @@ class Autoencoder(nn.Module):
         schedule = scheduler(DiffusionConfig())
         sample = noise.float()
         for time in timesteps(schedule, steps).to(noise.device):
-            epsilon = self.decoder(sample, time.expand(len(sample)), condition).float()
+            epsilon = self.decoder(sample, time.expand(len(sample)), condition)
             sample = schedule.step(epsilon, time, sample, eta=0.0, return_dict=False)[0]
         return sample
 

@@ -51,8 +51,9 @@ class FeaturePyramid(nn.Module):
             zeroed(nn.Conv2d(widths[level], width, 1)) for level, width in zip(self.levels, channels, strict=True)
         )
 
-    def forward(self, latent: Tensor, frames: Tensor, embedding: Tensor) -> list[Tensor]:
-        """Return the additions (B·K, D, H, W) to the outputs of the U-Net's encoder, and last to its middle.
+    def forward(self, latent: Tensor, frames: Tensor, embedding: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the additions (B·K, D, H, W) to the outputs of the U-Net's encoder, and last to its middle; then the
+        finest features (B·K, D_0, s, s) themselves.
 
         Args:
             latent: (B, C, h, w).
@@ -66,7 +67,8 @@ class FeaturePyramid(nn.Module):
             features[level] = step(features[level + 1], embedding)
         for level, step in enumerate(self.coarser, start=self.start + 1):
             features[level] = step(features[level - 1], embedding)
-        return [output(features[level]) for level, output in zip(self.levels, self.outputs, strict=True)]
+        additions = [output(features[level]) for level, output in zip(self.levels, self.outputs, strict=True)]
+        return additions, features[0]
 
 
 class _Step(nn.Module):
