@@ -12,9 +12,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 from mmldm_scale.errors import UserError
+from mmldm_scale.media.decode import SUFFIXES
 
-_COMMON = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-MEDIA_SUFFIXES = frozenset([*_COMMON, ".3gp", ".flv", ".m2ts", ".mts", ".ogv", ".ts", ".wmv"])
 KEY_CHARACTERS = 56  # of a video's key, before what tells it from others and its window's number
 
 
@@ -44,7 +43,7 @@ class FolderSource:
         """Return every media file, sorted by path; raise UserError if there is none or a folder cannot be read."""
         files = sorted(file.relative_to(self.folder).as_posix() for file in self._walk())
         if not files:
-            raise UserError(f"{self.folder}: holds no videos ({', '.join(sorted(MEDIA_SUFFIXES))})")
+            raise UserError(f"{self.folder}: holds no videos ({', '.join(sorted(SUFFIXES))})")
         return [Video(path, _size(self.folder / path), _label(path)) for path in files]
 
     def _walk(self) -> list[Path]:
@@ -62,7 +61,7 @@ class FolderSource:
                         continue
                     seen.add((status.st_dev, status.st_ino))
                     links += [Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name))]
-                    found += [Path(parent, name) for name in files if Path(name).suffix.lower() in MEDIA_SUFFIXES]
+                    found += [Path(parent, name) for name in files if Path(name).suffix.lower() in SUFFIXES]
             pending = links
         return found
 

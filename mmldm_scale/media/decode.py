@@ -26,6 +26,8 @@ from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.track import MAX_PIXELS, Entry, Track, find_stream, open_container, read_packets
 
+_COMMON = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+SUFFIXES = frozenset([*_COMMON, ".3gp", ".flv", ".m2ts", ".mts", ".ogv", ".ts", ".wmv"])  # of files that are videos
 MAX_SECONDS = 48 * 3600.0  # a file that claims more is refused
 SLACK = 0.1  # seconds that a window may reach past the end: MP3 sound in MP4 stops up to 0.08 s before its picture
 TOLERANCE = 0.001  # seconds: containers round their timestamps to milliseconds

@@ -11,9 +11,7 @@ from tqdm import tqdm
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.media.clip import Clip, MediaError
-from mmldm_scale.media.decode import read_clips
-
-SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+from mmldm_scale.media.decode import SUFFIXES, read_clips
 
 
 def list_videos(path: Path) -> list[Path]:
@@ -28,7 +26,7 @@ def list_videos(path: Path) -> list[Path]:
         raise UserError(f"--input {path}: no such file or folder")
     videos = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not videos:
-        raise UserError(f"--input {path}: holds no video; files ending in {', '.join(SUFFIXES)} fit")
+        raise UserError(f"--input {path}: holds no video; files ending in {', '.join(sorted(SUFFIXES))} fit")
     return videos
 
 

@@ -7,6 +7,7 @@ set may be handed to loader workers. Truncated or swapped files are refused on o
 """
 
 import functools
+import hashlib
 import json
 import mmap
 import resource
@@ -94,6 +95,11 @@ class ShardSet:
         places = zip(self.members, self._offsets[index].tolist(), self._sizes[index].tolist(), strict=True)
         members = {name: tar[offset : offset + size] for name, offset, size in places}
         return Sample(self.key(index), members)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The identity of the set's content: the sha256 (hex) over those of its tars, in order."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.manifest.shards).encode()).hexdigest()
 
     def key(self, index: int) -> str:
         """Return the key of sample ``index`` without reading it."""

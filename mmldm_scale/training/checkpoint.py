@@ -47,6 +47,7 @@ class Manifest:
     world_size: int
     zero_stage: int
     precision: str
+    inputs: dict[str, str]  # fingerprints of what the run learns from
     versions: dict[str, str]
     files: dict[str, tuple[int, str]]  # relative path: bytes, sha256
     format: int = FORMAT
@@ -59,8 +60,9 @@ class DamagedCheckpoint(Exception):
 class Checkpoints:
     """The checkpoints of one run folder."""
 
-    def __init__(self, run: Path, world: World, keep: int) -> None:
+    def __init__(self, run: Path, world: World, keep: int, inputs: dict[str, str]) -> None:
         self.folder = run / "checkpoints"
+        self._inputs = inputs
         self._world = world
         self._keep = keep
 
@@ -113,8 +115,8 @@ class Checkpoints:
         """Load the verified checkpoint ``folder`` into ``engine``; return its ``samples_seen``.
 
         Raises:
-            UserError: it was written with another ZeRO stage, precision or number of processes, by another model, or
-                refers to code.
+            UserError: it was written with another ZeRO stage, precision or number of processes, by another model, from
+                other inputs, or refers to code.
         """
         manifest = read_manifest(folder)
         self._check_fit(engine, folder, manifest)
@@ -143,6 +145,7 @@ class Checkpoints:
             world_size=self._world.size,
             zero_stage=int(engine.zero_optimization_stage()),
             precision=_precision(engine),
+            inputs=self._inputs,
             versions={"torch": torch.__version__, "deepspeed": deepspeed.__version__},
             files=dict(sorted(files.items())),
         )
@@ -164,6 +167,9 @@ class Checkpoints:
         ):
             if written != wanted:
                 raise UserError(f"{folder}: was written with {what}={written}, which fits, not {wanted}")
+        for key, fingerprint in self._inputs.items():
+            if manifest.inputs.get(key) != fingerprint:
+                raise UserError(f"{folder}: learned from other {key} than there are now; give those or another run=")
         if stage > 0 and manifest.world_size != self._world.size:
             raise UserError(
                 f"{folder}: was written by {manifest.world_size} processes and ZeRO-{stage}; "

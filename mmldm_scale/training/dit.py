@@ -47,6 +47,7 @@ def build_task(config: DiTTraining) -> Task:
         name="dit",
         module=module,
         dataset=dataset,
+        inputs={"shards": dataset.shards.fingerprint},
         flops_per_sample=dit_macs(config.model, manifest.audio_shape, manifest.video_shape).flops,
         write_weights=functools.partial(_write_weights, _description(config, manifest)),
         preview=None,

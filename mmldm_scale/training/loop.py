@@ -69,7 +69,7 @@ class Trainer:
     def __init__(self, task: Task, config: TrainingConfig, run: Path, world: World) -> None:
         self.task, self.config, self.world = task, config, world
         self.engine = engines.build(task.module, config, world)
-        self.checkpoints = Checkpoints(run, world, config.keep_checkpoints)
+        self.checkpoints = Checkpoints(run, world, config.keep_checkpoints, task.inputs)
         newest = self.checkpoints.newest()
         self.samples_seen = self.checkpoints.load(self.engine, newest) if newest else 0
         self.saved = self.samples_seen
@@ -138,12 +138,10 @@ class Trainer:
         if not all(map(torch.isfinite, torch.tensor(list(means.values())))):
             raise FloatingPointError(f"not finite at {self.samples_seen:,} samples: {means}; nothing saved from here")
         group = engines.base_optimizer(self.engine).param_groups[0]
+        training = {"training/learning_rate": group["lr"], "training/ema_decay": group["ema_decay"]}
         norm = self.engine.get_global_grad_norm()
-        training = {
-            "training/learning_rate": group["lr"],
-            "training/ema_decay": group["ema_decay"],
-            "training/gradient_norm": float(norm) if norm is not None else float("nan"),
-        }
+        if norm is not None:  # ZeRO 0 in float32 has none
+            training["training/gradient_norm"] = float(norm)
         if self.monitor:
             self.monitor.scalars(self.samples_seen, means | training | self.meter.read(self.samples_seen))
 

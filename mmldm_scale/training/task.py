@@ -43,6 +43,7 @@ class Task:
         module: ``module(batch)`` returns per-sample values, each (B,); "loss" is what is minimised, the others are
             logged under their names. Parameters that do not require gradients stay as they are.
         dataset: The samples by global position.
+        inputs: Fingerprints of what it learns from, by configuration key: a run is not carried on with others.
         flops_per_sample: Floating-point operations of one sample's forward pass (twice the MACs).
         write_weights: Called as ``write_weights(folder, state)`` with the averaged float32 ``state`` of ``module``
             (names as in ``module.state_dict()``).
@@ -52,6 +53,7 @@ class Task:
     name: Literal["kl_vae", "autoencoder", "dit"]
     module: nn.Module
     dataset: Dataset
+    inputs: dict[str, str]
     flops_per_sample: float
     write_weights: Callable[[Path, dict[str, torch.Tensor]], None]
     preview: Callable[[nn.Module, Preview], None] | None = None

@@ -30,7 +30,7 @@ def run(tmp_path: Path, undisturbed) -> Path:
 
 
 def newest(run: Path, alone) -> str:
-    return Checkpoints(run, alone, keep=3).newest().name
+    return Checkpoints(run, alone, keep=3, inputs={}).newest().name
 
 
 def test_newest_whole_checkpoint_is_found(run, alone) -> None:
@@ -148,3 +148,15 @@ def test_checkpoint_that_does_not_fit_is_refused_in_one_line(run, override, proc
     )
     assert done.returncode != 0
     assert complaint in done.stderr
+
+
+def test_run_is_not_carried_on_with_other_data(run) -> None:
+    manifest = run / "checkpoints" / LAST / MANIFEST
+    fields = json.loads(manifest.read_text())
+    fields["inputs"] = {"noise": "of another set"}
+    manifest.write_text(json.dumps(fields))
+    done = subprocess.run(
+        command(run, *EVERY_STEP, "training.total_samples=320"), env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "learned from other noise than there are now" in done.stderr

@@ -77,7 +77,7 @@ def build_task(schema: ToyTraining) -> Task:
     def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
         pretrained.save(folder, "dit", {"width": WIDTH}, state)
 
-    return Task("dit", ToyModule(), ToyData(schema), 6.0 * WIDTH * WIDTH, write_weights, preview)
+    return Task("dit", ToyModule(), ToyData(schema), {"noise": "none"}, 6.0 * WIDTH * WIDTH, write_weights, preview)
 
 
 if __name__ == "__main__":
