@@ -10,8 +10,9 @@ data yields its MediaError instead of a clip, and the windows around it are not 
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import av
@@ -74,13 +75,16 @@ def probe(path: Path) -> MediaInfo:
         )
 
 
-def read_clips(path: Path, starts: Sequence[float], media: MediaConfig) -> Iterator[Clip | MediaError]:
+def read_clips(
+    path: Path, starts: Sequence[float], media: MediaConfig, need_sound: bool = True
+) -> Iterator[Clip | MediaError]:
     """Yield the clip that begins at each of ``starts``, or the MediaError of a window that cannot be had.
 
     Args:
         path: any file libav reads.
         starts: seconds from the file's time zero (see the module's text), ascending, not negative.
         media: number, rate and size of frames; sample rate and length of the waveform.
+        need_sound: whether a file without a sound stream is an error; else its clips are silent.
 
     Yields:
         Clip: frames (media.frames, media.size, media.size, 3), waveform (media.audio_samples,).
@@ -91,19 +95,23 @@ def read_clips(path: Path, starts: Sequence[float], media: MediaConfig) -> Itera
     seconds) may a sound codec that substitutes noise differ in that noise.
 
     Raises:
-        MediaError: the file as a whole gives no clip: as :func:`probe`, and no_audio_stream.
+        MediaError: the file as a whole gives no clip: as :func:`probe`, and no_audio_stream if ``need_sound``.
     """
     path = Path(path)
     info = probe(path)
     if list(starts) != sorted(starts) or any(start < 0 for start in starts):
         raise ValueError("starts must be ascending and not negative")
-    if not info.has_audio:
+    if need_sound and not info.has_audio:
         raise MediaError("no_audio_stream", f"{path}: there is a picture but no sound")
     last = info.seconds - media.seconds + SLACK
     inside = [start for start in starts if start <= last]
-    with closing(Track(path, "video")) as video, closing(Track(path, "audio")) as audio:
+    with ExitStack() as tracks:
+        video = tracks.enter_context(closing(Track(path, "video")))
         pictures = _window_pictures(video, inside, info.start, media)
-        sounds = _window_sounds(audio, inside, info.start, media)
+        sounds: Iterator = repeat(np.zeros(media.audio_samples, np.float32))
+        if info.has_audio:
+            audio = tracks.enter_context(closing(Track(path, "audio")))
+            sounds = _window_sounds(audio, inside, info.start, media)
         for start in starts:
             if start > last:
                 text = f"{path}: a clip of {media.seconds:g} s from {start:g} s on needs more than {info.seconds:.3f} s"

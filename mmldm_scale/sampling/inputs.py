@@ -30,9 +30,10 @@ def list_videos(path: Path) -> list[Path]:
     return videos
 
 
-def usable(videos: list[Path], needed: int, media: MediaConfig) -> list[Path]:
+def usable(videos: list[Path], needed: int, media: MediaConfig, need_sound: bool = True) -> list[Path]:
     """Return the first ``needed`` of ``videos`` that give a clip (fewer if there are no more).
 
+    Without ``need_sound``, for v2a, silent videos are as good as others.
     Each one that gives none is told in one line on stderr.
 
     Raises:
@@ -47,7 +48,7 @@ def usable(videos: list[Path], needed: int, media: MediaConfig) -> list[Path]:
             if len(found) == needed:
                 break
             try:
-                read_first_clip(video, media)
+                read_first_clip(video, media, need_sound)
                 found.append(video)
                 progress.update()
             except MediaError as error:
@@ -58,9 +59,13 @@ def usable(videos: list[Path], needed: int, media: MediaConfig) -> list[Path]:
     return found
 
 
-def read_first_clip(video: Path, media: MediaConfig) -> Clip:
-    """Return the clip at the beginning of ``video``; raise MediaError if there is none."""
-    clip = next(read_clips(video, [0.0], media))
+def read_first_clip(video: Path, media: MediaConfig, need_sound: bool = True) -> Clip:
+    """Return the clip at the beginning of ``video``, which may be silent unless ``need_sound``.
+
+    Raises:
+        MediaError: there is none.
+    """
+    clip = next(read_clips(video, [0.0], media, need_sound))
     if isinstance(clip, MediaError):
         raise clip
     return clip

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     blocks = _blocks(args.num_samples, settings.batch_size)[share[0] :: share[1]]
     todo = [block for block in blocks if any(not _file(args.output, args.task, i).exists() for i in block)]
     if todo:
-        inputs = usable(videos, args.num_samples, description.media) if videos else []
+        inputs = usable(videos, args.num_samples, description.media, GIVEN[args.task] == "audio") if videos else []
         pipeline = Pipeline.from_pretrained(args.checkpoint, settings, args.autoencoder, _device(args.device))
         Job(pipeline, args.task, args.output, inputs).make(todo)
     page = gallery.write(args.output)
@@ -85,8 +85,9 @@ class Job:
     def _sources(self, block: range) -> list[Clip]:
         if not self.inputs:
             return []
+        media, need_sound = self.pipeline.media, GIVEN[self.task] == "audio"
         try:
-            return [read_first_clip(self.inputs[i % len(self.inputs)], self.pipeline.media) for i in block]
+            return [read_first_clip(self.inputs[i % len(self.inputs)], media, need_sound) for i in block]
         except MediaError as error:
             raise UserError(f"--input: changed while the job ran: {error}") from None
 

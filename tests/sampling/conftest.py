@@ -98,5 +98,5 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_input(folder / name, i + 1)
     (folder / "notes.txt").write_text("no video")
     (folder / "m_broken.mp4").write_bytes(b"no video either")
-    write_video(folder / "n_silent.mp4", np.zeros((10, 32, 32, 3), np.uint8), 10)
+    write_video(folder / "n_silent.mp4", np.full((10, 32, 32, 3), 200, np.uint8), 10)
     return folder

@@ -2,7 +2,7 @@ import pytest
 
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.errors import UserError
-from mmldm_scale.sampling.inputs import list_videos, usable
+from mmldm_scale.sampling.inputs import list_videos, read_first_clip, usable
 
 MEDIA = MediaConfig(frames=4, fps=10, size=32)
 
@@ -22,6 +22,14 @@ def test_what_gives_no_clip_is_told_in_a_line_and_left_out(videos, capfd):
     assert "m_broken.mp4" in told[0]
     assert told[1].startswith("left out (no_audio_stream): ")
     assert "n_silent.mp4" in told[1]
+
+
+def test_silent_videos_do_where_only_pictures_are_needed(videos):
+    found = usable(list_videos(videos), 10, MEDIA, need_sound=False)
+    assert [video.name for video in found] == ["a.mp4", "n_silent.mp4", "b.mp4", "z.mp4"]
+    clip = read_first_clip(videos / "n_silent.mp4", MEDIA, need_sound=False)
+    assert clip.frames.mean() == pytest.approx(200, abs=3)
+    assert not clip.waveform.any()
 
 
 def test_no_more_are_looked_at_than_needed(videos, capfd):
