@@ -243,7 +243,7 @@ class KLVAETraining:
     run: str = "runs/kl_vae"
     shards: str = "???"  # folder of clip shards
     model: KLVAEConfig = field(default_factory=KLVAEConfig)
-    frames_per_clip: int = 3  # pictures of each clip in a step, besides its audio image
+    audio_share: float = 0.25  # of the samples; the others are video frames
     kl_weight: float = 1e-6
     training: TrainingConfig = field(default_factory=TrainingConfig)
 

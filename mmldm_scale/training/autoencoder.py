@@ -21,6 +21,7 @@ from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.pixels import to_frames, to_signal
 from mmldm_scale.media.vocoder import load_vocoder
+from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder, save
 from mmldm_scale.training.clip_data import ClipOrder, signals, strips
@@ -47,6 +48,10 @@ def build_task(config: AutoencoderTraining) -> Task:
         name="autoencoder",
         module=module,
         dataset=ClipDataset(config, clips, module.autoencoder),
+        inputs={
+            "shards": clips.shards.fingerprint,
+            "kl_vae": pretrained.fingerprint(kl_vae.find(Path(config.kl_vae))),
+        },
         flops_per_sample=_forward_flops(config, clips.media, vae),
         write_weights=functools.partial(_write_weights, config, clips.media, vae, frozen),
         preview=functools.partial(_show, config, clips),

@@ -1,12 +1,13 @@
 """The task "kl_vae": a small KL-VAE from scratch, for when no pretrained one is at hand.
 
-A sample is a clip's audio image and a few of its frames, as single pictures. The weights folder is of kind "kl_vae"
+A sample is one picture: a frame of a clip, or a clip's audio image. The weights folder is of kind "kl_vae"
 and holds, in its sub-folder ``vae``, what any diffusers program loads as ``AutoencoderKL``.
 """
 
 import functools
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ def build_task(config: KLVAETraining) -> Task:
         name="kl_vae",
         module=module,
         dataset=dataset,
+        inputs={"shards": dataset.clips.shards.fingerprint},
         flops_per_sample=_forward_flops(config, dataset.clips.media.size),
         write_weights=functools.partial(_write_weights, config, dataset.clips),
         preview=functools.partial(_show, dataset.clips),
@@ -54,19 +56,19 @@ class PictureReconstruction(nn.Module):
         self.kl_weight = config.kl_weight
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return "loss", "loss/reconstruction" (mean squared error) and "loss/kl" (nats a picture), each (B,).
+        """Return "loss", "loss/reconstruction" (mean squared error) and "loss/kl" (nats), each (B,).
 
         Args:
-            batch: "frames" (B, K, S, S, 3) uint8, "waveform" (B, N) and "noise" (B, K + 1, c, s, s).
+            batch: "frame" (B, S, S, 3) uint8, "waveform" (B, N), "audio" (B,) boolean, whether the picture is the audio
+                image and not the frame, and "noise" (B, c, s, s).
         """
-        frames, audio = to_signal(batch["frames"]), self.audio_image.encode(batch["waveform"])
-        pictures = torch.cat([frames, audio[:, None]], dim=1).flatten(0, 1)  # (B·(K + 1), 3, S, S)
+        audio, frames = self.audio_image.encode(batch["waveform"]), to_signal(batch["frame"])
+        pictures = torch.where(batch["audio"].view(-1, 1, 1, 1), audio, frames)  # (B, 3, S, S)
         pictures = pictures.contiguous(memory_format=torch.channels_last)  # thrice as fast at few channels on a CPU
         moments = self.vae.encode(pictures.to(self.vae.dtype)).latent_dist
         posterior = Gaussian(moments.mean, moments.logvar)
-        restored = self.vae.decode(posterior.sample(batch["noise"].flatten(0, 1))).sample.float()
+        restored = self.vae.decode(posterior.sample(batch["noise"])).sample.float()
         error, kl = (restored - pictures).square().mean(dim=(1, 2, 3)), posterior.kl()
-        error, kl = (each.unflatten(0, (len(audio), -1)).mean(dim=1) for each in (error, kl))  # (B,)
         return {"loss": error + self.kl_weight * kl, "loss/reconstruction": error, "loss/kl": kl}
 
 
@@ -84,16 +86,15 @@ class PictureDataset:
         self.noise_shape = (config.model.latent_channels, size // factor, size // factor)
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
-        """Return the sample at ``position``: frames (K, S, S, 3) uint8, waveform (N,), noise (K + 1, c, s, s)."""
+        """Return the sample at ``position``; see :meth:`PictureReconstruction.forward` for its parts."""
         random = counter.generator(self.config.training.seed, "kl_vae", position)
-        count = min(self.config.frames_per_clip, self.clips.media.frames)
-        frames = random.choice(self.clips.media.frames, count, replace=False)
-        clip = self.clips.clip(position, frames.tolist())
-        noise = random.standard_normal((count + 1, *self.noise_shape), dtype="float32")
+        audio = random.random() < self.config.audio_share
+        clip = self.clips.clip(position, [int(random.integers(self.clips.media.frames))])
         return {
-            "frames": torch.from_numpy(clip.frames),
+            "frame": torch.from_numpy(clip.frames[0]),
             "waveform": torch.from_numpy(clip.waveform),
-            "noise": torch.from_numpy(noise),
+            "audio": torch.tensor(audio),
+            "noise": torch.from_numpy(random.standard_normal(self.noise_shape, dtype=np.float32)),
         }
 
 
@@ -130,4 +131,4 @@ def _forward_flops(config: KLVAETraining, size: int) -> float:
         picture = torch.empty(1, 3, size, size)
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         vae(picture)
-    return flops.get_total_flops() * (config.frames_per_clip + 1)
+    return flops.get_total_flops()

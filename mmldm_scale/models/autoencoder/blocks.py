@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 def norm_groups(channels: int) -> int:
     """Return how many groups a group norm over ``channels`` gets: at most 32, each of at least four channels."""
-    return max(groups for groups in (1, 2, 4, 8, 16, 32) if channels % groups == 0 and channels >= 4 * groups)
+    fitting = [groups for groups in (2, 4, 8, 16, 32) if channels % groups == 0 and channels >= 4 * groups]
+    return max(fitting, default=1)
 
 
 def residual_block(inputs: int, outputs: int, embedding: int | None = None) -> ResnetBlock2D:
@@ -20,6 +21,23 @@ def residual_block(inputs: int, outputs: int, embedding: int | None = None) -> R
         groups_out=norm_groups(outputs),
         time_embedding_norm="default" if embedding is None else "scale_shift",
     )
+
+
+def fold(latents: Tensor, factor: int, channels: int) -> Tensor:
+    """Fold pictures (B, F, c, s, s) into (B, ``channels``, s/factor, s/factor), with nothing to learn.
+
+    Space becomes channels, and neighbouring channels (frames first of all) are averaged until ``channels`` are left.
+    """
+    folded = F.pixel_unshuffle(latents.flatten(0, 1), factor).unflatten(0, latents.shape[:2])  # (B, F, c·f², h, w)
+    order = folded.permute(0, 3, 4, 2, 1).flatten(3)  # (B, h, w, c·f²·F)
+    return F.adaptive_avg_pool1d(order.flatten(1, 2), channels).unflatten(1, order.shape[1:3]).permute(0, 3, 1, 2)
+
+
+def unfold(latent: Tensor, factor: int, channels: int) -> Tensor:
+    """Unfold (B, C, h, w) into one picture (B, ``channels``, h·factor, w·factor): what is left of what was folded."""
+    tokens = latent.permute(0, 2, 3, 1)  # (B, h, w, C)
+    repeated = F.adaptive_avg_pool1d(tokens.flatten(1, 2), channels * factor**2).unflatten(1, tokens.shape[1:3])
+    return F.pixel_shuffle(repeated.permute(0, 3, 1, 2), factor)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmldm_scale.config import DiffusionConfig, UNetConfig
 from mmldm_scale.diffusion.schedule import scheduler
-from mmldm_scale.models.autoencoder.blocks import norm_groups, zeroed
+from mmldm_scale.models.autoencoder.blocks import norm_groups, unfold, zeroed
 from mmldm_scale.models.autoencoder.pyramid import FeaturePyramid
 
 Modality = Literal["audio", "video"]
@@ -89,7 +89,11 @@ class SignalDecoder(nn.Module):
         count = frames.shape[1]
         embedding = self.frame_embeddings[modality](frames).flatten(0, 1)  # (B·K, E)
         features, finest = self.pyramids[modality](latent, frames, embedding)
-        estimate = self.estimators[modality](finest) if self.estimators else None
+        estimate = None
+        if self.estimators:
+            channels, size = self.unet.config.in_channels, finest.shape[-1]
+            shortcut = unfold(latent, size // latent.shape[-1], channels)  # (B, c, s, s)
+            estimate = shortcut.repeat_interleave(count, dim=0) + self.estimators[modality](finest)  # (B·K, c, s, s)
         pooled = latent.mean(dim=(2, 3)).repeat_interleave(count, dim=0)  # (B·K, C)
         label = self.modality_embeddings[modality].expand(len(other), -1, -1)
         tokens = torch.cat([other, label], dim=1).repeat_interleave(count, dim=0)  # (B·K, T + 1, D)

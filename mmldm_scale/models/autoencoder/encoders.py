@@ -2,14 +2,16 @@
 
 Both are stacks of residual blocks with a strided convolution between levels and attention at the last one; they share
 no parameters. The video encoder works on single frames, mixes them along time at every level, and at its end merges
-all frames of a clip into one picture's worth of channels.
+all frames of a clip into one picture's worth of channels. What they find is added to the mean of a shortcut without
+parameters, space folded into channels and averaged (as in DC-AE, arXiv 2410.10733): so the latents show something of
+the clip from the first step, and training is a matter of correcting them.
 """
 
 import torch
 from torch import Tensor, nn
 
 from mmldm_scale.config import EncoderConfig
-from mmldm_scale.models.autoencoder.blocks import SelfAttention, norm_groups, residual_block, zeroed
+from mmldm_scale.models.autoencoder.blocks import SelfAttention, fold, norm_groups, residual_block, zeroed
 
 INITIAL_LOGVAR = -6.0  # a posterior as narrow as this lets the latents carry signal from the first step
 
@@ -26,6 +28,7 @@ class AudioEncoder(nn.Module):
         )
         self.attention = SelfAttention(widths[-1], config.heads)
         self.head = _head(widths[-1], latent_channels)
+        self.factor, self.channels = 2 ** (len(widths) - 1), latent_channels
 
     def forward(self, latent: Tensor) -> Tensor:
         """Return the moments (B, 2·C, s/f_a, s/f_a) of ``latent`` (B, c, s, s)."""
@@ -33,7 +36,8 @@ class AudioEncoder(nn.Module):
         for level in self.levels:
             hidden = level(hidden)
         tokens = self.attention(hidden.flatten(2).transpose(1, 2))  # (B, h·w, D)
-        return self.head(tokens.transpose(1, 2).unflatten(2, hidden.shape[2:]))
+        moments = self.head(tokens.transpose(1, 2).unflatten(2, hidden.shape[2:]))
+        return _shifted(moments, fold(latent[:, None], self.factor, self.channels))
 
 
 class VideoEncoder(nn.Module):
@@ -52,6 +56,7 @@ class VideoEncoder(nn.Module):
         self.merge = nn.Conv2d(frames * widths[-1], widths[-1], 3, padding=1)
         self.block = residual_block(widths[-1], widths[-1])
         self.head = _head(widths[-1], latent_channels)
+        self.factor, self.channels = 2 ** (len(widths) - 1), latent_channels
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return the moments (B, 2·C, s/f_v, s/f_v) of ``latents`` (B, F, c, s, s)."""
@@ -61,7 +66,8 @@ class VideoEncoder(nn.Module):
             hidden = time(level(hidden), frames)
         hidden = self._attend(hidden.unflatten(0, (batch, frames)))  # (B, F, D, h, w)
         hidden = self.merge(hidden.flatten(1, 2))  # (B, D, h, w)
-        return self.head(self.block(hidden, None))
+        moments = self.head(self.block(hidden, None))
+        return _shifted(moments, fold(latents, self.factor, self.channels))
 
     def _attend(self, hidden: Tensor) -> Tensor:
         """Let the frames (B, F, D, h, w) see one another at each place."""
@@ -102,7 +108,14 @@ class Level(nn.Module):
         return hidden
 
 
-def _head(width: int, latent_channels: int) -> nn.Sequential:
-    out = nn.Conv2d(width, 2 * latent_channels, 3, padding=1)
-    nn.init.constant_(out.bias[latent_channels:], INITIAL_LOGVAR)
-    return nn.Sequential(nn.GroupNorm(norm_groups(width), width), nn.SiLU(), out)
+def _head(width: int, latent_channels: int) -> nn.Conv2d:
+    """Return the last layer. No norm comes before it, which would take brightness and loudness out of the latents."""
+    head = nn.Conv2d(width, 2 * latent_channels, 3, padding=1)
+    nn.init.constant_(head.bias[latent_channels:], INITIAL_LOGVAR)
+    return head
+
+
+def _shifted(moments: Tensor, shift: Tensor) -> Tensor:
+    """Add ``shift`` (B, C, h, w) to the mean in ``moments`` (B, 2·C, h, w)."""
+    mean, logvar = moments.chunk(2, dim=1)
+    return torch.cat([mean + shift, logvar], dim=1)

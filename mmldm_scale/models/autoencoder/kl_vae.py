@@ -67,7 +67,7 @@ def load(path: str | Path) -> AutoencoderKL:
     Raises:
         UserError: there is none at ``path``, or it is damaged, or weights are missing from it.
     """
-    folder = _find(Path(path))
+    folder = find(Path(path))
     try:
         vae, info = AutoencoderKL.from_pretrained(
             folder,
@@ -85,7 +85,8 @@ def load(path: str | Path) -> AutoencoderKL:
     return vae.eval()
 
 
-def _find(path: Path) -> Path:
+def find(path: Path) -> Path:
+    """Return the diffusers folder that ``path`` means, as :func:`load` does; raise UserError if there is none."""
     for folder in (path, path / SUBFOLDER):
         if _is_diffusers(folder):
             return folder
