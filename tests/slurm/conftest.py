@@ -55,6 +55,8 @@ PartitionName=tests Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 # Any device will do as a GPU; SLURM shall not point CUDA_VISIBLE_DEVICES at one.
 GRES_CONF = "Name=gpu File={folder}/gpu[0-7] Flags=no_gpu_env\n"
+# Nothing here uses control groups, but slurmd would look for them, and not start in a container that has none.
+CGROUP_CONF = "CgroupPlugin=cgroup/v1\n"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class TwoNodes:
         config = SLURM_CONF.format(folder=self.folder, host=host, ports=_free_ports(3))
         (self.folder / "slurm.conf").write_text(config)
         (self.folder / "gres.conf").write_text(GRES_CONF.format(folder=self.folder))
+        (self.folder / "cgroup.conf").write_text(CGROUP_CONF)
         self._start_munge()
         self._start_daemon("slurmctld", "-D")
         for node in ("n1", "n2"):
@@ -144,6 +147,7 @@ class TwoNodes:
     def restart(self, job: int, timeout: float) -> None:
         """Wait until ``job`` is requeued, and start it without the delay that SLURM gives such a job."""
         self.wait_until(lambda: self.tasks(job)[0]["JobState"] == "PENDING", job, timeout)
+        time.sleep(1.5)  # a node refuses the job as long as its clock shows the second in which it was killed
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def tasks(self, job: int) -> list[dict[str, str]]:
