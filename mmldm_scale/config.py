@@ -257,6 +257,7 @@ class AutoencoderTraining:
     kl_vae: str = "???"  # folder of a diffusers AutoencoderKL (Stable Diffusion's `vae`), or a kl-vae run
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     kl_weight: float = 1e-9  # paper: 1e-9 Landscape, 1e-8 AIST++
+    estimate_weight: float = 1.0  # of the estimates' squared error, where model.decoder.estimate is on
     frames_per_clip: int = 2  # target frames of each clip in a step
     flip: float = 0.5  # share of clips mirrored
     preview_steps: int = 20  # DDIM steps of the previews

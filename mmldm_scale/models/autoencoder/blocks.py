@@ -23,21 +23,23 @@ def residual_block(inputs: int, outputs: int, embedding: int | None = None) -> R
     )
 
 
-def fold(latents: Tensor, factor: int, channels: int) -> Tensor:
-    """Fold pictures (B, F, c, s, s) into (B, ``channels``, s/factor, s/factor), with nothing to learn.
+def fold(clips: Tensor, factor: int, channels: int) -> Tensor:
+    """Fold clips (B, F, c, s, s) into (B, ``channels``, s/factor, s/factor), with nothing to learn.
 
-    Space becomes channels, and neighbouring channels (frames first of all) are averaged until ``channels`` are left.
+    Frames and space become channels, of which neighbours (in space first, then in time) are averaged until ``channels``
+    are left: 16 frames of 4 channels folded by 2 into 16 channels give the means of four stretches of time.
     """
-    folded = F.pixel_unshuffle(latents.flatten(0, 1), factor).unflatten(0, latents.shape[:2])  # (B, F, c·f², h, w)
-    order = folded.permute(0, 3, 4, 2, 1).flatten(3)  # (B, h, w, c·f²·F)
-    return F.adaptive_avg_pool1d(order.flatten(1, 2), channels).unflatten(1, order.shape[1:3]).permute(0, 3, 1, 2)
+    parts = F.pixel_unshuffle(clips, factor).unflatten(2, (clips.shape[2], -1))  # (B, F, c, f², h, w)
+    tokens = parts.permute(0, 4, 5, 2, 1, 3).flatten(3)  # (B, h, w, c·F·f²)
+    return F.adaptive_avg_pool1d(tokens.flatten(1, 2), channels).unflatten(1, tokens.shape[1:3]).permute(0, 3, 1, 2)
 
 
-def unfold(latent: Tensor, factor: int, channels: int) -> Tensor:
-    """Unfold (B, C, h, w) into one picture (B, ``channels``, h·factor, w·factor): what is left of what was folded."""
+def unfold(latent: Tensor, factor: int, channels: int, frames: int) -> Tensor:
+    """Unfold (B, C, h, w) into clips (B, ``frames``, ``channels``, h·factor, w·factor): what is left of them."""
     tokens = latent.permute(0, 2, 3, 1)  # (B, h, w, C)
-    repeated = F.adaptive_avg_pool1d(tokens.flatten(1, 2), channels * factor**2).unflatten(1, tokens.shape[1:3])
-    return F.pixel_shuffle(repeated.permute(0, 3, 1, 2), factor)
+    wide = F.adaptive_avg_pool1d(tokens.flatten(1, 2), channels * frames * factor**2)  # (B, h·w, c·F·f²)
+    parts = wide.unflatten(1, tokens.shape[1:3]).unflatten(3, (channels, frames, -1))  # (B, h, w, c, F, f²)
+    return F.pixel_shuffle(parts.permute(0, 4, 3, 5, 1, 2).flatten(2, 3), factor)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:

@@ -34,6 +34,11 @@ class Condition:
     tokens: Tensor  # (N, T + 1, D): the other modality's semantic tokens and the modality's embedding
     estimate: Tensor | None  # (N, c, s, s): what the features alone make of the clean latent
 
+    def select(self, rows: Tensor) -> "Condition":
+        """Return the condition of the pictures ``rows`` (M,) among the N."""
+        estimate = None if self.estimate is None else self.estimate[rows]
+        return Condition([level[rows] for level in self.features], self.content[rows], self.tokens[rows], estimate)
+
 
 class SignalDecoder(nn.Module):
     """The U-Net and its conditioning, shared by both modalities except for the feature pyramids.
@@ -91,9 +96,10 @@ class SignalDecoder(nn.Module):
         features, finest = self.pyramids[modality](latent, frames, embedding)
         estimate = None
         if self.estimators:
-            channels, size = self.unet.config.in_channels, finest.shape[-1]
-            shortcut = unfold(latent, size // latent.shape[-1], channels)  # (B, c, s, s)
-            estimate = shortcut.repeat_interleave(count, dim=0) + self.estimators[modality](finest)  # (B·K, c, s, s)
+            channels, total = self.unet.config.in_channels, self.pyramids[modality].frames
+            clips = unfold(latent, finest.shape[-1] // latent.shape[-1], channels, total)  # (B, F, c, s, s)
+            shortcut = clips[torch.arange(len(clips), device=frames.device)[:, None], frames]  # (B, K, c, s, s)
+            estimate = shortcut.flatten(0, 1) + self.estimators[modality](finest)  # (B·K, c, s, s)
         pooled = latent.mean(dim=(2, 3)).repeat_interleave(count, dim=0)  # (B·K, C)
         label = self.modality_embeddings[modality].expand(len(other), -1, -1)
         tokens = torch.cat([other, label], dim=1).repeat_interleave(count, dim=0)  # (B·K, T + 1, D)
