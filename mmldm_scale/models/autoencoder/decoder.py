@@ -3,7 +3,9 @@
 What it is to draw reaches it three ways (section 3.1, Figure 3b): as multi-scale features of the perceptual latent
 added to its encoder's outputs, as the pooled latent with the frame's embedding added to its time embedding, and as the
 other modality's semantic tokens, with a modality embedding, in its cross-attention. The first two start at zero, so
-that a pretrained U-Net is at first undisturbed. :meth:`SignalDecoder.condition` computes all of it once for a clip;
+that a pretrained U-Net is at first undisturbed. Trained from scratch (``estimate: true``), it need not start from
+nothing: a read-out of the features estimates the clean latent, the noise is guessed from that, and the U-Net corrects
+the guess. :meth:`SignalDecoder.condition` computes all of it once for a clip;
 :meth:`SignalDecoder.forward` is then called at every step of the sampler.
 """
 
