@@ -9,6 +9,7 @@ DeepSpeed's files are pickles. Before one is read, every global name that it ref
 plain data types (:data:`ALLOWED_GLOBALS`), so a file that would run code is refused.
 """
 
+import copyreg
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import Tensor
 
 from mmldm_scale.errors import UserError
@@ -37,6 +39,9 @@ ALLOWED_GLOBALS = frozenset(
         "deepspeed.utils.tensor_fragment.fragment_address",
     }
 )
+# Python 3.11.0 to 3.11.3 (Debian 12 has 3.11.2) pickles a member of an enumeration as a call of `getattr`, which is on
+# no such list for a good reason. This has every version pickle it by its value.
+copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 
 @dataclass(frozen=True)
