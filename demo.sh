@@ -11,10 +11,12 @@ set -euo pipefail
 cd "$(dirname "$0")"
 [[ -d .venv ]] && PATH="$PWD/.venv/bin:$PATH"
 
-videos=${1:-demo/corpus/videos}
-name=demo${1:+_$(basename "$(realpath "$1")" | tr -c '[:alnum:]\n' _)}
-data=demo/${name#demo_} runs=runs/$name
-[[ -n "${1:-}" ]] || data=demo/corpus
+name=corpus videos=demo/corpus/videos
+if [[ -n "${1:-}" ]]; then
+    videos=$(realpath "$1")
+    name=$(basename "$videos" | tr -c '[:alnum:]\n' _)
+fi
+data=demo/$name runs=runs/demo_$name
 
 step() {
     echo
@@ -27,8 +29,9 @@ if [[ -z "${1:-}" ]]; then
 fi
 step python data_tools/shard.py clips --source folder --input "$videos" --output "$data/clips" \
     --config configs/data/demo.yaml
-step mmldm train kl-vae --config configs/autoencoder/kl_vae_demo.yaml shards="$data/clips" run="$runs/kl_vae"
-step mmldm train autoencoder --config configs/autoencoder/demo.yaml \
+step mmldm train kl-vae --config configs/autoencoder/kl_vae_demo.yaml --processes 2 \
+    shards="$data/clips" run="$runs/kl_vae"
+step mmldm train autoencoder --config configs/autoencoder/demo.yaml --processes 2 \
     shards="$data/clips" kl_vae="$runs/kl_vae" run="$runs/autoencoder"
 step python data_tools/shard.py latents --input "$data/clips" --output "$data/latents" --autoencoder "$runs/autoencoder"
 step mmldm train dit --config configs/dit/demo.yaml --processes 2 shards="$data/latents" run="$runs/dit"
