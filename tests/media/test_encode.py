@@ -43,9 +43,7 @@ def boxes(data: bytes, *path: str) -> list[bytes]:
 def test_sound_and_picture_start_together(tmp_path, fps, rate):
     frames, waveform = flash_and_beep(fps, rate)
     write_video(tmp_path / "a.mp4", frames, fps, waveform, rate)
-    media = MediaConfig(
-        frames=len(frames), fps=fps, size=48, audio=AudioImageConfig(sample_rate=rate, f_max=rate / 2)
-    )
+    media = MediaConfig(frames=len(frames), fps=fps, size=48, audio=AudioImageConfig(sample_rate=rate, f_max=rate / 2))
     assert probe(tmp_path / "a.mp4").seconds == pytest.approx(2.0, abs=0.002)
     (clip,) = read_clips(tmp_path / "a.mp4", [0.0], media)
     assert np.flatnonzero(clip.frames.mean((1, 2, 3)) > 140).tolist() == [round(hit * fps) for hit in HITS]
