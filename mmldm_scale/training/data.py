@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
 
-from mmldm_scale.training.signals import reset
+from mmldm_scale.training.signals import prepare_worker
 from mmldm_scale.training.task import Dataset
 
 
@@ -42,6 +42,6 @@ def loader(dataset: Dataset, batches: MicroBatches, workers: int, pin_memory: bo
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=reset if workers else None,
+        worker_init_fn=prepare_worker if workers else None,
         prefetch_factor=4 if workers else None,
     )

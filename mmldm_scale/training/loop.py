@@ -25,7 +25,7 @@ from mmldm_scale.training.distributed import World, start, stop
 from mmldm_scale.training.monitor import Monitor
 from mmldm_scale.training.optimizer import ema_decay, learning_rate
 from mmldm_scale.training.run import begin
-from mmldm_scale.training.signals import EXIT_STOPPED, StopRequest
+from mmldm_scale.training.signals import EXIT_STOPPED, StopRequest, restore_handlers
 from mmldm_scale.training.task import Task
 
 
@@ -48,6 +48,9 @@ def train(build_task: Callable[[Any], Task], schema: Any) -> int:
         stopped = trainer.run(wish)
         if stopped:
             _queue_again(wish, world)
+    except BaseException:
+        restore_handlers()  # nothing is left to save: a launcher that ends this process now is to be obeyed at once
+        raise
     finally:
         stop()
     return EXIT_STOPPED if stopped else 0

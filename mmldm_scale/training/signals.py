@@ -26,8 +26,13 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
 
-def reset(_worker: int = 0) -> None:
-    """Give a loader worker the default handlers back: it inherits the trainer's, and would never end at a SIGTERM."""
+def restore_handlers() -> None:
+    """Give the watched signals their default handlers back: from now on they end the process at once."""
     for number in WATCHED:
         signal.signal(number, signal.SIG_DFL)
+
+
+def prepare_worker(_worker: int) -> None:
+    """Settle the signals of a loader worker, which inherits the trainer's handlers and would never end at a SIGTERM."""
+    restore_handlers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer; it ends its workers
