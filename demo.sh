@@ -18,6 +18,8 @@ if [[ -n "${1:-}" ]]; then
 fi
 data=demo/$name runs=runs/demo_$name
 
+export OMP_WAIT_POLICY=passive  # threads that spin while they wait crawl as soon as something else runs here
+
 step() {
     echo
     echo "[$((SECONDS / 60)):$(printf %02d $((SECONDS % 60)))] $*"
