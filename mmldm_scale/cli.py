@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 
 from mmldm_scale.errors import UserError
@@ -101,6 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _speak_once("mmldm: interrupted; the last checkpoint stands")
         return 130
+    except Exception:
+        traceback.print_exc()
+        _be_heard()
+        return 1
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -119,6 +124,13 @@ def _speak_once(line: str) -> None:
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) > 0:
         time.sleep(3)
     print(line, file=sys.stderr, flush=True)
+    _be_heard()
+
+
+def _be_heard() -> None:
+    """Under srun, wait a moment: it ends the step when a task exits, and may cut off what the task was still saying."""
+    if "SLURM_STEP_ID" in os.environ:
+        time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -105,11 +105,13 @@ def test_tasks_of_an_array_share_the_work(two_nodes, tmp_path):
 
 def test_a_failing_rank_ends_the_job_and_is_heard(two_nodes, tmp_path):
     program = """
-        import time
+        import sys, time
         from mmldm_scale.cluster import slurm
 
         if slurm.export_rendezvous().rank == 1:
-            raise RuntimeError("rank 1 cannot go on")
+            print("rank 1 cannot go on", file=sys.stderr, flush=True)
+            time.sleep(1)  # srun ends the step when a task exits, and may cut off what it was still saying
+            sys.exit(1)
         time.sleep(300)
     """
     script = batch_script(tmp_path, "exec srun --kill-on-bad-exit=1 python $PROGRAM", program)
@@ -117,4 +119,4 @@ def test_a_failing_rank_ends_the_job_and_is_heard(two_nodes, tmp_path):
     result = two_nodes.wait(job, 60)
     assert result.state == "FAILED"
     assert result.exit_code != 0
-    assert "RuntimeError: rank 1 cannot go on" in result.output
+    assert "rank 1 cannot go on" in result.output
