@@ -1,0 +1,48 @@
+"""Weights folders: found from a run, a checkpoint or themselves; refused in one line where they do not fit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmldm_scale.errors import UserError
+from mmldm_scale.models import pretrained
+
+
+def weights(folder: Path, value: float = 1.0) -> Path:
+    pretrained.save(folder, "dit", {"width": 2}, {"weight": torch.full((2, 2), value), "bias": torch.zeros(2)})
+    return folder
+
+
+def test_newest_checkpoint_of_a_run_is_found_and_loads(tmp_path) -> None:
+    for step in (16, 32):
+        weights(tmp_path / f"checkpoints/step-{step:012d}/weights", value=float(step))
+    (tmp_path / "checkpoints/step-000000000048.tmp/weights").mkdir(parents=True)
+    newest = tmp_path / "checkpoints/step-000000000032"
+    for path in (tmp_path, newest, newest / "weights"):
+        assert pretrained.find(path, "dit") == newest / "weights"
+    module = torch.nn.Linear(2, 2)
+    pretrained.load_into(module, newest / "weights")
+    assert torch.equal(module.weight, torch.full((2, 2), 32.0))
+    assert pretrained.read_config(newest / "weights", "dit") == {"width": 2}
+
+
+def test_what_does_not_fit_is_one_line(tmp_path) -> None:
+    folder, empty = weights(tmp_path / "weights"), tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="no such folder"):
+        pretrained.find(tmp_path / "nowhere", "dit")
+    with pytest.raises(UserError, match="holds no dit weights"):
+        pretrained.find(empty, "dit")
+    with pytest.raises(UserError, match="'dit', but 'autoencoder' is needed"):
+        pretrained.find(folder, "autoencoder")
+    with pytest.raises(UserError, match="does not fit"):
+        pretrained.load_into(torch.nn.Linear(3, 2), folder)
+    (folder / pretrained.WEIGHTS).write_bytes(b"cut")
+    with pytest.raises(UserError, match="damaged"):
+        pretrained.load_into(torch.nn.Linear(2, 2), folder)
+
+
+def test_fingerprint_is_of_the_content(tmp_path) -> None:
+    one, same, other = weights(tmp_path / "a"), weights(tmp_path / "b"), weights(tmp_path / "c", 2.0)
+    assert pretrained.fingerprint(one) == pretrained.fingerprint(same) != pretrained.fingerprint(other)
