@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mmldm_scale.errors import UserError
-from mmldm_scale.shards.files import ASIDE, DamagedSet, read_json, sync_folder, write_json, write_whole
+from mmldm_scale.files import ASIDE, sync, write_whole
+from mmldm_scale.shards.files import DamagedSet, read_json, write_json
 from mmldm_scale.shards.index import FORMAT, ShardIndex, shard_name
 from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Kind, Manifest, ShardEntry
 
@@ -26,7 +27,7 @@ def read_plan(folder: Path, kind: Kind) -> dict[str, Any] | None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; a new or empty folder fits as output")
     if not (folder / PLAN).exists():
-        strange = [path.name for path in folder.iterdir() if path.name != PLAN + ASIDE] if folder.exists() else []
+        strange = [path.name for path in folder.iterdir() if not path.name.endswith(ASIDE)] if folder.exists() else []
         if strange:
             raise UserError(f"{folder}: holds other files ({min(strange)}, …); a new or empty folder fits as output")
         return None
@@ -63,7 +64,7 @@ def missing_shards(folder: Path, count: int) -> list[int]:
     for number in missing:
         for suffix in (".json", ".tar"):
             (folder / f"{shard_name(number)}{suffix}").unlink(missing_ok=True)
-    sync_folder(folder)
+    sync(folder)
     return missing
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_tools.build import finish, missing_shards, read_plan, write_plan
 from data_tools.plan import ClipPlan, Window, check_plan, make_plan
 from data_tools.progress import progress
-from data_tools.sources import FolderSource
+from data_tools.sources import Source
 from data_tools.workers import as_is, batched, quiet
 from mmldm_scale.config import Preparation
 from mmldm_scale.media.clip import Clip, MediaError
@@ -41,7 +41,7 @@ class Cut:
     fault: MediaError | None = None
 
 
-def make_clips(source: FolderSource, output: Path, preparation: Preparation, workers: int) -> Manifest:
+def make_clips(source: Source, output: Path, preparation: Preparation, workers: int) -> Manifest:
     """Make the clip set ``output`` from all videos of ``source``, or finish it; return its manifest.
 
     Args:
@@ -83,7 +83,7 @@ def make_clips(source: FolderSource, output: Path, preparation: Preparation, wor
             "classes": plan.classes(),
             "videos": len(plan.videos),
             "candidates": len(windows),
-            "preparation": {"source": plan.source, **rest},
+            "preparation": rest,
         }
 
     return finish(output, len(shards), plan.failed(), describe)
@@ -120,7 +120,7 @@ class _Cutter(Dataset):
         file = self._folder / windows[0].video.path
         cuts: list[Cut] = []
         try:
-            for clip in read_clips(file, [window.start / media.fps for window in windows], media):
+            for clip in read_clips(file, [window.seconds(media.fps) for window in windows], media):
                 cuts.append(self._cut(file, windows[len(cuts)], clip))
         except MediaError as error:  # the whole file: whatever window it has not come to is lost
             cuts += [self._cut(file, window, error) for window in windows[len(cuts) :]]
@@ -137,11 +137,14 @@ class _Cutter(Dataset):
         sample_rate = preparation.media.audio.sample_rate
         meta = {
             "path": video.path,
-            "start": window.start / preparation.media.fps,  # seconds on the clock of media.decode
+            "start": window.seconds(preparation.media.fps),  # seconds on the clock of media.decode
             "frames": preparation.media.frames,
             "fps": preparation.media.fps,
             "sample_rate": sample_rate,
             "rms_db": round(level, 2),
+            "origin": video.origin,
+            "split": video.split,
+            "labels": video.labels,
             "label": video.label,
             "class": None if video.label is None else self._classes.index(video.label),
         }

@@ -5,7 +5,6 @@ Processes decode batches of clips; this one encodes and writes them. Batches nev
 function of its clip shard, the autoencoder and the batch size, which changes nothing but the rounding.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from data_tools.progress import progress
 from data_tools.workers import as_is, batched, quiet
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.errors import UserError
+from mmldm_scale.files import sha256
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.pixels import to_signal
 from mmldm_scale.models import pretrained
@@ -123,7 +123,7 @@ class Encoder:
 def _begin(clips: Path, output: Path, weights: Path) -> dict[str, Any]:
     """Return the plan of the set ``output``, written now if it is new; refuse one that was begun from other things."""
     plan = {
-        "source": {"path": os.path.relpath(clips, output), "manifest": _sha256(clips / MANIFEST)},
+        "source": {"path": os.path.relpath(clips, output), "manifest": sha256(clips / MANIFEST)},
         "autoencoder": {"path": str(weights.resolve()), "fingerprint": pretrained.fingerprint(weights)},
     }
     begun = read_plan(output, "latents")
@@ -205,8 +205,3 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no GPU that torch can use here; 'auto' or 'cpu' fits")
     return torch.device(name)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

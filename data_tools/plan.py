@@ -13,7 +13,9 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from data_tools.progress import progress
-from data_tools.sources import FolderSource, Video, unique_keys
+from data_tools.sources import Source
+from data_tools.sources.keys import unique_keys
+from data_tools.sources.video import Video
 from data_tools.workers import as_is, quiet
 from mmldm_scale.config import Preparation
 from mmldm_scale.errors import UserError
@@ -25,23 +27,38 @@ from mmldm_scale.shards.manifest import differences
 
 @dataclass(frozen=True)
 class PlannedVideo:
-    """One video and the first frames (at the set's frame rate) of its windows; without windows, ``reason`` says why."""
+    """One video and the first frames of its windows, counted at the set's frame rate from the beginning of its stretch.
+
+    Without windows, ``reason`` says why.
+    """
 
     path: str  # relative to the input folder
     bytes: int
-    label: str | None
+    labels: list[str]
+    origin: str
+    split: str
     key: str
+    begin: float  # seconds into the file at which the stretch begins
     starts: list[int]
     reason: str = ""
     detail: str = ""
 
+    @property
+    def label(self) -> str | None:
+        """The label that becomes the sample's class."""
+        return self.labels[0] if self.labels else None
+
 
 @dataclass(frozen=True)
 class Window:
-    """One candidate: frames [start, start + F) of ``video``."""
+    """One candidate: frames [start, start + F) of the stretch of ``video``."""
 
     video: PlannedVideo
     start: int
+
+    def seconds(self, fps: float) -> float:
+        """Return when the window begins, in seconds on the clock of ``media.decode``."""
+        return self.video.begin + self.start / fps
 
     @property
     def key(self) -> str:
@@ -51,9 +68,9 @@ class Window:
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """See the module's text; ``source`` is the source's name."""
+    """See the module's text; ``folder`` is where the videos were."""
 
-    source: str
+    folder: str
     preparation: dict[str, Any]
     videos: list[PlannedVideo]
 
@@ -77,15 +94,15 @@ class ClipPlan:
     def parse(cls, value: dict[str, Any], file: Path) -> "ClipPlan":
         """Return the plan that ``dataclasses.asdict`` made ``value`` of; raise DamagedSet if it is none."""
         try:
-            return cls(value["source"], value["preparation"], [PlannedVideo(**video) for video in value["videos"]])
+            return cls(value["folder"], value["preparation"], [PlannedVideo(**video) for video in value["videos"]])
         except (KeyError, TypeError) as error:
             raise DamagedSet(f"{file}: no plan of ours: {type(error).__name__}: {str(error)[:200]}") from None
 
 
-def make_plan(source: FolderSource, preparation: Preparation, workers: int) -> ClipPlan:
+def make_plan(source: Source, preparation: Preparation, workers: int) -> ClipPlan:
     """Probe every video of ``source`` and return the plan; raise UserError if there are no videos."""
     videos = source.videos()
-    keys = unique_keys([video.path for video in videos])
+    keys = unique_keys([video.name for video in videos])
     prober = DataLoader(
         _Prober(source.folder, videos),
         batch_size=None,
@@ -98,22 +115,23 @@ def make_plan(source: FolderSource, preparation: Preparation, workers: int) -> C
         for video, key, found in zip(videos, keys, prober, strict=True):
             planned.append(_planned(video, key, found, preparation))
             bar.update()
-    return ClipPlan(source.name, dataclasses.asdict(preparation), planned)
+    return ClipPlan(str(source.folder.resolve()), dataclasses.asdict(preparation), planned)
 
 
-def check_plan(plan: ClipPlan, source: FolderSource, preparation: Preparation, folder: Path) -> None:
+def check_plan(plan: ClipPlan, source: Source, preparation: Preparation, folder: Path) -> None:
     """Raise UserError if ``plan``, begun in ``folder``, is not what this source and this configuration would give."""
-    begun = {"source": plan.source, **plan.preparation}
-    changed = differences(begun, {"source": source.name, **dataclasses.asdict(preparation)}, ("begun with", "now"))
+    changed = differences(plan.preparation, dataclasses.asdict(preparation), ("begun with", "now"))
     if changed:
         text = "; ".join(changed)
         raise UserError(f"{folder}: was begun with another configuration ({text}); use that, or another output folder")
-    then = {video.path: (video.bytes, video.label) for video in plan.videos}
-    now = {video.path: (video.bytes, video.label) for video in source.videos()}
+    then = {video.key: (video.path, video.bytes, tuple(video.labels)) for video in plan.videos}
+    videos = source.videos()
+    keys = unique_keys([video.name for video in videos])
+    now = {key: (video.path, video.bytes, video.labels) for key, video in zip(keys, videos, strict=True)}
     kinds = {
-        "new": [path for path in now if path not in then],
-        "gone": [path for path in then if path not in now],
-        "changed in size": [path for path in now if path in then and now[path] != then[path]],
+        "new": [path for key, (path, *_) in now.items() if key not in then],
+        "gone": [path for key, (path, *_) in then.items() if key not in now],
+        "changed": [path for key, (path, *rest) in now.items() if key in then and then[key] != (path, *rest)],
     }
     found = [f"{len(paths)} {kind}, such as {paths[0]!r}" for kind, paths in kinds.items() if paths]
     if found:
@@ -135,12 +153,23 @@ def window_starts(seconds: float, preparation: Preparation) -> list[int]:
 
 def _planned(video: Video, key: str, found: float | MediaError, preparation: Preparation) -> PlannedVideo:
     """Return ``video`` with its windows, or with why it has none."""
-    starts: list[int] = []
+    begin, starts = video.start, []
     if not isinstance(found, MediaError):
-        starts = window_starts(found, preparation)
-        found = MediaError("too_short", f"{found:.3f} s, a clip takes {preparation.media.seconds:g} s")
-    reason, detail = ("", "") if starts else (found.reason, found.detail)
-    return PlannedVideo(video.path, video.bytes, video.label, key, starts, reason, detail)
+        begin, end = video.stretch(found)
+        starts = window_starts(end - begin, preparation)
+        found = MediaError("too_short", f"{end - begin:.3f} s, a clip takes {preparation.media.seconds:g} s")
+    return PlannedVideo(
+        path=video.path,
+        bytes=video.bytes,
+        labels=list(video.labels),
+        origin=video.origin,
+        split=video.split,
+        key=key,
+        begin=begin,
+        starts=starts,
+        reason="" if starts else found.reason,
+        detail="" if starts else found.detail,
+    )
 
 
 class _Prober(Dataset):
@@ -153,7 +182,12 @@ class _Prober(Dataset):
         return len(self._videos)
 
     def __getitem__(self, number: int) -> float | MediaError:
-        file = self._folder / self._videos[number].path
+        video = self._videos[number]
+        if video.reason:
+            return MediaError(video.reason, video.detail)
+        if video.seconds is not None:
+            return video.seconds
+        file = self._folder / video.path
         try:
             info = probe(file)
         except MediaError as error:

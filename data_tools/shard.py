@@ -33,14 +33,12 @@ from pathlib import Path
 
 from data_tools.clips import make_clips
 from data_tools.progress import progress
-from data_tools.sources import FolderSource
+from data_tools.sources import SOURCES, open_source
 from data_tools.workers import default_workers
 from mmldm_scale.config import Preparation, dump, load
 from mmldm_scale.errors import UserError
 from mmldm_scale.shards.manifest import DROPPED, Manifest
 from mmldm_scale.shards.verify import verify_set
-
-SOURCES = {FolderSource.name: FolderSource}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
             cores = default_workers()
             command.add_argument("--workers", type=int, default=cores, help="decoding processes (default: %(default)s)")
     for command in (clips, both):
-        command.add_argument("--source", choices=SOURCES, default=FolderSource.name, help="what kind of input it is")
+        command.add_argument(
+            "--source", choices=SOURCES, help="what kind of input it is (source.kind; default: folder)"
+        )
         command.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
         command.add_argument("--print-config", action="store_true", help="show the configuration and stop")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="such as stride=1 media.fps=4")
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _clips(args: argparse.Namespace) -> int:
-    preparation = load(Preparation, args.config, args.overrides)
+    preparation = _preparation(args)
     if args.print_config:
         print(dump(preparation), end="")
         return 0
@@ -105,7 +105,7 @@ def _latents(args: argparse.Namespace) -> int:
 def _all(args: argparse.Namespace) -> int:
     from data_tools.latents import check_autoencoder  # takes seconds to import, and `clips` needs none of it
 
-    preparation = load(Preparation, args.config, args.overrides)
+    preparation = _preparation(args)
     if args.print_config:
         print(dump(preparation), end="")
         return 0
@@ -113,6 +113,11 @@ def _all(args: argparse.Namespace) -> int:
     _cut(args, args.output / "clips", preparation)
     _encode(args, args.output / "clips", args.output / "latents")
     return 0
+
+
+def _preparation(args: argparse.Namespace) -> Preparation:
+    shorthand = [f"source.kind={args.source}"] if args.source else []
+    return load(Preparation, args.config, [*shorthand, *args.overrides])
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -128,7 +133,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _cut(args: argparse.Namespace, output: Path, preparation: Preparation) -> None:
     start = time.monotonic()
     _check_workers(args)
-    manifest = make_clips(SOURCES[args.source](args.input), output, preparation, args.workers)
+    manifest = make_clips(open_source(preparation.source, args.input), output, preparation, args.workers)
     _summarise(output, manifest, time.monotonic() - start)
 
 

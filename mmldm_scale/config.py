@@ -82,9 +82,17 @@ class MediaConfig:
 
 
 @dataclass
-class Preparation:
-    """``data_tools/shard.py``: how clips are cut from videos and kept in shards."""
+class SourceConfig:
+    """``data_tools/shard.py``: what kind of collection the videos are."""
 
+    kind: Literal["folder"] = "folder"
+
+
+@dataclass
+class Preparation:
+    """``data_tools/shard.py``: where clips come from, how they are cut and kept in shards."""
+
+    source: SourceConfig = field(default_factory=SourceConfig)
     media: MediaConfig = field(default_factory=MediaConfig)
     stride: int = 16  # frames from one clip's start to the next in the same video; 1 takes every window
     max_clips_per_video: int = 0  # 0: no limit

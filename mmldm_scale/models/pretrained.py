@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmldm_scale.errors import UserError
+from mmldm_scale.files import sha256
 
 Kind = Literal["kl_vae", "autoencoder", "dit"]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -71,6 +72,5 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(file)))
     return digest.hexdigest()

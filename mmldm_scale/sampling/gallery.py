@@ -3,11 +3,12 @@
 ``write(folder)`` makes it anew from the files that are there, so any job may write it at its end.
 """
 
-import os
 import re
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
+
+from mmldm_scale.files import write_whole
 
 SAMPLE = re.compile(r"(svg|a2v|v2a)_(\d{6,})\.mp4")
 TITLES = {"svg": "Sound and picture", "a2v": "Picture to given sound", "v2a": "Sound to given picture"}
@@ -36,9 +37,7 @@ def write(folder: Path) -> Path:
         if match:
             tasks.setdefault(match[1], []).append(file)
     page = folder / "index.html"
-    aside = folder / f".index.html.{os.getpid()}.tmp"
-    aside.write_text(_page(folder, {task: tasks[task] for task in TITLES if task in tasks}), encoding="utf-8")
-    os.replace(aside, page)
+    write_whole(page, _page(folder, {task: tasks[task] for task in TITLES if task in tasks}).encode())
     return page
 
 

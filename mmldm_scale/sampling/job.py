@@ -9,7 +9,6 @@ array tasks that share the blocks, end with the same files.
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +22,7 @@ from mmldm_scale.cluster import slurm
 from mmldm_scale.config import GenerationTask, MediaConfig, Sampling, load
 from mmldm_scale.diffusion.sampler import GIVEN
 from mmldm_scale.errors import UserError
+from mmldm_scale.files import write_whole
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.encode import write_video
 from mmldm_scale.models import pretrained
@@ -179,9 +179,7 @@ def _begin(output: Path, task: GenerationTask, record: dict[str, Any]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            aside = output / f".{file.name}.{os.getpid()}.tmp"
-            aside.write_text(json.dumps(record, indent=1) + "\n")
-            os.replace(aside, file)
+            write_whole(file, json.dumps(record, indent=1).encode() + b"\n")
             return
         begun = json.loads(file.read_text())
     except OSError as error:

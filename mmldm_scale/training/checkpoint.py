@@ -10,7 +10,6 @@ plain data types (:data:`ALLOWED_GLOBALS`), so a file that would run code is ref
 """
 
 import copyreg
-import hashlib
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import Tensor
 
 from mmldm_scale.errors import UserError
+from mmldm_scale.files import sha256, sync
 from mmldm_scale.training.distributed import World
 from mmldm_scale.training.engine import averaged_state
 
@@ -156,10 +156,10 @@ class Checkpoints:
         )
         (aside / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
         for path in (aside / MANIFEST, aside / WEIGHTS, aside / ENGINE, aside):
-            _sync(path)
+            sync(path)
         shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be in the way
         os.rename(aside, final)
-        _sync(self.folder)
+        sync(self.folder)
         whole = sorted(self.folder.glob("step-*[0-9]"))
         for old in whole[: -self._keep]:
             shutil.rmtree(old)
@@ -208,13 +208,13 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _verify(file: Path, size: int, sha256: str) -> None:
+def _verify(file: Path, size: int, digest: str) -> None:
     found = file.stat().st_size if file.is_file() else None
     if found is None:
         raise DamagedCheckpoint(f"{file.name} is missing")
     if found != size:
         raise DamagedCheckpoint(f"{file.name} has {found:,} bytes instead of {size:,}")
-    if _sha256(file) != sha256:
+    if sha256(file) != digest:
         raise DamagedCheckpoint(f"{file.name} differs from its sha256")
 
 
@@ -228,22 +228,9 @@ def _own_files(folder: Path, rank: int) -> list[Path]:
 def _digests(folder: Path, files: list[Path]) -> dict[str, tuple[int, str]]:
     result = {}
     for file in files:
-        _sync(file)
-        result[file.relative_to(folder).as_posix()] = (file.stat().st_size, _sha256(file))
+        sync(file)
+        result[file.relative_to(folder).as_posix()] = (file.stat().st_size, sha256(file))
     return result
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _forbidden(folder: Path) -> str | None:

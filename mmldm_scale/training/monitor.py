@@ -6,7 +6,6 @@ a curve shows each step once however often the run was killed.
 
 import io
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,8 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from mmldm_scale.files import write_whole
 
 LOG = "log.jsonl"
 
@@ -99,6 +100,4 @@ def _forget_after(log: Path, samples_seen: int) -> None:
             continue  # a killed process leaves at most one half line; its step is done again
         if record["samples_seen"] <= samples_seen:
             kept.append(line + "\n")
-    aside = log.with_suffix(".tmp")
-    aside.write_text("".join(kept))
-    os.replace(aside, log)
+    write_whole(log, "".join(kept).encode())

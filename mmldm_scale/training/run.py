@@ -4,7 +4,6 @@
 not (lengths, intervals, workers, …) may change when the run is carried on.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from omegaconf import OmegaConf
 
 from mmldm_scale import config
 from mmldm_scale.errors import UserError
+from mmldm_scale.files import write_whole
 from mmldm_scale.training.distributed import World
 
 FREE = {
@@ -48,9 +48,7 @@ def _begin(run: Path, schema: Any) -> str | None:
         run.mkdir(parents=True, exist_ok=True)
         if file.exists():
             return _difference(file, config.load(type(schema), [file]), schema)
-        aside = file.with_suffix(".tmp")
-        aside.write_text(config.dump(schema))
-        os.replace(aside, file)
+        write_whole(file, config.dump(schema).encode())
     except OSError as error:
         return f"{run}: cannot be used as a run folder: {error.strerror}"
     except UserError as error:

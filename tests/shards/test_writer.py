@@ -7,9 +7,9 @@ import zlib
 
 import pytest
 
+from mmldm_scale import files
 from mmldm_scale.errors import UserError
-from mmldm_scale.shards import files
-from mmldm_scale.shards.files import DamagedSet
+from mmldm_scale.shards.files import DamagedSet, read_json, write_json
 from mmldm_scale.shards.index import ShardIndex
 from mmldm_scale.shards.writer import ShardWriter
 
@@ -152,7 +152,7 @@ def test_a_really_full_disk(tmp_path):
 def test_an_index_that_contradicts_itself_is_refused(tmp_path, key, value):
     write(tmp_path)
     file = tmp_path / "shard-000000.json"
-    files.write_json(file, {**files.read_json(file), key: value})
+    write_json(file, {**read_json(file), key: value})
     with pytest.raises(DamagedSet, match=r"shard-000000\.json: ") as error:
         ShardIndex.read(tmp_path, 0)
     assert "\n" not in str(error.value)

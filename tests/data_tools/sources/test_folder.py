@@ -3,7 +3,9 @@ import re
 
 import pytest
 
-from data_tools.sources import FolderSource, unique_keys
+from data_tools.sources.folder import FolderSource
+from data_tools.sources.keys import unique_keys
+from mmldm_scale.config import SourceConfig
 from mmldm_scale.errors import UserError
 
 
@@ -14,17 +16,17 @@ def touch(folder, *names):
 
 
 def paths(folder):
-    return [video.path for video in FolderSource(folder).videos()]
+    return [video.path for video in FolderSource(SourceConfig(), folder).videos()]
 
 
 def test_media_files_sorted_with_labels(tmp_path):
     touch(tmp_path, "z.mp4", "cat/b.MKV", "cat/deep/a.webm", "dog/a.avi", "dog/notes.txt", "list.csv")
-    videos = FolderSource(tmp_path).videos()
-    assert [(video.path, video.label) for video in videos] == [
-        ("cat/b.MKV", "cat"),
-        ("cat/deep/a.webm", "cat"),
-        ("dog/a.avi", "dog"),
-        ("z.mp4", None),
+    videos = FolderSource(SourceConfig(), tmp_path).videos()
+    assert [(video.path, video.labels) for video in videos] == [
+        ("cat/b.MKV", ("cat",)),
+        ("cat/deep/a.webm", ("cat",)),
+        ("dog/a.avi", ("dog",)),
+        ("z.mp4", ()),
     ]
     assert videos[0].bytes == len("cat/b.MKV")
 

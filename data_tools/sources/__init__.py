@@ -1,0 +1,29 @@
+"""Where videos come from: each source knows its own layout and lists, and yields stretches of media files.
+
+``open_source(config.source, folder).videos()`` gives every :class:`~data_tools.sources.video.Video` that there is, in
+an order that depends on the input alone. What a list names but no file gives is a ``Video`` too, with the reason why.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from data_tools.sources.folder import FolderSource
+from data_tools.sources.video import Video
+from mmldm_scale.config import SourceConfig
+
+
+class Source(Protocol):
+    """What every kind of source offers."""
+
+    folder: Path
+
+    def videos(self) -> list[Video]:
+        """Return every stretch, sorted; raise UserError if there is none or something cannot be read."""
+
+
+SOURCES = {"folder": FolderSource}
+
+
+def open_source(config: SourceConfig, folder: Path) -> Source:
+    """Return the source that ``config`` describes over the media files in ``folder``; raise UserError if none fits."""
+    return SOURCES[config.kind](config, folder)
