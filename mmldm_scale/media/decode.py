@@ -3,9 +3,10 @@
 ``probe(path)`` tells what is there; ``read_clips(path, starts, media)`` yields one clip for each start. The clock's
 zero, from which ``starts`` and ``MediaInfo.seconds`` count, is the first moment that has both picture and sound, so
 [0, seconds] is covered by both however the streams are offset; ``MediaInfo.start`` is that moment on the container's
-own clock. The picture at a time is the last one presented until then; sound is placed where its timestamps say, with
-silence where there is none. Rotation and pixel shape are honoured. Nothing is guessed: a window that needs damaged
-data yields its MediaError instead of a clip, and the windows around it are not touched.
+own clock. Where the sound lies in a file of its own (``sound=``), both files begin together. The picture at a time is
+the last one presented until then; sound is placed where its timestamps say, with silence where there is none. Rotation
+and pixel shape are honoured. Nothing is guessed: a window that needs damaged data yields its MediaError instead of a
+clip, and the windows around it are not touched.
 """
 
 from collections import deque
@@ -43,6 +44,7 @@ class MediaInfo:
 
     seconds: float  # for which there are both picture and sound (or just picture, where there is no sound)
     start: float  # time zero of ``read_clips`` on the container's own clock, in seconds
+    sound_start: float  # the same moment on the clock of the sound's container: differs if that is a file of its own
     width: int  # pixels, as coded
     height: int  # pixels, as coded
     fps: float  # mean frames per second
@@ -50,23 +52,30 @@ class MediaInfo:
     sample_rate: int  # Hz; 0 if there is no sound or none that can be decoded
 
 
-def probe(path: Path) -> MediaInfo:
-    """Return what ``path`` holds, without decoding it.
+def probe(path: Path, sound: Path | None = None) -> MediaInfo:
+    """Return what ``path`` holds, without decoding it, with the sound of the file ``sound`` instead of its own.
 
     Raises:
         MediaError: missing_file, empty_file, unreadable, not_media, no_video_stream, unsupported_codec, too_large,
-            too_long, corrupt. A file without sound is no error here.
+            too_long, corrupt; no_audio_stream only of ``sound``: a video without sound is no error here.
     """
     path = Path(path)
-    with closing(Track(path, "video")) as track:
+    with ExitStack() as tracks:
+        track = tracks.enter_context(closing(Track(path, "video")))
         video, audio = track.stream, find_stream(track.container, "audio")
-        spans = [_span(path, stream) for stream in (video, audio) if stream is not None]
-        start, end = max(s for s, _ in spans), min(e for _, e in spans)
+        if sound is not None:
+            audio = tracks.enter_context(closing(Track(sound, "audio"))).stream
+        (start, end), offset = _span(path, video), 0.0
+        if audio is not None:
+            first, last = _span(sound or path, audio)
+            offset = 0.0 if sound is None else first - start  # from the picture's clock to the sound's
+            start, end = max(start, first - offset), min(end, last - offset)
         if end - start > MAX_SECONDS:
             raise MediaError("too_long", f"{path}: claims {end - start:.0f} s; at most {MAX_SECONDS:.0f} s are read")
         return MediaInfo(
             seconds=max(0.0, end - start),
             start=start,
+            sound_start=start + offset,
             width=video.width,
             height=video.height,
             fps=float(video.average_rate or 0),
@@ -76,7 +85,7 @@ def probe(path: Path) -> MediaInfo:
 
 
 def read_clips(
-    path: Path, starts: Sequence[float], media: MediaConfig, need_sound: bool = True
+    path: Path, starts: Sequence[float], media: MediaConfig, need_sound: bool = True, sound: Path | None = None
 ) -> Iterator[Clip | MediaError]:
     """Yield the clip that begins at each of ``starts``, or the MediaError of a window that cannot be had.
 
@@ -85,6 +94,7 @@ def read_clips(
         starts: seconds from the file's time zero (see the module's text), ascending, not negative.
         media: number, rate and size of frames; sample rate and length of the waveform.
         need_sound: whether a file without a sound stream is an error; else its clips are silent.
+        sound: a file whose sound is taken instead of that of ``path``; both begin at the same moment.
 
     Yields:
         Clip: frames (media.frames, media.size, media.size, 3), waveform (media.audio_samples,).
@@ -98,7 +108,7 @@ def read_clips(
         MediaError: the file as a whole gives no clip: as :func:`probe`, and no_audio_stream if ``need_sound``.
     """
     path = Path(path)
-    info = probe(path)
+    info = probe(path, sound)
     if list(starts) != sorted(starts) or any(start < 0 for start in starts):
         raise ValueError("starts must be ascending and not negative")
     if need_sound and not info.has_audio:
@@ -110,8 +120,8 @@ def read_clips(
         pictures = _window_pictures(video, inside, info.start, media)
         sounds: Iterator = repeat(np.zeros(media.audio_samples, np.float32))
         if info.has_audio:
-            audio = tracks.enter_context(closing(Track(path, "audio")))
-            sounds = _window_sounds(audio, inside, info.start, media)
+            audio = tracks.enter_context(closing(Track(sound or path, "audio")))
+            sounds = _window_sounds(audio, inside, info.sound_start, media)
         for start in starts:
             if start > last:
                 text = f"{path}: a clip of {media.seconds:g} s from {start:g} s on needs more than {info.seconds:.3f} s"

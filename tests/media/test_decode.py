@@ -294,6 +294,37 @@ def test_random_damage_ends_in_clips_or_errors(tmp_path, record):
         assert len(results) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "made", "early"),
+    [
+        ("song.wav", {"audio_codec": "pcm_s16le"}, 0.0),
+        ("song.mp3", {"audio_codec": "libmp3lame"}, 0.0),
+        ("song.mkv", {"audio_codec": "pcm_s16le", "sound": (1.0, 3.5)}, 1.0),  # its clock begins at 1 s
+    ],
+)
+def test_sound_from_a_file_of_its_own(tmp_path, record, onsets, name, made, early):
+    song = record(tmp_path / name, pictures=(), **made)
+    mute = record(tmp_path / "mute.mp4", sound=None, pictures=np.arange(60) / 20)
+    loud = record(tmp_path / "loud.mp4", sound=(0.0, 0.5))
+    info = probe(mute, song)
+    assert info.has_audio
+    assert (info.start, info.seconds) == (0.0, pytest.approx(2.5, abs=0.06))
+    for path in (mute, loud):
+        (clip,) = read_clips(path, [0.35], MEDIA, sound=song)
+        flashes, beeps = onsets(clip, MEDIA.fps, RATE)
+        assert flashes == pytest.approx([0.25, 0.75])
+        expected = [hit - 0.35 - early for hit in HITS if 0 <= hit - 0.35 - early < MEDIA.seconds]
+        assert beeps == pytest.approx(expected, abs=0.002)
+
+
+def test_a_sound_file_that_gives_no_sound_is_named(tmp_path, record):
+    mute = record(tmp_path / "mute.mp4", sound=None)
+    for song, reason in ((tmp_path / "gone.wav", "missing_file"), (mute, "no_audio_stream")):
+        with pytest.raises(MediaError, match=song.name) as error:
+            list(read_clips(mute, [0.0], MEDIA, sound=song))
+        assert error.value.reason == reason
+
+
 def test_starts_must_ascend(tmp_path, record):
     path = record(tmp_path / "a.mp4")
     with pytest.raises(ValueError, match="ascending"):
