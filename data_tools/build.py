@@ -2,20 +2,30 @@
 
 A set is begun by writing its plan, which fixes what every shard will hold; shards can then be made in any order, each
 on its own, and exist once their index does; the manifest comes last. Running again compares the plan, removes what a
-stopped run left half done, makes only the missing shards, and so ends with the same bytes.
+stopped run left half done, makes only the missing shards, and so ends with the same bytes. Any number of processes may
+do so at once: each takes a claim on what it makes, and all of them return when the set is finished.
 """
 
+import contextlib
 import json
+import sys
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from data_tools.claims import CLAIMS, Claims
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import ASIDE, sync, write_whole
 from mmldm_scale.shards.files import DamagedSet, read_json, write_json
 from mmldm_scale.shards.index import FORMAT, ShardIndex, shard_name
 from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Kind, Manifest, ShardEntry
+
+POLL = 0.5  # seconds between two looks at what other processes have done
 
 
 def read_plan(folder: Path, kind: Kind) -> dict[str, Any] | None:
@@ -27,7 +37,8 @@ def read_plan(folder: Path, kind: Kind) -> dict[str, Any] | None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; a new or empty folder fits as output")
     if not (folder / PLAN).exists():
-        strange = [path.name for path in folder.iterdir() if not path.name.endswith(ASIDE)] if folder.exists() else []
+        found = [path.name for path in folder.iterdir()] if folder.exists() else []
+        strange = [name for name in found if name != CLAIMS and not name.endswith(ASIDE)]
         if strange:
             raise UserError(f"{folder}: holds other files ({min(strange)}, …); a new or empty folder fits as output")
         return None
@@ -40,38 +51,102 @@ def read_plan(folder: Path, kind: Kind) -> dict[str, Any] | None:
     return plan
 
 
-def write_plan(folder: Path, kind: Kind, plan: dict[str, Any]) -> None:
-    """Begin a set: make ``folder`` and write its plan."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / PLAN, {"format": FORMAT, "kind": kind, **plan}, indent=1)
+def begin(folder: Path, kind: Kind, claims: Claims, plan: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+    """Return the plan of the set in ``folder`` and whether it was begun just now, with what ``plan`` returned.
 
+    Of several processes that begin a set together, one calls ``plan``, and the others wait for it.
 
-def missing_shards(folder: Path, count: int) -> list[int]:
-    """Return the numbers of the shards (of ``count``) that do not exist yet, with all leftovers of theirs removed.
-
-    A shard whose index or tar is damaged, by size, counts as missing and is removed, its index first.
+    Raises: as :func:`read_plan`, and what ``plan`` raises.
     """
-    for leftover in folder.glob(f"*{ASIDE}"):
-        leftover.unlink()
-    missing = []
-    for number in range(count):
-        try:
-            ShardIndex.read(folder, number).check_tar(folder)
-        except DamagedSet:
-            missing.append(number)
-    if missing:
-        (folder / MANIFEST).unlink(missing_ok=True)  # a set with a shard missing is unfinished
+    told = False
+    while (stored := read_plan(folder, kind)) is None:
+        with _held(claims, "plan") as ours:
+            if not ours and not told:
+                print(f"{folder}: another process makes the plan; waiting for it", file=sys.stderr, flush=True)
+                told = True
+            if ours and read_plan(folder, kind) is None:
+                value = {"format": FORMAT, "kind": kind, **plan()}
+                write_json(folder / PLAN, value, indent=1)
+                return value, True
+    return stored, False
+
+
+def missing_shards(folder: Path, count: int, claims: Claims, bar: tqdm, sizes: list[int]) -> Iterator[Iterator[int]]:
+    """Yield iterators over the numbers of shards (of ``count``) to make, until all of them exist.
+
+    Each iterator claims a shard when it comes to it, skips those that others make, and removes what was left half done;
+    the shard's name is to be released once it is made. When all that is missing is in the hands of others, this waits
+    for them: should one of them die, its shard comes up again.
+
+    Args:
+        bar: shows at each pass how many candidates are done, whoever did them.
+        sizes: candidates of each shard.
+    """
+    missing = list(range(count))
+    while missing := [number for number in missing if not _whole(folder, number)]:
+        bar.update(sum(sizes) - sum(sizes[number] for number in missing) - bar.n)
+        ours = _claimed(folder, missing, claims)
+        first = next(ours, None)
+        if first is None:
+            time.sleep(POLL)
+        else:
+            yield chain([first], ours)
+    bar.update(sum(sizes) - bar.n)
+
+
+def _claimed(folder: Path, missing: list[int], claims: Claims) -> Iterator[int]:
     for number in missing:
-        for suffix in (".json", ".tar"):
-            (folder / f"{shard_name(number)}{suffix}").unlink(missing_ok=True)
+        name = shard_name(number)
+        if not claims.take(name):
+            continue
+        if _whole(folder, number):  # another process was faster
+            claims.release(name)
+            continue
+        (folder / MANIFEST).unlink(missing_ok=True)  # a set with a shard missing is unfinished
+        for leftover in (f"{name}.json", f"{name}.tar"):  # the index first: without it there is no shard
+            (folder / leftover).unlink(missing_ok=True)
+        _remove_asides(folder, name)
+        yield number
+
+
+def _whole(folder: Path, number: int) -> bool:
+    """Return whether shard ``number`` exists: its index is in order and its tar has the size that it should have."""
+    try:
+        ShardIndex.read(folder, number).check_tar(folder)
+    except DamagedSet:
+        return False
+    return True
+
+
+def _remove_asides(folder: Path, name: str) -> None:
+    for leftover in folder.glob(f"{name}*{ASIDE}"):
+        leftover.unlink(missing_ok=True)
     sync(folder)
-    return missing
+
+
+@contextlib.contextmanager
+def _held(claims: Claims, name: str) -> Iterator[bool]:
+    """Hold the claim ``name`` in the block and give True; if somebody else holds it, wait a moment and give False."""
+    ours = claims.take(name)
+    try:
+        if not ours:
+            time.sleep(POLL)
+        yield ours
+    finally:
+        if ours:
+            claims.release(name)
 
 
 def finish(
-    folder: Path, count: int, failed: list[dict[str, str]], describe: Callable[[list[ShardIndex]], dict[str, Any]]
+    folder: Path,
+    count: int,
+    claims: Claims,
+    failed: list[dict[str, str]],
+    describe: Callable[[list[ShardIndex]], dict[str, Any]],
 ) -> Manifest:
     """Write the drop log and the manifest of a set whose ``count`` shards all exist; return the manifest.
+
+    Every process that made the set does so, one after the other, with the same result.
 
     Args:
         failed: drop rows of files that gave no candidate, which no shard knows of.
@@ -95,6 +170,11 @@ def finish(
             f"{folder}: {manifest.samples} samples + {manifest.dropped} dropped do not add up to "
             f"{manifest.candidates} candidates + {manifest.failed_files} failed files"
         )
-    write_whole(folder / DROPPED, "".join(json.dumps(row) + "\n" for row in dropped).encode("ascii"))
-    manifest.write(folder)
-    return manifest
+    while True:
+        with _held(claims, "finish") as ours:
+            if ours:
+                claims.clear()
+                _remove_asides(folder, "")
+                write_whole(folder / DROPPED, "".join(json.dumps(row) + "\n" for row in dropped).encode("ascii"))
+                manifest.write(folder)
+                return manifest

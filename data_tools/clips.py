@@ -1,30 +1,33 @@
 """From videos to clip shards: plan, cut, filter out silence, write.
 
-``make_clips(source, output, preparation, workers)`` does it all, or carries on where a stopped run left off. The unit
-of work is a part: some windows of one video in one shard. Decoding processes cut parts, and this process writes the
-shards, each from its own parts alone, so the result is the same however many processes there are.
+``make_clips(source, output, preparation, workers, timeout)`` does it all, or carries on where a stopped run left off,
+or helps other processes that work on the same output. The unit of work is a part: some windows of one video in one
+shard. Decoding processes cut parts, and this process writes the shards, each from its own parts alone, so the result is
+the same however many processes there are.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
-from data_tools.build import finish, missing_shards, read_plan, write_plan
+from data_tools.build import begin, finish, missing_shards, read_plan
+from data_tools.claims import Claims
 from data_tools.plan import ClipPlan, Window, check_plan, make_plan
 from data_tools.progress import progress
 from data_tools.sources import Source
-from data_tools.workers import as_is, batched, quiet
+from data_tools.workers import batched, each
 from mmldm_scale.config import Preparation
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.decode import read_clips
 from mmldm_scale.shards.clips import encode_clip
-from mmldm_scale.shards.index import ShardIndex
+from mmldm_scale.shards.index import shard_name
 from mmldm_scale.shards.manifest import PLAN, Manifest
 from mmldm_scale.shards.writer import ShardWriter
 
@@ -41,52 +44,34 @@ class Cut:
     fault: MediaError | None = None
 
 
-def make_clips(source: Source, output: Path, preparation: Preparation, workers: int) -> Manifest:
+def make_clips(source: Source, output: Path, preparation: Preparation, workers: int, timeout: float) -> Manifest:
     """Make the clip set ``output`` from all videos of ``source``, or finish it; return its manifest.
 
     Args:
-        workers: decoding processes; 0 decodes in this one. The result does not depend on it.
+        workers: decoding processes; 0 decodes in this one, where a decoder that crashes or hangs takes all with it. The
+            result does not depend on it.
+        timeout: seconds after which a decoder counts as hung and its windows are dropped.
 
     Raises:
         UserError: there are no videos; ``output`` holds something else or was begun from other videos or with another
             configuration; the disk is full.
     """
-    stored = read_plan(output, "clips")
-    if stored is None:
-        plan = make_plan(source, preparation, workers)
-        write_plan(output, "clips", asdict(plan))
-    else:
+    read_plan(output, "clips")  # says at once if something else is there
+    with Claims(output) as claims:
+        stored, new = begin(output, "clips", claims, lambda: asdict(make_plan(source, preparation, workers, timeout)))
         plan = ClipPlan.parse(stored, output / PLAN)
-        check_plan(plan, source, preparation, output)
-    windows = plan.windows()
-    shards = batched(windows, preparation.samples_per_shard)
-    missing = missing_shards(output, len(shards))
-    parts = [_parts(shards[number]) for number in missing]
-    cutter = DataLoader(
-        _Cutter(source.folder, [part for shard in parts for part in shard], preparation, plan.classes()),
-        batch_size=None,
-        num_workers=workers if missing else 0,
-        collate_fn=as_is,
-        worker_init_fn=quiet,
-    )
-    left = sum(len(shards[number]) for number in missing)
-    with progress(len(windows), "cutting", "clips", done=len(windows) - left) as bar:
-        cuts = iter(cutter)
-        for number, shard in zip(missing, parts, strict=True):
-            _write_shard(output, number, _ticking((cut for part in islice(cuts, len(shard)) for cut in part), bar))
-
-    def describe(indexes: list[ShardIndex]) -> dict[str, Any]:
-        rest = {key: value for key, value in plan.preparation.items() if key != "media"}
-        return {
-            "kind": "clips",
-            "media": preparation.media,
-            "classes": plan.classes(),
-            "videos": len(plan.videos),
-            "candidates": len(windows),
-            "preparation": rest,
-        }
-
-    return finish(output, len(shards), plan.failed(), describe)
+        if not new:
+            check_plan(plan, source, preparation, output)
+        windows = plan.windows()
+        shards = batched(windows, preparation.samples_per_shard)
+        cutter = _Cutter(source.folder, preparation, plan.classes())
+        with progress(len(windows), "cutting", "clips") as bar:
+            for numbers in missing_shards(output, len(shards), claims, bar, [len(shard) for shard in shards]):
+                for number, cuts in _cut(cutter, shards, numbers, workers, timeout):
+                    _write_shard(output, number, _ticking(cuts, bar), claims)
+        return finish(
+            output, len(shards), claims, plan.failed(), lambda indexes: _describe(plan, preparation, len(windows))
+        )
 
 
 def loudness(waveform: np.ndarray) -> float:
@@ -95,28 +80,70 @@ def loudness(waveform: np.ndarray) -> float:
     return 10 * math.log10(power) if power > 0 else -math.inf
 
 
-def _write_shard(output: Path, number: int, cuts: Iterable[Cut]) -> None:
-    """Make shard ``number`` of all its windows' ``cuts``, in their order."""
+def _describe(plan: ClipPlan, preparation: Preparation, candidates: int) -> dict[str, Any]:
+    rest = {key: value for key, value in plan.preparation.items() if key != "media"}
+    return {
+        "kind": "clips",
+        "media": preparation.media,
+        "classes": plan.classes(),
+        "videos": len(plan.videos),
+        "candidates": candidates,
+        "preparation": rest,
+    }
+
+
+def _cut(
+    cutter: "_Cutter", shards: list[list[Window]], numbers: Iterable[int], workers: int, timeout: float
+) -> Iterator[tuple[int, Iterator[Cut]]]:
+    """Yield each of the shards ``numbers`` with what became of its windows, in order.
+
+    Decoding runs ahead of what is asked for, across the end of a shard; so ``numbers`` is drawn from early.
+    """
+    pending: deque[list[Window]] = deque()  # parts handed out whose cuts have not come yet
+    begun: deque[tuple[int, int]] = deque()  # shards handed out, and their numbers of parts
+
+    def hand_out() -> Iterator[list[Window]]:
+        for number in numbers:
+            parts = _parts(shards[number])
+            begun.append((number, len(parts)))
+            for part in parts:
+                pending.append(part)
+                yield part
+
+    def cuts_by_part() -> Iterator[list[Cut]]:
+        for cuts in each(cutter, hand_out(), workers, timeout):
+            part = pending.popleft()
+            yield [Cut(window, {}, {}, cuts) for window in part] if isinstance(cuts, MediaError) else cuts
+
+    done = cuts_by_part()
+    for first in done:  # of the shard that begun[0] says
+        number, parts = begun.popleft()
+        yield number, chain.from_iterable(chain([first], islice(done, parts - 1)))
+
+
+def _write_shard(output: Path, number: int, cuts: Iterable[Cut], claims: Claims) -> None:
+    """Make shard ``number``, which is claimed, of all its windows' ``cuts``, in their order."""
+    name = shard_name(number)
     with ShardWriter(output, number) as writer:
         for cut in cuts:
             if cut.fault is None:
                 writer.add(cut.window.key, cut.members, cut.meta)
             else:
                 writer.drop(cut.window.key, cut.window.video.path, cut.fault.reason, cut.fault.detail)
-        writer.commit()
+        if claims.holds(name):  # else this process was taken for dead, and another one makes it
+            writer.commit()
+    claims.release(name)
 
 
-class _Cutter(Dataset):
-    """Item i: what became of the windows of part i, all of one video."""
+class _Cutter:
+    """Cuts the windows of a part, all of one video."""
 
-    def __init__(self, folder: Path, parts: list[list[Window]], preparation: Preparation, classes: list[str]) -> None:
-        self._folder, self._parts, self._preparation, self._classes = folder, parts, preparation, classes
+    def __init__(self, folder: Path, preparation: Preparation, classes: list[str]) -> None:
+        self._folder, self._preparation, self._classes = folder, preparation, classes
 
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    def __getitem__(self, number: int) -> list[Cut]:
-        windows, media = self._parts[number], self._preparation.media
+    def __call__(self, windows: list[Window]) -> list[Cut]:
+        """Return what became of each of ``windows``."""
+        media = self._preparation.media
         file = self._folder / windows[0].video.path
         cuts: list[Cut] = []
         try:
@@ -157,7 +184,7 @@ def _parts(shard: list[Window]) -> list[list[Window]]:
     return [part for windows in videos for part in batched(windows, PART)]
 
 
-def _ticking(cuts: Iterable[Cut], bar: Any) -> Iterator[Cut]:
+def _ticking(cuts: Iterable[Cut], bar: tqdm) -> Iterator[Cut]:
     for cut in cuts:
         yield cut
         bar.update()

@@ -1,14 +1,16 @@
 """From clip shards to latent shards: one latent shard for each clip shard, with the same keys.
 
-``make_latents(clips, output, autoencoder, …)`` encodes a finished clip set, or carries on where a stopped run left off.
+``make_latents(clips, output, autoencoder, …)`` encodes a finished clip set, or carries on where a stopped run left off,
+or helps other processes that work on the same output.
 Processes decode batches of clips; this one encodes and writes them. Batches never cross a shard, so each shard is a
 function of its clip shard, the autoencoder and the batch size, which changes nothing but the rounding.
 """
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
-from data_tools.build import finish, missing_shards, read_plan, write_plan
+from data_tools.build import begin, finish, missing_shards, read_plan
+from data_tools.claims import Claims
 from data_tools.progress import progress
 from data_tools.workers import as_is, batched, quiet
 from mmldm_scale.config import MediaConfig
@@ -28,7 +32,7 @@ from mmldm_scale.media.pixels import to_signal
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.shards.clips import decode_clip
-from mmldm_scale.shards.index import ShardIndex
+from mmldm_scale.shards.index import ShardIndex, shard_name
 from mmldm_scale.shards.latents import LatentSample, decode_latents, encode_latents, statistics, sums
 from mmldm_scale.shards.manifest import MANIFEST, Manifest, differences
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
@@ -78,24 +82,17 @@ def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, 
     if not len(source):
         raise UserError(f"{clips}: holds no clips; its {source.manifest.dropped} drops are in dropped.jsonl there")
     check_autoencoder(autoencoder, source.manifest.media, "the clips")
-    plan = _begin(clips, output, pretrained.find(autoencoder, "autoencoder"))
-    missing = missing_shards(output, len(source.manifest.shards))
-    model = Autoencoder.from_pretrained(autoencoder).eval()
-    encoder = Encoder(model, source.manifest.media, place)
-    batches = [batched(source.shard_range(number), batch_size) for number in missing]
-    loader = DataLoader(
-        _Clips(source, [batch for shard in batches for batch in shard]),
-        batch_size=None,
-        num_workers=workers if missing else 0,
-        collate_fn=as_is,
-        worker_init_fn=quiet,
-    )
-    left = sum(len(source.shard_range(number)) for number in missing)
-    with progress(len(source), "encoding", "clips", done=len(source) - left) as bar:
-        loaded = iter(loader)
-        for number, shard in zip(missing, batches, strict=True):
-            _write_shard(output, number, islice(loaded, len(shard)), encoder, bar)
-    return finish(output, len(source.manifest.shards), [], lambda indexes: _describe(source, plan, model, indexes))
+    read_plan(output, "latents")  # says at once if something else is there
+    sizes = [len(source.shard_range(number)) for number in range(len(source.manifest.shards))]
+    with Claims(output) as claims:
+        plan = _begin(clips, output, pretrained.find(autoencoder, "autoencoder"), claims)
+        model = Autoencoder.from_pretrained(autoencoder).eval()
+        encoder = Encoder(model, source.manifest.media, place)
+        with progress(len(source), "encoding", "clips") as bar:
+            for numbers in missing_shards(output, len(sizes), claims, bar, sizes):
+                for number, batches in _load(source, numbers, batch_size, workers):
+                    _write_shard(output, number, batches, encoder, bar, claims)
+        return finish(output, len(sizes), claims, [], lambda indexes: _describe(source, plan, model, indexes))
 
 
 class Encoder:
@@ -110,6 +107,8 @@ class Encoder:
     @torch.inference_mode()
     def __call__(self, batch: ClipBatch) -> list[LatentSample]:
         """Return a LatentSample, still float32, for each clip of ``batch``."""
+        if not batch.keys:
+            return []
         frames = to_signal(batch.frames.to(self._device))  # (B, F, 3, S, S)
         image = self._audio_image.encode(batch.waveforms.to(self._device))  # (B, 3, S, S)
         straight = self._autoencoder.encode(frames, image)
@@ -120,16 +119,13 @@ class Encoder:
         return [LatentSample(*arrays) for arrays in zip(*columns, strict=True)]
 
 
-def _begin(clips: Path, output: Path, weights: Path) -> dict[str, Any]:
+def _begin(clips: Path, output: Path, weights: Path, claims: Claims) -> dict[str, Any]:
     """Return the plan of the set ``output``, written now if it is new; refuse one that was begun from other things."""
     plan = {
         "source": {"path": os.path.relpath(clips, output), "manifest": sha256(clips / MANIFEST)},
         "autoencoder": {"path": str(weights.resolve()), "fingerprint": pretrained.fingerprint(weights)},
     }
-    begun = read_plan(output, "latents")
-    if begun is None:
-        write_plan(output, "latents", plan)
-        return plan
+    begun, _ = begin(output, "latents", claims, lambda: plan)
     identities = {"source": ("manifest", "other clips"), "autoencoder": ("fingerprint", "another autoencoder")}
     for name, (identity, text) in identities.items():
         then, now = begun.get(name, {}), plan[name]
@@ -156,8 +152,39 @@ def _describe(source: ShardSet, plan: dict[str, Any], model: Autoencoder, indexe
     }
 
 
-def _write_shard(output: Path, number: int, batches: Iterator[ClipBatch], encoder: Encoder, bar: Any) -> None:
-    """Make latent shard ``number`` of the ``batches`` of its clip shard."""
+def _load(
+    source: ShardSet, numbers: Iterable[int], batch_size: int, workers: int
+) -> Iterator[tuple[int, Iterator[ClipBatch]]]:
+    """Yield each of the shards ``numbers`` with its clips in batches.
+
+    Decoding runs ahead of what is asked for, across the end of a shard; so ``numbers`` is drawn from early.
+    """
+    begun: deque[tuple[int, int]] = deque()  # shards handed out, and their numbers of batches
+
+    def hand_out() -> Iterator[range]:
+        for number in numbers:
+            batches = batched(source.shard_range(number), batch_size) or [range(0)]
+            begun.append((number, len(batches)))
+            yield from batches
+
+    loader = DataLoader(
+        _Clips(source),
+        sampler=hand_out(),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=as_is,
+        worker_init_fn=quiet,
+    )
+    loaded = iter(loader)
+    for first in loaded:  # of the shard that begun[0] says
+        number, batches = begun.popleft()
+        yield number, chain([first], islice(loaded, batches - 1))
+
+
+def _write_shard(
+    output: Path, number: int, batches: Iterator[ClipBatch], encoder: Encoder, bar: tqdm, claims: Claims
+) -> None:
+    """Make latent shard ``number``, which is claimed, of the ``batches`` of its clip shard."""
     written: list[LatentSample] = []
     with ShardWriter(output, number) as writer:
         for batch in batches:
@@ -171,21 +198,23 @@ def _write_shard(output: Path, number: int, batches: Iterator[ClipBatch], encode
                 writer.add(key, members, meta)
                 written.append(decode_latents(members))
                 bar.update()
-        writer.commit(sums(written))
+        if claims.holds(shard_name(number)):  # else this process was taken for dead, and another one makes it
+            writer.commit(sums(written))
+    claims.release(shard_name(number))
 
 
 class _Clips(Dataset):
-    """Item i: the clips whose indices in the set are batches[i]."""
+    """Item ``indices``: those clips of the set, as a batch."""
 
-    def __init__(self, source: ShardSet, batches: list[range]) -> None:
-        self._source, self._batches = source, batches
+    def __init__(self, source: ShardSet) -> None:
+        self._source = source
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._source)
 
-    def __getitem__(self, number: int) -> ClipBatch:
+    def __getitem__(self, indices: range) -> ClipBatch:
         samples, clips = [], []
-        for index in self._batches[number]:
+        for index in indices:
             try:
                 samples.append(self._source[index])
                 clips.append(decode_clip(samples[-1].members))
@@ -194,6 +223,8 @@ class _Clips(Dataset):
             except ValueError as error:
                 fault = f"{self._source.folder}: sample {self._source.key(index)}: {error}"
                 return ClipBatch([], [], torch.empty(0), torch.empty(0), fault)
+        if not clips:  # a clip shard that everything was dropped from
+            return ClipBatch([], [], torch.empty(0), torch.empty(0))
         frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))  # (B, F, H, W, 3)
         waveforms = torch.from_numpy(np.stack([clip.waveform for clip in clips]))  # (B, N)
         return ClipBatch([sample.key for sample in samples], [sample.meta for sample in samples], frames, waveforms)

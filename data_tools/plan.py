@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
-
 from data_tools.progress import progress
 from data_tools.sources import Source
 from data_tools.sources.keys import unique_keys
 from data_tools.sources.video import Video
-from data_tools.workers import as_is, quiet
+from data_tools.workers import each
 from mmldm_scale.config import Preparation
 from mmldm_scale.errors import UserError
 from mmldm_scale.media.clip import MediaError
@@ -99,20 +97,14 @@ class ClipPlan:
             raise DamagedSet(f"{file}: no plan of ours: {type(error).__name__}: {str(error)[:200]}") from None
 
 
-def make_plan(source: Source, preparation: Preparation, workers: int) -> ClipPlan:
-    """Probe every video of ``source`` and return the plan; raise UserError if there are no videos."""
+def make_plan(source: Source, preparation: Preparation, workers: int, timeout: float) -> ClipPlan:
+    """Probe every video of ``source`` and return the plan; raise UserError if there are none."""
     videos = source.videos()
     keys = unique_keys([video.name for video in videos])
-    prober = DataLoader(
-        _Prober(source.folder, videos),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=as_is,
-        worker_init_fn=quiet,
-    )
+    probed = each(_Prober(source.folder), videos, workers, timeout)
     planned = []
     with progress(len(videos), "probing", "videos") as bar:
-        for video, key, found in zip(videos, keys, prober, strict=True):
+        for video, key, found in zip(videos, keys, probed, strict=True):
             planned.append(_planned(video, key, found, preparation))
             bar.update()
     return ClipPlan(str(source.folder.resolve()), dataclasses.asdict(preparation), planned)
@@ -172,17 +164,14 @@ def _planned(video: Video, key: str, found: float | MediaError, preparation: Pre
     )
 
 
-class _Prober(Dataset):
-    """Item i: the usable seconds of video i, or why there are none."""
+class _Prober:
+    """Finds the usable seconds of a video, or why there are none."""
 
-    def __init__(self, folder: Path, videos: list[Video]) -> None:
-        self._folder, self._videos = folder, videos
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    def __len__(self) -> int:
-        return len(self._videos)
-
-    def __getitem__(self, number: int) -> float | MediaError:
-        video = self._videos[number]
+    def __call__(self, video: Video) -> float | MediaError:
+        """Return the seconds that the whole file of ``video`` has to use."""
         if video.reason:
             return MediaError(video.reason, video.detail)
         if video.seconds is not None:

@@ -16,8 +16,9 @@
   python data_tools/shard.py all --input videos --output sets --autoencoder runs/autoencoder \\
       --config configs/data/landscape.yaml
 
-  # read everything again: checksums, members, shapes, counts
+  # read everything again: checksums, members, shapes, counts; make the faulty shards anew
   python data_tools/shard.py verify --input sets/latents
+  python data_tools/shard.py repair --input sets/latents
 
 Stopped at any moment, the same command carries on and ends with the same files. Every video and every window that
 gives no sample is a line of dropped.jsonl in the output, with its reason. The label of a video is the name of the
@@ -32,13 +33,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_tools.clips import make_clips
-from data_tools.progress import progress
+from data_tools.repair import repair, verify
 from data_tools.sources import SOURCES, open_source
 from data_tools.workers import default_workers
 from mmldm_scale.config import Preparation, dump, load
 from mmldm_scale.errors import UserError
 from mmldm_scale.shards.manifest import DROPPED, Manifest
-from mmldm_scale.shards.verify import verify_set
+from mmldm_scale.shards.verify import Findings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,23 +58,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     text = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="shard.py", description=__doc__, formatter_class=text)
-    commands = parser.add_subparsers(required=True, metavar="clips|latents|all|verify")
+    commands = parser.add_subparsers(required=True, metavar="clips|latents|all|verify|repair")
     clips = commands.add_parser("clips", help="cut videos into clip shards")
     latents = commands.add_parser("latents", help="encode clip shards into latent shards")
     both = commands.add_parser("all", help="clips, then latents, into OUTPUT/clips and OUTPUT/latents")
     verify = commands.add_parser("verify", help="read a set again and name every fault")
+    repair = commands.add_parser("repair", help="verify, and make the faulty shards again")
     for command, run, content in (
         (clips, _clips, "folder of videos"),
         (latents, _latents, "clip set"),
         (both, _all, "folder of videos"),
         (verify, _verify, "shard set"),
+        (repair, _repair, "shard set"),
     ):
         command.set_defaults(run=run)
         command.add_argument("--input", type=Path, required=True, metavar="DIR", help=content)
-        if command is not verify:
+        if command not in (verify, repair):
             command.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or begun before")
-            cores = default_workers()
-            command.add_argument("--workers", type=int, default=cores, help="decoding processes (default: %(default)s)")
+        cores = default_workers()
+        command.add_argument("--workers", type=int, default=cores, help="decoding processes (default: %(default)s)")
+    for command in (clips, both, repair):
+        command.add_argument(
+            "--timeout", type=float, default=60, help="seconds until a decoder counts as hung (default: %(default)s)"
+        )
     for command in (clips, both):
         command.add_argument(
             "--source", choices=SOURCES, help="what kind of input it is (source.kind; default: folder)"
@@ -83,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="key=value", help="such as stride=1 media.fps=4")
     for command in (latents, both):
         command.add_argument("--autoencoder", type=Path, required=True, metavar="DIR", help="run or checkpoint")
+    for command in (latents, both, repair):
         command.add_argument("--batch-size", type=int, default=8, help="clips encoded at once (default %(default)s)")
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
@@ -121,19 +129,33 @@ def _preparation(args: argparse.Namespace) -> Preparation:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    manifest = Manifest.read(args.input)
-    with progress(manifest.samples, "verifying", "samples") as bar:
-        faults = verify_set(args.input, bar.update)
-    for fault in faults:
-        print(f"{args.input}: {fault}")
-    print(f"{args.input}: {manifest.samples} {manifest.kind} in {len(manifest.shards)} shards, {len(faults)} faults")
-    return 1 if faults else 0
+    _check_numbers(args)
+    return _report(args.input, verify(args.input, args.workers))
+
+
+def _repair(args: argparse.Namespace) -> int:
+    _check_numbers(args)
+    before, after = repair(args.input, args.workers, args.timeout, args.batch_size, args.device)
+    for fault in before.faults if before.shards else []:
+        print(f"{args.input}: was {fault}")
+    print(f"{args.input}: {len(before.shards)} shards made again")
+    return _report(args.input, after)
+
+
+def _report(folder: Path, findings: Findings) -> int:
+    manifest = Manifest.read(folder)
+    for fault in findings.faults:
+        print(f"{folder}: {fault}")
+    print(
+        f"{folder}: {manifest.samples} {manifest.kind} in {len(manifest.shards)} shards, {len(findings.faults)} faults"
+    )
+    return 1 if findings.faults else 0
 
 
 def _cut(args: argparse.Namespace, output: Path, preparation: Preparation) -> None:
     start = time.monotonic()
-    _check_workers(args)
-    manifest = make_clips(open_source(preparation.source, args.input), output, preparation, args.workers)
+    _check_numbers(args)
+    manifest = make_clips(open_source(preparation.source, args.input), output, preparation, args.workers, args.timeout)
     _summarise(output, manifest, time.monotonic() - start)
 
 
@@ -141,16 +163,18 @@ def _encode(args: argparse.Namespace, clips: Path, output: Path) -> None:
     from data_tools.latents import make_latents  # as above
 
     start = time.monotonic()
-    _check_workers(args)
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size {args.batch_size}: 1 or more fits")
+    _check_numbers(args)
     manifest = make_latents(clips, output, args.autoencoder, args.batch_size, args.device, args.workers)
     _summarise(output, manifest, time.monotonic() - start)
 
 
-def _check_workers(args: argparse.Namespace) -> None:
+def _check_numbers(args: argparse.Namespace) -> None:
     if args.workers < 0:
         raise UserError(f"--workers {args.workers}: 0 (decode in this process) or more fits")
+    if getattr(args, "timeout", 1) <= 0:
+        raise UserError(f"--timeout {args.timeout:g}: more than 0 seconds fits")
+    if getattr(args, "batch_size", 1) < 1:
+        raise UserError(f"--batch-size {args.batch_size}: 1 or more fits")
 
 
 def _summarise(output: Path, manifest: Manifest, seconds: float) -> None:

@@ -83,9 +83,31 @@ class MediaConfig:
 
 @dataclass
 class SourceConfig:
-    """``data_tools/shard.py``: what kind of collection the videos are."""
+    """``data_tools/shard.py``: what kind of collection the videos are, and the lists that come with it."""
 
-    kind: Literal["folder"] = "folder"
+    kind: Literal["folder", "audioset", "landscape", "aist"] = "folder"
+    include: list[str] = field(default_factory=list)  # AudioSet: only what has one of these labels or one below them
+    exclude: list[str] = field(default_factory=list)  # AudioSet: nothing that has one of these labels or one below them
+    ontology: str = ""  # AudioSet: ontology.json; "": the one beside the first list, if any
+    label_names: str = ""  # AudioSet: class_labels_indices.csv; "": as above
+    label: Literal["genre", "situation", "camera", "dancer", "music", "choreography"] = "genre"  # AIST++: the class
+    music: str = ""  # AIST++'s original videos, and lists with a column "audio": the folder of the sound files
+    split: str = ""  # of all videos; "": what folders, names of segment lists and columns say
+    list: str = ""  # a list of segments (AudioSet; several with "," between), clips (folder) or classes (Landscape)
+
+    def __post_init__(self) -> None:
+        meant_for = {
+            "include": ("audioset",),
+            "exclude": ("audioset",),
+            "ontology": ("audioset",),
+            "label_names": ("audioset",),
+            "music": ("aist", "folder"),
+            "list": ("audioset", "folder", "landscape"),
+        }
+        for key, kinds in meant_for.items():
+            fits = self.kind in kinds or not getattr(self, key)
+            _require(fits, f"source.{key}", f"means nothing for source.kind={self.kind}, only for {', '.join(kinds)}")
+        _require(not self.music or self.kind == "aist" or bool(self.list), "source.music", "needs source.list")
 
 
 @dataclass
@@ -318,9 +340,17 @@ def load(schema: type[Schema], files: Sequence[str | Path] = (), overrides: Sequ
         UserError: a file is missing or no YAML; a key is unknown, missing or of the wrong type; values do not fit
             together.
     """
-    config = OmegaConf.structured(schema)
     sources = [(str(file), _read_yaml(Path(file))) for file in files]
-    sources += [(f"'{text}'", _parse_override(text)) for text in overrides]
+    return _compose(schema, [*sources, *((f"'{text}'", _parse_override(text)) for text in overrides)])
+
+
+def restore(schema: type[Schema], values: dict[str, Any], name: str) -> Schema:
+    """Return the ``schema`` that ``dataclasses.asdict`` made ``values`` of; raise UserError, naming ``name``, else."""
+    return _compose(schema, [(name, values)])
+
+
+def _compose(schema: type[Schema], sources: list[tuple[str, Any]]) -> Schema:
+    config = OmegaConf.structured(schema)
     for name, part in sources:
         try:
             config = OmegaConf.merge(config, part)

@@ -7,13 +7,15 @@ other. ``verify_set`` never stops at the first fault, and never raises for one.
 import json
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from mmldm_scale.files import sha256
+from mmldm_scale.media.clip import MediaError
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.files import DamagedSet
 from mmldm_scale.shards.index import ShardIndex
@@ -23,11 +25,33 @@ from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Manifest, Shard
 Members = dict[str, bytes]
 
 
-def verify_set(folder: str | Path, progress: Callable[[int], object] = lambda samples: None) -> list[str]:
-    """Return every fault found in the set in ``folder``, one line each; none means that the set is whole.
+@dataclass(frozen=True)
+class Findings:
+    """What is wrong with a set: ``faults``, one line each, and the numbers of the ``shards`` that have some."""
+
+    faults: list[str]
+    shards: list[int]
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What reading one shard through gave: its faults, and where it could be read its index and its latents' sums."""
+
+    faults: list[str]
+    index: ShardIndex | None = None
+    sums: Sums = field(default_factory=dict)
+
+
+def verify_set(
+    folder: str | Path,
+    progress: Callable[[int], object] = lambda samples: None,
+    run: Callable[[Callable, Iterable], Iterable] = map,
+) -> Findings:
+    """Return every fault found in the set in ``folder``; none means that the set is whole.
 
     Args:
         progress: called with the number of samples done since the last call.
+        run: what calls a function on every shard and gives the results in order; by default ``map``.
 
     Raises:
         UserError: the folder holds no finished set with a readable manifest.
@@ -35,26 +59,45 @@ def verify_set(folder: str | Path, progress: Callable[[int], object] = lambda sa
     folder = Path(folder)
     manifest = Manifest.read(folder)
     faults: list[str] = []
-    indexes: list[ShardIndex] = []
-    parts: list[Sums] = []
+    shards: list[int] = []
+    whole: list[_Checked] = []
     keys: set[str] = set()
-    for number, entry in enumerate(manifest.shards):
-        try:
-            index = ShardIndex.read(folder, number)
-            found, part = _check_shard(folder, manifest, entry, index)
-            found += [f"sample {key} is in an earlier shard too" for key in sorted(keys.intersection(index.keys))]
-            faults += [f"{entry.name}: {fault}" for fault in found]
-            indexes.append(index)
-            parts.append(part)
-            keys.update(index.keys)
-        except DamagedSet as error:
-            faults.append(str(error))
+    for number, checked in enumerate(run(_Checker(folder, manifest), range(len(manifest.shards)))):
+        entry = manifest.shards[number]
+        if isinstance(checked, MediaError):  # the process that looked at it died or hung
+            checked = _Checked([f"{entry.name}: {checked}"])
+        found = checked.faults
+        if checked.index is not None:
+            twice = sorted(keys.intersection(checked.index.keys))
+            found = found + [f"{entry.name}: sample {key} is in an earlier shard too" for key in twice]
+            keys.update(checked.index.keys)
+            whole.append(checked)
+        if found:
+            shards.append(number)
+        faults += found
         progress(entry.samples)
-    if len(indexes) == len(manifest.shards):
-        faults += _log_faults(folder, manifest, indexes)
-        if manifest.kind == "latents" and manifest.statistics != statistics(parts):
+    if len(whole) == len(manifest.shards):
+        faults += _log_faults(folder, manifest, [checked.index for checked in whole])
+        if manifest.kind == "latents" and manifest.statistics != statistics(checked.sums for checked in whole):
             faults.append(f"{MANIFEST}: its statistics are not those of the samples")
-    return faults + _stray_files(folder, manifest)
+    return Findings(faults + _stray_files(folder, manifest), shards)
+
+
+@dataclass(frozen=True)
+class _Checker:
+    """Reads one shard after the other through."""
+
+    folder: Path
+    manifest: Manifest
+
+    def __call__(self, number: int) -> _Checked:
+        entry = self.manifest.shards[number]
+        try:
+            index = ShardIndex.read(self.folder, number)
+            faults, part = _check_shard(self.folder, self.manifest, entry, index)
+        except DamagedSet as error:
+            return _Checked([str(error)])
+        return _Checked([f"{entry.name}: {fault}" for fault in faults], index, part)
 
 
 def _check_shard(folder: Path, manifest: Manifest, entry: ShardEntry, index: ShardIndex) -> tuple[list[str], Sums]:

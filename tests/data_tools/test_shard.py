@@ -160,7 +160,7 @@ def test_killed_at_random_moments(good_videos, overrides, tmp_path):
         process = context.Process(
             target=main, args=(clips(good_videos, tmp_path / "set", overrides, workers=kills % 3),)
         )
-        more = shards_in(tmp_path / "set") + moments.randrange(4)
+        more = shards_in(tmp_path / "set") + moments.randrange(1, 10)
         process.start()
         while process.is_alive() and shards_in(tmp_path / "set") < more:
             time.sleep(0.001)
