@@ -3,9 +3,10 @@
 ``probe(path)`` tells what is there; ``read_clips(path, starts, media)`` yields one clip for each start. The clock's
 zero, from which ``starts`` and ``MediaInfo.seconds`` count, is the first moment that has both picture and sound, so
 [0, seconds] is covered by both however the streams are offset; ``MediaInfo.start`` is that moment on the container's
-own clock. Where the sound lies in a file of its own (``sound=``), both files begin together. The picture at a time is
-the last one presented until then; sound is placed where its timestamps say, with silence where there is none. Rotation
-and pixel shape are honoured. Nothing is guessed: a window that needs damaged data yields its MediaError instead of a
+own clock. Where the sound lies in a file of its own (``sound=``), both files begin together. A frame of a clip is the
+picture shown in the middle of its time, so nothing is seen more than half a frame early or late, whatever the source's
+frame rate; sound is placed where its timestamps say, with silence where there is none. Rotation, mirroring, pixel shape
+and interlacing are honoured. Nothing is guessed: a window that needs damaged data yields its MediaError instead of a
 clip, and the windows around it are not touched.
 """
 
@@ -31,6 +32,7 @@ from mmldm_scale.media.track import MAX_PIXELS, Entry, Track, find_stream, open_
 _COMMON = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 SUFFIXES = frozenset([*_COMMON, ".3gp", ".flv", ".m2ts", ".mts", ".ogv", ".ts", ".wmv"])  # of files that are videos
 MAX_SECONDS = 48 * 3600.0  # a file that claims more is refused
+MIN_BYTES = 16.0  # for each second that a file claims; a black picture once a second with silence takes 300
 SLACK = 0.1  # seconds that a window may reach past the end: MP3 sound in MP4 stops up to 0.08 s before its picture
 TOLERANCE = 0.001  # seconds: containers round their timestamps to milliseconds
 JITTER = 0.02  # seconds that sound timestamps may wander before they mean a gap or an overlap
@@ -72,6 +74,9 @@ def probe(path: Path, sound: Path | None = None) -> MediaInfo:
             start, end = max(start, first - offset), min(end, last - offset)
         if end - start > MAX_SECONDS:
             raise MediaError("too_long", f"{path}: claims {end - start:.0f} s; at most {MAX_SECONDS:.0f} s are read")
+        size = path.stat().st_size
+        if (end - start) * MIN_BYTES > size:
+            raise MediaError("too_long", f"{path}: claims {end - start:.0f} s in {size} bytes")
         return MediaInfo(
             seconds=max(0.0, end - start),
             start=start,
@@ -168,7 +173,8 @@ def _scanned_span(path: Path, index: int) -> tuple[float, float]:
 
 def _window_pictures(track: Track, starts: list[float], zero: float, media: MediaConfig) -> Iterator:
     """Yield for each start the (F, S, S, 3) uint8 frames of its window, or its MediaError."""
-    windows = [[round((start + i / media.fps) * 1e6) for i in range(media.frames)] for start in starts]  # µs
+    middles = [(i + 0.5) / media.fps for i in range(media.frames)]  # seconds
+    windows = [[round((start + middle) * 1e6) for middle in middles] for start in starts]  # µs
     pictures = _pictures(track, sorted({time for window in windows for time in window}), zero, media)
     at: dict[int, np.ndarray | MediaError] = {}
     for window in windows:
@@ -230,8 +236,8 @@ def fit_picture(frame: VideoFrame, pixel_aspect: object, media: MediaConfig) -> 
     if height * width > MAX_PIXELS:
         raise ValueError(f"{frame.width}×{frame.height} pixels are too narrow to be scaled to {size}×{size}")
     smooth = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-    small = frame.reformat(width, height, "rgb24", interpolation=smooth, threads=1).to_ndarray()
-    small = np.rot90(small, round(frame.rotation / 90))
+    small = _one_moment(frame).reformat(width, height, "rgb24", interpolation=smooth, threads=1).to_ndarray()
+    small = _upright(small, frame)
     height, width = small.shape[:2]
     if media.fit == "crop":
         top, left = (height - size) // 2, (width - size) // 2
@@ -240,6 +246,27 @@ def fit_picture(frame: VideoFrame, pixel_aspect: object, media: MediaConfig) -> 
     top, left = (size - height) // 2, (size - width) // 2
     picture[top : top + height, left : left + width] = small
     return picture
+
+
+def _one_moment(frame: VideoFrame) -> VideoFrame:
+    """Return ``frame``, if it is interlaced only its upper field: the two show different moments."""
+    if not frame.interlaced_frame:
+        return frame
+    return VideoFrame.from_ndarray(np.ascontiguousarray(frame.to_ndarray(format="rgb24")[::2]), format="rgb24")
+
+
+def _upright(picture: np.ndarray, frame: VideoFrame) -> np.ndarray:
+    """Return ``picture`` (H, W, 3) turned and mirrored by quarters as the display matrix of ``frame`` says.
+
+    The matrix sends column x and row y to column a·x + c·y and row b·x + d·y.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).astype(np.int64)
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 # --- sound -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,13 @@ from mmldm_scale.media.clip import MediaError
 
 av.logging.set_level(None)
 
+# The formats that are opened. The others are exotic, or lists of further files: reading one must not reach those.
+FORMATS = (
+    "3gp,aac,ac3,aiff,asf,avi,caf,dv,eac3,flac,flv,h264,hevc,m4v,matroska,mov,mp3,mp4,mpeg,mpegts,mpegvideo,mxf,nut,"
+    "obu,ogg,rm,w64,wav,webm"
+)
 MAX_PIXELS = 8192 * 8192  # of one picture: beyond it a file is refused instead of filling the memory
+MAX_RATE = 768_000  # Hz, of sound: as above
 IO_TIMEOUT = 30.0  # seconds that opening a file or reading a packet may take
 PREROLL = 1.0  # seconds decoded ahead of a seek's target: sound codecs need some, and seeking is by decoding time
 
@@ -44,10 +50,13 @@ def open_container(path: Path) -> InputContainer:
         if not path.exists():
             raise MediaError("missing_file", f"{path}: no such file")
         if not path.is_file():
-            raise MediaError("unreadable", f"{path}: not a regular file")
+            raise MediaError("unreadable", f"{path}: not a regular file")  # opening a pipe would wait for its writer
         if path.stat().st_size == 0:
             raise MediaError("empty_file", f"{path}: 0 bytes")
-        options = {"protocol_whitelist": "file"}  # a playlist posing as a video must not reach the network
+    except OSError as error:
+        raise MediaError("unreadable", f"{path}: {error.strerror}") from None
+    try:
+        options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
         return av.open(f"file:{path}", options=options, metadata_errors="replace", timeout=IO_TIMEOUT)
     except PermissionError as error:
         raise MediaError("unreadable", f"{path}: {error.strerror}") from None
@@ -85,12 +94,15 @@ class Track:
         stream = find_stream(self.container, self.kind)
         if stream is None:
             raise MediaError(f"no_{self.kind}_stream", f"{self.path}: {self.container.format.name}")
-        if stream.codec_context is None or (self.kind == "audio" and not stream.sample_rate):
+        if stream.codec_context is None or (self.kind == "audio" and not 0 < stream.sample_rate <= MAX_RATE):
             raise MediaError("unsupported_codec", f"{self.path}: {self.kind} stream")
         if self.kind == "video" and stream.width * stream.height > MAX_PIXELS:
             raise MediaError("too_large", f"{self.path}: {stream.width}×{stream.height} pixels")
         stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"err_detect": "explode"}  # HEVC conceals damage without a word otherwise
+        stream.codec_context.options = {
+            "err_detect": "explode",  # HEVC conceals damage without a word otherwise
+            "max_pixels": str(MAX_PIXELS),  # where the size changes on the way
+        }
         self.stream = stream
         self._fresh = True  # nothing was read from it yet
 

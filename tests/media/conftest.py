@@ -44,11 +44,13 @@ def record(
     pixel_aspect: Fraction = Fraction(1),
     paint: Callable[[float, int, int], np.ndarray] = picture_at,
     options: dict[str, str] | None = None,
+    codec_options: dict[str, str] | None = None,
 ) -> Path:
     """Write a file of the format that ``path`` ends in.
 
     ``pictures`` are the frames' times (default: 20 a second for 2.5 s; () for none), ``sound`` the time span of the
     sound (None for none), ``gap`` a span left out of it. All times are on the file's clock, so they may be shifted.
+    ``options`` are the container's, ``codec_options`` the video encoder's.
     """
     pictures = np.arange(50) / 20 if pictures is None else pictures
     with av.open(str(path), "w", options=options or {}) as container:
@@ -59,6 +61,7 @@ def record(
             video.codec_context.time_base = Fraction(1, 1000)
             video.codec_context.gop_size = 10
             video.codec_context.sample_aspect_ratio = pixel_aspect
+            video.options = codec_options or {}
             streams.append((video, _video_frames(pictures, size, paint)))
         if sound is not None:
             audio = container.add_stream(audio_codec, rate=rate, layout=layout)
