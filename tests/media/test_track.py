@@ -114,8 +114,8 @@ def _id3_with_picture() -> bytes:
 
 def test_a_length_that_the_bytes_cannot_hold_is_refused(tmp_path, record):
     path = record(tmp_path / "a.mp4")
-    data = bytearray(path.read_bytes())
-    header = times = 0
+    data = bytearray(path.read_bytes().replace(b"edts", b"free"))  # without edit lists
+    header = 0
     while (header := data.find(b"mdhd", header + 4)) >= 0:  # each stream's time scale and length, then its frames'
         times = data.index(b"stts", header)
         (scale,) = struct.unpack_from(">I", data, header + 16)
