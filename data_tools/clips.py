@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data_tools.build import begin, finish, missing_shards, read_plan
 from data_tools.claims import Claims
-from data_tools.plan import ClipPlan, Window, check_plan, make_plan
+from data_tools.plan import ClipPlan, Window, check_plan, make_plan, sound_file
 from data_tools.progress import progress
 from data_tools.sources import Source
 from data_tools.workers import batched, each
@@ -145,9 +145,11 @@ class _Cutter:
         """Return what became of each of ``windows``."""
         media = self._preparation.media
         file = self._folder / windows[0].video.path
+        sound = sound_file(self._preparation.source, windows[0].video.audio)
+        starts = [window.seconds(media.fps) for window in windows]
         cuts: list[Cut] = []
         try:
-            for clip in read_clips(file, [window.seconds(media.fps) for window in windows], media):
+            for clip in read_clips(file, starts, media, sound=sound):
                 cuts.append(self._cut(file, windows[len(cuts)], clip))
         except MediaError as error:  # the whole file: whatever window it has not come to is lost
             cuts += [self._cut(file, window, error) for window in windows[len(cuts) :]]

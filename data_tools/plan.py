@@ -15,7 +15,7 @@ from data_tools.sources import Source
 from data_tools.sources.keys import unique_keys
 from data_tools.sources.video import Video
 from data_tools.workers import each
-from mmldm_scale.config import Preparation
+from mmldm_scale.config import Preparation, SourceConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.media.decode import SLACK, probe
@@ -31,6 +31,7 @@ class PlannedVideo:
     """
 
     path: str  # relative to the input folder
+    audio: str  # of the file with its sound, relative to source.music; "": the sound is its own
     bytes: int
     labels: list[str]
     origin: str
@@ -101,7 +102,7 @@ def make_plan(source: Source, preparation: Preparation, workers: int, timeout: f
     """Probe every video of ``source`` and return the plan; raise UserError if there are none."""
     videos = source.videos()
     keys = unique_keys([video.name for video in videos])
-    probed = each(_Prober(source.folder), videos, workers, timeout)
+    probed = each(_Prober(source.folder, preparation.source), videos, workers, timeout)
     planned = []
     with progress(len(videos), "probing", "videos") as bar:
         for video, key, found in zip(videos, keys, probed, strict=True):
@@ -116,10 +117,10 @@ def check_plan(plan: ClipPlan, source: Source, preparation: Preparation, folder:
     if changed:
         text = "; ".join(changed)
         raise UserError(f"{folder}: was begun with another configuration ({text}); use that, or another output folder")
-    then = {video.key: (video.path, video.bytes, tuple(video.labels)) for video in plan.videos}
+    then = {video.key: (video.path, video.audio, video.bytes, tuple(video.labels)) for video in plan.videos}
     videos = source.videos()
     keys = unique_keys([video.name for video in videos])
-    now = {key: (video.path, video.bytes, video.labels) for key, video in zip(keys, videos, strict=True)}
+    now = {key: (video.path, video.audio, video.bytes, video.labels) for key, video in zip(keys, videos, strict=True)}
     kinds = {
         "new": [path for key, (path, *_) in now.items() if key not in then],
         "gone": [path for key, (path, *_) in then.items() if key not in now],
@@ -131,6 +132,11 @@ def check_plan(plan: ClipPlan, source: Source, preparation: Preparation, folder:
             f"{folder}: was begun with other input files than {source.folder} holds now: {'; '.join(found)}; "
             "put the input back as it was, or give another output folder"
         )
+
+
+def sound_file(config: SourceConfig, audio: str) -> Path | None:
+    """Return the file that a video's ``audio`` names; None if the sound is in the video itself."""
+    return Path(config.music, audio) if audio else None
 
 
 def window_starts(seconds: float, preparation: Preparation) -> list[int]:
@@ -152,6 +158,7 @@ def _planned(video: Video, key: str, found: float | MediaError, preparation: Pre
         found = MediaError("too_short", f"{end - begin:.3f} s, a clip takes {preparation.media.seconds:g} s")
     return PlannedVideo(
         path=video.path,
+        audio=video.audio,
         bytes=video.bytes,
         labels=list(video.labels),
         origin=video.origin,
@@ -167,8 +174,8 @@ def _planned(video: Video, key: str, found: float | MediaError, preparation: Pre
 class _Prober:
     """Finds the usable seconds of a video, or why there are none."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, config: SourceConfig) -> None:
+        self._folder, self._config = folder, config
 
     def __call__(self, video: Video) -> float | MediaError:
         """Return the seconds that the whole file of ``video`` has to use."""
@@ -178,7 +185,7 @@ class _Prober:
             return video.seconds
         file = self._folder / video.path
         try:
-            info = probe(file)
+            info = probe(file, sound_file(self._config, video.audio))
         except MediaError as error:
             return MediaError(error.reason, error.detail.removeprefix(f"{file}: "))
         return info.seconds if info.has_audio else MediaError("no_audio_stream", "there is a picture but no sound")

@@ -27,6 +27,7 @@ or its input does not fit (one line says what), 130 stopped by Ctrl-C.
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--source", choices=SOURCES, help="what kind of input it is (source.kind; default: folder)"
         )
+        command.add_argument("--list", metavar="FILE", help="what of the input is meant (source.list)")
         command.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
         command.add_argument("--print-config", action="store_true", help="show the configuration and stop")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="such as stride=1 media.fps=4")
@@ -124,7 +126,8 @@ def _all(args: argparse.Namespace) -> int:
 
 
 def _preparation(args: argparse.Namespace) -> Preparation:
-    shorthand = [f"source.kind={args.source}"] if args.source else []
+    flags = {"kind": args.source, "list": args.list}
+    shorthand = [f"source.{key}={json.dumps(value)}" for key, value in flags.items() if value]
     return load(Preparation, args.config, [*shorthand, *args.overrides])
 
 

@@ -1,12 +1,12 @@
 """What a source yields: a stretch of a media file, its labels and where it belongs."""
 
+import posixpath
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 TRIMMED = 1.0  # seconds by which a file that was cut to its stretch may be longer than it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Video:
     """A stretch of one media file; with a ``reason``, an entry that is dropped before anything is opened.
 
@@ -19,6 +19,7 @@ class Video:
         seconds: how much of the file can be used, where a list says so; else the file has to be probed.
         origin: the recording that it was cut from; splits never share one.
         split: the source's own part ("train", "test", "eval"), or "".
+        audio: of a file whose sound replaces the video's own, relative to ``source.music``; both begin together.
         reason, detail: why it gives no candidate, as in the drop log ("no_file", "bad_row", "two_files").
     """
 
@@ -31,16 +32,20 @@ class Video:
     seconds: float | None = None
     origin: str = ""
     split: str = ""
+    audio: str = ""
     reason: str = ""
     detail: str = ""
 
     @property
     def name(self) -> str:
-        """The path, and for a stretch its first millisecond: no two stretches of a source share it."""
+        """The path, and for a stretch its first millisecond: a source drops the second one that has the same.
+
+        The millisecond stands behind "//", which no path holds, so a stretch is never taken for another file.
+        """
         if self.end is None and not self.start:
             return self.path
-        path = PurePosixPath(self.path)
-        return str(path.with_name(f"{path.stem}_{round(self.start * 1000)}{path.suffix}"))
+        stem, suffix = posixpath.splitext(self.path)
+        return f"{stem}//{round(self.start * 1000)}{suffix}"
 
     def stretch(self, seconds: float) -> tuple[float, float]:
         """Return where the stretch begins and ends in a file that has ``seconds`` to use; it may be empty."""

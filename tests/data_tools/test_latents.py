@@ -223,3 +223,13 @@ def test_a_latent_that_float16_cannot_hold_is_an_error_that_names_it(sets, tmp_p
     with pytest.raises(ValueError, match=r"sample cat_a-000002: video\.npy: holds values that float16 cannot"):
         encode(sets / "clips", tmp_path / "set", sets / "autoencoder")
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["plan.json"]
+
+
+def test_faulty_latent_shards_are_made_again(sets, tmp_path):
+    for name in ("clips", "latents"):
+        shutil.copytree(sets / name, tmp_path / name)
+    before = contents(tmp_path / "latents")
+    (tmp_path / "latents" / "shard-000001.tar").write_bytes(before["shard-000001.tar"][:-512])
+    options = ["--workers", "0", "--device", "cpu", "--batch-size", "3"]
+    assert main(["repair", "--input", str(tmp_path / "latents"), *options]) == 0
+    assert contents(tmp_path / "latents") == before
