@@ -23,12 +23,12 @@ from mmldm_scale.errors import UserError
 from mmldm_scale.files import ASIDE, sync, write_whole
 from mmldm_scale.shards.files import DamagedSet, read_json, write_json
 from mmldm_scale.shards.index import FORMAT, ShardIndex, shard_name
-from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Kind, Manifest, ShardEntry
+from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Manifest, ShardEntry
 
 POLL = 0.5  # seconds between two looks at what other processes have done
 
 
-def read_plan(folder: Path, kind: Kind) -> dict[str, Any] | None:
+def read_plan(folder: Path, kind: str) -> dict[str, Any] | None:
     """Return the plan of the set begun in ``folder``, or None if the folder is still empty or missing.
 
     Raises:
@@ -51,7 +51,7 @@ def read_plan(folder: Path, kind: Kind) -> dict[str, Any] | None:
     return plan
 
 
-def begin(folder: Path, kind: Kind, claims: Claims, plan: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+def begin(folder: Path, kind: str, claims: Claims, plan: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
     """Return the plan of the set in ``folder`` and whether it was begun just now, with what ``plan`` returned.
 
     Of several processes that begin a set together, one calls ``plan``, and the others wait for it.

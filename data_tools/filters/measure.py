@@ -1,0 +1,198 @@
+"""The first pass: every candidate of a source into one row of measures.
+
+``measure(source, output, config, workers, timeout)`` fills a folder with the table of :mod:`data_tools.filters.table`.
+Any number of processes may share the folder: each claims parts, and all return when the whole table is there. Killed at
+any moment and started again, it measures only what is missing.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from data_tools.build import POLL, begin
+from data_tools.claims import Claims
+from data_tools.filters.config import Measurement
+from data_tools.filters.examine import Examiner
+from data_tools.filters.table import KIND, part_name, part_rows, part_sizes, write_part
+from data_tools.progress import progress
+from data_tools.sources import Source
+from data_tools.sources.video import Video
+from data_tools.workers import batched, each
+from mmldm_scale.errors import UserError
+from mmldm_scale.files import ASIDE
+from mmldm_scale.media.clip import MediaError
+from mmldm_scale.shards.manifest import differences
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a table of measures holds: candidates, those without a fault, and why the others have one."""
+
+    rows: int
+    measured: int
+    reasons: dict[str, int]  # the most frequent first
+
+
+def measure(source: Source, output: Path, config: Measurement, workers: int, timeout: float) -> Summary:
+    """Measure every video of ``source`` into the folder ``output``.
+
+    Args:
+        source: what ``config.source`` describes.
+        workers: decoding processes; 0 decodes here.
+        timeout: seconds for one candidate; its decoder is then given up.
+
+    Raises:
+        UserError: the folder holds something else, or was begun with other videos or another configuration.
+    """
+    videos = source.videos()
+    plan = {"folder": str(source.folder.resolve()), "rows": len(videos), "videos": _digest(videos)}
+    plan["measurement"] = asdict(config)
+    parts = batched(videos, config.rows_per_part)
+    with Claims(output) as claims:
+        stored, _ = begin(output, KIND, claims, lambda: plan)
+        _check(stored, plan, output)
+        examiner = Examiner(source.folder, config)
+        with progress(len(videos), "measuring", "videos") as bar:
+            for numbers in _missing(output, part_sizes(len(videos), config.rows_per_part), claims, bar):
+                _make(output, parts, numbers, lambda items: each(examiner, items, workers, timeout), claims, bar)
+    return summarise(output, len(parts))
+
+
+def summarise(folder: Path, parts: int) -> Summary:
+    """Return what the finished table of ``parts`` parts in ``folder`` holds."""
+    reasons: Counter[str] = Counter()
+    for number in range(parts):
+        column = pq.read_table(folder / f"{part_name(number)}.parquet", columns=["reason"])["reason"]
+        reasons.update(column.to_pylist())
+    measured = reasons.pop("", 0)
+    frequent = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+    return Summary(measured + reasons.total(), measured, dict(frequent))
+
+
+def _digest(videos: list[Video]) -> str:
+    """Return a hash of all there is to know about ``videos`` before they are opened."""
+    digest = blake2b(digest_size=16)
+    for video in videos:
+        digest.update(repr(video).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _check(stored: dict[str, Any], plan: dict[str, Any], folder: Path) -> None:
+    changed = differences(stored["measurement"], plan["measurement"], ("begun with", "now"))
+    if changed:
+        text = "; ".join(changed)
+        raise UserError(f"{folder}: was begun with another configuration ({text}); use that, or another output folder")
+    if (stored["rows"], stored["videos"]) != (plan["rows"], plan["videos"]):
+        raise UserError(
+            f"{folder}: was begun with other videos ({stored['rows']} of {stored['folder']}) than there are now "
+            f"({plan['rows']} of {plan['folder']}); put the input back as it was, or give another output folder"
+        )
+
+
+def _missing(folder: Path, sizes: list[int], claims: Claims, bar: tqdm) -> Iterator[Iterator[int]]:
+    """Yield iterators over the numbers of parts to make, claimed when they come, until all parts exist.
+
+    When all that is missing is in the hands of others, this waits for them.
+    """
+    missing = list(range(len(sizes)))
+    while missing := [number for number in missing if part_rows(folder, number) != sizes[number]]:
+        bar.update(sum(sizes) - sum(sizes[number] for number in missing) - bar.n)
+        ours = _claimed(folder, sizes, missing, claims)
+        first = next(ours, None)
+        if first is None:
+            time.sleep(POLL)
+        else:
+            yield chain([first], ours)
+    bar.update(sum(sizes) - bar.n)
+
+
+def _claimed(folder: Path, sizes: list[int], missing: list[int], claims: Claims) -> Iterator[int]:
+    for number in missing:
+        name = part_name(number)
+        if not claims.take(name):
+            continue
+        if part_rows(folder, number) == sizes[number]:  # another process was faster
+            claims.release(name)
+            continue
+        for leftover in folder.glob(f"{name}.parquet*{ASIDE}"):
+            leftover.unlink(missing_ok=True)
+        yield number
+
+
+def _make(
+    output: Path,
+    parts: list[list[Video]],
+    numbers: Iterator[int],
+    examined: Callable[[Iterator[Video]], Iterator[dict[str, Any] | MediaError]],
+    claims: Claims,
+    bar: tqdm,
+) -> None:
+    """Make the parts ``numbers``, each as soon as all its candidates have been examined.
+
+    Candidates are handed out ahead of what comes back, across the end of a part; so ``numbers`` is drawn from early.
+    """
+    begun: deque[tuple[int, int]] = deque()  # parts handed out, and how many results each waits for
+
+    def write(number: int, found: list[dict[str, Any] | MediaError]) -> None:
+        rest = iter(found)
+        rows = [_row(video, {} if _fault(video) else next(rest)) for video in parts[number]]
+        if claims.holds(part_name(number)):  # else this process was taken for dead, and another one makes it
+            write_part(output, number, rows)
+        claims.release(part_name(number))
+        bar.update(len(rows) - len(found))
+
+    def hand_out() -> Iterator[Video]:
+        for number in numbers:
+            candidates = [video for video in parts[number] if not _fault(video)]
+            if not candidates:
+                write(number, [])
+                continue
+            begun.append((number, len(candidates)))
+            yield from candidates
+
+    found: list[dict[str, Any] | MediaError] = []
+    for result in examined(hand_out()):
+        found.append(result)
+        bar.update()
+        number, count = begun[0]
+        if len(found) == count:
+            begun.popleft()
+            write(number, found)
+            found = []
+
+
+def _fault(video: Video) -> tuple[str, str] | None:
+    """Return why ``video`` cannot be measured, as far as that can be told without opening it."""
+    if video.reason:
+        return video.reason, video.detail
+    if not _is_text(video.path) or not _is_text(video.audio):
+        return "bad_name", "a name that is no UTF-8 cannot stand in a table; rename the file"
+    return None
+
+
+def _row(video: Video, found: dict[str, Any] | MediaError) -> dict[str, Any]:
+    """Return the row of ``video``: its fields, then what was ``found``."""
+    if isinstance(found, MediaError):  # its decoder did not survive it
+        found = {"reason": found.reason, "detail": found.detail}
+    reason, detail = _fault(video) or ("", "")
+    row = {field.name: getattr(video, field.name) for field in fields(video)} | {"reason": reason, "detail": detail}
+    return {name: _text(value) if isinstance(value, str) else value for name, value in (row | found).items()} | {
+        "labels": [_text(label) for label in video.labels]
+    }
+
+
+def _is_text(name: str) -> bool:
+    return _text(name) == name
+
+
+def _text(name: str) -> str:
+    """Return ``name`` with whatever cannot be written as UTF-8 spelt out."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,99 @@
+"""Do sound and picture happen together? Onsets of both, and how many of them meet, in the manner of AV-Align.
+
+AV-Align (Yariv et al., AAAI 2024) takes the peaks of the optical flow and of the sound's onset strength, and the
+intersection over union of those that meet within a frame. Here the change of the picture stands for the flow, which
+would cost more than decoding does, and a frame is 0.1 s.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_tools.filters.look import FPS, Look
+from data_tools.filters.picture import changes
+from data_tools.filters.sound import HOP, spectrogram
+
+APART = 0.3  # seconds: of several onsets closer than this the strongest counts
+AROUND = 1.0  # seconds on both sides whose median is what a peak has to stand out of
+RISE_DB = 3.0  # by which the sound has to rise within 20 ms, in the mean over bands, above what it does around
+CHANGE = 1.5  # levels by which the picture has to change in 0.1 s more than it does around
+TOLERANCE = 0.1  # seconds within which two onsets meet: one frame, as in AV-Align
+FARTHEST = 0.5  # seconds: the largest delay that is looked for
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the onsets of picture and sound fit.
+
+    Attributes:
+        share: of the onsets, those that meet within 0.1 s: intersection over union, 0 to 1; None without any onset.
+        offset: seconds by which the sound comes after the picture, where most onsets meet, within ±0.5 s; None where
+            fewer than two do.
+    """
+
+    share: float | None
+    offset: float | None
+
+
+def agreement(look: Look) -> Agreement:
+    """Return how well the onsets of picture and sound agree in time."""
+    seen, heard = picture_onsets(look), sound_onsets(look)
+    together = len(_met(seen, heard))
+    union = len(seen) + len(heard) - together
+    best = np.zeros(0)
+    for delay in sorted(np.arange(-FARTHEST, FARTHEST + HOP, TOLERANCE / 2), key=abs):  # the smallest of equals
+        met = _met(seen + delay, heard)
+        if len(met) > len(best):
+            best = met + delay
+    return Agreement(together / union if union else None, float(np.median(best)) if len(best) > 1 else None)
+
+
+def picture_onsets(look: Look) -> np.ndarray:
+    """Return when the picture changes suddenly, in seconds, ascending: a step of 0.1 s counts with its middle."""
+    change = changes(look)
+    change[[seam - 1 for seam in look.seams]] = 0
+    return (_peaks(change, FPS, CHANGE) + 0.5) / FPS
+
+
+def sound_onsets(look: Look) -> np.ndarray:
+    """Return when the sound rises suddenly, in seconds, ascending."""
+    levels = spectrogram(look, 60.0, 8000.0, 24)  # (C, 24)
+    rise = np.zeros(len(levels))
+    rise[2:] = np.maximum(levels[2:] - levels[:-2], 0).mean(1)
+    for seam in look.seams:
+        at = round(seam / FPS / HOP)
+        rise[at - 3 : at + 4] = 0
+    return _peaks(rise, round(1 / HOP), RISE_DB) * HOP
+
+
+def _peaks(curve: np.ndarray, rate: int, height: float) -> np.ndarray:
+    """Return the positions in ``curve`` (``rate`` a second) that stand ``height`` and twice the median above it.
+
+    That median is of the second before and the second after; of peaks closer than 0.3 s the highest counts, or the
+    first of equals.
+    """
+    if not len(curve):
+        return np.zeros(0, int)
+    around, apart = round(AROUND * rate), round(APART * rate)
+    padded = np.pad(curve, around, mode="reflect" if len(curve) > around else "edge")
+    usual = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * around + 1), axis=1)
+    empty = np.pad(curve, apart - 1, constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(empty, 2 * apart - 1)
+    highest = np.argmax(windows, axis=1) == apart - 1
+    return np.flatnonzero(highest & (curve >= np.maximum(usual + height, 2 * usual)))
+
+
+def _met(seen: np.ndarray, heard: np.ndarray) -> np.ndarray:
+    """Return heard - seen (seconds) of each pair that lies within the tolerance; each onset is in one pair at most."""
+    differences = []
+    i = j = 0
+    while i < len(seen) and j < len(heard):
+        difference = heard[j] - seen[i]
+        if abs(difference) <= TOLERANCE + 1e-9:
+            differences.append(difference)
+            i, j = i + 1, j + 1
+        elif difference < 0:
+            j += 1
+        else:
+            i += 1
+    return np.array(differences)

@@ -1,0 +1,123 @@
+"""The table of measures: its columns, and how it lies in a folder as Parquet files of consecutive rows.
+
+One row is one candidate: first the fields of its ``Video``, then the measures below, null where they could not be
+taken; ``reason`` then says why. ``plan.json`` fixes how many rows there are and in which file each stands.
+"""
+
+import dataclasses
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_tools.build import read_plan
+from data_tools.filters.hashes import BYTES
+from data_tools.sources.video import Video
+from mmldm_scale.errors import UserError
+from mmldm_scale.files import write_whole
+
+KIND = "measures"  # in plan.json
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column: its Arrow type, unit (with its range where that is not obvious) and meaning."""
+
+    type: pa.DataType
+    unit: str
+    meaning: str
+
+
+MEASURES: dict[str, Measure] = {
+    "has_video": Measure(pa.bool_(), "", "there is a video stream (cover art is none)"),
+    "has_audio": Measure(pa.bool_(), "", "there is an audio stream, or a sound file of its own"),
+    "duration": Measure(pa.float64(), "s", "of the stretch, as far as there are both picture and sound"),
+    "width": Measure(pa.int32(), "pixels", "of the picture as coded"),
+    "height": Measure(pa.int32(), "pixels", "of the picture as coded"),
+    "fps": Measure(pa.float32(), "1/s", "mean number of frames a second"),
+    "sample_rate": Measure(pa.int32(), "Hz", "of the sound"),
+    "loudness": Measure(pa.float32(), "LUFS, from -70", "integrated loudness of the mono mix"),
+    "silent_fraction": Measure(pa.float32(), "0–1", "share of 50 ms blocks below silence_db"),
+    "clipped_fraction": Measure(pa.float32(), "0–1", "share of samples at 99 % of full scale or more"),
+    "black_fraction": Measure(pa.float32(), "0–1", "share of black pictures"),
+    "frozen_fraction": Measure(pa.float32(), "0–1", "share of the time in which nothing changes for 0.5 s or more"),
+    "sharpness": Measure(pa.float32(), "0–1", "1 − Crété-Roffet's blur at 256 × 256 pixels, median"),
+    "motion": Measure(pa.float32(), "levels, 0–255", "mean change of luma in 0.1 s, cuts left out"),
+    "cuts_per_minute": Measure(pa.float32(), "1/min", "changes of scene"),
+    "letterbox": Measure(pa.float32(), "0–1", "share of the centre crop's area that black bars take"),
+    "still_bars": Measure(pa.float32(), "0–1", "the same of all bars in which nothing moves, with text or without"),
+    "onset_agreement": Measure(pa.float32(), "0–1", "share of the onsets in picture and sound that meet within 0.1 s"),
+    "onset_offset": Measure(pa.float32(), "s, −0.5–0.5", "by how much the sound's onsets follow the picture's"),
+    "hash": Measure(pa.binary(BYTES), "", "perceptual hash of picture (24 bytes) and sound (8 bytes)"),
+}
+
+_TYPES = {
+    str: pa.string(),
+    int: pa.int64(),
+    bool: pa.bool_(),
+    float: pa.float64(),
+    float | None: pa.float64(),
+    tuple[str, ...]: pa.list_(pa.string()),
+}
+
+SCHEMA = pa.schema(
+    [pa.field(field.name, _TYPES[field.type]) for field in dataclasses.fields(Video)]
+    + [pa.field(name, measure.type) for name, measure in MEASURES.items()]
+)
+
+
+def part_name(number: int) -> str:
+    """Return the name of the file that holds part ``number``, without its suffix."""
+    return f"part-{number:06d}"
+
+
+def write_part(folder: Path, number: int, rows: list[dict[str, Any]]) -> None:
+    """Write part ``number`` whole or not at all; ``rows`` hold values by column, and missing ones are null."""
+    write_whole(folder / f"{part_name(number)}.parquet", parquet(pa.Table.from_pylist(rows, SCHEMA)))
+
+
+def parquet(table: pa.Table) -> bytes:
+    """Return ``table`` as a Parquet file."""
+    stream = io.BytesIO()
+    pq.write_table(table, stream, compression="zstd")
+    return stream.getvalue()
+
+
+def part_rows(folder: Path, number: int) -> int | None:
+    """Return how many rows part ``number`` has, or None if it does not exist or is damaged."""
+    try:
+        metadata = pq.read_metadata(folder / f"{part_name(number)}.parquet")
+    except (OSError, pa.ArrowException):
+        return None
+    return metadata.num_rows
+
+
+def part_sizes(rows: int, rows_per_part: int) -> list[int]:
+    """Return how many rows each part has."""
+    return [min(rows_per_part, rows - first) for first in range(0, rows, rows_per_part)]
+
+
+def read_table(folder: Path) -> pa.Table:
+    """Return the whole table in ``folder``.
+
+    Raises:
+        UserError: there is none, it is unfinished or damaged.
+    """
+    plan = read_plan(folder, KIND) if folder.is_dir() else None
+    if plan is None:
+        raise UserError(f"{folder}: holds no measures; a folder that `shard.py measure` filled fits")
+    sizes = part_sizes(plan["rows"], plan["measurement"]["rows_per_part"])
+    bad = [number for number, size in enumerate(sizes) if part_rows(folder, number) != size]
+    if bad:
+        raise UserError(
+            f"{folder}: {len(bad)} of {len(sizes)} parts are missing or damaged, such as {part_name(bad[0])}.parquet; "
+            "run the command that began it again to finish it"
+        )
+    files = [folder / f"{part_name(number)}.parquet" for number in range(len(sizes))]
+    try:
+        return pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files])
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{folder}: cannot be read: {' '.join(str(error).split())[:200]}") from None
