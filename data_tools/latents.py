@@ -38,6 +38,8 @@ from mmldm_scale.shards.manifest import MANIFEST, Manifest, differences
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 from mmldm_scale.shards.writer import ShardWriter
 
+ROUNDING = 0.01  # of a channel's standard deviation: float16 may blur it by that much; usual is a thirtieth of it
+
 
 @dataclass(frozen=True)
 class ClipBatch:
@@ -186,6 +188,7 @@ def _write_shard(
 ) -> None:
     """Make latent shard ``number``, which is claimed, of the ``batches`` of its clip shard."""
     written: list[LatentSample] = []
+    errors: list[dict[str, np.ndarray]] = []
     with ShardWriter(output, number) as writer:
         for batch in batches:
             if batch.fault:
@@ -197,10 +200,35 @@ def _write_shard(
                     raise ValueError(f"sample {key}: {error}") from None
                 writer.add(key, members, meta)
                 written.append(decode_latents(members))
+                errors.append(squared_errors(sample, written[-1]))
                 bar.update()
         if claims.holds(shard_name(number)):  # else this process was taken for dead, and another one makes it
-            writer.commit(sums(written))
+            totals = sums(written)
+            _check_rounding(output, number, errors, statistics([totals]))
+            writer.commit(totals)
     claims.release(shard_name(number))
+
+
+def squared_errors(exact: LatentSample, kept: LatentSample) -> dict[str, np.ndarray]:
+    """Return by modality the mean squared error (C,) of the ``kept`` means against the ``exact`` ones."""
+    error = {name: vars(kept)[name].astype(np.float64) - vars(exact)[name] for name in ("audio_mean", "video_mean")}
+    return {name.removesuffix("_mean"): (each**2).mean((1, 2)) for name, each in error.items()}
+
+
+def _check_rounding(
+    output: Path, number: int, errors: list[dict[str, np.ndarray]], stored: dict[str, dict[str, list[float]]]
+) -> None:
+    """Raise UserError if float16 blurs a channel of this shard by more than :data:`ROUNDING` of its own spread."""
+    for modality, moments in stored.items():
+        blur = np.sqrt(np.mean([error[modality] for error in errors], axis=0)) / np.maximum(moments["std"], 1e-30)
+        worst = int(np.argmax(blur))
+        if blur[worst] > ROUNDING:
+            raise UserError(
+                f"{output}: in {shard_name(number)}, float16 keeps channel {worst} of the {modality} latents only to "
+                f"{blur[worst]:.1%} of its standard deviation ({ROUNDING:.0%} is allowed): mean "
+                f"{moments['mean'][worst]:.3g}, standard deviation {moments['std'][worst]:.3g}; this autoencoder's "
+                "latents have drifted too far from zero to be of use, train it with a larger kl_weight"
+            )
 
 
 class _Clips(Dataset):

@@ -233,3 +233,28 @@ def test_faulty_latent_shards_are_made_again(sets, tmp_path):
     options = ["--workers", "0", "--device", "cpu", "--batch-size", "3"]
     assert main(["repair", "--input", str(tmp_path / "latents"), *options]) == 0
     assert contents(tmp_path / "latents") == before
+
+
+def test_latents_that_float16_would_blur_are_refused(sets, tmp_path, capsys, monkeypatch):
+    """A channel that varies by thousandths around a hundred: float16 keeps it to a sixteenth there."""
+    real = latents.Encoder.__call__
+
+    def shifted(encoder, batch):
+        samples = real(encoder, batch)
+        for sample in samples:
+            sample.video_mean[2] = 100 + 1e-3 * np.sign(sample.video_mean[2])
+            sample.mirrored_mean[2] = 100 + 1e-3 * np.sign(sample.mirrored_mean[2])
+            sample.video_logvar[2] = sample.mirrored_logvar[2] = -30
+        return samples
+
+    monkeypatch.setattr(latents.Encoder, "__call__", shifted)
+    assert encode(sets / "clips", tmp_path / "set", sets / "autoencoder") == 2
+    assert "float16 keeps channel 2 of the video latents only to" in capsys.readouterr().err
+
+
+def test_squared_errors_are_those_of_float16():
+    exact = latents.LatentSample(*(np.full((2, 3, 3), value, np.float32) for value in (1 / 3, 0, 1000.3, 0, 0, 0)))
+    kept = decode_latents(latents.encode_latents(exact))
+    errors = latents.squared_errors(exact, kept)
+    np.testing.assert_allclose(errors["audio"], (float(np.float16(1 / 3)) - float(np.float32(1 / 3))) ** 2)
+    np.testing.assert_allclose(errors["video"], (1000.5 - float(np.float32(1000.3))) ** 2)
