@@ -8,12 +8,13 @@ training are in samples: ``samples_seen`` is the only clock.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_origin
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmldm_scale.errors import UserError
@@ -267,11 +268,41 @@ class TrainingConfig:
 
 
 @dataclass
-class KLVAETraining:
+class ReadingConfig:
+    """How a trainer reads its shards; only ``window`` changes what it learns from, and only in its order."""
+
+    window: int = 64  # shards whose samples are shuffled together; see mmldm_scale/shards/order.py
+    stage: str = ""  # folder on the node's own disk where shards are copied to before use; sets at a URL need one
+    stage_gigabytes: float = 200.0  # room there; what was used longest ago goes first
+    damaged_share: float = 0.001  # of the samples that may turn out damaged, and be replaced, before the run stops
+
+    def __post_init__(self) -> None:
+        _require(self.window >= 1, "reading.window", "must be at least 1 shard")
+        _require(self.stage_gigabytes > 0, "reading.stage_gigabytes", "must be positive")
+        _require(0 <= self.damaged_share < 1, "reading.damaged_share", "must lie in 0..1")
+
+
+@dataclass
+class ShardTraining:
+    """What every trainer says of its data: one set of shards, or several mixed."""
+
+    shards: list[str] = MISSING  # folders or URLs of finished sets; a single one may stand without brackets
+    weights: list[float] = field(default_factory=list)  # how often each set's turn comes; none: by its samples
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
+
+    def __post_init__(self) -> None:
+        _require(len(self.shards) > 0, "shards", "at least one set is needed")
+        _require(len(set(self.shards)) == len(self.shards), "shards", "a set is named twice; weights say how often")
+        count, given = len(self.shards), len(self.weights)
+        _require(given in (0, count), "weights", f"{given} weights for {count} sets; one each fits, or none")
+        _require(all(0 < weight < math.inf for weight in self.weights), "weights", "must be positive")
+
+
+@dataclass
+class KLVAETraining(ShardTraining):
     """``mmldm train kl-vae``: a small KL-VAE from scratch, on the frames and audio images of clip shards."""
 
     run: str = "runs/kl_vae"
-    shards: str = "???"  # folder of clip shards
     model: KLVAEConfig = field(default_factory=KLVAEConfig)
     audio_share: float = 0.25  # of the samples; the others are video frames
     kl_weight: float = 1e-6
@@ -279,11 +310,10 @@ class KLVAETraining:
 
 
 @dataclass
-class AutoencoderTraining:
+class AutoencoderTraining(ShardTraining):
     """``mmldm train autoencoder``: encoders, projectors and signal decoder, on clip shards."""
 
     run: str = "runs/autoencoder"
-    shards: str = "???"  # folder of clip shards
     kl_vae: str = "???"  # folder of a diffusers AutoencoderKL (Stable Diffusion's `vae`), or a kl-vae run
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     kl_weight: float = 1e-9  # paper: 1e-9 Landscape, 1e-8 AIST++
@@ -295,11 +325,10 @@ class AutoencoderTraining:
 
 
 @dataclass
-class DiTTraining:
+class DiTTraining(ShardTraining):
     """``mmldm train dit``: the diffusion transformer, on latent shards."""
 
     run: str = "runs/dit"
-    shards: str = "???"  # folder of latent shards
     model: DiTConfig = field(default_factory=DiTConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     flip: float = 0.5  # share of samples that use the mirrored video's latent
@@ -353,7 +382,7 @@ def _compose(schema: type[Schema], sources: list[tuple[str, Any]]) -> Schema:
     config = OmegaConf.structured(schema)
     for name, part in sources:
         try:
-            config = OmegaConf.merge(config, part)
+            config = OmegaConf.merge(config, _with_lists(part, schema))
         except (OmegaConfBaseException, TypeError) as error:
             raise UserError(f"{name}: {_explain(error, schema)}") from None
     missing = sorted(OmegaConf.missing_keys(config))
@@ -384,6 +413,17 @@ def _read_yaml(file: Path) -> Any:
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
 
 
+def _with_lists(part: Any, schema: type) -> Any:
+    """Return ``part`` with a list of one in place of a single value, for those keys of ``schema`` that are lists."""
+    if not OmegaConf.is_dict(part):
+        return part
+    values = OmegaConf.to_container(part)
+    for key in [f.name for f in dataclasses.fields(schema) if get_origin(f.type) is list]:
+        if not isinstance(values.get(key, []), list):
+            values[key] = [values[key]]
+    return values
+
+
 def _parse_override(text: str) -> Any:
     key, equals, _ = text.partition("=")
     if not equals or not key:
@@ -404,7 +444,7 @@ def _explain(error: Exception, schema: type) -> str:
     if owner is None:
         return f"{key}: {message}"
     names = [f.name for f in dataclasses.fields(owner)]
-    if leaf in names:
+    if leaf.partition("[")[0] in names:  # "weights[0]" is an entry of "weights"
         return f"{key}: {message}"
     close = difflib.get_close_matches(leaf, names, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""

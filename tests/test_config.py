@@ -1,5 +1,6 @@
 """Composition of the configuration, and one clear line for each mistake."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -73,5 +74,6 @@ def test_every_shipped_file_is_valid(file: Path) -> None:
         "autoencoder": [config.KLVAETraining if file.name.startswith("kl_vae") else config.AutoencoderTraining],
     }
     for schema in schemas[file.parent.name]:
-        paths = [f"{name}=x" for name in ("shards", "kl_vae") if name in schema.__annotations__]
+        keys = {f.name for f in dataclasses.fields(schema)}
+        paths = [f"{name}=x" for name in ("shards", "kl_vae") if name in keys]
         config.load(schema, [file], paths)

@@ -31,11 +31,19 @@ def read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > JSON_LIMIT:
             raise DamagedSet(f"{path}: larger than {JSON_LIMIT:,} bytes, so no file of ours")
         data = path.read_bytes()
-        checked = re.match(rb'{"checksum": "([0-9a-f]{8})",', data)
-        if not checked or int(checked[1], 16) != zlib.crc32(data[checked.end() :]):
-            raise DamagedSet(f"{path}: its content does not match its checksum; the file is damaged")
-        value = json.loads(data)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise DamagedSet(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """Return what :func:`write_json` made ``data`` of; raise DamagedSet, naming the file, if it was changed."""
+    checked = re.match(rb'{"checksum": "([0-9a-f]{8})",', data)
+    if not checked or int(checked[1], 16) != zlib.crc32(data[checked.end() :]):
+        raise DamagedSet(f"{name}: its content does not match its checksum; the file is damaged")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DamagedSet(f"{name}: cannot be read: {' '.join(str(error).split())[:200]}") from None
     del value["checksum"]
     return value

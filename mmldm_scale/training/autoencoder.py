@@ -25,7 +25,7 @@ from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.decoder import Condition
 from mmldm_scale.models.autoencoder.model import Autoencoder, save
-from mmldm_scale.training.clip_data import ClipOrder, signals, strips
+from mmldm_scale.training.clip_data import Clips, signals, strips
 from mmldm_scale.training.task import Preview, Task
 
 SHOWN_CLIPS = 2
@@ -40,7 +40,7 @@ def build_task(config: AutoencoderTraining) -> Task:
         UserError: shards or KL-VAE are missing, damaged or of another kind, or sizes do not fit together.
     """
     vae = kl_vae.load(config.kl_vae)
-    clips = ClipOrder(config.shards, config.training.seed)
+    clips = Clips(config)
     frozen = {
         f"{FROZEN}{name}": tensor.clone() for name, tensor in vae.state_dict().items()
     }  # engines cast the model's
@@ -50,12 +50,13 @@ def build_task(config: AutoencoderTraining) -> Task:
         module=module,
         dataset=ClipDataset(config, clips, module.autoencoder),
         inputs={
-            "shards": clips.shards.fingerprint,
+            "shards": clips.samples.mixture.fingerprint,
             "kl_vae": pretrained.fingerprint(kl_vae.find(Path(config.kl_vae))),
         },
         flops_per_sample=_forward_flops(config, clips.media, vae),
         write_weights=functools.partial(_write_weights, config, clips.media, vae, frozen),
         preview=functools.partial(_show, config, clips),
+        quarantine=clips.samples.quarantine,
     )
 
 
@@ -126,7 +127,7 @@ def _estimate_error(told: tuple[Condition, Condition], latents: Tensor) -> Tenso
 class ClipDataset:
     """Training samples by global position, as :class:`Reconstruction` takes them."""
 
-    def __init__(self, config: AutoencoderTraining, clips: ClipOrder, model: Autoencoder) -> None:
+    def __init__(self, config: AutoencoderTraining, clips: Clips, model: Autoencoder) -> None:
         self.config, self.clips = config, clips
         self.shapes = {"audio_noise": model.audio_shape, "video_noise": model.video_shape}
         self.noise_shape = model.noise_shape
@@ -165,7 +166,7 @@ def _write_weights(
     save(folder, config.model, media, vae, weights)
 
 
-def _show(config: AutoencoderTraining, clips: ClipOrder, module: Reconstruction, preview: Preview) -> None:
+def _show(config: AutoencoderTraining, clips: Clips, module: Reconstruction, preview: Preview) -> None:
     """Show clips of the set beside what the autoencoder makes of them: pictures, video, audio image and sound."""
     model, device = module.autoencoder, next(module.parameters()).device
     vocoder = load_vocoder(None, clips.media.audio)

@@ -6,42 +6,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmldm_scale.config import MediaConfig
-from mmldm_scale.errors import UserError
+from mmldm_scale.config import AutoencoderTraining, KLVAETraining, MediaConfig
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.pixels import to_signal
 from mmldm_scale.shards.clips import decode_clip
-from mmldm_scale.shards.order import Order
-from mmldm_scale.shards.reader import ShardSet
+from mmldm_scale.shards.reader import Sample
+from mmldm_scale.training.samples import Samples
 
 
-class ClipOrder:
-    """A set of clip shards in the order in which a run with ``seed`` sees it.
+class Clips:
+    """The clips that ``config`` learns from.
 
     Raises:
-        UserError: ``folder`` holds no finished set of clips, or an empty one.
+        UserError: as :class:`Samples`.
     """
 
-    def __init__(self, folder: str, seed: int) -> None:
-        self.shards = ShardSet(folder, "clips")
-        if not len(self.shards):
-            raise UserError(f"{folder}: this set of clip shards is empty; nothing can be learned from it")
-        self.order = Order(len(self.shards), seed)
+    def __init__(self, config: KLVAETraining | AutoencoderTraining) -> None:
+        self.samples = Samples(config, "clips")
 
     @property
     def media(self) -> MediaConfig:
-        """What a clip of the set is."""
-        return self.shards.manifest.media
+        """What a clip is."""
+        return self.samples.mixture.manifest.media
 
     def clip(self, position: int, frames: Sequence[int] | None = None) -> Clip:
         """Return the clip at global ``position``, with only the ``frames`` asked for (all if None)."""
-        return decode_clip(self.shards[self.order(position)].members, frames)
+        return self.samples.read([position], lambda found: self._decode(found[0], frames))
 
     def spread(self, count: int) -> list[Clip]:
-        """Return ``count`` clips (fewer if the set is smaller) spread evenly over the set, the same in every run."""
-        count = min(count, len(self.shards))
-        return [decode_clip(self.shards[i * len(self.shards) // count].members) for i in range(count)]
+        """Return ``count`` clips (fewer if there are not as many) spread over all sets, the same in every run."""
+        return self.samples.spread(count, lambda found: self._decode(found[0], None))
+
+    def _decode(self, sample: Sample, frames: Sequence[int] | None) -> Clip:
+        clip, media = decode_clip(sample.members, frames), self.media
+        count = media.frames if frames is None else len(frames)
+        shapes = clip.frames.shape, clip.waveform.shape
+        expected = (count, media.size, media.size, 3), (media.audio_samples,)
+        if shapes != expected:
+            raise ValueError(f"frames and waveform have shapes {shapes}, {expected} are expected")
+        return clip
 
 
 def signals(clips: Sequence[Clip], audio_image: AudioImage, device: torch.device) -> tuple[Tensor, Tensor]:

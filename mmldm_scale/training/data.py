@@ -4,13 +4,17 @@ Global batch ``k`` is always positions ``[k·B, (k+1)·B)``, whatever the number
 resuming is starting the count at ``samples_seen``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
 
+from mmldm_scale.errors import UserError
 from mmldm_scale.training.signals import prepare_worker
 from mmldm_scale.training.task import Dataset
+
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,48 @@ class MicroBatches:
         return steps * (self.global_batch // (self.micro_batch * self.world_size))
 
 
-def loader(dataset: Dataset, batches: MicroBatches, workers: int, pin_memory: bool) -> DataLoader:
-    """Return the loader of ``batches``; its workers change nothing but speed."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # ours is endless and has no length
+def load(
+    dataset: Dataset, batches: MicroBatches, workers: int, pin_memory: bool = False, timeout: float = 0.0
+) -> Iterator[Batch]:
+    """Yield the micro-batches at the positions of ``batches``; ``workers`` change nothing but speed.
+
+    Args:
+        timeout: seconds that a worker may take over a micro-batch; 0: as long as it likes.
+
+    Raises:
+        UserError: what the dataset raised, in whichever process it did.
+        RuntimeError: a worker died (the message has its process id and the signal) or took too long.
+    """
+    loader = DataLoader(
+        _Careful(dataset),  # type: ignore[arg-type]  # ours is endless and has no length
         batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=_collate,
         num_workers=workers,
         pin_memory=pin_memory,
+        timeout=timeout if workers else 0,
         worker_init_fn=prepare_worker if workers else None,
         prefetch_factor=4 if workers else None,
     )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class _Careful:
+    """A dataset by micro-batch; a user's mistake comes back as it is, where a worker would wrap it in its traceback."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Batch] | UserError:
+        try:
+            if hasattr(self._dataset, "__getitems__"):
+                return self._dataset.__getitems__(positions)
+            return [self._dataset[position] for position in positions]
+        except UserError as error:
+            return error
+
+
+def _collate(samples: list[Batch] | UserError) -> Batch | UserError:
+    return samples if isinstance(samples, UserError) else default_collate(samples)

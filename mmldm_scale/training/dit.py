@@ -7,6 +7,7 @@ sampling needs to know: sizes, schedule, statistics, what a clip is, and which a
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,16 @@ from mmldm_scale.config import DiTTraining
 from mmldm_scale.diffusion import objective
 from mmldm_scale.diffusion.normalise import normalise
 from mmldm_scale.diffusion.schedule import scheduler
-from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
 from mmldm_scale.models.dit import DiT
 from mmldm_scale.models.flops import dit_macs
 from mmldm_scale.models.precision import DTYPES
-from mmldm_scale.shards.latents import decode_latents
+from mmldm_scale.shards.latents import LatentSample, decode_latent_batch
 from mmldm_scale.shards.manifest import Manifest
-from mmldm_scale.shards.order import Order
-from mmldm_scale.shards.reader import ShardSet
+from mmldm_scale.shards.mixture import Mixture
+from mmldm_scale.shards.reader import Sample
+from mmldm_scale.training.samples import Samples
 from mmldm_scale.training.task import Task
 
 
@@ -41,16 +42,18 @@ def build_task(config: DiTTraining) -> Task:
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     choose_backend(config.model.attention, device, DTYPES[config.training.precision])  # say so now if it cannot work
     dataset = LatentDataset(config)
-    manifest = dataset.shards.manifest
+    mixture = dataset.samples.mixture
+    manifest = mixture.manifest
     module = NoisePrediction(config, manifest)
     return Task(
         name="dit",
         module=module,
         dataset=dataset,
-        inputs={"shards": dataset.shards.fingerprint},
+        inputs={"shards": mixture.fingerprint},
         flops_per_sample=dit_macs(config.model, manifest.audio_shape, manifest.video_shape).flops,
-        write_weights=functools.partial(_write_weights, _description(config, manifest)),
+        write_weights=functools.partial(_write_weights, _description(config, mixture)),
         preview=None,
+        quarantine=dataset.samples.quarantine,
     )
 
 
@@ -72,25 +75,39 @@ class LatentDataset:
 
     def __init__(self, config: DiTTraining) -> None:
         self.config = config
-        self.shards = ShardSet(config.shards, "latents")
-        if not len(self.shards):
-            raise UserError(f"{config.shards}: this set of latent shards is empty; nothing can be learned from it")
-        self.order = Order(len(self.shards), config.training.seed)
+        self.samples = Samples(config, "latents")
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         """Return the sample at ``position``: latents and noise (C, H, W), timestep and conditions as scalars."""
-        manifest, seed = self.shards.manifest, self.config.training.seed
-        latents = decode_latents(self.shards[self.order(position)].members)
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Return the samples at ``positions``; the loader asks for a micro-batch at once, which reads faster."""
+        latents = self.samples.read(positions, self._decode)
+        rows = zip(*(getattr(latents, field.name) for field in dataclasses.fields(latents)), strict=True)
+        return [self._sample(position, LatentSample(*row)) for position, row in zip(positions, rows, strict=True)]
+
+    def _decode(self, found: Sequence[Sample]) -> LatentSample:
+        latents, manifest = decode_latent_batch([sample.members for sample in found]), self.samples.mixture.manifest
+        shapes = latents.audio_mean.shape[1:], latents.video_mean.shape[1:], latents.mirrored_mean.shape[1:]
+        if shapes != (manifest.audio_shape, manifest.video_shape, manifest.video_shape):
+            raise ValueError(f"latents of shapes {shapes}, not {manifest.audio_shape} and {manifest.video_shape}")
+        return latents
+
+    def _sample(self, position: int, latents: LatentSample) -> dict[str, Tensor]:
+        """Return the training sample that the posteriors ``latents`` of one clip become at ``position``."""
+        mixture, seed = self.samples.mixture, self.config.training.seed
         random = counter.generator(seed, "dit/latents", position)
         video = latents.video_mean, latents.video_logvar
         if random.random() < self.config.flip:
             video = latents.mirrored_mean, latents.mirrored_logvar
-        drawn = objective.draw(self.config.diffusion, manifest.audio_shape, manifest.video_shape, seed, position)
+        shapes = mixture.manifest.audio_shape, mixture.manifest.video_shape
+        drawn = objective.draw(self.config.diffusion, *shapes, seed, position)
         return {
             "audio": normalise(
-                _posterior_sample(latents.audio_mean, latents.audio_logvar, random), manifest.statistics["audio"]
+                _posterior_sample(latents.audio_mean, latents.audio_logvar, random), mixture.statistics["audio"]
             ),
-            "video": normalise(_posterior_sample(*video, random), manifest.statistics["video"]),
+            "video": normalise(_posterior_sample(*video, random), mixture.statistics["video"]),
             "audio_noise": torch.from_numpy(drawn.audio_noise),
             "video_noise": torch.from_numpy(drawn.video_noise),
             "time": torch.tensor(drawn.time),
@@ -110,14 +127,15 @@ def _write_weights(description: dict[str, Any], folder: Path, state: dict[str, T
     pretrained.save(folder, "dit", description, weights)
 
 
-def _description(config: DiTTraining, manifest: Manifest) -> dict[str, Any]:
+def _description(config: DiTTraining, mixture: Mixture) -> dict[str, Any]:
     """Return what a weights folder says of its model: all that sampling needs besides the weights."""
+    manifest = mixture.manifest
     return {
         "model": dataclasses.asdict(config.model),
         "diffusion": dataclasses.asdict(config.diffusion),
         "audio_shape": manifest.audio_shape,
         "video_shape": manifest.video_shape,
-        "statistics": manifest.statistics,
+        "statistics": mixture.statistics,
         "media": dataclasses.asdict(manifest.media),
         "autoencoder": manifest.autoencoder,
     }

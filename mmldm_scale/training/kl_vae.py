@@ -20,7 +20,7 @@ from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.pixels import to_signal
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.gaussian import Gaussian
-from mmldm_scale.training.clip_data import ClipOrder, signals, strips
+from mmldm_scale.training.clip_data import Clips, signals, strips
 from mmldm_scale.training.task import Preview, Task
 
 MEASURED_CLIPS = 16  # whose latents' standard deviation sets the scaling factor
@@ -39,10 +39,11 @@ def build_task(config: KLVAETraining) -> Task:
         name="kl_vae",
         module=module,
         dataset=dataset,
-        inputs={"shards": dataset.clips.shards.fingerprint},
+        inputs={"shards": dataset.clips.samples.mixture.fingerprint},
         flops_per_sample=_forward_flops(config, dataset.clips.media.size),
         write_weights=functools.partial(_write_weights, config, dataset.clips),
         preview=functools.partial(_show, dataset.clips),
+        quarantine=dataset.clips.samples.quarantine,
     )
 
 
@@ -77,7 +78,7 @@ class PictureDataset:
 
     def __init__(self, config: KLVAETraining) -> None:
         self.config = config
-        self.clips = ClipOrder(config.shards, config.training.seed)
+        self.clips = Clips(config)
         factor, size = 2 ** (len(config.model.channels) - 1), self.clips.media.size
         if size % factor:
             raise UserError(
@@ -98,7 +99,7 @@ class PictureDataset:
         }
 
 
-def _write_weights(config: KLVAETraining, clips: ClipOrder, folder: Path, state: dict[str, Tensor]) -> None:
+def _write_weights(config: KLVAETraining, clips: Clips, folder: Path, state: dict[str, Tensor]) -> None:
     """Write the averaged ``state`` of a :class:`PictureReconstruction` as a weights folder of kind "kl_vae"."""
     vae = kl_vae.build(config.model).eval()
     vae.load_state_dict({name.removeprefix("vae."): tensor for name, tensor in state.items()})
@@ -107,7 +108,7 @@ def _write_weights(config: KLVAETraining, clips: ClipOrder, folder: Path, state:
 
 
 @torch.no_grad()
-def _scaling_factor(vae: AutoencoderKL, clips: ClipOrder) -> float:
+def _scaling_factor(vae: AutoencoderKL, clips: Clips) -> float:
     """Return 1 / the standard deviation of latents: of one frame and the audio image of clips all over the set."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frames, audio = signals(clips.spread(MEASURED_CLIPS), AudioImage(clips.media), device)
@@ -116,7 +117,7 @@ def _scaling_factor(vae: AutoencoderKL, clips: ClipOrder) -> float:
     return 1.0 / latents.std().item()
 
 
-def _show(clips: ClipOrder, module: nn.Module, preview: Preview) -> None:
+def _show(clips: Clips, module: nn.Module, preview: Preview) -> None:
     """Show pictures above what the KL-VAE makes of them."""
     device = next(module.parameters()).device
     frames, audio = signals(clips.spread(SHOWN_CLIPS), module.audio_image, device)

@@ -20,7 +20,7 @@ from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.training import engine as engines
 from mmldm_scale.training import speed
 from mmldm_scale.training.checkpoint import Checkpoints
-from mmldm_scale.training.data import MicroBatches, loader
+from mmldm_scale.training.data import MicroBatches, load
 from mmldm_scale.training.distributed import World, start, stop
 from mmldm_scale.training.monitor import Monitor
 from mmldm_scale.training.optimizer import ema_decay, learning_rate
@@ -109,7 +109,8 @@ class Trainer:
         positions = MicroBatches(
             self.samples_seen, config.total_samples, config.global_batch, config.micro_batch, world.rank, world.size
         )
-        return iter(loader(self.task.dataset, positions, config.workers, world.device.type == "cuda"))
+        on_gpu = world.device.type == "cuda"
+        return load(self.task.dataset, positions, config.workers, on_gpu, config.collective_timeout)
 
     def _step(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
         """Take one optimizer step; return each micro-batch's per-sample values, still on the device."""
@@ -145,6 +146,8 @@ class Trainer:
         norm = self.engine.get_global_grad_norm()
         if norm is not None:  # ZeRO 0 in float32 has none
             training["training/gradient_norm"] = float(norm)
+        if self.task.quarantine is not None:
+            training["data/quarantined"] = float(len(self.task.quarantine))
         if self.monitor:
             self.monitor.scalars(self.samples_seen, means | training | self.meter.read(self.samples_seen))
 

@@ -17,6 +17,9 @@ from mmldm_scale.training.distributed import World
 FREE = {
     "run",
     "preview_steps",
+    "reading.stage",
+    "reading.stage_gigabytes",
+    "reading.damaged_share",
     "training.total_samples",
     "training.micro_batch",
     "training.workers",

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmldm_scale.training.quarantine import Quarantine
+
 
 class Dataset(Protocol):
     """The endless data of a run, addressed by global position."""
@@ -48,6 +50,7 @@ class Task:
         write_weights: Called as ``write_weights(folder, state)`` with the averaged float32 ``state`` of ``module``
             (names as in ``module.state_dict()``).
         preview: Called on every rank as ``preview(module, preview)`` at intervals; must be deterministic.
+        quarantine: The samples found damaged; how many there are is logged.
     """
 
     name: Literal["kl_vae", "autoencoder", "dit"]
@@ -57,3 +60,4 @@ class Task:
     flops_per_sample: float
     write_weights: Callable[[Path, dict[str, torch.Tensor]], None]
     preview: Callable[[nn.Module, Preview], None] | None = None
+    quarantine: Quarantine | None = None

@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def task(data: Path, seed: int = 0, model: AutoencoderConfig = tiny.CONFIG, **settings) -> Task:
     torch.manual_seed(0)
-    settings = {"shards": str(data / "clips"), "kl_vae": str(data / "kl_vae"), "kl_weight": 1e-4} | settings
+    settings = {"shards": [str(data / "clips")], "kl_vae": str(data / "kl_vae"), "kl_weight": 1e-4} | settings
     config = AutoencoderTraining(model=model, preview_steps=2, **settings)
     config.training.seed = seed
     return build_task(config)
@@ -91,7 +91,7 @@ def test_samples_cover_frames_times_and_mirror_images(data):
 
 
 def test_learns_from_one_clip_and_tells_frames_apart(data, tmp_path):
-    one = task(data, shards=str(write_clips(tmp_path / "one", 1)), flip=0.0, frames_per_clip=4)
+    one = task(data, shards=[str(write_clips(tmp_path / "one", 1))], flip=0.0, frames_per_clip=4)
     optimizer = torch.optim.Adam([p for p in one.module.parameters() if p.requires_grad], lr=3e-3)
     before = {name: p.clone() for name, p in one.module.autoencoder.kl_vae.named_parameters()}
     history = []
@@ -175,6 +175,6 @@ def test_flops_grow_with_the_target_frames(data):
 
 def test_refusals(data, tmp_path):
     with pytest.raises(UserError, match="empty"):
-        task(data, shards=str(write_clips(tmp_path / "none", 0)))
+        task(data, shards=[str(write_clips(tmp_path / "none", 0))])
     with pytest.raises(UserError, match="no such folder"):
         task(data, kl_vae=str(tmp_path / "nowhere"))

@@ -20,7 +20,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def task(clips: Path, seed: int = 0, **settings) -> Task:
     torch.manual_seed(0)
-    config = KLVAETraining(shards=str(clips), model=tiny.KL_VAE, **settings)
+    config = KLVAETraining(shards=[str(clips)], model=tiny.KL_VAE, **settings)
     config.training.seed = seed
     return build_task(config)
 
@@ -85,7 +85,7 @@ def test_flops_are_those_of_a_picture(clips):
 def test_empty_sets_and_sizes_that_do_not_fit_are_refused(clips, tmp_path):
     with pytest.raises(UserError, match="empty"):
         task(write_clips(tmp_path / "none", 0))
-    config = KLVAETraining(shards=str(clips))
+    config = KLVAETraining(shards=[str(clips)])
     config.model.channels = [8] * 7
     with pytest.raises(UserError, match="channels"):
         build_task(config)
