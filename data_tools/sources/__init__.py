@@ -7,7 +7,11 @@ an order that depends on the input alone. What a list names but no file gives is
 from pathlib import Path
 from typing import Protocol
 
+from data_tools.sources.aist import AISTSource
+from data_tools.sources.audioset import AudioSetSource
 from data_tools.sources.folder import FolderSource
+from data_tools.sources.landscape import LandscapeSource
+from data_tools.sources.listing import ListedSource
 from data_tools.sources.video import Video
 from mmldm_scale.config import SourceConfig
 
@@ -18,12 +22,14 @@ class Source(Protocol):
     folder: Path
 
     def videos(self) -> list[Video]:
-        """Return every stretch, sorted; raise UserError if there is none or something cannot be read."""
+        """Return every stretch; raise UserError if there is none or something cannot be read."""
 
 
-SOURCES = {"folder": FolderSource}
+SOURCES = {"folder": FolderSource, "audioset": AudioSetSource, "landscape": LandscapeSource, "aist": AISTSource}
 
 
 def open_source(config: SourceConfig, folder: Path) -> Source:
     """Return the source that ``config`` describes over the media files in ``folder``; raise UserError if none fits."""
+    if config.kind == "folder" and config.list:
+        return ListedSource(config, folder)
     return SOURCES[config.kind](config, folder)

@@ -1,0 +1,208 @@
+"""AudioSet: segment lists that name stretches of YouTube videos, and files named by video id that hold them.
+
+The lists are ``source.list``, by default every *_segments.csv in the folder; a list's split is its name ("eval" for
+eval_segments.csv). Files lie flat or in any sub-folders; ``segments.parse_name`` knows how they are called. Each row of
+the lists becomes one video, in their order: with the file that holds it or a reason. Behind them come the files that no
+row has a use for, so nothing is left out. Without any list the files are taken whole, without labels.
+
+A label that is included or excluded stands for its whole branch of the ontology. Labels are names where the ontology or
+the label index is at hand (``source.ontology``, ``source.label_names``, or beside the first list).
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from data_tools.progress import progress
+from data_tools.sources.files import file_size, find_videos
+from data_tools.sources.ontology import Ontology
+from data_tools.sources.segments import NamedFile, Segment, list_split, parse_name, read_segments
+from data_tools.sources.video import Video
+from mmldm_scale.config import SourceConfig
+from mmldm_scale.errors import UserError
+
+
+class AudioSetSource:
+    """The segments of AudioSet's lists in a folder of downloaded files; see the module's text."""
+
+    def __init__(self, config: SourceConfig, folder: Path) -> None:
+        """Raise UserError if a list or a label file is not there or not what it should be, or a label is unknown."""
+        self.folder = folder
+        self._split = config.split
+        self._lists = _find_lists(config.list, folder)
+        ontology, label_names = (
+            _beside(name, given, [*(file.parent for file in self._lists[:1]), folder])
+            for given, name in ((config.ontology, "ontology.json"), (config.label_names, "class_labels_indices.csv"))
+        )
+        if (config.include or config.exclude) and not (self._lists and ontology):
+            raise UserError("source.include, source.exclude: need segment lists and source.ontology=…/ontology.json")
+        self._labels = _Labels(Ontology.read(ontology, label_names), config)
+
+    def videos(self) -> list[Video]:
+        """Return one video for each row of the lists, then one for each file that none of them uses.
+
+        Raises UserError if there are no files, or a list has no rows.
+        """
+        paths = find_videos(self.folder)
+        if not self._lists:
+            return [self._unlisted(path) for path in paths]
+        named = [file for file in map(parse_name, paths) if file is not None]
+        shelf = _Shelf(named)
+        videos = list(self._rows(shelf))
+        for number, video in enumerate(videos):
+            if video.maybe_trimmed and shelf.listed_often(video.origin):
+                videos[number] = replace(video, maybe_trimmed=False)
+        return videos + [self._left_over(path, shelf) for path in paths if path not in shelf.taken]
+
+    def _rows(self, shelf: "_Shelf") -> Iterator[Video]:
+        with progress(None, "reading lists", "rows") as bar:
+            for file in self._lists:
+                before, split = bar.n, self._split or list_split(file)
+                for number, row in read_segments(file):
+                    bar.update()
+                    yield self._row(row, f"{file.name}:{number}", split, shelf)
+                if bar.n == before:
+                    raise UserError(f"{file}: lists no segments")
+
+    def _row(self, row: Segment | str, where: str, split: str, shelf: "_Shelf") -> Video:
+        if isinstance(row, str):
+            return Video(where, origin=where, split=split, reason="bad_row", detail=row)
+        labels, reason, detail = self._labels.judge(row.mids)
+        if reason == "bad_row":
+            return Video(where, origin=row.youtube_id, split=split, reason=reason, detail=detail)
+        if not shelf.note(row):
+            text = f"{row.youtube_id} from {row.start:g} s on is listed twice"
+            return Video(where, origin=row.youtube_id, split=split, reason="duplicate_row", detail=text)
+        file = shelf.take(row)
+        path, start, end, size = row.youtube_id, row.start, row.end, 0
+        if file is not None:
+            path = file.path
+            if file.start is not None:  # named by its start, so that is where it begins
+                start, end = 0.0, row.end - row.start
+            if not reason:
+                size = file_size(self.folder, path)
+        elif not reason:
+            reason, detail = "no_file", f"no file is called {path}, with or without its start at {start:g} s"
+        return Video(
+            path,
+            size,
+            labels,
+            start,
+            end,
+            maybe_trimmed=file is not None and file.start is None,
+            origin=row.youtube_id,
+            split=split,
+            reason=reason,
+            detail=detail,
+        )
+
+    def _unlisted(self, path: str) -> Video:
+        file = parse_name(path)
+        return Video(
+            path, file_size(self.folder, path), origin=file.youtube_id if file is not None else path, split=self._split
+        )
+
+    def _left_over(self, path: str, shelf: "_Shelf") -> Video:
+        file = parse_name(path)
+        if file is None:
+            return Video(path, origin=path, reason="not_listed", detail="not named by a YouTube id")
+        other = shelf.rival(file)
+        if other:
+            return Video(path, origin=file.youtube_id, reason="two_files", detail=f"{other} holds the same segment")
+        text = f"{file.youtube_id}{'' if file.start is None else f' from {file.start:g} on'} is in no list"
+        return Video(path, origin=file.youtube_id, reason="not_listed", detail=text)
+
+
+class _Shelf:
+    """The files by their video, and which of them the segments have come to so far."""
+
+    def __init__(self, files: list[NamedFile]) -> None:
+        self._files: dict[str, list[NamedFile]] = {}
+        for file in sorted(files, key=lambda file: (file.start is None, file.path)):  # those that say most come first
+            self._files.setdefault(file.youtube_id, []).append(file)
+        self._starts: dict[str, tuple[int, ...]] = {}  # milliseconds, of the segments listed
+        self._rivals: dict[str, str] = {}
+        self.taken: set[str] = set()
+
+    def note(self, segment: Segment) -> bool:
+        """Note that ``segment`` is listed; return False if it was before."""
+        starts, start = self._starts.get(segment.youtube_id, ()), round(segment.start * 1000)
+        if start in starts:
+            return False
+        self._starts[segment.youtube_id] = (*starts, start)
+        return True
+
+    def listed_often(self, youtube_id: str) -> bool:
+        """Return whether several segments of a video are listed, so that one file of it is cut to none of them."""
+        return len(self._starts[youtube_id]) > 1
+
+    def take(self, segment: Segment) -> NamedFile | None:
+        """Return the file that holds ``segment``, None if there is none; of several the same one each time."""
+        fitting = [
+            file
+            for file in self._files.get(segment.youtube_id, ())
+            if file.holds(segment) and (file.start is None or file.path not in self.taken)
+        ]
+        if not fitting:
+            return None
+        self.taken.add(fitting[0].path)
+        self._rivals.update((file.path, fitting[0].path) for file in fitting[1:])
+        return fitting[0]
+
+    def rival(self, file: NamedFile) -> str:
+        """Return the path of the file that was taken for a segment that ``file`` holds too, or ""."""
+        return self._rivals.get(file.path, "")
+
+
+class _Labels:
+    """Which sets of labels are wanted, and what the labels are called."""
+
+    def __init__(self, ontology: Ontology, config: SourceConfig) -> None:
+        self._names = ontology.names
+        self._include = ontology.branches(config.include)
+        self._exclude = ontology.branches(config.exclude)
+        self._judged: dict[tuple[str, ...], tuple[tuple[str, ...], str, str]] = {}  # millions of rows share few sets
+
+    def judge(self, mids: tuple[str, ...]) -> tuple[tuple[str, ...], str, str]:
+        """Return the names of ``mids``, and the reason and detail for which they are not wanted (or two times "").
+
+        Labels that were asked for come first, the others in the list's order.
+        """
+        if mids not in self._judged:
+            chosen_first = sorted(mids, key=lambda mid: mid not in self._include)
+            self._judged[mids] = (tuple(self._names.get(mid, mid) for mid in chosen_first), *self._refusal(mids))
+        return self._judged[mids]
+
+    def _refusal(self, mids: tuple[str, ...]) -> tuple[str, str]:
+        unknown = [mid for mid in mids if mid not in self._names] if self._names else []
+        if unknown or not mids:
+            return "bad_row", f"{unknown[0][:100]!r} is no label of AudioSet" if unknown else "it has no label"
+        excluded = [self._names.get(mid, mid) for mid in mids if mid in self._exclude]
+        if excluded:
+            return "label_excluded", excluded[0]
+        if self._include and self._include.isdisjoint(mids):
+            return "label_not_included", ", ".join(self._names.get(mid, mid) for mid in mids)
+        return "", ""
+
+
+def _find_lists(given: str, folder: Path) -> list[Path]:
+    """Return the segment lists that ``given`` names (several with "," between), or those in ``folder``."""
+    if not given:
+        return sorted(folder.glob("*_segments.csv"))
+    files = [Path(given)] if Path(given).is_file() else [Path(name.strip()) for name in given.split(",")]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"source.list={file}: no such file; a segment list such as eval_segments.csv fits")
+    names = [file.name for file in files]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"source.list={given}: two lists of the same name; their splits and rows could not be told apart"
+        )
+    return files
+
+
+def _beside(name: str, given: str, folders: list[Path]) -> Path | None:
+    """Return the file ``given``, else the one called ``name`` in the first of ``folders`` that has it."""
+    if given:
+        return Path(given)
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
