@@ -1,6 +1,5 @@
-"""Every oddity that collections of videos have is cut in step or dropped with its reason, through the command itself."""
+"""Whatever oddity a collection of videos has, the command cuts it in step or drops it with its reason."""
 
-import io
 import json
 import os
 import subprocess
@@ -25,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 MEDIA = MediaConfig(frames=16, fps=20.0, size=32, audio=AudioImageConfig(sample_rate=16000))  # 0.8 s
 HALF_FRAME = 0.5 / MEDIA.fps
 OVERRIDES = ["media.frames=16", "media.fps=20", "media.size=32", "media.audio.sample_rate=16000", "stride=4"]
+OVERRIDES += ["samples_per_shard=16", "--workers", "2", "--timeout", "3"]
 PRIMING = 1024 / 44100 + 0.002  # seconds of encoder delay that files without edit lists present as sound
 
 FAULTY_DECODER = """
@@ -59,8 +59,7 @@ def made(tmp_path_factory) -> Made:
     good, faulty = odd_videos.make(videos), odd_videos.make_faulty(videos / "faulty")
     (folder / "sitecustomize.py").write_text(FAULTY_DECODER)
     finished = subprocess.run(
-        [sys.executable, ROOT / "data_tools/shard.py", "clips", "--input", videos, "--output", output]
-        + ["--workers", "2", "--timeout", "3", *OVERRIDES, "samples_per_shard=16"],
+        [sys.executable, ROOT / "data_tools/shard.py", "clips", "--input", videos, "--output", output, *OVERRIDES],
         env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
