@@ -20,6 +20,7 @@ from mmldm_scale.errors import UserError
 from mmldm_scale.files import write_whole
 
 KIND = "measures"  # in plan.json
+REPEATED = ["labels.list.element", "split", "source_split", "reason", "detail", "audio"]  # columns of few values
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def write_part(folder: Path, number: int, rows: list[dict[str, Any]]) -> None:
 def parquet(table: pa.Table) -> bytes:
     """Return ``table`` as a Parquet file."""
     stream = io.BytesIO()
-    pq.write_table(table, stream, compression="zstd")
+    pq.write_table(table, stream, compression="zstd", use_dictionary=REPEATED, write_statistics=False)
     return stream.getvalue()
 
 
@@ -118,6 +119,6 @@ def read_table(folder: Path) -> pa.Table:
         )
     files = [folder / f"{part_name(number)}.parquet" for number in range(len(sizes))]
     try:
-        return pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files])
-    except (OSError, pa.ArrowException) as error:
+        return pa.concat_tables([pq.ParquetFile(file).read() for file in files]).cast(SCHEMA)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{folder}: cannot be read: {' '.join(str(error).split())[:200]}") from None

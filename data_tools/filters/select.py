@@ -1,0 +1,123 @@
+"""The second pass: the table of measures into lists of what to train on and what to hold out.
+
+``select(measures, output, config)`` decodes nothing. What passes all limits, is no near-duplicate of something better
+and is among the best becomes a row of ``train.parquet`` or ``heldout.parquet``, lists that ``shard.py clips --list``
+takes; every other row is in ``dropped.parquet`` with its reason; ``report.json`` and ``report.html`` count and draw.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_tools.filters.config import HeldOut, Selection
+from data_tools.filters.page import page
+from data_tools.filters.ranking import chances
+from data_tools.filters.report import Report, describe
+from data_tools.filters.sieve import Sieve, sift
+from data_tools.filters.table import parquet, read_table
+from mmldm_scale.errors import UserError
+from mmldm_scale.files import ASIDE, write_whole
+from mmldm_scale.shards.files import DamagedSet, read_json, write_json
+
+KIND = "selection"  # in report.json
+REPORT = "report.json"
+
+
+def select(measures: Path, output: Path, config: Selection) -> Report:
+    """Cut a selection from the table in the folder ``measures`` and write it to the folder ``output``.
+
+    A selection that lies there already is replaced. The same table and configuration give the same files.
+
+    Raises:
+        UserError: there is no finished table; the configuration names a column that is no number; the output holds
+            other things; everything selected would be held out.
+        RuntimeError: the rows written do not add up to those read.
+    """
+    _check_output(output)
+    table = read_table(measures)
+    sieve = sift(table, config)
+    apart = _held_out(table, sieve.inside, config.held_out, config.seed)
+    if sieve.inside.any() and apart[sieve.inside].all():
+        raise UserError("held_out: takes all that was selected and leaves nothing to train on; a smaller part fits")
+    lists = {
+        "train": _list(table, sieve, sieve.inside & ~apart, "train"),
+        "heldout": _list(table, sieve, sieve.inside & apart, "heldout"),
+        "dropped": _dropped(table, sieve),
+    }
+    counts = {name: rows.num_rows for name, rows in lists.items()}
+    if sum(counts.values()) != table.num_rows:
+        raise RuntimeError(f"{output}: {counts} do not add up to the {table.num_rows} rows of {measures}")
+    report = describe(measures, config, table, sieve, apart)
+    _write(output, lists, report)
+    return report
+
+
+def _held_out(table: pa.Table, inside: np.ndarray, config: HeldOut, seed: int) -> np.ndarray:
+    """Return which of the rows ``inside``, as (N,) bool, belong to recordings that are held out."""
+    origins = pc.if_else(pc.equal(table["origin"], ""), table["path"], table["origin"])
+    listed = pc.unique(origins.filter(pc.is_in(table["split"], value_set=pa.array(config.splits, pa.string()))))
+    coded = origins.filter(pa.array(inside)).combine_chunks().dictionary_encode()
+    of, names = coded.indices.to_numpy(), coded.dictionary
+    chosen = np.array(pc.is_in(names, value_set=listed))
+    if config.share or config.count:
+        chance = chances(names.to_pylist(), seed)
+    if config.share:
+        chosen |= chance / 2.0**64 < config.share
+    if config.count:
+        order = np.lexsort((chance, ~chosen))  # those of the splits count too, and come first
+        sizes = np.bincount(of, minlength=len(names))[order]
+        chosen[order[np.cumsum(sizes) - sizes < config.count]] = True
+    held_out = np.zeros(len(inside), bool)
+    held_out[inside] = chosen[of]
+    return held_out
+
+
+def _list(table: pa.Table, sieve: Sieve, chosen: np.ndarray, split: str) -> pa.Table:
+    """Return the rows ``chosen`` with their score; ``split`` takes the place of the source's own, kept beside it."""
+    rows = table.filter(pa.array(chosen)).drop_columns(["reason", "detail"])
+    own = rows["split"]
+    rows = rows.set_column(rows.schema.get_field_index("split"), "split", pa.array([split] * len(rows), pa.string()))
+    rows = rows.append_column("source_split", own)
+    return rows.append_column("score", pa.array(sieve.score[chosen]))
+
+
+def _dropped(table: pa.Table, sieve: Sieve) -> pa.Table:
+    """Return the rows that are not inside, without their measures, with what the step says that dropped them."""
+    gone = ~sieve.inside
+    rows = table.select(["path", "start", "end", "labels", "origin", "split"]).filter(pa.array(gone))
+    for name, texts in (("reason", sieve.reason), ("detail", sieve.detail)):
+        rows = rows.append_column(name, pa.array(texts[gone], pa.string()))
+    return rows.append_column("score", pa.array(sieve.score[gone], from_pandas=True))
+
+
+def _check_output(folder: Path) -> None:
+    """Raise UserError if ``folder`` holds anything but a selection, finished or not."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; a new or empty folder, or an older selection, fits as output")
+    found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if all(name.endswith(ASIDE) for name in found):
+        return
+    try:
+        ours = read_json(folder / REPORT).get("kind") == KIND
+    except DamagedSet:
+        ours = False
+    if not ours:
+        raise UserError(
+            f"{folder}: holds other files ({found[0]}, …); a new or empty folder, or an older selection, fits as output"
+        )
+
+
+def _write(folder: Path, lists: dict[str, pa.Table], report: Report) -> None:
+    """Write the selection, replacing an older one; until it is whole ``report.json`` says that it is unfinished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / REPORT, {"kind": KIND, "finished": False})
+    for name in lists:
+        (folder / f"{name}.parquet").unlink(missing_ok=True)
+    for leftover in folder.glob(f"*{ASIDE}"):
+        leftover.unlink(missing_ok=True)
+    for name, rows in lists.items():
+        write_whole(folder / f"{name}.parquet", parquet(rows))
+    write_whole(folder / "report.html", page(report).encode())
+    write_json(folder / REPORT, {"kind": KIND, "finished": True, **report.as_json()}, indent=1)
