@@ -100,8 +100,9 @@ class Samples:
                 decode([sample])
                 return sample
             except (DamagedSample, ValueError) as error:
-                self.quarantine.add(shards, index, str(error))
-        raise UserError(f"{shards.location}: {ATTEMPTS} samples in a row are damaged; repair the set")
+                detail = str(error)
+                self.quarantine.add(shards, index, detail)
+        raise UserError(f"{shards.location}: {ATTEMPTS} samples in a row are damaged; the last: {detail}")
 
     def _look_ahead(self, positions: Sequence[int]) -> None:
         """Have the tars of the pool at ``positions`` and of the one after it staged in the background."""

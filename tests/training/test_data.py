@@ -1,10 +1,16 @@
-"""The loader's positions: the same global batches whatever the processes, and every position once."""
+"""The loader: the same global batches whatever the processes, every position once, and no fault that goes unsaid."""
 
 import itertools
+import os
+import signal
+import time
 
 import pytest
+import torch
+from torch import Tensor
 
-from mmldm_scale.training.data import MicroBatches
+from mmldm_scale.errors import UserError
+from mmldm_scale.training.data import MicroBatches, load
 
 
 def global_batches(world: int, micro: int, start: int = 0) -> list[set[int]]:
@@ -27,3 +33,58 @@ def test_global_batches_do_not_depend_on_processes_or_micro_batches(world: int, 
 
 def test_resuming_reads_exactly_what_is_left() -> None:
     assert global_batches(2, 4, start=48) == global_batches(2, 4)[2:]
+
+
+class Numbers:
+    """Each position's own number; at position 9 it does what ``trouble`` says."""
+
+    def __init__(self, trouble: str = "") -> None:
+        self.trouble = trouble
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        if position == 9 and self.trouble == "mistake":
+            raise UserError("sample 9 is not there")
+        if position == 9 and self.trouble == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if position == 9 and self.trouble == "hang":
+            time.sleep(60)
+        return {"number": torch.tensor(position)}
+
+
+class Batched(Numbers):
+    """The same, asked for many at once."""
+
+    def __getitems__(self, positions: list[int]) -> list[dict[str, Tensor]]:
+        return [self[position] for position in positions]
+
+
+BATCHES = MicroBatches(0, 48, 24, 4, 0, 2)
+
+
+def numbers(dataset: Numbers, workers: int, timeout: float = 20.0) -> list[list[int]]:
+    return [batch["number"].tolist() for batch in load(dataset, BATCHES, workers, timeout=timeout)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("dataset", [Numbers, Batched])
+def test_micro_batches_come_in_order(dataset, workers) -> None:
+    assert numbers(dataset(), workers) == list(BATCHES)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mistake_is_one_line_from_any_process(workers) -> None:
+    with pytest.raises(UserError) as error:
+        numbers(Numbers("mistake"), workers, 0.0)
+    assert str(error.value) == "sample 9 is not there"
+
+
+def test_a_worker_that_dies_is_named() -> None:
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid\(?s?\)? \d+\) (is killed by signal|exited unexp)"):
+        numbers(Numbers("kill"), 2)
+    assert time.monotonic() - begun < 10
+
+
+def test_a_worker_that_hangs_is_not_waited_for_without_end() -> None:
+    with pytest.raises(RuntimeError, match="timed out after 1"):
+        numbers(Numbers("hang"), 2, timeout=1.0)

@@ -11,51 +11,17 @@ from mmldm_scale.config import DiTTraining, MediaConfig, load
 from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.dit import DiT
-from mmldm_scale.shards.latents import LatentSample, encode_latents, statistics, sums
-from mmldm_scale.shards.manifest import Manifest, ShardEntry
-from mmldm_scale.shards.writer import ShardWriter
+from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.training.dit import build_task
+from tests.training.latent_sets import AUDIO, VIDEO, latent_sample, write_latents
 
-AUDIO, VIDEO = (4, 2, 2), (4, 3, 3)
 SMALL = ["model.depth=1", "model.width=16", "model.heads=2", "model.context_tokens=2", "model.context_width=4"]
-
-
-def latent_sample(number: int) -> LatentSample:
-    random = np.random.default_rng(number)
-    scale = np.array([1, 2, 3, 4])[:, None, None]
-    audio, video = (random.normal(1, 0.5, shape) * scale for shape in (AUDIO, VIDEO))
-    deviation = [np.full(shape, -2.0) for shape in (AUDIO, VIDEO)]
-    half = [x.astype(np.float16) for x in (audio, deviation[0], video, deviation[1], video[..., ::-1], deviation[1])]
-    return LatentSample(*half)
 
 
 @pytest.fixture
 def latents(tmp_path: Path) -> Path:
     """A set of 20 latent samples."""
-    folder = tmp_path / "latents"
-    folder.mkdir()
-    samples = [latent_sample(i) for i in range(20)]
-    with ShardWriter(folder, 0) as shard:
-        for i, sample in enumerate(samples):
-            shard.add(f"clip_{i:02d}", encode_latents(sample), {})
-        entry = ShardEntry.of(shard.commit())
-    Manifest(
-        kind="latents",
-        media=MediaConfig(size=64),
-        classes=[],
-        videos=20,
-        failed_files=0,
-        candidates=20,
-        samples=20,
-        dropped=0,
-        reasons={},
-        shards=[entry],
-        autoencoder={"path": "somewhere", "fingerprint": "abc"},
-        audio_shape=AUDIO,
-        video_shape=VIDEO,
-        statistics=statistics([sums(samples)]),
-    ).write(folder)
-    return folder
+    return write_latents(tmp_path / "latents")
 
 
 def configure(latents: Path, *overrides: str) -> DiTTraining:
@@ -72,6 +38,16 @@ def test_a_sample_is_a_function_of_seed_and_position(latents):
         assert not torch.equal(one["audio_noise"], other[position]["audio_noise"])
     first, second = dataset[3], dataset[23]  # other epochs have other chances
     assert not torch.equal(first["video_noise"], second["video_noise"])
+
+
+def test_a_micro_batch_is_its_samples(latents, tmp_path):
+    write_latents(tmp_path / "more", (5, 9), first=100)
+    dataset = build_task(configure(latents, f"shards=[{latents},{tmp_path / 'more'}]", "weights=[1,2]")).dataset
+    positions = [7, 3, 1003, 4, 5, 3]
+    for position, sample in zip(positions, dataset.__getitems__(positions), strict=True):
+        alone = dataset[position]
+        assert sample.keys() == alone.keys()
+        assert all(torch.equal(sample[name], alone[name]) for name in sample)
 
 
 def test_latents_are_normalised_drawn_from_their_posteriors_and_sometimes_mirrored(latents):
@@ -130,6 +106,25 @@ def test_weights_folder_describes_itself(latents, tmp_path):
     pretrained.load_into(model, folder)
     for loaded, trained in zip(model.parameters(), task.module.dit.parameters(), strict=True):
         assert torch.equal(loaded, trained)
+
+
+def test_a_mixture_is_normalised_and_described_as_what_is_drawn_from_it(latents, tmp_path):
+    other = write_latents(tmp_path / "other", (5, 9), first=100)
+    one, mixed = (build_task(configure(latents, *o)) for o in ([], [f"shards=[{latents},{other}]", "weights=[1,3]"]))
+    assert one.inputs != mixed.inputs
+    values = torch.stack([mixed.dataset[i]["video"] for i in range(800)])
+    assert values.mean(dim=(0, 2, 3)).abs().max() < 0.05
+    assert (values.std(dim=(0, 2, 3)) - 1).abs().max() < 0.05
+    mixed.write_weights(tmp_path / "weights", dict(mixed.module.state_dict()))
+    stored = json.loads((tmp_path / "weights" / "config.json").read_text())["statistics"]
+    first, second = (Manifest.read(folder).statistics["audio"]["mean"] for folder in (latents, other))
+    np.testing.assert_allclose(stored["audio"]["mean"], 0.25 * np.array(first) + 0.75 * np.array(second))
+
+
+def test_latents_of_another_shape_than_the_set_says_are_not_used(tmp_path):
+    wrong = write_latents(tmp_path / "wrong", audio_shape=(4, 4, 4))
+    with pytest.raises(UserError, match="latents of shapes"):
+        build_task(configure(wrong, f"run={tmp_path / 'run'}", "reading.damaged_share=0.9")).dataset[0]
 
 
 def test_flops_are_those_of_the_shapes_in_the_shards(latents):

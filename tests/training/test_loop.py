@@ -44,6 +44,7 @@ def test_losses_fall_and_everything_is_logged(undisturbed: Finished) -> None:
     assert [record["samples_seen"] for record in log] == list(range(16, 161, 16))
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
     assert {"loss/half", "training/learning_rate", "training/gradient_norm", "speed/mfu", "memory/gib"} <= log[0].keys()
+    assert log[0]["data/quarantined"] == 0
     assert log[0]["loss/half"] == pytest.approx(log[0]["loss"] / 2)
     assert list((undisturbed.run / "tensorboard").iterdir())
 

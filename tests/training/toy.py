@@ -13,6 +13,7 @@ from mmldm_scale.counter import generator
 from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.training import loop
+from mmldm_scale.training.quarantine import Quarantine
 from mmldm_scale.training.task import Preview, Task
 
 WIDTH = 16
@@ -77,7 +78,9 @@ def build_task(schema: ToyTraining) -> Task:
     def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
         pretrained.save(folder, "dit", {"width": WIDTH}, state)
 
-    return Task("dit", ToyModule(), ToyData(schema), {"noise": "none"}, 6.0 * WIDTH * WIDTH, write_weights, preview)
+    quarantine = Quarantine(Path(schema.run) / "quarantine", 0)
+    flops = 6.0 * WIDTH * WIDTH
+    return Task("dit", ToyModule(), ToyData(schema), {"noise": "none"}, flops, write_weights, preview, quarantine)
 
 
 if __name__ == "__main__":
