@@ -16,23 +16,38 @@
   python data_tools/shard.py all --input videos --output sets --autoencoder runs/autoencoder \\
       --config configs/data/landscape.yaml
 
-  # read everything again: checksums, members, shapes, counts; make the faulty shards anew
+  # first find out which segments of AudioSet are worth it: measure all, then select, as often as you like
+  python data_tools/shard.py measure --source audioset --list unbalanced_train_segments.csv --input videos \\
+      --output sets/measures
+  python data_tools/shard.py select --input sets/measures --output sets/selection \\
+      --config configs/data/audioset_select.yaml
+  python data_tools/shard.py clips --list sets/selection/train.parquet --input videos --output sets/clips \\
+      --config configs/data/audioset.yaml
+
+  # eight processes on this node, or eight SLURM jobs, that share one output
+  python data_tools/shard.py latents --launcher local --jobs 8 --input sets/clips --output sets/latents …
+  python data_tools/shard.py latents --launcher slurm --jobs 8 --slurm partition=gpu --slurm gpus=1 --input …
+
+  # read everything again: checksums, members, shapes, counts; make the faulty shards anew; see what is in it
   python data_tools/shard.py verify --input sets/latents
   python data_tools/shard.py repair --input sets/latents
+  python data_tools/shard.py stats --input sets/clips --output sets/clips-stats
 
 Stopped at any moment, the same command carries on and ends with the same files. Every video and every window that
-gives no sample is a line of dropped.jsonl in the output, with its reason. The label of a video is the name of the
-first folder below --input that it lies in. Exit status: 0 done, 1 verify found faults, 2 something about the command
-or its input does not fit (one line says what), 130 stopped by Ctrl-C.
+gives no sample is a line of dropped.jsonl in the output, with its reason. Exit status: 0 done, 1 verify or repair
+found faults that are still there, 2 something about the command or its input does not fit (one line says what), 130
+stopped by Ctrl-C.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from data_tools import launch
 from data_tools.clips import make_clips
 from data_tools.repair import repair, verify
 from data_tools.sources import SOURCES, open_source
@@ -42,11 +57,18 @@ from mmldm_scale.errors import UserError
 from mmldm_scale.shards.manifest import DROPPED, Manifest
 from mmldm_scale.shards.verify import Findings
 
+Schema = TypeVar("Schema")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that ``arguments`` (default: the process's) spell; return its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     args = _parser().parse_args(arguments)
     try:
+        _check_numbers(args)
+        if getattr(args, "launcher", None):
+            options = launch.Options(args.output, args.slurm, wait=not args.no_wait)
+            return launch.launch(launch.command_of(arguments), args.launcher, args.jobs, options)
         return args.run(args)
     except UserError as error:
         print(f"shard.py: {error}", file=sys.stderr)
@@ -56,54 +78,106 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
 def _parser() -> argparse.ArgumentParser:
     text = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="shard.py", description=__doc__, formatter_class=text)
-    commands = parser.add_subparsers(required=True, metavar="clips|latents|all|verify|repair")
-    clips = commands.add_parser("clips", help="cut videos into clip shards")
-    latents = commands.add_parser("latents", help="encode clip shards into latent shards")
-    both = commands.add_parser("all", help="clips, then latents, into OUTPUT/clips and OUTPUT/latents")
-    verify = commands.add_parser("verify", help="read a set again and name every fault")
-    repair = commands.add_parser("repair", help="verify, and make the faulty shards again")
-    for command, run, content in (
-        (clips, _clips, "folder of videos"),
-        (latents, _latents, "clip set"),
-        (both, _all, "folder of videos"),
-        (verify, _verify, "shard set"),
-        (repair, _repair, "shard set"),
-    ):
-        command.set_defaults(run=run)
-        command.add_argument("--input", type=Path, required=True, metavar="DIR", help=content)
-        if command not in (verify, repair):
-            command.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or begun before")
+    commands = parser.add_subparsers(
+        required=True, metavar="all|measure|select|clips|latents|verify|repair|stats", title="commands"
+    )
+
+    def command(name: str, run: Callable, content: str, summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary)
+        added.set_defaults(run=run)
+        added.add_argument("--input", type=Path, required=True, metavar="DIR", help=content)
+        return added
+
+    both = command("all", _all, "folder of videos", "clips, then latents, into OUTPUT/clips and OUTPUT/latents")
+    measure = command("measure", _measure, "folder of videos", "look at every video: one row of measures each")
+    select = command("select", _select, "folder of measures", "choose among measured videos, without decoding")
+    clips = command("clips", _clips, "folder of videos", "cut videos into clip shards")
+    latents = command("latents", _latents, "clip set", "encode clip shards into latent shards")
+    verify = command("verify", _verify, "shard set", "read a set again and name every fault")
+    repair = command("repair", _repair, "shard set", "verify, and make the faulty shards again")
+    stats = command("stats", _stats, "shard set", "say what a set holds, and show it")
+    for each in (both, measure, select, clips, latents):
+        each.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or begun before")
+    stats.add_argument("--output", type=Path, metavar="DIR", help="where to write index.html, a contact sheet")
+    for each in (both, measure, clips):
+        each.add_argument("--source", choices=SOURCES, help="kind of collection (source.kind; default: folder)")
+        each.add_argument("--list", metavar="FILE", help="what of the input is meant (source.list)")
+    for each in (both, measure, select, clips):
+        each.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
+        each.add_argument("--print-config", action="store_true", help="show the configuration and stop")
+        each.add_argument("overrides", nargs="*", metavar="key=value", help="such as stride=1 media.fps=4")
+    for each in (both, latents):
+        each.add_argument("--autoencoder", type=Path, required=True, metavar="DIR", help="run or checkpoint")
+    for each in (both, latents, repair):
+        each.add_argument("--batch-size", type=int, default=8, help="clips encoded at once (default: %(default)s)")
+        each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    for each in (both, measure, clips, latents, verify, repair):
         cores = default_workers()
-        command.add_argument("--workers", type=int, default=cores, help="decoding processes (default: %(default)s)")
-    for command in (clips, both, repair):
-        command.add_argument(
-            "--timeout", type=float, default=60, help="seconds until a decoder counts as hung (default: %(default)s)"
-        )
-    for command in (clips, both):
-        command.add_argument(
-            "--source", choices=SOURCES, help="what kind of input it is (source.kind; default: folder)"
-        )
-        command.add_argument("--list", metavar="FILE", help="what of the input is meant (source.list)")
-        command.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
-        command.add_argument("--print-config", action="store_true", help="show the configuration and stop")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="such as stride=1 media.fps=4")
-    for command in (latents, both):
-        command.add_argument("--autoencoder", type=Path, required=True, metavar="DIR", help="run or checkpoint")
-    for command in (latents, both, repair):
-        command.add_argument("--batch-size", type=int, default=8, help="clips encoded at once (default %(default)s)")
-        command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+        each.add_argument("--workers", type=int, default=cores, help="decoding processes (default: %(default)s)")
+    for each in (both, measure, clips, repair):
+        said = "seconds until a decoder counts as hung (default: %(default)s)"
+        each.add_argument("--timeout", type=float, default=60, help=said)
+    for each in (both, measure, clips, latents):
+        launch.add_arguments(each)
     return parser
 
 
+def _check_numbers(args: argparse.Namespace) -> None:
+    if getattr(args, "workers", 0) < 0:
+        raise UserError(f"--workers {args.workers}: 0 (decode in this process) or more fits")
+    if getattr(args, "timeout", 1) <= 0:
+        raise UserError(f"--timeout {args.timeout:g}: more than 0 seconds fits")
+    if getattr(args, "batch_size", 1) < 1:
+        raise UserError(f"--batch-size {args.batch_size}: 1 or more fits")
+
+
+def _config(args: argparse.Namespace, schema: type[Schema]) -> Schema | None:
+    """Return the configuration that the command line spells; None if it was only to be shown."""
+    flags = {"kind": getattr(args, "source", None), "list": getattr(args, "list", None)}
+    shorthand = [f"source.{key}={json.dumps(value)}" for key, value in flags.items() if value]
+    config = load(schema, args.config, [*shorthand, *args.overrides])
+    if not args.print_config:
+        return config
+    print(dump(config), end="")
+    return None
+
+
+# --- the commands; what takes seconds to import is imported where it is needed ----------------------------------------
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from data_tools.filters.config import Measurement
+    from data_tools.filters.measure import measure
+
+    if config := _config(args, Measurement):
+        source = open_source(config.source, args.input)
+        found = measure(source, args.output, config, args.workers, args.timeout)
+        print(f"{args.output}: {found.rows} candidates, {found.measured} measured{_reasons(found.reasons)}")
+    return 0
+
+
+def _select(args: argparse.Namespace) -> int:
+    from data_tools.filters.config import Selection
+    from data_tools.filters.select import select
+
+    if config := _config(args, Selection):
+        report = select(args.input, args.output, config)
+        print(
+            f"{args.output}: {report.rows} candidates: {report.train} to train on, {report.heldout} held out, "
+            f"{report.dropped} dropped{_reasons(report.reasons)}; {args.output / 'report.html'} shows them"
+        )
+    return 0
+
+
 def _clips(args: argparse.Namespace) -> int:
-    preparation = _preparation(args)
-    if args.print_config:
-        print(dump(preparation), end="")
-        return 0
-    _cut(args, args.output, preparation)
+    if preparation := _config(args, Preparation):
+        _cut(args, args.output, preparation)
     return 0
 
 
@@ -113,36 +187,34 @@ def _latents(args: argparse.Namespace) -> int:
 
 
 def _all(args: argparse.Namespace) -> int:
-    from data_tools.latents import check_autoencoder  # takes seconds to import, and `clips` needs none of it
+    from data_tools.latents import check_autoencoder
 
-    preparation = _preparation(args)
-    if args.print_config:
-        print(dump(preparation), end="")
-        return 0
-    check_autoencoder(args.autoencoder, preparation.media, "the configuration")
-    _cut(args, args.output / "clips", preparation)
-    _encode(args, args.output / "clips", args.output / "latents")
+    if preparation := _config(args, Preparation):
+        check_autoencoder(args.autoencoder, preparation.media, "the configuration")
+        _cut(args, args.output / "clips", preparation)
+        _encode(args, args.output / "clips", args.output / "latents")
     return 0
 
 
-def _preparation(args: argparse.Namespace) -> Preparation:
-    flags = {"kind": args.source, "list": args.list}
-    shorthand = [f"source.{key}={json.dumps(value)}" for key, value in flags.items() if value]
-    return load(Preparation, args.config, [*shorthand, *args.overrides])
-
-
 def _verify(args: argparse.Namespace) -> int:
-    _check_numbers(args)
     return _report(args.input, verify(args.input, args.workers))
 
 
 def _repair(args: argparse.Namespace) -> int:
-    _check_numbers(args)
     before, after = repair(args.input, args.workers, args.timeout, args.batch_size, args.device)
     for fault in before.faults if before.shards else []:
         print(f"{args.input}: was {fault}")
     print(f"{args.input}: {len(before.shards)} shards made again")
     return _report(args.input, after)
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from data_tools.stats import describe, stats
+
+    print(describe(stats(args.input, args.output)))
+    if args.output:
+        print(f"{args.output / 'index.html'} shows some of it")
+    return 0
 
 
 def _report(folder: Path, findings: Findings) -> int:
@@ -157,40 +229,32 @@ def _report(folder: Path, findings: Findings) -> int:
 
 def _cut(args: argparse.Namespace, output: Path, preparation: Preparation) -> None:
     start = time.monotonic()
-    _check_numbers(args)
     manifest = make_clips(open_source(preparation.source, args.input), output, preparation, args.workers, args.timeout)
     _summarise(output, manifest, time.monotonic() - start)
 
 
 def _encode(args: argparse.Namespace, clips: Path, output: Path) -> None:
-    from data_tools.latents import make_latents  # as above
+    from data_tools.latents import make_latents
 
     start = time.monotonic()
-    _check_numbers(args)
     manifest = make_latents(clips, output, args.autoencoder, args.batch_size, args.device, args.workers)
     _summarise(output, manifest, time.monotonic() - start)
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
-    if args.workers < 0:
-        raise UserError(f"--workers {args.workers}: 0 (decode in this process) or more fits")
-    if getattr(args, "timeout", 1) <= 0:
-        raise UserError(f"--timeout {args.timeout:g}: more than 0 seconds fits")
-    if getattr(args, "batch_size", 1) < 1:
-        raise UserError(f"--batch-size {args.batch_size}: 1 or more fits")
-
-
 def _summarise(output: Path, manifest: Manifest, seconds: float) -> None:
     """Print what was made; raise UserError if nothing was left to make it of."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.reasons.items())
     size = sum(shard.bytes for shard in manifest.shards)
     print(
         f"{output}: {manifest.videos} videos, {manifest.candidates} candidates: {manifest.samples} {manifest.kind} in "
-        f"{len(manifest.shards)} shards ({size / 1e6:.1f} MB), {manifest.dropped} dropped"
-        f"{f' ({reasons})' if reasons else ''}; {seconds:.1f} s"
+        f"{len(manifest.shards)} shards ({size / 1e6:.1f} MB), "
+        f"{manifest.dropped} dropped{_reasons(manifest.reasons)}; {seconds:.1f} s"
     )
     if not manifest.samples:
         raise UserError(f"{output}: no clip is left of {manifest.videos} videos; {output / DROPPED} says why")
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    return f" ({', '.join(f'{count} {reason}' for reason, count in counts.items())})" if counts else ""
 
 
 if __name__ == "__main__":
