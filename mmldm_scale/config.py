@@ -97,18 +97,19 @@ class SourceConfig:
     list: str = ""  # a list of segments (AudioSet; several with "," between), clips (folder) or classes (Landscape)
 
     def __post_init__(self) -> None:
+        if self.kind == "folder" and self.list:
+            return  # a selection of any source, perhaps with the file that configured its source
         meant_for = {
             "include": ("audioset",),
             "exclude": ("audioset",),
             "ontology": ("audioset",),
             "label_names": ("audioset",),
-            "music": ("aist", "folder"),
-            "list": ("audioset", "folder", "landscape"),
+            "music": ("aist",),
+            "list": ("audioset", "landscape"),
         }
         for key, kinds in meant_for.items():
             fits = self.kind in kinds or not getattr(self, key)
-            _require(fits, f"source.{key}", f"means nothing for source.kind={self.kind}, only for {', '.join(kinds)}")
-        _require(not self.music or self.kind == "aist" or bool(self.list), "source.music", "needs source.list")
+            _require(fits, f"source.{key}", f"only for source.kind={', '.join(kinds)}, not for {self.kind}")
 
 
 @dataclass

@@ -57,10 +57,10 @@ class AudioSetSource:
     def _rows(self, shelf: "_Shelf") -> Iterator[Video]:
         with progress(None, "reading lists", "rows") as bar:
             for file in self._lists:
-                before, split = bar.n, self._split or list_split(file)
+                before, name, split = bar.n, file.name, self._split or list_split(file)
                 for number, row in read_segments(file):
                     bar.update()
-                    yield self._row(row, f"{file.name}:{number}", split, shelf)
+                    yield self._row(row, f"{name}:{number}", split, shelf)
                 if bar.n == before:
                     raise UserError(f"{file}: lists no segments")
 
@@ -117,8 +117,9 @@ class _Shelf:
     """The files by their video, and which of them the segments have come to so far."""
 
     def __init__(self, files: list[NamedFile]) -> None:
+        """Take ``files``, sorted by path."""
         self._files: dict[str, list[NamedFile]] = {}
-        for file in sorted(files, key=lambda file: (file.start is None, file.path)):  # those that say most come first
+        for file in sorted(files, key=lambda file: file.start is None):  # those that say most first, then by path
             self._files.setdefault(file.youtube_id, []).append(file)
         self._starts: dict[str, tuple[int, ...]] = {}  # milliseconds, of the segments listed
         self._rivals: dict[str, str] = {}
@@ -191,6 +192,10 @@ def _find_lists(given: str, folder: Path) -> list[Path]:
         return sorted(folder.glob("*_segments.csv"))
     files = [Path(given)] if Path(given).is_file() else [Path(name.strip()) for name in given.split(",")]
     for file in files:
+        if file.suffix.lower() in (".parquet", ".jsonl"):
+            raise UserError(
+                f"source.list={file}: no segment list of AudioSet; a list of clips goes with --source folder"
+            )
         if not file.is_file():
             raise UserError(f"source.list={file}: no such file; a segment list such as eval_segments.csv fits")
     names = [file.name for file in files]

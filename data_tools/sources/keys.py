@@ -1,10 +1,10 @@
 """Keys of samples: plain names made of their paths, no two alike."""
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from hashlib import blake2b
-from pathlib import Path
 
 from mmldm_scale.errors import UserError
 
@@ -30,9 +30,11 @@ def unique_keys(paths: list[str]) -> list[str]:
 
 
 def _plain(path: str) -> str:
-    stem = unicodedata.normalize("NFKD", path.removesuffix(Path(path).suffix))
-    letters = "".join(c for c in stem if not unicodedata.combining(c)).encode("ascii", "replace").decode()
-    return "".join(c if c.isalnum() or c in "_-" else "_" for c in letters)
+    dot = path.rfind(".")
+    stem = path[:dot] if path.rfind("/") + 1 < dot < len(path) - 1 else path
+    if not stem.isascii():
+        stem = "".join(c for c in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(c))
+    return re.sub("[^A-Za-z0-9_-]", "_", stem)
 
 
 def _hashed(name: str, path: str, digits: int) -> str:

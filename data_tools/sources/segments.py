@@ -7,13 +7,12 @@
 A YouTube id has 11 characters, "_" and "-" among them also at its ends, so it is cut off by length and never split at.
 """
 
-import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from sys import intern
+from typing import NamedTuple
 
 from mmldm_scale.errors import UserError
 
@@ -24,8 +23,7 @@ _ROW = re.compile(rf'\s*({_ID})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*(?:"([
 _FILE = re.compile(rf"(?:({_ID})|Y({_ID}))(?:[_-]({_NUMBER})(?:[_-]{_NUMBER})?)?")
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A row of a segment list: seconds [start, end) of a YouTube video have the labels ``mids``."""
 
     youtube_id: str
@@ -34,8 +32,7 @@ class Segment:
     mids: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class NamedFile:
+class NamedFile(NamedTuple):
     """A media file named after a segment: by id alone, or with its start, in whatever unit."""
 
     path: str
@@ -73,7 +70,7 @@ def parse_name(path: str) -> NamedFile | None:
 
     Fits ID, ID_30, ID_000030, ID_30.000_40.000, ID_30000_40000 and ID-30-40, all of them also behind a "Y".
     """
-    found = _FILE.fullmatch(posixpath.splitext(posixpath.basename(path))[0])
+    found = _FILE.fullmatch(path, path.rfind("/") + 1, path.rfind("."))
     if found is None:
         return None
     return NamedFile(path, found[1] or found[2], None if found[3] is None else float(found[3]))

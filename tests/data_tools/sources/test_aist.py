@@ -70,5 +70,5 @@ def test_mistakes_are_one_line(tmp_path):
         videos(tmp_path / "videos", music=str(tmp_path / "empty"))
     with pytest.raises(UserError, match="empty: holds no videos"):
         videos(tmp_path / "empty")
-    with pytest.raises(UserError, match="source.music: means nothing for source.kind=landscape"):
+    with pytest.raises(UserError, match="source.music: only for source.kind=aist, not for landscape"):
         SourceConfig(kind="landscape", music="x")

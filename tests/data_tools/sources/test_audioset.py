@@ -222,6 +222,7 @@ def test_labels_stand_for_their_branches(folder, keys, left):
         ({"ontology": "nowhere.json"}, "nowhere.json: No such file"),
         ({"ontology": "list.csv"}, "list.csv: not AudioSet's ontology"),
         ({"label_names": "list.csv"}, "list.csv: not AudioSet's label index"),
+        ({"list": "train.parquet"}, "a list of clips goes with --source folder"),
         ({"list": "nowhere.csv"}, "nowhere.csv: no such file"),
         ({"list": "ontology.json,videos/../ontology.json"}, "two lists of the same name"),
         ({"list": "empty.csv"}, "empty.csv: lists no segments"),
