@@ -1,11 +1,11 @@
 #!/bin/bash
-# Encodes clip shards into latent shards with a trained autoencoder, on one A800.
+# Encodes clip shards into latent shards with a trained autoencoder, on one A800 or as an array of such jobs.
 #
 #   sbatch slurm/encode_latents.sh --input data/clips --output data/latents --autoencoder runs/autoencoder
-#   sbatch --constraint=v100 slurm/encode_latents.sh --input …
+#   sbatch --array=0-7 --constraint=v100 slurm/encode_latents.sh --input …
 #
-# Submit it from the project's root folder; the arguments go on to `python data_tools/shard.py latents`. Stopped, it
-# carries on when it is submitted once more.
+# Submit it from the project's root folder; the arguments go on to `python data_tools/shard.py latents`. The tasks of an
+# array share the shards, and any of them may be lost. Stopped, it carries on when it is submitted once more.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu

@@ -5,6 +5,8 @@ the others ended. The command has to be idempotent and to share its work by itse
 or is preempted, starts it anew. Logs and submitit's own files lie in ``folder``.
 """
 
+import contextlib
+import io
 import math
 import shutil
 import signal
@@ -155,7 +157,7 @@ def submit(
         **given,
     )
     try:
-        with executor.batch():
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # sbatch's words are in the exception
             jobs = [executor.submit(Command(tuple(command))) for _ in range(count)]
     except FailedJobError as error:
         words = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
