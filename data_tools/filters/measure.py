@@ -63,6 +63,10 @@ def measure(source: Source, output: Path, config: Measurement, workers: int, tim
         with progress(len(videos), "measuring", "videos") as bar:
             for numbers in _missing(output, part_sizes(len(videos), config.rows_per_part), claims, bar):
                 _make(output, parts, numbers, lambda items: each(examiner, items, workers, timeout), claims, bar)
+        if claims.take("finish"):  # else another process is just doing this
+            claims.clear()
+            _remove_asides(output, "")
+            claims.release("finish")
     return summarise(output, len(parts))
 
 
@@ -122,9 +126,13 @@ def _claimed(folder: Path, sizes: list[int], missing: list[int], claims: Claims)
         if part_rows(folder, number) == sizes[number]:  # another process was faster
             claims.release(name)
             continue
-        for leftover in folder.glob(f"{name}.parquet*{ASIDE}"):
-            leftover.unlink(missing_ok=True)
+        _remove_asides(folder, name)
         yield number
+
+
+def _remove_asides(folder: Path, name: str) -> None:
+    for leftover in folder.glob(f"{name}*{ASIDE}"):
+        leftover.unlink(missing_ok=True)
 
 
 def _make(

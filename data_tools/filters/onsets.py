@@ -13,7 +13,8 @@ from data_tools.filters.look import FPS, Look
 from data_tools.filters.picture import changes
 from data_tools.filters.sound import HOP, spectrogram
 
-APART = 0.3  # seconds: of several onsets closer than this the strongest counts
+APART = 0.3  # seconds after an onset in which there is no other
+NEAR = 0.03  # seconds on both sides, or one value, in which a peak is the highest
 AROUND = 1.0  # seconds on both sides whose median is what a peak has to stand out of
 RISE_DB = 3.0  # by which the sound has to rise within 20 ms, in the mean over bands, above what it does around
 CHANGE = 1.5  # levels by which the picture has to change in 0.1 s more than it does around
@@ -57,30 +58,30 @@ def picture_onsets(look: Look) -> np.ndarray:
 
 def sound_onsets(look: Look) -> np.ndarray:
     """Return when the sound rises suddenly, in seconds, ascending."""
-    levels = spectrogram(look, 60.0, 8000.0, 24)  # (C, 24)
+    levels = spectrogram(look, 200.0, 8000.0, 12)  # (C, 12): each wide enough that noise hardly wavers in it
     rise = np.zeros(len(levels))
     rise[2:] = np.maximum(levels[2:] - levels[:-2], 0).mean(1)
-    for seam in look.seams:
+    for seam in (0, *look.seams):  # where sound begins or goes on elsewhere is no onset
         at = round(seam / FPS / HOP)
-        rise[at - 3 : at + 4] = 0
+        rise[max(0, at - 3) : at + 4] = 0
     return _peaks(rise, round(1 / HOP), RISE_DB) * HOP
 
 
 def _peaks(curve: np.ndarray, rate: int, height: float) -> np.ndarray:
-    """Return the positions in ``curve`` (``rate`` a second) that stand ``height`` and twice the median above it.
+    """Return where ``curve`` (``rate`` a second) has peaks that stand ``height``, and twice, above its median around.
 
-    That median is of the second before and the second after; of peaks closer than 0.3 s the highest counts, or the
-    first of equals.
+    What follows a peak within 0.3 s belongs to it: a flash also ends, and a blow rings.
     """
-    if not len(curve):
-        return np.zeros(0, int)
-    around, apart = round(AROUND * rate), round(APART * rate)
+    around, near = round(AROUND * rate), max(1, round(NEAR * rate))
     padded = np.pad(curve, around, mode="reflect" if len(curve) > around else "edge")
     usual = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * around + 1), axis=1)
-    empty = np.pad(curve, apart - 1, constant_values=-np.inf)
-    windows = np.lib.stride_tricks.sliding_window_view(empty, 2 * apart - 1)
-    highest = np.argmax(windows, axis=1) == apart - 1
-    return np.flatnonzero(highest & (curve >= np.maximum(usual + height, 2 * usual)))
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(curve, near, constant_values=-np.inf), 2 * near + 1)
+    highest = np.argmax(windows, axis=1) == near
+    peaks: list[int] = []
+    for peak in np.flatnonzero(highest & (curve >= np.maximum(usual + height, 2 * usual))):
+        if not peaks or peak - peaks[-1] >= APART * rate:
+            peaks.append(peak)
+    return np.array(peaks, int)
 
 
 def _met(seen: np.ndarray, heard: np.ndarray) -> np.ndarray:

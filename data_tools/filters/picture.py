@@ -8,7 +8,7 @@ BLACK_LEVEL = 26  # levels, a tenth of the range: a darker pixel is black (as in
 BLACK_PIXELS = 0.98  # share of black pixels from which a picture is black (likewise)
 FROZEN_CHANGE = 0.255  # levels, -60 dB: mean change below which a step shows no change (FFmpeg's freezedetect)
 FROZEN_STEPS = 5  # in a row from which the picture is frozen: videos of 3 fps and more are not
-CUT_CHANGE = 25.5  # levels, a tenth of the range: a cut changes the picture by so much more than motion does (scdet)
+CUT_CHANGE = 18.0  # levels: a cut changes the picture by so much more than motion does
 DARK_LEVEL = 16  # levels: mean below which a row at the border may be a black bar
 DARK_TIME = 0.95  # share of the pictures in which it is that dark
 STILL_CHANGE = 0.5  # levels: mean change a step below which a row stands still
@@ -39,7 +39,7 @@ def frozen_fraction(look: Look) -> float:
 def cuts(look: Look) -> np.ndarray:
     """Return the numbers of the pictures that begin a new scene, ascending.
 
-    A cut changes the picture by a tenth of the range more than the step before did, and for good: a flash, after
+    A cut changes the picture by 18 levels more than the step before did, and for good: a flash, after
     which the old picture is back, is none.
     """
     change = changes(look)

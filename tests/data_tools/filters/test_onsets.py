@@ -1,0 +1,64 @@
+"""Flashes and beeps at known times: onsets are found there, and so is the delay between them."""
+
+import numpy as np
+import pytest
+
+from data_tools.filters.onsets import agreement, picture_onsets, sound_onsets
+
+RATE = 16000
+TIMES = np.array([0.8, 2.1, 3.3, 5.0, 6.4, 7.2, 8.9])  # seconds
+
+
+def flashes(times: np.ndarray) -> np.ndarray:
+    """Return 10 s of pictures: noise that is lit for two pictures from each of ``times`` on."""
+    pictures = np.random.default_rng(0).integers(90, 110, (100, 128, 128))
+    for time in times:
+        first = int(np.ceil(time * 10 - 1e-6))
+        pictures[first : first + 2] += 100
+    return pictures
+
+
+def beeps(times: np.ndarray, noise: float = 0.001) -> np.ndarray:
+    """Return 10 s of faint noise with a beep of 0.1 s at each of ``times``."""
+    signal = noise * np.random.default_rng(1).normal(size=10 * RATE)
+    for time in times:
+        first = round(time * RATE)
+        tone = 0.3 * np.sin(2 * np.pi * 1000 * np.arange(RATE // 10) / RATE)
+        signal[first : first + len(tone)] += tone[: len(signal) - first]
+    return signal
+
+
+def test_onsets_are_found_when_they_happen(look):
+    made = look(flashes(TIMES), beeps(TIMES))
+    assert sound_onsets(made) == pytest.approx(TIMES, abs=0.03)
+    assert picture_onsets(made) == pytest.approx(TIMES - 0.05, abs=0.051)  # seen between two pictures
+
+
+@pytest.mark.parametrize("delay", [-0.4, -0.2, 0.0, 0.3])
+def test_the_delay_between_them_is_found(look, delay):
+    made = agreement(look(flashes(TIMES), beeps(TIMES + delay)))
+    assert made.offset == pytest.approx(delay, abs=0.06)
+    assert made.share == (1.0 if delay == 0 else 0.0)
+
+
+def test_half_of_the_onsets_agree(look):
+    made = agreement(look(flashes(TIMES[:4]), beeps(TIMES)))
+    assert made.share == pytest.approx(4 / 7)
+
+
+def test_without_any_onset_nothing_is_said(look):
+    noise = 0.1 * np.random.default_rng(2).normal(size=10 * RATE)
+    made = agreement(look(flashes(TIMES[:0]), noise))
+    assert (made.share, made.offset) == (None, None)
+    made = agreement(look(flashes(TIMES), noise))
+    assert (made.share, made.offset) == (0.0, None)
+
+
+def test_a_seam_is_no_onset(look):
+    pictures = flashes(TIMES[:0])
+    pictures[50:] += 60
+    sound = beeps(TIMES[:0])
+    sound[5 * RATE :] *= 100
+    assert len(picture_onsets(look(pictures, sound))) == len(sound_onsets(look(pictures, sound))) == 1
+    joined = look(pictures, sound, seams=(50,))
+    assert len(picture_onsets(joined)) == len(sound_onsets(joined)) == 0
