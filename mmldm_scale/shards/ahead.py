@@ -4,15 +4,17 @@ Each process that reads has one :class:`Ahead` with a thread of its own. All pro
 the same order; each takes the first that nobody is fetching yet, so that together they fetch each tar once.
 """
 
-import contextlib
 import os
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from mmldm_scale.errors import UserError
-from mmldm_scale.shards.cache import Cache
+from mmldm_scale.shards.cache import Cache, NoRoom
 from mmldm_scale.shards.remote import StoredTar
+
+PAUSE = 0.5  # seconds until it is looked again whether what was read before has been let go of
 
 
 class Ahead:
@@ -48,12 +50,19 @@ class Ahead:
 
     def _run(self) -> None:
         while True:
-            tar = self._next()
-            with contextlib.suppress(UserError):  # whoever needs the tar tries again, and says what is wrong
-                self._cache.fetch(tar, wait=False)
+            tars = self._next()
+            try:
+                self._cache.fetch(tars[0], wait=False)
+            except NoRoom:
+                time.sleep(PAUSE)
+                continue
+            except UserError:
+                pass  # whoever needs the tar tries again, and says what is wrong
+            tars.pop(0)
 
-    def _next(self) -> StoredTar:
+    def _next(self) -> list[StoredTar]:
+        """Wait until something is wanted; return the list that begins with it."""
         with self._changed:
             while not any(self._wanted.values()):
                 self._changed.wait()
-            return next(tars for tars in self._wanted.values() if tars).pop(0)
+            return next(tars for tars in self._wanted.values() if tars)

@@ -35,6 +35,10 @@ PATIENCE = 60.0  # seconds that a read waits for others to let go of tars when t
 INDEXES_AT_ONCE = 16
 
 
+class NoRoom(UserError):
+    """All that a cache holds is in use."""
+
+
 class Cache:
     """Tars of any number of sets, in at most ``limit`` bytes of one folder."""
 
@@ -53,7 +57,7 @@ class Cache:
 
         Raises:
             DamagedSet: what arrives is not what it has to be, also when tried again.
-            UserError: it cannot be reached, the disk is full, or all that the cache holds is in use.
+            UserError: it cannot be reached, the disk is full, or all that the cache holds is in use (NoRoom).
         """
         while True:
             stream = self._open_whole(tar)
@@ -131,7 +135,7 @@ class Cache:
                     os.ftruncate(stream.fileno(), tar.bytes)
                     return
             if time.monotonic() >= give_up:
-                raise UserError(
+                raise NoRoom(
                     f"{self.folder}: no room for the {tar.bytes:,} bytes of {tar.url}, while {used:,} of "
                     f"{self.limit:,} are in use; a larger reading.stage_gigabytes or a smaller reading.window fits"
                 )

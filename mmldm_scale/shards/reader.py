@@ -83,7 +83,8 @@ class ShardSet:
             location: its folder, or a URL (s3://…, gs://…, https://…) if there is a ``cache``.
             kind: what it has to hold.
             cache: where its tars are copied to before they are read; None reads them where they lie.
-            open_tars: how many this process keeps mapped at most; None: as many as it may open files.
+            open_tars: how many this process keeps mapped at most; None: as many as it may open files, or as take half
+                of the cache.
 
         Raises:
             UserError: there is no finished set, one of another ``kind``, or a damaged one (DamagedSet).
@@ -95,6 +96,9 @@ class ShardSet:
             self.manifest = Manifest.read(self.folder, kind)
         except UserError as error:  # names the set by where it lies, not where its indexes were copied to
             raise type(error)(str(error).replace(str(self.folder), self.location)) from None
+        if cache is not None and open_tars is None:
+            largest = max((entry.bytes for entry in self.manifest.shards), default=1)
+            self._open_tars = max(1, cache.limit // (2 * largest))
         indexes = [self._read_index(number) for number in range(len(self.manifest.shards))]
         filled = [index for index in indexes if len(index)]
         self.members = filled[0].members if filled else []

@@ -240,6 +240,15 @@ def test_fetches_ahead_in_order_what_is_wanted_now(tmp_path, tars):
     wait_for(lambda: f"{tars[5].sha256}.tar" in kept(cache))
 
 
+def test_fetches_ahead_as_soon_as_there_is_room(tmp_path, tars):
+    cache = make(tmp_path, 1)
+    with cache.open(tars[0]):
+        Ahead(cache).want(0, tars[1:2])
+        time.sleep(0.1)
+        assert kept(cache) == names(tars[:1])
+    wait_for(lambda: kept(cache) == names(tars[1:2]))
+
+
 def test_a_forked_worker_fetches_ahead_by_itself(tmp_path, tars):
     cache = make(tmp_path, 8)
     ahead = Ahead(cache)
@@ -282,7 +291,7 @@ def test_a_set_reads_the_same_from_anywhere(tmp_path, make_set, where):
     near = ShardSet(make_set(tmp_path / "set", "latents"), "latents")
     location = upload(tmp_path / "set", "memory://bucket/set") if where == "memory" else near.location
     cache = Cache(tmp_path / "near", 2 * near.manifest.shards[0].bytes)
-    far = ShardSet(location, "latents", cache, open_tars=1)
+    far = ShardSet(location, "latents", cache)
     assert (len(far), far.fingerprint, far.location) == (14, near.fingerprint, location)
     for index in (0, 13, 3, 7, 1):
         one, other = decode_latents(far[index].members), decode_latents(near[index].members)

@@ -1,0 +1,209 @@
+"""How fast shards are read: our reader beside webdataset's own decode pipeline, on the same tars, in one process.
+
+    python benchmarks/reading.py --output benchmarks/results/reading_MACHINE.json [--latents SET] [--clips SET]
+
+Both end in arrays: latents in batches of float16 arrays, clips frame by frame in RGB with their waveform. Ours reads in
+training's order (a shuffled mixture of one set) and checks every sample's CRC-32; webdataset reads the tars from end to
+end and checks nothing. Without --latents and --clips it makes sets of the paper's sizes in a temporary folder. The page
+cache is warm, the two take turns, and the best of several rounds counts: the least disturbed one.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+import wave
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import webdataset
+from tqdm import tqdm
+
+from mmldm_scale.config import MediaConfig
+from mmldm_scale.media.clip import Clip
+from mmldm_scale.shards.clips import decode_clip, encode_clip
+from mmldm_scale.shards.latents import LatentSample, decode_latent_batch, encode_latents, statistics, sums
+from mmldm_scale.shards.manifest import Manifest, ShardEntry
+from mmldm_scale.shards.mixture import Mixture
+from mmldm_scale.shards.reader import ShardSet
+from mmldm_scale.shards.writer import ShardWriter
+
+BATCH = 32
+ROUNDS = 5
+AUDIO, VIDEO = (16, 8, 8), (16, 16, 16)  # the paper's latents
+
+
+def main() -> int:
+    """Measure, print and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--latents", type=Path, help="a finished set of latents")
+    parser.add_argument("--clips", type=Path, help="a finished set of clips")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        latents = args.latents or make_latents(Path(folder) / "latents")
+        clips = args.clips or make_clips(Path(folder) / "clips")
+        results = {"machine": machine(), "latents": of_latents(latents), "clips": of_clips(clips)}
+    text = json.dumps(results, indent=2)
+    print(text)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text + "\n")
+    return 0
+
+
+def of_latents(folder: Path) -> dict[str, object]:
+    """Return samples per second, and how many times webdataset's that is."""
+    shards = ShardSet(folder, "latents")
+    stream = Mixture([shards], [], seed=0, window=64)
+
+    def ours() -> Iterable[int]:
+        for first in range(0, len(stream), BATCH):
+            positions = range(first, min(first + BATCH, len(stream)))
+            batch = decode_latent_batch([sample.members for sample in stream.read(positions)])
+            yield len(batch.audio_mean)
+
+    def decoded() -> webdataset.WebDataset:
+        names = ("audio.npy", "video.npy", "mirrored.npy")
+        return webdataset.WebDataset(tars(folder), shardshuffle=False).decode().to_tuple(*names)
+
+    rates = race(
+        len(shards),
+        {
+            "ours, in batches": ours,
+            "webdataset decode, in batches": lambda: (len(batch[0]) for batch in decoded().batched(BATCH)),
+            "webdataset decode, one by one": lambda: (1 for _ in decoded()),
+        },
+    )
+    return {**describe(shards), "samples_per_second": rates, "ours_is_times": ratios(rates)}
+
+
+def of_clips(folder: Path) -> dict[str, object]:
+    """Return clips per second, and how many times webdataset's that is."""
+    shards = ShardSet(folder, "clips")
+    stream = Mixture([shards], [], seed=0, window=64)
+
+    def ours(frames: list[int] | None) -> Iterable[int]:
+        for position in range(len(stream)):
+            decode_clip(stream.read([position])[0].members, frames)
+            yield 1
+
+    def theirs() -> Iterable[int]:
+        pipeline = webdataset.WebDataset(tars(folder), shardshuffle=False)
+        for _ in pipeline.decode("rgb8", webdataset.handle_extension("wav", waveform)):
+            yield 1
+
+    rates = race(
+        len(shards),
+        {
+            "ours, all frames": lambda: ours(None),
+            "ours, one frame of each clip": lambda: ours([0]),
+            "webdataset decode, all frames": theirs,
+        },
+    )
+    return {**describe(shards), "samples_per_second": rates, "ours_is_times": ratios(rates)}
+
+
+def race(samples: int, readers: dict[str, Callable[[], Iterable[int]]]) -> dict[str, float]:
+    """Return each reader's best rate in samples per second; they take turns."""
+    best = dict.fromkeys(readers, float("inf"))
+    for _ in tqdm(range(ROUNDS), "rounds", leave=False, file=sys.stderr):
+        for name, reader in readers.items():
+            began = time.perf_counter()
+            found = sum(reader())
+            best[name] = min(best[name], time.perf_counter() - began)
+            if found != samples:
+                raise AssertionError(f"{name}: {found} of {samples} samples")
+    return {name: round(samples / seconds, 1) for name, seconds in best.items()}
+
+
+def ratios(rates: dict[str, float]) -> dict[str, float]:
+    """Return how many times each of webdataset's rates each of ours is."""
+    return {
+        f"{ours} / {theirs}": round(rates[ours] / rates[theirs], 2)
+        for ours in rates
+        for theirs in rates
+        if ours.startswith("ours") and theirs.startswith("webdataset")
+    }
+
+
+def describe(shards: ShardSet) -> dict[str, float]:
+    """Return what was read."""
+    size = sum(entry.bytes for entry in shards.manifest.shards)
+    return {"samples": len(shards), "shards": len(shards.sizes), "bytes_per_sample": round(size / len(shards))}
+
+
+def tars(folder: Path) -> list[str]:
+    """Return the paths of a set's tars, in order."""
+    return [str(tar) for tar in sorted(folder.glob("*.tar"))]
+
+
+def waveform(data: bytes) -> np.ndarray:
+    """Return what a WAV file holds, as webdataset has no decoder for it: (N,) float32."""
+    with wave.open(io.BytesIO(data)) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+
+
+def machine() -> dict[str, object]:
+    """Return where this runs, and what else it was doing."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return {
+        "processor": next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?"),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "webdataset": webdataset.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def make_latents(folder: Path, shards: int = 8, samples: int = 256) -> Path:
+    """Make a set of latents of the paper's shapes; numbers without meaning take as long to read as any."""
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    entries, parts = [], []
+    for number in tqdm(range(shards), "making latents", leave=False):
+        with ShardWriter(folder, number) as shard:
+            batch = []
+            for i in range(samples):
+                shapes = (AUDIO, AUDIO, VIDEO, VIDEO, VIDEO, VIDEO)
+                batch.append(LatentSample(*(random.standard_normal(shape).astype(np.float16) for shape in shapes)))
+                shard.add(f"video{number:03d}-{i:06d}", encode_latents(batch[-1]), {"path": "a.mp4", "class": 0})
+            parts.append(sums(batch))
+            entries.append(ShardEntry.of(shard.commit(parts[-1])))
+    extra = {"audio_shape": AUDIO, "video_shape": VIDEO, "statistics": statistics(parts)}
+    return _finish(folder, "latents", entries, **extra)
+
+
+def make_clips(folder: Path, samples: int = 96) -> Path:
+    """Make a set of clips of 16 frames of 256 × 256: smooth pictures with some grain, as recordings have it."""
+    random, media = np.random.default_rng(0), MediaConfig()
+    folder.mkdir()
+    slope = np.add.outer(np.arange(media.size), np.arange(media.size))[..., None] / 3  # (S, S, 1)
+    with ShardWriter(folder, 0) as shard:
+        for i in tqdm(range(samples), "making clips", leave=False):
+            grain = random.normal(0, 4, (media.frames, media.size, media.size, 3))
+            frames = np.clip(slope + np.array([20, 40, 60]) + grain, 0, 255).astype(np.uint8)
+            sound = random.uniform(-0.5, 0.5, media.audio_samples).astype(np.float32)
+            members = encode_clip(Clip(frames, sound), media.audio.sample_rate, 95)
+            shard.add(f"video-{i:06d}", members, {"path": "a.mp4", "class": 0})
+        entries = [ShardEntry.of(shard.commit())]
+    return _finish(folder, "clips", entries)
+
+
+def _finish(folder: Path, kind: str, entries: list[ShardEntry], **extra: object) -> Path:
+    count = sum(entry.samples for entry in entries)
+    counts = {"videos": 1, "failed_files": 0, "candidates": count, "samples": count, "dropped": 0, "reasons": {}}
+    Manifest(kind=kind, media=MediaConfig(), classes=["rain"], shards=entries, **counts, **extra).write(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())
