@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 LIMIT = 120.0  # seconds that something may take on a busy machine
 SMALL = ("media.frames=4", "media.size=16", "media.audio.sample_rate=8000", "media.audio.f_max=4000")
-MANY = (*SMALL, "stride=1", "samples_per_shard=1")  # 174 shards: something to share
+MANY = (*SMALL, "stride=2", "samples_per_shard=1")  # 87 clips: something to share
 LAUNCH = """
 import sys
 from pathlib import Path
@@ -140,7 +140,7 @@ def test_jobs_through_submitit_make_the_same_set_though_two_of_three_are_killed(
     assert launcher.returncode == 0, err
     assert contents(output) == contents(undisturbed)
     assert err.count(f"job {job}_0 was killed") == err.count(f"job {job}_1 was killed") == 1
-    assert out.count("171 clips in 174 shards") == 1
+    assert out.count("87 clips in ") == 1
     assert "cutting:" in err
     assert not processes(1, "clips", str(output))
 
