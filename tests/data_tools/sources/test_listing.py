@@ -158,3 +158,10 @@ def test_mistakes_are_one_line(folder, name, content, text):
 def test_a_missing_folder_is_one_line(folder):
     with pytest.raises(UserError, match="no such folder"):
         videos(folder / "gone", write(folder, "csv", [{"path": "a.mp4"}]))
+
+
+def test_a_selection_is_read_with_its_source_s_configuration(folder):
+    file = write(folder, "parquet", [{"path": "a.mp4"}])
+    assert [video.path for video in videos(folder, file, exclude=["Music"], ontology="ontology.json")] == ["a.mp4"]
+    with pytest.raises(UserError, match="source.exclude: only for source.kind=audioset, not for folder"):
+        SourceConfig(exclude=["Music"])
