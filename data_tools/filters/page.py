@@ -46,7 +46,7 @@ def page(report: Report) -> str:
             f'<p class="dim">Measures: {escape(report.measures)}</p>',
             "<h2>Dropped</h2>",
             _table(("reason", "candidates", "of all"), [*reasons, ("together", report.dropped, "")]),
-            "<h2>Limits</h2><p class=dim>Sound candidates outside each limit, whatever dropped them first.</p>",
+            "<h2>Limits</h2><p class=dim>Faultless candidates outside each limit, whatever dropped them first.</p>",
             _table(("measure", "below", "above", "not measured"), outside),
             '<h2>Measures</h2><p><span class="key" style="background:var(--all)"></span>all candidates'
             '<span class="key" style="background:var(--kept)"></span>selected, each to its own scale'
@@ -92,11 +92,18 @@ def _chart(histogram: Histogram, limits: dict[str, float | None]) -> str:
             x = WIDTH * (bound - low) / (high - low)
             lines += f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{HEIGHT}"/>'
     ticks = "".join(
-        f'<text x="{x}" y="{HEIGHT + 14}" text-anchor="{anchor}">{value:.4g}</text>'
+        f'<text x="{x}" y="{HEIGHT + 14}" text-anchor="{anchor}">{_tick(value, high - low)}</text>'
         for x, anchor, value in ((0, "start", low), (WIDTH / 2, "middle", (low + high) / 2), (WIDTH, "end", high))
     )
     axis = f'<line class="axis" x1="0" x2="{WIDTH}" y1="{HEIGHT}" y2="{HEIGHT}"/>'
     return f'<svg viewBox="-2 -2 {WIDTH + 4} {HEIGHT + 20}" role="img">{bars}{lines}{axis}{ticks}</svg>'
+
+
+def _tick(value: float, extent: float) -> str:
+    """Return ``value`` with as many digits as an axis of this ``extent`` needs."""
+    if abs(value) < extent / 1000:
+        return "0"
+    return f"{value:,.0f}" if extent >= 100 or abs(value) >= 10_000 else f"{value:.3g}"
 
 
 def _bars(counts: list[int], kind: str, inset: float) -> str:

@@ -41,7 +41,7 @@ class Report:
         selection: the configuration.
         rows, train, heldout, dropped: candidates.
         reasons: how many were dropped for each reason, the most frequent first; each row has one.
-        outside: by measure, how many sound rows fail its limits ("low", "high", "no"), whatever dropped them first.
+        outside: by measure, how many faultless rows fail its limits ("low", "high", "no"), whatever dropped them first.
         labels: by label, {"rows", "train", "heldout"}, the most rows first; a row counts for each of its labels.
         crowded: rows whose near-duplicates were not all looked for, because too many are much alike.
         histograms: by measure.

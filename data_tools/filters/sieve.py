@@ -24,7 +24,7 @@ class Sieve:
         inside: (N,) bool.
         reason, detail: (N,) objects, "" where the row is inside.
         score: (N,) float64, the rank's score in 0 to 1; NaN for rows that did not pass the limits.
-        outside: by measure, how many sound rows lie below, above or have none, whatever dropped them first.
+        outside: by measure, how many faultless rows lie below, above or have none, whatever dropped them first.
         crowded: rows whose near-duplicates were not all looked for.
     """
 
@@ -56,9 +56,9 @@ def sift(table: pa.Table, config: Selection) -> Sieve:
     reasons = table["reason"].to_numpy()
     faulty = np.flatnonzero(reasons != "")
     sieve.drop(faulty, reasons[faulty], table["detail"].to_numpy()[faulty])
-    sound = sieve.inside.copy()
+    faultless = sieve.inside.copy()
     for name, limits in config.limits.items():
-        _apply_limits(sieve, sound, name, limits, numbers(table, name))
+        _apply_limits(sieve, faultless, name, limits, numbers(table, name))
     order = _rank(sieve, table, config)
     if config.near_duplicate_bits is not None:
         order = _drop_duplicates(sieve, table, order, config.near_duplicate_bits)
@@ -81,7 +81,7 @@ def _check_name(key: str, name: str) -> None:
         raise UserError(f"{key}.{name}: no measure; {hint}there are: {', '.join(NUMBERS)}")
 
 
-def _apply_limits(sieve: Sieve, sound: np.ndarray, name: str, limits: Limits, values: np.ndarray) -> None:
+def _apply_limits(sieve: Sieve, faultless: np.ndarray, name: str, limits: Limits, values: np.ndarray) -> None:
     least = -np.inf if limits.min is None else limits.min
     most = np.inf if limits.max is None else limits.max
     kinds = {
@@ -89,7 +89,7 @@ def _apply_limits(sieve: Sieve, sound: np.ndarray, name: str, limits: Limits, va
         "high": (values > most, f"{{:g}}, above {most:g}"),
         "no": (np.isnan(values), "it could not be measured"),
     }
-    sieve.outside[name] = {kind: int((sound & where).sum()) for kind, (where, _) in kinds.items()}
+    sieve.outside[name] = {kind: int((faultless & where).sum()) for kind, (where, _) in kinds.items()}
     for kind, (where, text) in kinds.items():
         rows = np.flatnonzero(sieve.inside & where)
         sieve.drop(rows, f"{kind}_{name}", [text.format(value) for value in values[rows].tolist()])

@@ -28,12 +28,11 @@ def loudness(look: Look) -> float | None:
     source.link_to(meter)
     meter.link_to(sink)
     graph.configure()
-    last = None
+    told = None
     for first in [*range(0, len(look.sound), look.rate), None]:
-        frame = None if first is None else _frame(look.sound[first : first + look.rate], look.rate, first)
-        graph.push(frame)
-        last = _drain(graph) or last
-    return float(last.metadata["lavfi.r128.I"])
+        graph.push(None if first is None else _frame(look.sound[first : first + look.rate], look.rate, first))
+        told = _last_told(graph) or told
+    return None if told is None else float(told)
 
 
 def silent_fraction(look: Look, silence_db: float = -60.0) -> float:
@@ -80,11 +79,11 @@ def _frame(samples: np.ndarray, rate: int, first: int) -> AudioFrame:
     return frame
 
 
-def _drain(graph: Graph) -> AudioFrame | None:
-    """Return the last of the frames that the graph has ready, or None."""
-    last = None
+def _last_told(graph: Graph) -> str | None:
+    """Return the integrated loudness in the last of the frames that the graph has ready and that tell one."""
+    told = None
     while True:
         try:
-            last = graph.pull()
+            told = graph.pull().metadata.get("lavfi.r128.I", told)
         except (av.BlockingIOError, av.EOFError):
-            return last
+            return told
