@@ -7,25 +7,23 @@ do so at once: each takes a claim on what it makes, and all of them return when 
 """
 
 import contextlib
+import functools
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.claims import CLAIMS, Claims
+from data_tools.claims import CLAIMS, POLL, Claims, share_out
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import ASIDE, sync, write_whole
 from mmldm_scale.shards.files import DamagedSet, read_json, write_json
 from mmldm_scale.shards.index import FORMAT, ShardIndex, shard_name
 from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Manifest, ShardEntry
-
-POLL = 0.5  # seconds between two looks at what other processes have done
 
 
 def read_plan(folder: Path, kind: str) -> dict[str, Any] | None:
@@ -71,42 +69,26 @@ def begin(folder: Path, kind: str, claims: Claims, plan: Callable[[], dict[str, 
     return stored, False
 
 
-def missing_shards(folder: Path, count: int, claims: Claims, bar: tqdm, sizes: list[int]) -> Iterator[Iterator[int]]:
-    """Yield iterators over the numbers of shards (of ``count``) to make, until all of them exist.
+def missing_shards(folder: Path, sizes: Sequence[int], claims: Claims, bar: tqdm) -> Iterator[Iterator[int]]:
+    """Yield iterators over the numbers of shards to make, until all of them exist; see :func:`claims.share_out`.
 
-    Each iterator claims a shard when it comes to it, skips those that others make, and removes what was left half done;
-    the shard's name is to be released once it is made. When all that is missing is in the hands of others, this waits
-    for them: should one of them die, its shard comes up again.
+    What was left half done of a shard is removed when an iterator comes to it.
 
     Args:
-        bar: shows at each pass how many candidates are done, whoever did them.
         sizes: candidates of each shard.
     """
-    missing = list(range(count))
-    while missing := [number for number in missing if not _whole(folder, number)]:
-        bar.update(sum(sizes) - sum(sizes[number] for number in missing) - bar.n)
-        ours = _claimed(folder, missing, claims)
-        first = next(ours, None)
-        if first is None:
-            time.sleep(POLL)
-        else:
-            yield chain([first], ours)
-    bar.update(sum(sizes) - bar.n)
+    names = [shard_name(number) for number in range(len(sizes))]
+    for numbers in share_out(names, sizes, functools.partial(_whole, folder), claims, bar):
+        yield (_cleared(folder, number) for number in numbers)
 
 
-def _claimed(folder: Path, missing: list[int], claims: Claims) -> Iterator[int]:
-    for number in missing:
-        name = shard_name(number)
-        if not claims.take(name):
-            continue
-        if _whole(folder, number):  # another process was faster
-            claims.release(name)
-            continue
-        (folder / MANIFEST).unlink(missing_ok=True)  # a set with a shard missing is unfinished
-        for leftover in (f"{name}.json", f"{name}.tar"):  # the index first: without it there is no shard
-            (folder / leftover).unlink(missing_ok=True)
-        _remove_asides(folder, name)
-        yield number
+def _cleared(folder: Path, number: int) -> int:
+    name = shard_name(number)
+    (folder / MANIFEST).unlink(missing_ok=True)  # a set with a shard missing is unfinished
+    for leftover in (f"{name}.json", f"{name}.tar"):  # the index first: without it there is no shard
+        (folder / leftover).unlink(missing_ok=True)
+    remove_asides(folder, name)
+    return number
 
 
 def _whole(folder: Path, number: int) -> bool:
@@ -118,7 +100,8 @@ def _whole(folder: Path, number: int) -> bool:
     return True
 
 
-def _remove_asides(folder: Path, name: str) -> None:
+def remove_asides(folder: Path, name: str) -> None:
+    """Remove what killed processes left of files whose name begins with ``name``."""
     for leftover in folder.glob(f"{name}*{ASIDE}"):
         leftover.unlink(missing_ok=True)
     sync(folder)
@@ -174,7 +157,7 @@ def finish(
         with _held(claims, "finish") as ours:
             if ours:
                 claims.clear()
-                _remove_asides(folder, "")
+                remove_asides(folder, "")
                 write_whole(folder / DROPPED, "".join(json.dumps(row) + "\n" for row in dropped).encode("ascii"))
                 manifest.write(folder)
                 return manifest

@@ -20,12 +20,17 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 CLAIMS = "claims"
 HEARTBEAT = 10.0  # seconds between two touches
 SILENCE = 60.0  # seconds after which an untouched claim is dead
+POLL = 0.5  # seconds between two looks at what other processes have done
 
 
 class Claims:
@@ -120,6 +125,42 @@ class Claims:
             for name in list(self._held):
                 with contextlib.suppress(FileNotFoundError):  # released meanwhile, or taken over
                     os.utime(self._folder / name)
+
+
+def share_out(
+    names: Sequence[str], sizes: Sequence[int], made: Callable[[int], bool], claims: Claims, bar: tqdm
+) -> Iterator[Iterator[int]]:
+    """Yield iterators over the numbers of the parts that are ours to make, until all parts are made.
+
+    Each iterator claims a part when it comes to it and skips those that others make; the part's name is to be released
+    once it is made. When all that is missing is in the hands of others, this waits for them: should one of them die,
+    its part comes up again.
+
+    Args:
+        names: of the parts, as they are claimed.
+        sizes: of the parts, in what ``bar`` counts; it is set to what is done at each pass, whoever did it.
+        made: whether part i is there and whole.
+    """
+    missing = list(range(len(names)))
+    while missing := [number for number in missing if not made(number)]:
+        bar.update(sum(sizes) - sum(sizes[number] for number in missing) - bar.n)
+        ours = _ours(names, missing, made, claims)
+        first = next(ours, None)
+        if first is None:
+            time.sleep(POLL)
+        else:
+            yield chain([first], ours)
+    bar.update(sum(sizes) - bar.n)
+
+
+def _ours(names: Sequence[str], missing: list[int], made: Callable[[int], bool], claims: Claims) -> Iterator[int]:
+    for number in missing:
+        if not claims.take(names[number]):
+            continue
+        if made(number):  # another process was faster
+            claims.release(names[number])
+        else:
+            yield number
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int | None]:

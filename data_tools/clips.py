@@ -66,7 +66,7 @@ def make_clips(source: Source, output: Path, preparation: Preparation, workers: 
         shards = batched(windows, preparation.samples_per_shard)
         cutter = _Cutter(source.folder, preparation, plan.classes())
         with progress(len(windows), "cutting", "clips") as bar:
-            for numbers in missing_shards(output, len(shards), claims, bar, [len(shard) for shard in shards]):
+            for numbers in missing_shards(output, [len(shard) for shard in shards], claims, bar):
                 for number, cuts in _cut(cutter, shards, numbers, workers, timeout):
                     _write_shard(output, number, _ticking(cuts, bar), claims)
         return finish(

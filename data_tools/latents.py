@@ -91,7 +91,7 @@ def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, 
         model = Autoencoder.from_pretrained(autoencoder).eval()
         encoder = Encoder(model, source.manifest.media, place)
         with progress(len(source), "encoding", "clips") as bar:
-            for numbers in missing_shards(output, len(sizes), claims, bar, sizes):
+            for numbers in missing_shards(output, sizes, claims, bar):
                 for number, batches in _load(source, numbers, batch_size, workers):
                     _write_shard(output, number, batches, encoder, bar, claims)
         return finish(output, len(sizes), claims, [], lambda indexes: _describe(source, plan, model, indexes))

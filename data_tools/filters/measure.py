@@ -5,20 +5,18 @@ Any number of processes may share the folder: each claims parts, and all return 
 any moment and started again, it measures only what is missing.
 """
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from data_tools.build import POLL, begin
-from data_tools.claims import Claims
+from data_tools.build import begin, remove_asides
+from data_tools.claims import Claims, share_out
 from data_tools.filters.config import Measurement
 from data_tools.filters.examine import Examiner
 from data_tools.filters.table import KIND, part_name, part_rows, part_sizes, write_part
@@ -27,7 +25,6 @@ from data_tools.sources import Source
 from data_tools.sources.video import Video
 from data_tools.workers import batched, each
 from mmldm_scale.errors import UserError
-from mmldm_scale.files import ASIDE
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.shards.manifest import differences
 
@@ -65,7 +62,7 @@ def measure(source: Source, output: Path, config: Measurement, workers: int, tim
                 _make(output, parts, numbers, lambda items: each(examiner, items, workers, timeout), claims, bar)
         if claims.take("finish"):  # else another process is just doing this
             claims.clear()
-            _remove_asides(output, "")
+            remove_asides(output, "")
             claims.release("finish")
     return summarise(output, len(parts))
 
@@ -102,37 +99,15 @@ def _check(stored: dict[str, Any], plan: dict[str, Any], folder: Path) -> None:
 
 
 def _missing(folder: Path, sizes: list[int], claims: Claims, bar: tqdm) -> Iterator[Iterator[int]]:
-    """Yield iterators over the numbers of parts to make, claimed when they come, until all parts exist.
+    """Yield iterators over the numbers of parts to make, until all parts exist; see :func:`claims.share_out`."""
 
-    When all that is missing is in the hands of others, this waits for them.
-    """
-    missing = list(range(len(sizes)))
-    while missing := [number for number in missing if part_rows(folder, number) != sizes[number]]:
-        bar.update(sum(sizes) - sum(sizes[number] for number in missing) - bar.n)
-        ours = _claimed(folder, sizes, missing, claims)
-        first = next(ours, None)
-        if first is None:
-            time.sleep(POLL)
-        else:
-            yield chain([first], ours)
-    bar.update(sum(sizes) - bar.n)
+    def cleared(number: int) -> int:
+        remove_asides(folder, part_name(number))
+        return number
 
-
-def _claimed(folder: Path, sizes: list[int], missing: list[int], claims: Claims) -> Iterator[int]:
-    for number in missing:
-        name = part_name(number)
-        if not claims.take(name):
-            continue
-        if part_rows(folder, number) == sizes[number]:  # another process was faster
-            claims.release(name)
-            continue
-        _remove_asides(folder, name)
-        yield number
-
-
-def _remove_asides(folder: Path, name: str) -> None:
-    for leftover in folder.glob(f"{name}*{ASIDE}"):
-        leftover.unlink(missing_ok=True)
+    names = [part_name(number) for number in range(len(sizes))]
+    for numbers in share_out(names, sizes, lambda number: part_rows(folder, number) == sizes[number], claims, bar):
+        yield map(cleared, numbers)
 
 
 def _make(
