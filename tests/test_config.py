@@ -64,6 +64,35 @@ def test_missing_value_missing_file_and_malformed_override() -> None:
         config.load(config.DiTTraining, [], ["shards"])
 
 
+def test_one_set_or_several(tmp_path: Path) -> None:
+    one = config.load(config.DiTTraining, [], ["shards=data/a"])
+    assert (one.shards, one.weights) == (["data/a"], [])
+    (tmp_path / "a.yaml").write_text("shards: data/a\n")
+    assert config.load(config.DiTTraining, [tmp_path / "a.yaml"], ["weights=2"]).weights == [2.0]
+    several = config.load(config.AutoencoderTraining, [], ["shards=[data/a,s3://b/c]", "weights=[1,2.5]", "kl_vae=x"])
+    assert (several.shards, several.weights) == (["data/a", "s3://b/c"], [1.0, 2.5])
+    (tmp_path / "b.yaml").write_text(config.dump(several))
+    assert config.load(config.AutoencoderTraining, [tmp_path / "b.yaml"]) == several
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["shards=[]"], "shards: at least one set is needed"),
+        (["shards=[a,a]"], "shards: a set is named twice"),
+        (["shards=a", "weights=[1,2]"], "weights: 2 weights for 1 sets; one each fits, or none"),
+        (["shards=[a,b]", "weights=[1,0]"], "weights: must be positive"),
+        (["shards=[a,b]", "weights=[1,.inf]"], "weights: must be positive"),
+        (["shards=a", "weights=x"], r"weights\[0\]: Value 'x' of type 'str' could not be converted to Float"),
+        (["shards=a", "reading.window=0"], "reading.window: must be at least 1 shard"),
+        (["shards=a", "reading.damaged_share=2"], "reading.damaged_share: must lie in 0..1"),
+    ],
+)
+def test_sets_that_cannot_be_meant_are_refused(overrides: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        config.load(config.DiTTraining, [], overrides)
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.relative_to(CONFIGS).as_posix())
 def test_every_shipped_file_is_valid(file: Path) -> None:
     schemas = {

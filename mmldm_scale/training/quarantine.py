@@ -30,6 +30,7 @@ class Quarantine:
         """
         key, shard = shards.key(index), shards.shard_of(index)
         file = self.folder / f"{shards.fingerprint[:8]}-{key}.json"
+        detail = detail.removeprefix(f"{shards.location}: sample {key} in {shard}: ")
         if not file.exists():
             row = {"set": shards.location, "shard": shard, "key": key, "detail": detail}
             self.folder.mkdir(parents=True, exist_ok=True)

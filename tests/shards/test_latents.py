@@ -3,7 +3,14 @@ import io
 import numpy as np
 import pytest
 
-from mmldm_scale.shards.latents import LatentSample, decode_latents, encode_latents, statistics, sums
+from mmldm_scale.shards.latents import (
+    LatentSample,
+    decode_latent_batch,
+    decode_latents,
+    encode_latents,
+    statistics,
+    sums,
+)
 
 
 def test_round_trip_in_float16(make_latent):
@@ -78,3 +85,27 @@ def test_constant_channels_have_the_posterior_s_width():
     found = statistics([sums([LatentSample(*constant * 3)])])
     assert found["audio"]["mean"] == [3.0]
     assert found["audio"]["std"] == pytest.approx([2.0])
+
+
+def test_a_batch_is_its_samples(make_latent):
+    samples = [encode_latents(make_latent(number)) for number in range(5)]
+    batch = decode_latent_batch([{name: memoryview(data) for name, data in one.items()} for one in samples])
+    for number, one in enumerate(samples):
+        for name, expected in vars(decode_latents(one)).items():
+            np.testing.assert_array_equal(getattr(batch, name)[number], expected)
+
+
+@pytest.mark.parametrize("fault", ["missing", "short", "other shape", "no array"])
+def test_a_batch_with_a_sample_of_another_kind_is_refused(make_latent, fault):
+    one, other = (dict(encode_latents(make_latent(number))) for number in range(2))
+    turned = np.ascontiguousarray(np.load(io.BytesIO(other["video.npy"])).reshape(2, 4, 2, 8))
+    faults = {
+        "missing": lambda: other.pop("video.npy"),
+        "short": lambda: other.update({"video.npy": other["video.npy"][:-2]}),
+        "other shape": lambda: other.update({"video.npy": npy(turned)}),
+        "no array": lambda: other.update({"video.npy": bytes(len(other["video.npy"]))}),
+    }
+    faults[fault]()
+    for batch in ([one, other], [other, one]):
+        with pytest.raises(ValueError, match=r"video\.npy|no float16 array"):
+            decode_latent_batch(batch)

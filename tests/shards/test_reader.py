@@ -40,6 +40,28 @@ def test_any_sample_by_its_index(tmp_path, make_set, make_latent):
             shards[beyond]
 
 
+def test_many_samples_at_once(tmp_path, make_set):
+    shards = ShardSet(make_set(tmp_path / "set", "latents"), "latents")
+    indices = [13, 0, 7, 7, 4]
+    for index, sample in zip(indices, shards.read(indices), strict=True):
+        assert sample.key == shards[index].key
+        assert {name: bytes(data) for name, data in sample.members.items()} == {
+            name: bytes(data) for name, data in shards[index].members.items()
+        }
+    assert shards.read([]) == []
+    with pytest.raises(IndexError):
+        shards.read([3, 14])
+    assert shards.sizes == [5, 5, 4]
+    assert [shards.shard_of(index) for index in (0, 4, 5, 13)] == [f"shard-00000{n}" for n in (0, 0, 1, 2)]
+
+
+def test_a_closed_set_can_be_read_on(tmp_path, make_set):
+    shards = ShardSet(make_set(tmp_path / "set", "latents"), "latents")
+    before = shards[3]
+    shards.close()
+    assert bytes(shards[3].members["json"]) == bytes(before.members["json"])
+
+
 def test_clips_come_back(tmp_path, make_set, make_clip):
     shards = ShardSet(make_set(tmp_path / "set", "clips"), "clips")
     clip = decode_clip(shards[6].members)
@@ -184,6 +206,14 @@ def test_a_missing_shard_is_refused(tmp_path, make_set, suffix):
     (folder / f"shard-000002{suffix}").unlink()
     with pytest.raises(DamagedSet, match=rf"shard-000002\{suffix}: "):
         ShardSet(folder)
+
+
+def test_a_tar_that_goes_away_after_opening_is_noticed(tmp_path, make_set):
+    folder = make_set(tmp_path / "set", "latents")
+    shards = ShardSet(folder)
+    (folder / "shard-000000.tar").unlink()
+    with pytest.raises(DamagedSet, match=r"shard-000000\.tar: cannot be read any more: No such file"):
+        shards[0]
 
 
 def test_a_tar_that_shrinks_after_opening_is_noticed(tmp_path, make_set):
