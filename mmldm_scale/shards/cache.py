@@ -10,7 +10,8 @@ work, so that a process killed at any moment leaves nothing that another could m
 - ``SHA256.tar`` is whole and checked. Whoever reads it holds a shared lock, for as long as it is open or mapped.
 - ``SHA256.part`` is on its way, already as long as it will be. Whoever fetches it holds an exclusive lock; a part that
   nobody holds was left by a killed process, and is fetched anew or makes room.
-- ``lock`` is held while room is made: the least recently opened files go, but never one that somebody holds a lock on.
+- ``lock`` is held while files are counted, removed or renamed. To make room the least recently opened go first, but
+  never one that somebody holds a lock on.
 - ``sets/…/`` are the manifests and indexes of remote sets; they are small and not counted.
 """
 
@@ -81,7 +82,8 @@ class Cache:
                     self._reserve(tar, part, stream, wait)
                     download(tar, stream)
                     os.fsync(stream.fileno())
-                    os.rename(part, self._whole(tar))
+                    with self._counting():
+                        os.rename(part, self._whole(tar))
                     sync(self.folder)
             finally:
                 if _is_at(stream, part):
@@ -129,7 +131,7 @@ class Cache:
         """Make room for ``tar`` and give its ``part`` its length, which counts from then on."""
         give_up = time.monotonic() + (PATIENCE if wait else 0)
         while True:
-            with (self.folder / "lock").open("rb") as lock, _locked(lock, fcntl.LOCK_EX):
+            with self._counting():
                 used = self._make_room(tar.bytes, part)
                 if used + tar.bytes <= self.limit:
                     os.ftruncate(stream.fileno(), tar.bytes)
@@ -140,6 +142,12 @@ class Cache:
                     f"{self.limit:,} are in use; a larger reading.stage_gigabytes or a smaller reading.window fits"
                 )
             time.sleep(0.5)
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Have the folder to oneself: nobody else reserves, removes or renames, so that what is counted stays true."""
+        with (self.folder / "lock").open("rb") as lock, _locked(lock, fcntl.LOCK_EX):
+            yield
 
     def _make_room(self, size: int, own: Path) -> int:
         """Remove what was opened longest ago until ``size`` bytes fit; return the bytes that are still taken."""
