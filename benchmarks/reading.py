@@ -114,7 +114,7 @@ def of_clips(folder: Path) -> dict[str, object]:
 def race(samples: int, readers: dict[str, Callable[[], Iterable[int]]]) -> dict[str, float]:
     """Return each reader's best rate in samples per second; they take turns."""
     best = dict.fromkeys(readers, float("inf"))
-    for _ in tqdm(range(ROUNDS), "rounds", leave=False, file=sys.stderr):
+    for _ in tqdm(range(ROUNDS), "rounds", leave=False):
         for name, reader in readers.items():
             began = time.perf_counter()
             found = sum(reader())

@@ -7,7 +7,7 @@ at global ``position``; a run that resumes needs no other state than that intege
 talk to each other.
 
 The default window of 64 shards (``ReadingConfig.window``) makes pools of 16,384 samples at the usual 256 a shard: 43
-global batches of the paper's 384, each drawn from 64 random shards. Its 0.7 GB of latents or about 13 GB of clips fit
+global batches of the paper's 384, each drawn from 64 random shards. Its 0.7 GB of latents or about 10 GB of clips fit
 the memory of any node that trains. A set of up to ``window`` shards is shuffled as a whole.
 """
 

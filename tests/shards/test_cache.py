@@ -196,7 +196,7 @@ def read_at_random(cache: Cache, tars: list[StoredTar], seed: int, rounds: int) 
 def test_many_processes_share_it(tmp_path, tars, monkeypatch):
     monkeypatch.setattr(caches, "PATIENCE", 30.0)
     cache = make(tmp_path, 5)
-    processes = [FORK.Process(target=read_at_random, args=(cache, tars, seed, 60), daemon=True) for seed in range(4)]
+    processes = [FORK.Process(target=read_at_random, args=(cache, tars, seed, 150), daemon=True) for seed in range(4)]
     for process in processes:
         process.start()
     for process in processes:
