@@ -1,5 +1,6 @@
 # make demo          everything once, in small: videos, shards, training, sampling (VIDEOS=dir takes your own videos)
 # make test          the tests; as root on Debian it installs SLURM for those that need one
+# make soak          the fault trials at their full counts, hours (SOAK_SHARE=0.05 takes a twentieth of each)
 # make lint          ruff
 # make install       the environment .venv with the command mmldm
 # make clean         removes .venv and what building left; not demo/ and runs/
@@ -15,7 +16,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 APT := export DEBIAN_FRONTEND=noninteractive; apt-get update -q && apt-get install -q -y --no-install-recommends
 CAN_APT = [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null
 
-.PHONY: demo test lint install clean slurm
+.PHONY: demo test soak lint install clean slurm
 .DELETE_ON_ERROR:
 
 demo: install
@@ -23,6 +24,9 @@ demo: install
 
 test: $(VENV)/installed-dev slurm
 	$(VENV)/bin/python -m pytest
+
+soak: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest -m soak --timeout=0 --capture=no tests/soak
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
