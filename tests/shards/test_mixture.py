@@ -69,6 +69,7 @@ def test_depends_on_nothing_but_seed_and_position(sets):
     places = [mixture(sets, [1, 2, 3]).replacement(5, attempt) for attempt in (1, 2, 3, 2)]
     assert places[1] == places[3]
     assert all(number == mixture(sets, [1, 2, 3]).locate(5)[0] for number, _ in places)
+    assert len({mixture(sets, [1, 2, 3]).replacement(position, 1) for position in range(60)}) > 15
 
 
 def test_samples_are_those_of_the_sets(sets):

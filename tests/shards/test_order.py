@@ -1,3 +1,4 @@
+import itertools
 import pickle
 
 import numpy as np
@@ -29,6 +30,14 @@ def test_epochs_seeds_and_streams_differ(window):
             assert np.mean(np.array(one) == np.array(other)) < 0.2
 
 
+@pytest.mark.parametrize(("sizes", "window"), [([50], 1), ([10] * 5, 1), ([10] * 5, 5)])
+def test_a_shards_samples_follow_each_other_anew_in_each_epoch(sizes, window):
+    order = Order(sizes, seed=0, window=window)
+    followers = [set(itertools.pairwise(epoch(order, number))) for number in range(6)]
+    for one, other in itertools.combinations(followers, 2):
+        assert len(one & other) < 12
+
+
 def test_depends_on_nothing_but_seed_and_position():
     straight = [Order(SIZES, seed=5, window=4)(position) for position in range(200)]
     order = Order(SIZES, seed=5, window=4)
@@ -37,7 +46,7 @@ def test_depends_on_nothing_but_seed_and_position():
     assert [pickle.loads(pickle.dumps(order))(position) for position in range(200)] == straight
 
 
-@pytest.mark.parametrize("window", [1, 3, 4, 6])
+@pytest.mark.parametrize("window", [1, 3, 4, 5, 6])
 def test_a_stretch_touches_few_shards_and_mixes_them_all(window):
     order = Order(SIZES, seed=1, window=window)
     position, shards = 0, []

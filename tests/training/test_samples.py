@@ -1,5 +1,6 @@
 """What a run reads: order, mixture and stage, and other samples in place of damaged ones."""
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 
 from mmldm_scale.config import DiTTraining, ReadingConfig, TrainingConfig
 from mmldm_scale.errors import UserError
+from mmldm_scale.shards.cache import Cache
 from mmldm_scale.shards.latents import decode_latent_batch
+from mmldm_scale.shards.remote import StoredTar
 from mmldm_scale.training.samples import Samples
 from tests.training.latent_sets import damage, write_latents
 
@@ -115,6 +118,14 @@ def test_staged_shards_read_the_same_and_ahead(tmp_path, latents):
     while {file.stem for file in (tmp_path / "other").glob("*.tar")} != soon and time.monotonic() < end:
         time.sleep(0.01)
     assert {file.stem for file in (tmp_path / "other").glob("*.tar")} == soon  # the next pool's, and no more
+
+
+def test_a_preview_keeps_nothing_staged(tmp_path, latents):
+    samples = open_samples(tmp_path, stage=str(tmp_path / "near"))
+    samples.spread(26, lambda found: None)
+    (tmp_path / "other.tar").write_bytes(b"other")
+    other = StoredTar(str(tmp_path / "other.tar"), 5, hashlib.sha256(b"other").hexdigest())
+    Cache(tmp_path / "near", 5).open(other).close()  # there is room for 5 bytes when all else has gone
 
 
 def test_a_mixture_is_staged_in_one_folder(tmp_path, latents):
