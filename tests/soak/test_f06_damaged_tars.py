@@ -85,7 +85,7 @@ def learned_from(folder: Path, count: int) -> dict[str, bytes]:
     return dict(samples.read(range(count), lambda found: [(s.key, bytes(s.members["audio.npy"])) for s in found]))
 
 
-@trials.counts(short=24, full=1000)
+@trials.counts(full=1000, short=24)
 def test_damaged_tars_are_noticed_before_use(count, originals, tmp_path):
     expected = [samples_of(folder) for folder in originals]
 

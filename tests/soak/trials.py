@@ -1,11 +1,12 @@
 """Fault trials: how many there are, how they are counted, and what the count proves.
 
-    @trials.counts(short=10, full=1000)
+    @trials.counts(full=1000, short=10)
     def test_cut_tars_are_noticed(count, tmp_path):
         trials.run("cut tars are noticed", count, lambda number: ...)  # raises if trial `number` goes wrong
 
-In the ordinary suite such a test has its short count; ``make soak`` (``pytest -m soak``) runs the full one, times the
-environment variable SOAK_SHARE. Every trial is a function of its number, so that one that failed can be run again.
+In the ordinary suite such a test has its short count, or is left out where other tests are its short form; ``make
+soak`` (``pytest -m soak``) runs the full one, times the environment variable SOAK_SHARE. Every trial is a function of
+its number, so that one that failed can be run again.
 """
 
 import math
@@ -30,12 +31,11 @@ def wilson(successes: int, count: int) -> float:
     return (rate + square / (2 * count) - spread) / (1 + square / count)
 
 
-def counts(short: int, full: int) -> pytest.MarkDecorator:
-    """Parametrize a test by ``count``: ``short``, and marked "soak" ``full`` times SOAK_SHARE, at least 1."""
+def counts(full: int, short: int = 0) -> pytest.MarkDecorator:
+    """Parametrize a test by ``count``: marked "soak" ``full`` times SOAK_SHARE, at least 1; and ``short``, if any."""
     scaled = max(1, round(full * float(os.environ.get("SOAK_SHARE", "1"))))
-    return pytest.mark.parametrize(
-        "count", [pytest.param(short, id="short"), pytest.param(scaled, id="full", marks=pytest.mark.soak)]
-    )
+    forms = [pytest.param(scaled, id="full", marks=pytest.mark.soak)]
+    return pytest.mark.parametrize("count", [pytest.param(short, id="short"), *forms] if short else forms)
 
 
 def run(name: str, count: int, trial: Callable[[int], object]) -> None:
