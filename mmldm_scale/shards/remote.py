@@ -6,6 +6,7 @@ and then is one clear error. S3, Google Cloud Storage and https need packages of
 
 import errno
 import hashlib
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ class StoredTar:
     url: str
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):  # it becomes a file's name
+            raise DamagedSet(f"{self.url}: {self.sha256!r}, in the set's manifest, is no sha256")
 
 
 def is_url(location: str) -> bool:

@@ -114,6 +114,12 @@ def test_what_cannot_work_is_said_at_once(url, says, pauses):
     assert pauses == []
 
 
+@pytest.mark.parametrize("name", ["../../etc/x", "", "0" * 63, "A" * 64])
+def test_a_tar_is_named_by_nothing_but_a_sha256(name):
+    with pytest.raises(DamagedSet, match="is no sha256"):
+        StoredTar(URL, 1, name)
+
+
 def test_a_full_disk_is_said_at_once(tmp_path, pauses, monkeypatch):
     def full(stream, data):
         raise OSError(errno.ENOSPC, "no space left")
