@@ -215,7 +215,9 @@ def _chart(title: str, counts: Mapping[str, int]) -> str:
 
 def _figure(card: Card) -> str:
     picture = f'<img loading="lazy" alt="{escape(card.key)}" src="{_data("image/jpeg", _jpeg(card.picture))}">'
-    sound = f'<audio controls loop preload="metadata" src="{_data("audio/wav", card.sound)}"></audio>' if card.sound else ""
+    sound = ""
+    if card.sound:
+        sound = f'<audio controls loop preload="metadata" src="{_data("audio/wav", card.sound)}"></audio>'
     return f"<figure>{picture}{sound}<figcaption>{escape(card.key)}<br>{escape(card.caption)}</figcaption></figure>"
 
 

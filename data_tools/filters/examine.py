@@ -67,6 +67,7 @@ def measures(look: Look, silence_db: float = -60.0) -> dict[str, Any]:
         "letterbox": picture.letterbox(look),
         "still_bars": picture.still_bars(look),
         "onset_agreement": met.share,
+        "onset_surplus": met.surplus,
         "onset_offset": met.offset,
         "hash": perceptual_hash(look),
     }

@@ -2,7 +2,8 @@
 
 AV-Align (Yariv et al., AAAI 2024) takes the peaks of the optical flow and of the sound's onset strength, and the
 intersection over union of those that meet within a frame. Here the change of the picture stands for the flow, which
-would cost more than decoding does, and a frame is 0.1 s.
+would cost more than decoding does, and a frame is 0.1 s. Where there are many onsets some meet by chance; so what the
+same onsets reach when one side is turned by other times is taken off for a second measure.
 """
 
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ APART = 0.3  # seconds after an onset in which there is no other
 NEAR = 0.03  # seconds on both sides, or one value, in which a peak is the highest
 AROUND = 1.0  # seconds on both sides whose median is what a peak has to stand out of
 RISE_DB = 3.0  # by which the sound has to rise within 20 ms, in the mean over bands, above what it does around
-CHANGE = 1.5  # levels by which the picture has to change in 0.1 s more than it does around
+CHANGE = 0.3  # levels by which the picture has to change in 0.1 s more than it does around: little, as in AV-Align
+STANDOUT = {"picture": 1.05, "sound": 2.0}  # times what is usual around it that a peak has to reach, besides
 TOLERANCE = 0.1  # seconds within which two onsets meet: one frame, as in AV-Align
 FARTHEST = 0.5  # seconds: the largest delay that is looked for
+TURN = 0.37  # seconds from one turn to the next, no simple part of a beat
 
 
 @dataclass(frozen=True)
@@ -28,32 +31,46 @@ class Agreement:
 
     Attributes:
         share: of the onsets, those that meet within 0.1 s: intersection over union, 0 to 1; None without any onset.
+        surplus: ``share`` less its mean over turns of the sound against the picture by other times, -1 to 1; None
+            without any onset, or in a stretch too short to be turned.
         offset: seconds by which the sound comes after the picture, where most onsets meet, within ±0.5 s; None where
             fewer than two do.
     """
 
     share: float | None
+    surplus: float | None
     offset: float | None
 
 
 def agreement(look: Look) -> Agreement:
     """Return how well the onsets of picture and sound agree in time."""
     seen, heard = picture_onsets(look), sound_onsets(look)
-    together = len(_met(seen, heard))
-    union = len(seen) + len(heard) - together
+    share = _share(seen, heard)
+    length = len(look.pictures) / FPS
+    turns = np.arange(FARTHEST + TOLERANCE, length - FARTHEST, TURN)
+    surplus = None
+    if share is not None and len(turns):
+        surplus = share - float(np.mean([_share(seen, np.sort((heard + turn) % length)) for turn in turns]))
     best = np.zeros(0)
     for delay in sorted(np.arange(-FARTHEST, FARTHEST + HOP, TOLERANCE / 2), key=abs):  # the smallest of equals
         met = _met(seen + delay, heard)
         if len(met) > len(best):
             best = met + delay
-    return Agreement(together / union if union else None, float(np.median(best)) if len(best) > 1 else None)
+    return Agreement(share, surplus, float(np.median(best)) if len(best) > 1 else None)
+
+
+def _share(seen: np.ndarray, heard: np.ndarray) -> float | None:
+    """Return the share of onsets that meet, intersection over union; None if there are none."""
+    together = len(_met(seen, heard))
+    union = len(seen) + len(heard) - together
+    return together / union if union else None
 
 
 def picture_onsets(look: Look) -> np.ndarray:
     """Return when the picture changes suddenly, in seconds, ascending: a step of 0.1 s counts with its middle."""
     change = changes(look)
     change[[seam - 1 for seam in look.seams]] = 0
-    return (_peaks(change, FPS, CHANGE) + 0.5) / FPS
+    return (_peaks(change, FPS, CHANGE, STANDOUT["picture"]) + 0.5) / FPS
 
 
 def sound_onsets(look: Look) -> np.ndarray:
@@ -64,11 +81,11 @@ def sound_onsets(look: Look) -> np.ndarray:
     for seam in (0, *look.seams):  # where sound begins or goes on elsewhere is no onset
         at = round(seam / FPS / HOP)
         rise[max(0, at - 3) : at + 4] = 0
-    return _peaks(rise, round(1 / HOP), RISE_DB) * HOP
+    return _peaks(rise, round(1 / HOP), RISE_DB, STANDOUT["sound"]) * HOP
 
 
-def _peaks(curve: np.ndarray, rate: int, height: float) -> np.ndarray:
-    """Return where ``curve`` (``rate`` a second) has peaks that stand ``height``, and twice, above its median around.
+def _peaks(curve: np.ndarray, rate: int, height: float, standout: float) -> np.ndarray:
+    """Return where ``curve`` (``rate`` a second) peaks: ``height`` above, and ``standout`` times, its median around.
 
     What follows a peak within 0.3 s belongs to it: a flash also ends, and a blow rings.
     """
@@ -78,7 +95,7 @@ def _peaks(curve: np.ndarray, rate: int, height: float) -> np.ndarray:
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(curve, near, constant_values=-np.inf), 2 * near + 1)
     highest = np.argmax(windows, axis=1) == near
     peaks: list[int] = []
-    for peak in np.flatnonzero(highest & (curve >= np.maximum(usual + height, 2 * usual))):
+    for peak in np.flatnonzero(highest & (curve >= np.maximum(usual + height, standout * usual))):
         if not peaks or peak - peaks[-1] >= APART * rate:
             peaks.append(peak)
     return np.array(peaks, int)

@@ -51,6 +51,7 @@ MEASURES: dict[str, Measure] = {
     "letterbox": Measure(pa.float32(), "0–1", "share of the centre crop's area that black bars take"),
     "still_bars": Measure(pa.float32(), "0–1", "the same of all bars in which nothing moves, with text or without"),
     "onset_agreement": Measure(pa.float32(), "0–1", "share of the onsets in picture and sound that meet within 0.1 s"),
+    "onset_surplus": Measure(pa.float32(), "−1–1", "onset_agreement above what the same onsets reach by chance"),
     "onset_offset": Measure(pa.float32(), "s, −0.5–0.5", "by how much the sound's onsets follow the picture's"),
     "hash": Measure(pa.binary(BYTES), "", "perceptual hash of picture (24 bytes) and sound (8 bytes)"),
 }

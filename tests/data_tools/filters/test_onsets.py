@@ -46,12 +46,26 @@ def test_half_of_the_onsets_agree(look):
     assert made.share == pytest.approx(4 / 7)
 
 
+def test_the_surplus_is_what_chance_does_not_explain(look):
+    """Seven onsets that meet against the same turned; and many that meet no better than turned ones do."""
+    made = agreement(look(flashes(TIMES), beeps(TIMES)))
+    turned = []
+    for turn in np.arange(0.6, 9.5, 0.37):
+        gaps = np.abs((sound_onsets(look(flashes(TIMES), beeps(TIMES))) + turn) % 10 - (TIMES[:, None] - 0.05))
+        met = int((gaps.min(0) <= 0.1).sum())
+        turned.append(met / (14 - met))
+    assert made.surplus == pytest.approx(1 - np.mean(turned), abs=0.06)
+    dense = np.arange(0.4, 9.7, 0.4)
+    made = agreement(look(flashes(dense), beeps(np.sort(np.random.default_rng(3).uniform(0.3, 9.7, 24)))))
+    assert made.share > 0.1 > abs(made.surplus)
+
+
 def test_without_any_onset_nothing_is_said(look):
     noise = 0.1 * np.random.default_rng(2).normal(size=10 * RATE)
     made = agreement(look(flashes(TIMES[:0]), noise))
-    assert (made.share, made.offset) == (None, None)
+    assert (made.share, made.surplus, made.offset) == (None, None, None)
     made = agreement(look(flashes(TIMES), noise))
-    assert (made.share, made.offset) == (0.0, None)
+    assert (made.share, made.surplus, made.offset) == (0.0, 0.0, None)
 
 
 def test_a_seam_is_no_onset(look):
