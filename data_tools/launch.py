@@ -29,6 +29,7 @@ from mmldm_scale.processes import die_with_parent
 Launcher = Literal["local", "slurm"]
 ROOT = Path(__file__).resolve().parents[1]
 PROLOGUE = ROOT / "slurm" / "prologue.sh"
+ENCODING = ("latents", "all")  # commands that use a GPU
 PATIENCE = 10.0  # seconds that a process may take to stop before it is killed
 POLLS = (0.5, 10.0)  # seconds between two looks at SLURM's jobs: at first, and when they run for long
 
@@ -123,17 +124,18 @@ def _run_here(command: Sequence[str], count: int) -> int:
     with contextlib.ExitStack() as stack, _terminated():
         stack.callback(chorus.close)
         stack.callback(_stop, team)
+        cores, gpus = max(1, default_workers() // count), _gpus() if command[0] in ENCODING else []
         for number in range(count):
             output = stack.enter_context(tempfile.TemporaryFile())
-            team.append(_Process(number, _start(command, number, count, output), output))
+            one = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+            env = {"OMP_NUM_THREADS": str(cores), **os.environ, **one}
+            team.append(_Process(number, _start(_shard(command, cores), env, output), output))
         return _watch(team, chorus)
 
 
-def _start(command: Sequence[str], number: int, count: int, output: BinaryIO) -> subprocess.Popen:
-    cores = max(1, default_workers() // count)
-    env = {"OMP_NUM_THREADS": str(cores), **os.environ, **_one_gpu(number)}
+def _start(command: Sequence[str], env: dict[str, str], output: BinaryIO) -> subprocess.Popen:
     process = subprocess.Popen(
-        _shard(command, cores),
+        command,
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -150,16 +152,13 @@ def _prepare_child() -> None:
     die_with_parent(signal.SIGTERM)
 
 
-def _one_gpu(number: int) -> dict[str, str]:
-    """Return the environment that leaves process ``number`` one of the GPUs that we may use, if there are any."""
-    import torch  # takes seconds
+def _gpus() -> list[str]:
+    """Return the names, as CUDA_VISIBLE_DEVICES has them, of the GPUs that we may use."""
+    import torch  # takes seconds, which other commands need not wait
 
     count = torch.cuda.device_count()
-    if not count:
-        return {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[:count]
-    names = visible if len(visible) == count and all(visible) else list(map(str, range(count)))
-    return {"CUDA_VISIBLE_DEVICES": names[number % count]}
+    return visible if len(visible) == count and all(visible) else list(map(str, range(count)))
 
 
 def _watch(team: list[_Process], chorus: Chorus) -> int:

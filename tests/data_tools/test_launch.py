@@ -1,5 +1,6 @@
 """Several processes of one command on this node: the same set, heard as one, whatever happens to one of them."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_tools.chorus import Chorus
 from data_tools.launch import Options, add_arguments, command_of, launch
@@ -131,6 +133,23 @@ def test_a_mistake_is_shown_once_and_ends_all(good_videos, overrides, tmp_path):
     assert out == ""
 
 
+@pytest.mark.parametrize(("visible", "expected"), [(None, ["0", "1", "0"]), ("3,GPU-5", ["3", "GPU-5", "3"])])
+def test_processes_take_turns_on_the_gpus_that_may_be_used(monkeypatch, visible, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    real, seen = subprocess.Popen, []
+
+    def record(command, env, **options):
+        seen.append(env["CUDA_VISIBLE_DEVICES"])
+        return real(["true"], env=env, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", record)
+    assert launch(["latents"], "local", 3, Options(Path("set"))) == 0
+    assert seen == expected
+
+
 def test_how_many_has_to_be_said(tmp_path):
     for jobs in (None, 0):
         with pytest.raises(UserError, match="--jobs"):
@@ -145,8 +164,6 @@ def test_the_launchers_flags_are_taken_off_the_command():
 
 
 def test_flags_are_parsed():
-    import argparse
-
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     args = parser.parse_args(["--launcher", "local", "--jobs", "2"])
