@@ -115,13 +115,14 @@ def test_a_signal_stops_all(good_videos, overrides, tmp_path, number, status):
     assert all(map(gone, started))
 
 
-def test_a_killed_launcher_leaves_no_process_behind(good_videos, overrides, tmp_path):
-    launcher = start(2, clips(good_videos, tmp_path / "set", [*overrides, "stride=1", "samples_per_shard=1"]))
-    wait_for(lambda: (tmp_path / "set").exists())
+def test_a_killed_launcher_leaves_no_process_behind(make_video, overrides, tmp_path):
+    make_video(tmp_path / "videos" / "long.mp4", seconds=30)  # many times the seconds that are waited below
+    launcher = start(2, clips(tmp_path / "videos", tmp_path / "set", [*overrides, "stride=1", "samples_per_shard=1"]))
+    wait_for(lambda: list((tmp_path / "set").glob("shard-*.json")))
     started = children(launcher.pid)
     launcher.kill()
     launcher.communicate()
-    wait_for(lambda: all(map(gone, started)), 20)
+    wait_for(lambda: all(map(gone, started)), 1.5)
 
 
 def test_a_mistake_is_shown_once_and_ends_all(good_videos, overrides, tmp_path):
