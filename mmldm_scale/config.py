@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_origin
 
+import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -21,6 +22,7 @@ from mmldm_scale.errors import UserError
 
 Backend = Literal["auto", "flash", "xformers", "sdpa", "math"]
 Precision = Literal["fp32", "bf16", "fp16"]
+MAX_DEPTH = 100  # of what a configuration file nests
 GenerationTask = Literal["svg", "a2v", "v2a"]  # joint; video to given audio; audio to given video
 
 
@@ -371,7 +373,7 @@ def load(schema: type[Schema], files: Sequence[str | Path] = (), overrides: Sequ
             together.
     """
     sources = [(str(file), _read_yaml(Path(file))) for file in files]
-    return _compose(schema, [*sources, *((f"'{text}'", _parse_override(text)) for text in overrides)])
+    return _compose(schema, [*sources, *((f"{text!r:.200}", _parse_override(text)) for text in overrides)])
 
 
 def restore(schema: type[Schema], values: dict[str, Any], name: str) -> Schema:
@@ -386,7 +388,10 @@ def _compose(schema: type[Schema], sources: list[tuple[str, Any]]) -> Schema:
             config = OmegaConf.merge(config, _with_lists(part, schema))
         except (OmegaConfBaseException, TypeError) as error:
             raise UserError(f"{name}: {_explain(error, schema)}") from None
-    missing = sorted(OmegaConf.missing_keys(config))
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+    except OmegaConfBaseException as error:  # a reference to another key that is not there, or does not fit here
+        raise UserError(_explain(error, schema)) from None
     if missing:
         raise UserError(f"{', '.join(missing)}: not set; give {missing[0]}=VALUE or set it in a --config file")
     try:
@@ -409,9 +414,19 @@ def _read_yaml(file: Path) -> Any:
     if file.stat().st_size > 1 << 20:
         raise UserError(f"{file}: larger than 1 MiB, so no configuration file of ours")
     try:
+        _check_depth(file.read_text("utf-8"))
         return OmegaConf.load(file)
     except Exception as error:  # the YAML library's errors share no narrower base class with OmegaConf's
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+
+
+def _check_depth(text: str) -> None:
+    """Raise ValueError if lists and mappings lie too deep in ``text``: loading recurses in C, and would crash."""
+    depth = 0
+    for event in yaml.parse(text, yaml.CSafeLoader):  # these come one by one
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"lists and mappings in one another, more than {MAX_DEPTH} deep")
 
 
 def _with_lists(part: Any, schema: type) -> Any:
@@ -428,11 +443,11 @@ def _with_lists(part: Any, schema: type) -> Any:
 def _parse_override(text: str) -> Any:
     key, equals, _ = text.partition("=")
     if not equals or not key:
-        raise UserError(f"'{text}': an override has the form key.sub=value")
+        raise UserError(f"{text!r:.200}: an override has the form key.sub=value")
     try:
         return OmegaConf.from_dotlist([text])
     except Exception as error:  # as above
-        raise UserError(f"'{text}': {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{text!r:.200}: {' '.join(str(error).split())[:200]}") from None
 
 
 def _explain(error: Exception, schema: type) -> str:

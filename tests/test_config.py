@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.filters.config import Selection
 from mmldm_scale import config
 from mmldm_scale.errors import UserError
 
@@ -42,6 +43,7 @@ def test_printed_configuration_reads_back_the_same(tmp_path) -> None:
         ("diffusion: {audio_conditioned: 0.8, video_conditioned: 0.5}", "must lie in 0..1"),
         ("a: b: c", "not valid YAML"),
         ("- 1", "incompatible container types"),
+        ("- " * 200_000, "lists and mappings in one another, more than 100 deep"),
         ("training: !!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
@@ -62,6 +64,12 @@ def test_missing_value_missing_file_and_malformed_override() -> None:
         config.load(config.DiTTraining, ["nowhere.yaml"])
     with pytest.raises(UserError, match="has the form key.sub=value"):
         config.load(config.DiTTraining, [], ["shards"])
+
+
+def test_a_reference_that_leads_nowhere_is_one_line() -> None:
+    with pytest.raises(UserError, match="run: Interpolation key 'nowhere' not found") as error:
+        config.load(config.DiTTraining, [], ["shards=x", "run=${nowhere}"])
+    assert "\n" not in str(error.value)
 
 
 def test_one_set_or_several(tmp_path: Path) -> None:
@@ -96,7 +104,7 @@ def test_sets_that_cannot_be_meant_are_refused(overrides: list[str], says: str) 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.relative_to(CONFIGS).as_posix())
 def test_every_shipped_file_is_valid(file: Path) -> None:
     schemas = {
-        "data": [config.Preparation],
+        "data": [Selection if file.name == "audioset_select.yaml" else config.Preparation],
         "dit": [config.DiTTraining],
         "sample": [config.Sampling],
         "cluster": [config.DiTTraining, config.AutoencoderTraining, config.KLVAETraining],

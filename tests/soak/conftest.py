@@ -1,7 +1,5 @@
 """Fault trials run at their full count only when asked for (``-m soak``), and say at the end what they counted."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.soak import trials
@@ -20,14 +18,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("fault trials")
         for line in trials.REPORT:
             terminalreporter.line(line)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small lose by threads, much of it where other tests run beside."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
