@@ -28,7 +28,7 @@ FORMATS = (
     "obu,ogg,rm,w64,wav,webm"
 )
 MAX_PIXELS = 8192 * 8192  # of one picture: beyond it a file is refused instead of filling the memory
-MAX_RATE = 768_000  # Hz, of sound: as above
+RATES = range(1_000, 768_001)  # Hz, of sound: beyond them a header is wrong, and resampling fails or fills the memory
 IO_TIMEOUT = 30.0  # seconds that opening a file or reading a packet may take
 PREROLL = 1.0  # seconds decoded ahead of a seek's target: sound codecs need some, and seeking is by decoding time
 
@@ -94,7 +94,7 @@ class Track:
         stream = find_stream(self.container, self.kind)
         if stream is None:
             raise MediaError(f"no_{self.kind}_stream", f"{self.path}: {self.container.format.name}")
-        if stream.codec_context is None or (self.kind == "audio" and not 0 < stream.sample_rate <= MAX_RATE):
+        if stream.codec_context is None or (self.kind == "audio" and stream.sample_rate not in RATES):
             raise MediaError("unsupported_codec", f"{self.path}: {self.kind} stream")
         if self.kind == "video" and stream.width * stream.height > MAX_PIXELS:
             raise MediaError("too_large", f"{self.path}: {stream.width}×{stream.height} pixels")

@@ -134,10 +134,11 @@ def test_a_picture_too_large_is_refused(tmp_path, record):
     assert reason_of(path) == "too_large"
 
 
-def test_a_sample_rate_beyond_all_reason_is_refused(tmp_path, record):
+@pytest.mark.parametrize("rate", [1.0, 2e9])
+def test_a_sample_rate_beyond_all_reason_is_refused(tmp_path, record, rate):
     path = record(tmp_path / "a.mkv", audio_codec="pcm_s16le", layout="mono")
     data = path.read_bytes()
     assert data.count(struct.pack(">d", 44100)) == 1
-    path.write_bytes(data.replace(struct.pack(">d", 44100), struct.pack(">d", 2e9)))
+    path.write_bytes(data.replace(struct.pack(">d", 44100), struct.pack(">d", rate)))
     with pytest.raises(MediaError, match="unsupported_codec"):
         list(read_clips(path, [0.0], MediaConfig(frames=4, size=16)))
