@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.config import Preparation, SourceConfig
 from data_tools.progress import progress
 from data_tools.sources import Source
 from data_tools.sources.keys import unique_keys
 from data_tools.sources.video import Video
 from data_tools.workers import each
-from mmldm_scale.config import Preparation, SourceConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.media.decode import SLACK, probe

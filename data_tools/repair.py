@@ -9,11 +9,12 @@ import functools
 from pathlib import Path
 
 from data_tools.clips import make_clips
+from data_tools.config import Preparation
 from data_tools.plan import ClipPlan
 from data_tools.progress import progress
 from data_tools.sources import open_source
 from data_tools.workers import each
-from mmldm_scale.config import Preparation, restore
+from mmldm_scale.config import restore
 from mmldm_scale.errors import UserError
 from mmldm_scale.shards.files import read_json
 from mmldm_scale.shards.index import shard_name

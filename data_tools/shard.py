@@ -49,10 +49,11 @@ from typing import TypeVar
 
 from data_tools import launch
 from data_tools.clips import make_clips
+from data_tools.config import Preparation
 from data_tools.repair import repair, verify
 from data_tools.sources import SOURCES, open_source
 from data_tools.workers import default_workers
-from mmldm_scale.config import Preparation, dump, load
+from mmldm_scale.config import dump, load
 from mmldm_scale.errors import UserError
 from mmldm_scale.shards.manifest import DROPPED, Manifest
 from mmldm_scale.shards.verify import Findings
@@ -152,7 +153,7 @@ def _config(args: argparse.Namespace, schema: type[Schema]) -> Schema | None:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from data_tools.filters.config import Measurement
+    from data_tools.config import Measurement
     from data_tools.filters.measure import measure
 
     if config := _config(args, Measurement):
@@ -163,7 +164,7 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _select(args: argparse.Namespace) -> int:
-    from data_tools.filters.config import Selection
+    from data_tools.config import Selection
     from data_tools.filters.select import select
 
     if config := _config(args, Selection):

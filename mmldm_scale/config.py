@@ -26,7 +26,8 @@ MAX_DEPTH = 100  # of what a configuration file nests
 GenerationTask = Literal["svg", "a2v", "v2a"]  # joint; video to given audio; audio to given video
 
 
-def _require(fits: bool, key: str, problem: str) -> None:
+def require(fits: bool, key: str, problem: str) -> None:
+    """Raise UserError, "key: problem", unless the value of ``key`` ``fits``."""
     if not fits:
         raise UserError(f"{key}: {problem}")
 
@@ -49,10 +50,10 @@ class AudioImageConfig:
     ceiling_db: float = 20.0  # this level and above is its brightest
 
     def __post_init__(self) -> None:
-        _require(self.f_max <= self.sample_rate / 2, "media.audio.f_max", f"at most {self.sample_rate / 2:g} Hz fits")
-        _require(self.win_length <= self.n_fft, "media.audio.win_length", f"at most n_fft = {self.n_fft} fits")
-        _require(self.floor_db < self.ceiling_db, "media.audio.floor_db", "must lie below ceiling_db")
-        _require(min(self.hop_length, self.n_mels) > 0, "media.audio", "hop_length and n_mels must be positive")
+        require(self.f_max <= self.sample_rate / 2, "media.audio.f_max", f"at most {self.sample_rate / 2:g} Hz fits")
+        require(self.win_length <= self.n_fft, "media.audio.win_length", f"at most n_fft = {self.n_fft} fits")
+        require(self.floor_db < self.ceiling_db, "media.audio.floor_db", "must lie below ceiling_db")
+        require(min(self.hop_length, self.n_mels) > 0, "media.audio", "hop_length and n_mels must be positive")
 
 
 @dataclass
@@ -66,9 +67,9 @@ class MediaConfig:
     audio: AudioImageConfig = field(default_factory=AudioImageConfig)
 
     def __post_init__(self) -> None:
-        _require(self.frames >= 1, "media.frames", "must be at least 1")
-        _require(self.fps > 0, "media.fps", "must be positive")
-        _require(self.size >= 8, "media.size", "must be at least 8 pixels")
+        require(self.frames >= 1, "media.frames", "must be at least 1")
+        require(self.fps > 0, "media.fps", "must be positive")
+        require(self.size >= 8, "media.size", "must be at least 8 pixels")
 
     @property
     def seconds(self) -> float:
@@ -79,58 +80,6 @@ class MediaConfig:
     def audio_samples(self) -> int:
         """Length of a clip's waveform in samples."""
         return round(self.seconds * self.audio.sample_rate)
-
-
-# --- data preparation ------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class SourceConfig:
-    """``data_tools/shard.py``: what kind of collection the videos are, and the lists that come with it."""
-
-    kind: Literal["folder", "audioset", "landscape", "aist"] = "folder"
-    include: list[str] = field(default_factory=list)  # AudioSet: only what has one of these labels or one below them
-    exclude: list[str] = field(default_factory=list)  # AudioSet: nothing that has one of these labels or one below them
-    ontology: str = ""  # AudioSet: ontology.json; "": the one beside the first list, if any
-    label_names: str = ""  # AudioSet: class_labels_indices.csv; "": as above
-    label: Literal["genre", "situation", "camera", "dancer", "music", "choreography"] = "genre"  # AIST++: the class
-    music: str = ""  # AIST++'s original videos, and lists with a column "audio": the folder of the sound files
-    split: str = ""  # of all videos; "": what folders, names of segment lists and columns say
-    list: str = ""  # a list of segments (AudioSet; several with "," between), clips (folder) or classes (Landscape)
-
-    def __post_init__(self) -> None:
-        if self.kind == "folder" and self.list:
-            return  # a selection of any source, perhaps with the file that configured its source
-        meant_for = {
-            "include": ("audioset",),
-            "exclude": ("audioset",),
-            "ontology": ("audioset",),
-            "label_names": ("audioset",),
-            "music": ("aist",),
-            "list": ("audioset", "landscape"),
-        }
-        for key, kinds in meant_for.items():
-            fits = self.kind in kinds or not getattr(self, key)
-            _require(fits, f"source.{key}", f"only for source.kind={', '.join(kinds)}, not for {self.kind}")
-
-
-@dataclass
-class Preparation:
-    """``data_tools/shard.py``: where clips come from, how they are cut and kept in shards."""
-
-    source: SourceConfig = field(default_factory=SourceConfig)
-    media: MediaConfig = field(default_factory=MediaConfig)
-    stride: int = 16  # frames from one clip's start to the next in the same video; 1 takes every window
-    max_clips_per_video: int = 0  # 0: no limit
-    samples_per_shard: int = 256
-    jpeg_quality: int = 95  # of the frames in clip shards
-    silence_db: float = -60.0  # a clip whose RMS level lies below is dropped as silent
-
-    def __post_init__(self) -> None:
-        _require(self.stride >= 1, "stride", "must be at least 1 frame")
-        _require(self.samples_per_shard >= 1, "samples_per_shard", "must be at least 1")
-        _require(1 <= self.jpeg_quality <= 100, "jpeg_quality", "must lie in 1..100")
-        _require(self.max_clips_per_video >= 0, "max_clips_per_video", "must be 0 (no limit) or more")
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -167,7 +116,7 @@ class UNetConfig:
     estimate: bool = False  # guess the noise from the features alone; the U-Net corrects it. For training from scratch
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             len(self.attention) == len(self.multipliers),
             "model.decoder.attention",
             f"needs one entry a level: {len(self.multipliers)}, not {len(self.attention)}",
@@ -199,8 +148,8 @@ class DiTConfig:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.width % self.heads == 0, "model.heads", f"must divide model.width = {self.width}")
-        _require(self.width % 4 == 0, "model.width", "must be a multiple of 4 (2-D sin-cos positions)")
+        require(self.width % self.heads == 0, "model.heads", f"must divide model.width = {self.width}")
+        require(self.width % 4 == 0, "model.width", "must be a multiple of 4 (2-D sin-cos positions)")
 
 
 @dataclass
@@ -215,8 +164,8 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         shares = self.audio_conditioned + self.video_conditioned
-        _require(0 <= shares <= 1, "diffusion", "audio_conditioned + video_conditioned must lie in 0..1")
-        _require(0 < self.beta_start < self.beta_end < 1, "diffusion.beta_start", "0 < beta_start < beta_end < 1 fits")
+        require(0 <= shares <= 1, "diffusion", "audio_conditioned + video_conditioned must lie in 0..1")
+        require(0 < self.beta_start < self.beta_end < 1, "diffusion.beta_start", "0 < beta_start < beta_end < 1 fits")
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -249,25 +198,25 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for key in ("total_samples", "global_batch", "micro_batch", "keep_checkpoints"):
-            _require(getattr(self, key) >= 1, f"training.{key}", "must be at least 1")
+            require(getattr(self, key) >= 1, f"training.{key}", "must be at least 1")
         for key in ("total_samples", "log_every", "checkpoint_every", "preview_every"):
             value, batch = getattr(self, key), self.global_batch
             fit = max(batch, round(value / batch) * batch)
-            _require(
+            require(
                 value % batch == 0, f"training.{key}", f"{value} is no multiple of global_batch = {batch}; {fit} fits"
             )
-        _require(
+        require(
             self.global_batch % self.micro_batch == 0,
             "training.micro_batch",
             f"{self.micro_batch} does not divide global_batch = {self.global_batch}",
         )
-        _require(
+        require(
             not (self.offload_optimizer and self.zero_stage == 0),
             "training.offload_optimizer",
             "needs zero_stage 1, 2 or 3",
         )
-        _require(self.learning_rate > 0, "training.learning_rate", "must be positive")
-        _require(self.ema_halflife_samples > 0, "training.ema_halflife_samples", "must be positive")
+        require(self.learning_rate > 0, "training.learning_rate", "must be positive")
+        require(self.ema_halflife_samples > 0, "training.ema_halflife_samples", "must be positive")
 
 
 @dataclass
@@ -280,9 +229,9 @@ class ReadingConfig:
     damaged_share: float = 0.001  # of the samples that may turn out damaged, and be replaced, before the run stops
 
     def __post_init__(self) -> None:
-        _require(self.window >= 1, "reading.window", "must be at least 1 shard")
-        _require(self.stage_gigabytes > 0, "reading.stage_gigabytes", "must be positive")
-        _require(0 <= self.damaged_share < 1, "reading.damaged_share", "must lie in 0..1")
+        require(self.window >= 1, "reading.window", "must be at least 1 shard")
+        require(self.stage_gigabytes > 0, "reading.stage_gigabytes", "must be positive")
+        require(0 <= self.damaged_share < 1, "reading.damaged_share", "must lie in 0..1")
 
 
 @dataclass
@@ -294,11 +243,11 @@ class ShardTraining:
     reading: ReadingConfig = field(default_factory=ReadingConfig)
 
     def __post_init__(self) -> None:
-        _require(len(self.shards) > 0, "shards", "at least one set is needed")
-        _require(len(set(self.shards)) == len(self.shards), "shards", "a set is named twice; weights say how often")
+        require(len(self.shards) > 0, "shards", "at least one set is needed")
+        require(len(set(self.shards)) == len(self.shards), "shards", "a set is named twice; weights say how often")
         count, given = len(self.shards), len(self.weights)
-        _require(given in (0, count), "weights", f"{given} weights for {count} sets; one each fits, or none")
-        _require(all(0 < weight < math.inf for weight in self.weights), "weights", "must be positive")
+        require(given in (0, count), "weights", f"{given} weights for {count} sets; one each fits, or none")
+        require(all(0 < weight < math.inf for weight in self.weights), "weights", "must be positive")
 
 
 @dataclass
@@ -357,7 +306,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for key in ("steps", "decode_steps", "batch_size"):
-            _require(getattr(self, key) >= 1, key, "must be at least 1")
+            require(getattr(self, key) >= 1, key, "must be at least 1")
 
 
 # --- putting it together ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.filters.config import Selection
+from data_tools.config import Preparation, Selection
 from mmldm_scale import config
 from mmldm_scale.errors import UserError
 
@@ -104,7 +104,7 @@ def test_sets_that_cannot_be_meant_are_refused(overrides: list[str], says: str) 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.relative_to(CONFIGS).as_posix())
 def test_every_shipped_file_is_valid(file: Path) -> None:
     schemas = {
-        "data": [Selection if file.name == "audioset_select.yaml" else config.Preparation],
+        "data": [Selection if file.name == "audioset_select.yaml" else Preparation],
         "dit": [config.DiTTraining],
         "sample": [config.Sampling],
         "cluster": [config.DiTTraining, config.AutoencoderTraining, config.KLVAETraining],

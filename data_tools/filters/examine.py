@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from data_tools.config import Measurement
 from data_tools.filters import picture, sound
-from data_tools.filters.config import Measurement
 from data_tools.filters.hashes import perceptual_hash
 from data_tools.filters.look import Look, take_look
 from data_tools.filters.onsets import agreement

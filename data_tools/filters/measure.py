@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data_tools.build import begin, remove_asides
 from data_tools.claims import Claims, share_out
-from data_tools.filters.config import Measurement
+from data_tools.config import Measurement
 from data_tools.filters.examine import Examiner
 from data_tools.filters.table import KIND, part_name, part_rows, part_sizes, write_part
 from data_tools.progress import progress

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_tools.filters.config import Selection
+from data_tools.config import Selection
 from data_tools.filters.sieve import Sieve, numbers
 from data_tools.filters.table import MEASURES
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_tools.filters.config import HeldOut, Selection
+from data_tools.config import HeldOut, Selection
 from data_tools.filters.page import page
 from data_tools.filters.ranking import chances
 from data_tools.filters.report import Report, describe

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_tools.filters.config import Limits, Selection
+from data_tools.config import Limits, Selection
 from data_tools.filters.duplicates import find_duplicates
 from data_tools.filters.hashes import BYTES
 from data_tools.filters.ranking import chances, places_within, scores

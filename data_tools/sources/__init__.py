@@ -7,13 +7,13 @@ an order that depends on the input alone. What a list names but no file gives is
 from pathlib import Path
 from typing import Protocol
 
+from data_tools.config import SourceConfig
 from data_tools.sources.aist import AISTSource
 from data_tools.sources.audioset import AudioSetSource
 from data_tools.sources.folder import FolderSource
 from data_tools.sources.landscape import LandscapeSource
 from data_tools.sources.listing import ListedSource
 from data_tools.sources.video import Video
-from mmldm_scale.config import SourceConfig
 
 
 class Source(Protocol):

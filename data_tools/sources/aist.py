@@ -11,9 +11,9 @@ a piece (mBR0.mp3, mBR0.wav): a dance begins when its music does.
 import re
 from pathlib import Path, PurePosixPath
 
+from data_tools.config import SourceConfig
 from data_tools.sources.files import file_size, find_files, find_videos, folder_split
 from data_tools.sources.video import Video
-from mmldm_scale.config import SourceConfig
 from mmldm_scale.errors import UserError
 
 GENRES = {

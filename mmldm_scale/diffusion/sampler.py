@@ -37,6 +37,8 @@ def sample_latents(
 ) -> Latents:
     """Generate latents from ``noise`` in ``steps`` DDIM steps (they must divide the schedule's length).
 
+    All latents are (B, C, H, W), audio and video each of its own C, H and W.
+
     For a2v and v2a, ``condition`` is the given modality's clean latent. It goes into the network clean as the condition
     and, as in training, corrupted to the present timestep (Eq. 5, with that modality's ``noise`` throughout); it
     comes back unchanged.

@@ -1,7 +1,8 @@
 import pytest
 
+from data_tools.config import Preparation
 from data_tools.plan import window_starts
-from mmldm_scale.config import MediaConfig, Preparation
+from mmldm_scale.config import MediaConfig
 
 
 def preparation(**values):

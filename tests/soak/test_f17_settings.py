@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.filters.config import Selection
+from data_tools.config import Preparation, Selection
 from mmldm_scale import config
 from tests.soak import guard, mutate, trials
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SCHEMAS = {
     "data/audioset_select.yaml": Selection,
-    "data/*.yaml": config.Preparation,
+    "data/*.yaml": Preparation,
     "dit/*.yaml": config.DiTTraining,
     "sample/*.yaml": config.Sampling,
     "autoencoder/*.yaml": config.AutoencoderTraining,
@@ -38,5 +38,5 @@ def load(settings: Settings, folder: Path, number: int) -> str:
 @trials.counts(full=10_000, short=150)
 def test_settings_are_settings_or_one_line(count, tmp_path):
     settings = [(file.read_text(), schema) for glob, schema in SCHEMAS.items() for file in sorted(CONFIGS.glob(glob))]
-    settings += [(config.dump(schema()), schema) for schema in (config.Preparation, config.Sampling, Selection)]
+    settings += [(config.dump(schema()), schema) for schema in (Preparation, config.Sampling, Selection)]
     guard.run("F17 hostile settings", count, functools.partial(load, settings), tmp_path)

@@ -37,7 +37,7 @@ class Condition:
     estimate: Tensor | None  # (N, c, s, s): what the features alone make of the clean latent
 
     def select(self, rows: Tensor) -> "Condition":
-        """Return the condition of the pictures ``rows`` (M,) among the N."""
+        """Return the condition of the pictures ``rows``, (M,) int64, among the N: (M, …) in place of (N, …)."""
         estimate = None if self.estimate is None else self.estimate[rows]
         return Condition([level[rows] for level in self.features], self.content[rows], self.tokens[rows], estimate)
 

@@ -17,7 +17,7 @@ class Gaussian:
 
     @classmethod
     def from_moments(cls, moments: Tensor) -> "Gaussian":
-        """Split an encoder's output (B, 2·C, H, W) into mean and log-variance, the latter clamped to a finite range."""
+        """Split an encoder's output (B, 2·C, H, W) into mean and clamped log-variance, each (B, C, H, W)."""
         mean, logvar = moments.chunk(2, dim=1)
         return cls(mean, logvar.clamp(*LOGVAR_RANGE))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from data_tools.config import Measurement
 from data_tools.filters import measure as module
-from data_tools.filters.config import Measurement
 from data_tools.filters.measure import Summary, measure
 from data_tools.filters.table import MEASURES, SCHEMA, read_table
 from data_tools.sources.folder import FolderSource

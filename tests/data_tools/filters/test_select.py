@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.filters.config import HeldOut, Limits, Measurement, Selection
+from data_tools.config import HeldOut, Limits, Measurement, Selection, SourceConfig
 from data_tools.filters.select import select
 from data_tools.filters.table import KIND, part_sizes, write_part
 from data_tools.sources import open_source
-from mmldm_scale.config import SourceConfig, load
+from mmldm_scale.config import load
 from mmldm_scale.errors import UserError
 from mmldm_scale.shards.files import write_json
 

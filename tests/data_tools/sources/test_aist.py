@@ -1,7 +1,7 @@
 import pytest
 
+from data_tools.config import SourceConfig
 from data_tools.sources import open_source
-from mmldm_scale.config import SourceConfig
 from mmldm_scale.errors import UserError
 
 

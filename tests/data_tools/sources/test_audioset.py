@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.config import SourceConfig
 from data_tools.sources import open_source
 from data_tools.sources.segments import parse_name
-from mmldm_scale.config import SourceConfig
 from mmldm_scale.errors import UserError
 
 HEAD = """# Segments csv created Sun Mar  5 10:54:25 2017

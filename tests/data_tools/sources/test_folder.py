@@ -3,9 +3,9 @@ import re
 
 import pytest
 
+from data_tools.config import SourceConfig
 from data_tools.sources.folder import FolderSource
 from data_tools.sources.keys import unique_keys
-from mmldm_scale.config import SourceConfig
 from mmldm_scale.errors import UserError
 
 

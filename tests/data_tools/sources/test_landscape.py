@@ -1,8 +1,8 @@
 import pytest
 
+from data_tools.config import SourceConfig
 from data_tools.sources import open_source
 from data_tools.sources.landscape import landscape_class
-from mmldm_scale.config import SourceConfig
 
 
 def put(folder, *names):

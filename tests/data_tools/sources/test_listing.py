@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_tools.config import SourceConfig
 from data_tools.sources import open_source
-from mmldm_scale.config import SourceConfig
 from mmldm_scale.errors import UserError
 
 ODD = ["a b.mp4", " leading.mp4", "q\"uo'te.mp4", "ünï/视频.mp4", "new\nline.mp4", "com,ma;.mp4"]

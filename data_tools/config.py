@@ -1,9 +1,63 @@
-"""What can be chosen about measuring and selecting; ``mmldm_scale.config.load`` puts it together from YAML."""
+"""What can be chosen about preparing data: sources, cutting, measuring, selecting.
+
+``mmldm_scale.config.load(Preparation, files, overrides)`` puts each together from YAML and ``key=value``; comments give
+units and what a value means. The media settings are the library's own.
+"""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from mmldm_scale.config import SourceConfig
+from mmldm_scale.config import MediaConfig, require
 from mmldm_scale.errors import UserError
+
+
+@dataclass
+class SourceConfig:
+    """``data_tools/shard.py``: what kind of collection the videos are, and the lists that come with it."""
+
+    kind: Literal["folder", "audioset", "landscape", "aist"] = "folder"
+    include: list[str] = field(default_factory=list)  # AudioSet: only what has one of these labels or one below them
+    exclude: list[str] = field(default_factory=list)  # AudioSet: nothing that has one of these labels or one below them
+    ontology: str = ""  # AudioSet: ontology.json; "": the one beside the first list, if any
+    label_names: str = ""  # AudioSet: class_labels_indices.csv; "": as above
+    label: Literal["genre", "situation", "camera", "dancer", "music", "choreography"] = "genre"  # AIST++: the class
+    music: str = ""  # AIST++'s original videos, and lists with a column "audio": the folder of the sound files
+    split: str = ""  # of all videos; "": what folders, names of segment lists and columns say
+    list: str = ""  # a list of segments (AudioSet; several with "," between), clips (folder) or classes (Landscape)
+
+    def __post_init__(self) -> None:
+        if self.kind == "folder" and self.list:
+            return  # a selection of any source, perhaps with the file that configured its source
+        meant_for = {
+            "include": ("audioset",),
+            "exclude": ("audioset",),
+            "ontology": ("audioset",),
+            "label_names": ("audioset",),
+            "music": ("aist",),
+            "list": ("audioset", "landscape"),
+        }
+        for key, kinds in meant_for.items():
+            fits = self.kind in kinds or not getattr(self, key)
+            require(fits, f"source.{key}", f"only for source.kind={', '.join(kinds)}, not for {self.kind}")
+
+
+@dataclass
+class Preparation:
+    """``data_tools/shard.py``: where clips come from, how they are cut and kept in shards."""
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    media: MediaConfig = field(default_factory=MediaConfig)
+    stride: int = 16  # frames from one clip's start to the next in the same video; 1 takes every window
+    max_clips_per_video: int = 0  # 0: no limit
+    samples_per_shard: int = 256
+    jpeg_quality: int = 95  # of the frames in clip shards
+    silence_db: float = -60.0  # a clip whose RMS level lies below is dropped as silent
+
+    def __post_init__(self) -> None:
+        require(self.stride >= 1, "stride", "must be at least 1 frame")
+        require(self.samples_per_shard >= 1, "samples_per_shard", "must be at least 1")
+        require(1 <= self.jpeg_quality <= 100, "jpeg_quality", "must lie in 1..100")
+        require(self.max_clips_per_video >= 0, "max_clips_per_video", "must be 0 (no limit) or more")
 
 
 @dataclass
