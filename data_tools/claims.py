@@ -23,9 +23,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from mmldm_scale.files import full_disk
 
 CLAIMS = "claims"
 HEARTBEAT = 10.0  # seconds between two touches
@@ -91,14 +93,23 @@ class Claims:
 
     def _create(self, path: Path) -> bool:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with path.open("x") as file:  # exclusive on every file system that clusters use, NFS included
-                json.dump(self._me, file)
+            with full_disk(path):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with path.open("x") as file:  # exclusive on every file system that clusters use, NFS included
+                    self._sign(path, file)
         except FileExistsError:
             return False
         except FileNotFoundError:  # somebody who found it empty removed the folder in between
             return self._create(path)
         return True
+
+    def _sign(self, path: Path, file: TextIO) -> None:
+        try:
+            json.dump(self._me, file)
+            file.flush()
+        except OSError:
+            path.unlink()  # a claim of nobody would have to die by silence
+            raise
 
     def _alive(self, name: str, holder: dict[str, Any], touched: int) -> bool:
         if _same_machine(holder, self._me):

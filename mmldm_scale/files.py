@@ -31,18 +31,18 @@ class WholeFile:
         self.path = path
         self.bytes = 0
         self._aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{ASIDE}")
-        with self._full_disk():
+        with full_disk(self.path, self.bytes):
             self._stream: BinaryIO = self._aside.open("xb")
 
     def write(self, data: bytes) -> None:
         """Append ``data``."""
-        with self._full_disk():
+        with full_disk(self.path, self.bytes):
             _write(self._stream, data)
         self.bytes += len(data)
 
     def commit(self) -> None:
         """Bring everything to the disk, then give the file its name (replacing an older one)."""
-        with self._full_disk():
+        with full_disk(self.path, self.bytes):
             self._stream.flush()
             _sync(self._stream.fileno())
             self._stream.close()
@@ -59,17 +59,19 @@ class WholeFile:
         with contextlib.suppress(OSError):  # closing flushes data that nobody wants any more
             self._stream.close()
 
-    @contextlib.contextmanager
-    def _full_disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"{self.path}: the disk is full after {self.bytes:,} bytes of this file; what was finished is kept: "
-                "make room and run the same command again to carry on"
-            ) from None
+
+@contextlib.contextmanager
+def full_disk(path: Path, written: int = 0) -> Iterator[None]:
+    """Turn a full disk in the block into a UserError that names ``path`` and the bytes ``written`` of it before."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{path}: the disk is full after {written:,} bytes of this file; what was finished is kept: "
+            "make room and run the same command again to carry on"
+        ) from None
 
 
 def write_whole(path: Path, data: bytes) -> None:

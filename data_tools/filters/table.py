@@ -18,8 +18,10 @@ from data_tools.filters.hashes import BYTES
 from data_tools.sources.video import Video
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import write_whole
+from mmldm_scale.shards.manifest import PLAN
 
 KIND = "measures"  # in plan.json
+MAX_PARTS = 10_000_000  # AudioSet's two million candidates are 2,000
 REPEATED = ["labels.list.element", "split", "source_split", "reason", "detail", "audio"]  # columns of few values
 
 
@@ -111,7 +113,13 @@ def read_table(folder: Path) -> pa.Table:
     plan = read_plan(folder, KIND) if folder.is_dir() else None
     if plan is None:
         raise UserError(f"{folder}: holds no measures; a folder that `shard.py measure` filled fits")
-    sizes = part_sizes(plan["rows"], plan["measurement"]["rows_per_part"])
+    try:
+        rows, rows_per_part = int(plan["rows"]), int(plan["measurement"]["rows_per_part"])
+        if not 0 <= rows <= rows_per_part * MAX_PARTS:
+            raise ValueError(rows)
+        sizes = part_sizes(rows, rows_per_part)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UserError(f"{folder / PLAN}: no plan of ours; measure again into another folder") from None
     bad = [number for number, size in enumerate(sizes) if part_rows(folder, number) != size]
     if bad:
         raise UserError(

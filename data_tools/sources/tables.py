@@ -33,7 +33,8 @@ def read_rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row |
     try:
         yield from reader(file, columns)
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror or error}") from None
+        text = " ".join(str(error.strerror or error).split())  # Arrow raises OSErrors of its own, several lines long
+        raise UserError(f"{file}: {text[:200]}") from None
 
 
 def _read_csv(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row | str]]:
