@@ -19,7 +19,8 @@ from data_tools.workers import each
 from mmldm_scale.errors import UserError
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.media.decode import SLACK, probe
-from mmldm_scale.shards.files import DamagedSet
+from mmldm_scale.shards.files import DamagedSet, check_types
+from mmldm_scale.shards.index import KEY
 from mmldm_scale.shards.manifest import differences
 
 
@@ -93,8 +94,12 @@ class ClipPlan:
     def parse(cls, value: dict[str, Any], file: Path) -> "ClipPlan":
         """Return the plan that ``dataclasses.asdict`` made ``value`` of; raise DamagedSet if it is none."""
         try:
-            return cls(value["folder"], value["preparation"], [PlannedVideo(**video) for video in value["videos"]])
-        except (KeyError, TypeError) as error:
+            plan = cls(value["folder"], value["preparation"], [PlannedVideo(**video) for video in value["videos"]])
+            check_types(plan)
+            if not all(KEY.fullmatch(video.key) for video in plan.videos):
+                raise ValueError("a key is not made of letters, digits, '_' and '-'")
+            return plan
+        except (KeyError, TypeError, ValueError) as error:
             raise DamagedSet(f"{file}: no plan of ours: {type(error).__name__}: {str(error)[:200]}") from None
 
 

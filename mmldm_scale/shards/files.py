@@ -1,10 +1,16 @@
-"""The JSON files of a shard set: behind a checksum, written whole or not at all, read with a limit on their size."""
+"""The JSON files of a shard set: behind a checksum, written whole or not at all, read with a limit on their size.
 
+:func:`check_types` holds what was read against the dataclass that it is meant for.
+"""
+
+import dataclasses
+import functools
 import json
 import re
 import zlib
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import write_whole
@@ -47,3 +53,34 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
         raise DamagedSet(f"{name}: cannot be read: {' '.join(str(error).split())[:200]}") from None
     del value["checksum"]
     return value
+
+
+def check_types(value: object) -> None:
+    """Raise TypeError if a field of the dataclass instance ``value`` is not of its type, however deep."""
+    for name, hint in _hints(type(value)).items():
+        item = getattr(value, name)
+        if type(item) is not hint and not _fits(item, hint):
+            raise TypeError(f"{name}: {item!r:.100} is no {getattr(hint, '__name__', hint)}")
+
+
+_hints = functools.cache(get_type_hints)
+
+
+def _fits(item: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is UnionType:
+        return any(_fits(item, each) for each in inner)
+    if origin is Literal:
+        return item in inner
+    if origin is list:
+        return isinstance(item, list) and all(type(each) is inner[0] or _fits(each, inner[0]) for each in item)
+    if origin is tuple:
+        return isinstance(item, tuple) and len(item) == len(inner) and all(map(_fits, item, inner))
+    if origin is dict:
+        return isinstance(item, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in item.items())
+    if dataclasses.is_dataclass(hint) and isinstance(item, hint):
+        check_types(item)
+        return True
+    return type(item) is hint or (hint is float and type(item) is int)

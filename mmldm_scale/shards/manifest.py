@@ -7,11 +7,11 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from mmldm_scale.config import AudioImageConfig, MediaConfig
 from mmldm_scale.errors import UserError
-from mmldm_scale.shards.files import DamagedSet, read_json, write_json
+from mmldm_scale.shards.files import DamagedSet, check_types, read_json, write_json
 from mmldm_scale.shards.index import FORMAT, ShardIndex, shard_name
 
 Kind = Literal["clips", "latents"]
@@ -105,6 +105,7 @@ class Manifest:
             for name in ("audio_shape", "video_shape"):
                 value[name] = None if value[name] is None else tuple(map(int, value[name]))
             manifest = cls(**value)
+            check_types(manifest)
             problem = manifest._problem()
         except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
             raise DamagedSet(f"{file}: no manifest of ours: {type(error).__name__}: {str(error)[:200]}") from None
@@ -113,8 +114,6 @@ class Manifest:
         return manifest
 
     def _problem(self) -> str | None:
-        if self.kind not in get_args(Kind):
-            return f"unknown kind {self.kind!r}"
         if [entry.name for entry in self.shards] != [shard_name(number) for number in range(len(self.shards))]:
             return f"the shards are not named {shard_name(0)}, {shard_name(1)}, … in order"
         if self.samples != sum(entry.samples for entry in self.shards):

@@ -9,6 +9,7 @@ elsewhere, takes more than 30 s, ends its process, or raises anything but an err
 import os
 import shutil
 import sys
+import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -86,6 +87,7 @@ class Guarded:
         inside = Path(os.path.realpath(self.folder)) / str(number)
         inside.mkdir()
         os.chdir(inside)
+        tempfile.tempdir = str(inside)  # where libraries put what they do not keep
         _watch.folder, _watch.plain, _watch.seen, failure = inside, self.plain, [], ""
         try:
             outcome = self.trial(inside, number)
