@@ -130,8 +130,8 @@ class Checkpoints:
             raise UserError(problem)
         try:
             path, _ = engine.load_checkpoint(str(folder), tag=ENGINE)
-        except (RuntimeError, KeyError, AssertionError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
+        except Exception as error:  # whatever a pickle leads to that is not what DeepSpeed expects
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UserError(f"{folder}: is of another model or configuration: {reason}") from None
         if path is None:
             raise UserError(f"{folder}: DeepSpeed found nothing to load in it")
