@@ -112,7 +112,7 @@ def _seconds(row: Row, name: str) -> float | None:
         return None
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:
         raise ValueError(f"{name} {value!r:.100} is no number of seconds")

@@ -24,8 +24,10 @@ import torch
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import Tensor
 
+from mmldm_scale.config import Precision
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import sha256, sync
+from mmldm_scale.shards.files import check_types
 from mmldm_scale.training.distributed import World
 from mmldm_scale.training.engine import averaged_state
 
@@ -51,7 +53,7 @@ class Manifest:
     samples_seen: int
     world_size: int
     zero_stage: int
-    precision: str
+    precision: Precision
     inputs: dict[str, str]  # fingerprints of what the run learns from
     versions: dict[str, str]
     files: dict[str, tuple[int, str]]  # relative path: bytes, sha256
@@ -198,8 +200,9 @@ def read_manifest(folder: Path) -> Manifest:
         fields = json.loads((folder / MANIFEST).read_text())
         files = {str(k): (int(v[0]), str(v[1])) for k, v in fields.pop("files").items()}
         manifest = Manifest(files=files, **fields)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCheckpoint(f"{MANIFEST} cannot be read ({error})") from None
+        check_types(manifest)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{MANIFEST} cannot be read ({str(error)[:200]})") from None
     if manifest.format != FORMAT:
         raise DamagedCheckpoint(f"{MANIFEST} is of format {manifest.format}, this program reads {FORMAT}")
     outside = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]

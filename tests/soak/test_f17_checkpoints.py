@@ -81,14 +81,16 @@ def harm(folder: Path, number: int) -> str:
         (folder / checkpoint.MANIFEST).write_text(json.dumps(fields))
         return "hostile manifest"
     file = rng.choice(sorted((folder / checkpoint.ENGINE).glob("*.pt")))
+    what = "call in a pickle" if kind == 2 else "damaged pickle"
     if rng.random() < 0.1:
         file.write_bytes(damaged([file.read_bytes()], 0, number))
+        what = "damaged archive"
     else:
         _repack(file, lambda data: _hostile_pickle(data, rng, number, called=kind == 2))
     fields = json.loads((folder / checkpoint.MANIFEST).read_text())
     fields["files"][file.relative_to(folder).as_posix()] = [file.stat().st_size, sha256(file)]
     (folder / checkpoint.MANIFEST).write_text(json.dumps(fields))
-    return "call in a pickle" if kind == 2 else "damaged pickle"
+    return what
 
 
 def _repack(file: Path, change) -> None:

@@ -93,6 +93,7 @@ def test_names_that_are_no_text_survive(folder):
         ({"path": "a\0.mp4"}, "bad_row", "is no path"),
         ({"path": ""}, "bad_row", "is no path"),
         ({"path": 3}, "bad_row", "is no path"),
+        ({"path": "a.mp4", "end": 10**400}, "bad_row", "is no number of seconds"),
         ({"path": "a.mp4", "start": "soon"}, "bad_row", "start 'soon' is no number of seconds"),
         ({"path": "a.mp4", "start": -1}, "bad_row", "start -1"),
         ({"path": "a.mp4", "end": float("nan")}, "bad_row", "end nan"),
