@@ -274,6 +274,8 @@ class _Float16:
 
     def add(self, mean: np.ndarray, logvar: np.ndarray) -> None:
         """Count one posterior: two float16 arrays (C, H, W)."""
+        if mean.shape != self._shape:
+            raise DamagedSet(f"holds latents of shape {mean.shape}, where its manifest says {self._shape}; run verify")
         size, spread = np.abs(mean), logvar.astype(np.float32)
         self._largest = np.maximum(self._largest, size.max((1, 2)))
         self._logvars.append((float(spread.min()), float(spread.mean()), float(spread.max())))

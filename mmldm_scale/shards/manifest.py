@@ -123,7 +123,18 @@ class Manifest:
                 f"{self.samples} samples + {self.dropped} dropped are not "
                 f"{self.candidates} candidates + {self.failed_files} failed files"
             )
+        if self.kind == "latents" and self.samples and not self._describes_latents():
+            return "its statistics are not those of latents of its shapes"
         return None
+
+    def _describes_latents(self) -> bool:
+        shapes = {"audio": self.audio_shape, "video": self.video_shape}
+        return all(
+            shape is not None
+            and min(shape) > 0
+            and all(len(self.statistics.get(name, {}).get(moment, ())) == shape[0] for moment in ("mean", "std"))
+            for name, shape in shapes.items()
+        )
 
 
 def read_media(value: dict[str, Any]) -> MediaConfig:
