@@ -132,6 +132,8 @@ class Checkpoints:
             raise UserError(problem)
         try:
             path, _ = engine.load_checkpoint(str(folder), tag=ENGINE)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:  # whatever a pickle leads to that is not what DeepSpeed expects
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UserError(f"{folder}: is of another model or configuration: {reason}") from None
