@@ -25,6 +25,8 @@ from mmldm_scale.shards.files import DamagedSet, read_json, write_json
 from mmldm_scale.shards.index import FORMAT, ShardIndex, shard_name
 from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Manifest, ShardEntry
 
+QUIET = 5.0  # seconds of waiting for another process that need no explanation
+
 
 def read_plan(folder: Path, kind: str) -> dict[str, Any] | None:
     """Return the plan of the set begun in ``folder``, or None if the folder is still empty or missing.
@@ -56,10 +58,10 @@ def begin(folder: Path, kind: str, claims: Claims, plan: Callable[[], dict[str, 
 
     Raises: as :func:`read_plan`, and what ``plan`` raises.
     """
-    told = False
+    began, told = time.monotonic(), False
     while (stored := read_plan(folder, kind)) is None:
         with _held(claims, "plan") as ours:
-            if not ours and not told:
+            if not ours and not told and time.monotonic() - began > QUIET:
                 print(f"{folder}: another process makes the plan; waiting for it", file=sys.stderr, flush=True)
                 told = True
             if ours and read_plan(folder, kind) is None:
