@@ -10,8 +10,8 @@ least; start-up counts for ours and not for video2dataset. The rounds take turns
 
 video2dataset's own subsamplers are called in the order of its download worker, because that worker itself runs in
 neither of its last releases once a video has sound and is resized: in 1.2.0 it changes a dictionary that it iterates
-over (and the wheel lacks its configurations), in 1.3.0 it asks its subsamplers for an attribute that they lack. ffmpeg
-and ffprobe have to be on PATH.
+over (and the wheel lacks its configurations), in 1.3.0, by its source, it asks its subsamplers for an attribute that
+they lack. ffmpeg and ffprobe have to be on PATH.
 """
 
 import argparse
