@@ -312,3 +312,36 @@ def test_real_videos(tmp_path):
     config = ROOT / "configs" / "data" / "demo.yaml"
     assert main([*clips(os.environ["MMLDM_TEST_MEDIA"], output, [], workers=2), "--config", str(config)]) == 0
     assert main(["verify", "--input", str(output)]) == 0
+
+
+def test_measured_selected_cut_and_described(good_videos, overrides, make_video, tmp_path, capsys):
+    """The whole way at the command line; what is too quiet is left out without being decoded again."""
+    shutil.copytree(good_videos, tmp_path / "videos")
+    make_video(tmp_path / "videos" / "cat" / "quiet.mp4", sound=0.001)
+    folders = {name: str(tmp_path / name) for name in ("videos", "measures", "selection", "set", "looks")}
+    common = ["--input", folders["videos"], "--workers", "0"]
+    assert main(["measure", *common, "--output", folders["measures"]]) == 0
+    assert "4 candidates, 4 measured" in capsys.readouterr().out
+    chosen = ["limits.loudness.min=-40", "held_out.count=1"]
+    assert main(["select", "--input", folders["measures"], "--output", folders["selection"], *chosen]) == 0
+    assert "2 to train on, 1 held out, 1 dropped (1 low_loudness)" in capsys.readouterr().out
+    for part, clips_made in (("train", 10), ("heldout", 5)):
+        output = f"{folders['set']}-{part}"
+        assert (
+            main(["clips", *common, "--list", f"{folders['selection']}/{part}.parquet", "--output", output, *overrides])
+            == 0
+        )
+        assert len(ShardSet(output, "clips")) == clips_made
+        assert {sample.meta["split"] for sample in ShardSet(output, "clips")} == {part}
+    capsys.readouterr()
+    assert main(["stats", "--input", f"{folders['set']}-train", "--output", folders["looks"]]) == 0
+    assert "10 clips" in capsys.readouterr().out
+    assert (tmp_path / "looks" / "index.html").exists()
+
+
+@pytest.mark.parametrize("command", ["measure", "select", "clips", "all"])
+def test_the_configuration_can_be_looked_at(command, tmp_path, capsys):
+    more = ["--autoencoder", "x"] if command == "all" else []
+    assert main([command, "--input", "x", "--output", str(tmp_path / "y"), "--print-config", *more]) == 0
+    assert ("held_out:" if command == "select" else "source:") in capsys.readouterr().out
+    assert not (tmp_path / "y").exists()
