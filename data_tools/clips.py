@@ -7,10 +7,9 @@ the same however many processes there are.
 """
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain, groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from data_tools.config import Preparation
 from data_tools.plan import ClipPlan, Window, check_plan, make_plan, sound_file
 from data_tools.progress import progress
 from data_tools.sources import Source
-from data_tools.workers import batched, each
+from data_tools.workers import batched, each, in_parts
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.decode import read_clips
 from mmldm_scale.shards.clips import encode_clip
@@ -95,30 +94,21 @@ def _describe(plan: ClipPlan, preparation: Preparation, candidates: int) -> dict
 def _cut(
     cutter: "_Cutter", shards: list[list[Window]], numbers: Iterable[int], workers: int, timeout: float
 ) -> Iterator[tuple[int, Iterator[Cut]]]:
-    """Yield each of the shards ``numbers`` with what became of its windows, in order.
+    """Yield each of the shards ``numbers``, drawn early, with what became of its windows, in order."""
+    parts = {}  # of the shards that are handed out
 
-    Decoding runs ahead of what is asked for, across the end of a shard; so ``numbers`` is drawn from early.
-    """
-    pending: deque[list[Window]] = deque()  # parts handed out whose cuts have not come yet
-    begun: deque[tuple[int, int]] = deque()  # shards handed out, and their numbers of parts
+    def parts_of(number: int) -> list[list[Window]]:
+        parts[number] = _parts(shards[number])
+        return parts[number]
 
-    def hand_out() -> Iterator[list[Window]]:
-        for number in numbers:
-            parts = _parts(shards[number])
-            begun.append((number, len(parts)))
-            for part in parts:
-                pending.append(part)
-                yield part
+    for number, results in in_parts(numbers, parts_of, lambda items: each(cutter, items, workers, timeout)):
+        found = zip(parts.pop(number), results, strict=True)
+        yield number, (cut for part, cuts in found for cut in _cuts(part, cuts))
 
-    def cuts_by_part() -> Iterator[list[Cut]]:
-        for cuts in each(cutter, hand_out(), workers, timeout):
-            part = pending.popleft()
-            yield [Cut(window, {}, {}, cuts) for window in part] if isinstance(cuts, MediaError) else cuts
 
-    done = cuts_by_part()
-    for first in done:  # of the shard that begun[0] says
-        number, parts = begun.popleft()
-        yield number, chain.from_iterable(chain([first], islice(done, parts - 1)))
+def _cuts(part: list[Window], found: list[Cut] | MediaError) -> list[Cut]:
+    """Return the cuts of ``part``; all are lost if its decoder did not survive it."""
+    return [Cut(window, {}, {}, found) for window in part] if isinstance(found, MediaError) else found
 
 
 def _write_shard(output: Path, number: int, cuts: Iterable[Cut], claims: Claims) -> None:

@@ -7,10 +7,8 @@ function of its clip shard, the autoencoder and the batch size, which changes no
 """
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from tqdm import tqdm
 from data_tools.build import begin, finish, missing_shards, read_plan
 from data_tools.claims import Claims
 from data_tools.progress import progress
-from data_tools.workers import as_is, batched, quiet
+from data_tools.workers import as_is, batched, in_parts, quiet
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import sha256
@@ -157,30 +155,22 @@ def _describe(source: ShardSet, plan: dict[str, Any], model: Autoencoder, indexe
 def _load(
     source: ShardSet, numbers: Iterable[int], batch_size: int, workers: int
 ) -> Iterator[tuple[int, Iterator[ClipBatch]]]:
-    """Yield each of the shards ``numbers`` with its clips in batches.
+    """Yield each of the shards ``numbers``, drawn early, with its clips in batches."""
 
-    Decoding runs ahead of what is asked for, across the end of a shard; so ``numbers`` is drawn from early.
-    """
-    begun: deque[tuple[int, int]] = deque()  # shards handed out, and their numbers of batches
+    def batches_of(number: int) -> list[range]:
+        return batched(source.shard_range(number), batch_size) or [range(0)]
 
-    def hand_out() -> Iterator[range]:
-        for number in numbers:
-            batches = batched(source.shard_range(number), batch_size) or [range(0)]
-            begun.append((number, len(batches)))
-            yield from batches
+    def load(batches: Iterator[range]) -> DataLoader:
+        return DataLoader(
+            _Clips(source),
+            sampler=batches,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=as_is,
+            worker_init_fn=quiet,
+        )
 
-    loader = DataLoader(
-        _Clips(source),
-        sampler=hand_out(),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=as_is,
-        worker_init_fn=quiet,
-    )
-    loaded = iter(loader)
-    for first in loaded:  # of the shard that begun[0] says
-        number, batches = begun.popleft()
-        yield number, chain([first], islice(loaded, batches - 1))
+    return in_parts(numbers, batches_of, load)
 
 
 def _write_shard(

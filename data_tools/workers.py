@@ -9,7 +9,6 @@ caller has (``fork`` copies locks that other threads hold, and would then lose g
 process has a thread here that only waits for it, so one that stops in the middle of an answer holds up nobody else.
 """
 
-import ctypes
 import os
 import pickle
 import resource
@@ -22,12 +21,14 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
 from multiprocessing import forkserver, get_context
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from mmldm_scale.media.clip import MediaError
+from mmldm_scale.processes import die_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,7 +37,6 @@ ATTEMPTS = 2  # processes that an item may cost: the first may have been killed 
 START_SECONDS = 300.0  # that a process may take to import what it needs, from a busy network disk too
 KILL_SECONDS = 5.0  # that a killed process may take to go; longer only where it waits for a dead disk
 _LENGTH = struct.Struct(">Q")  # precedes every message
-_PR_SET_PDEATHSIG = 1
 _FORKING = threading.Lock()  # multiprocessing's list of children is not safe among threads
 
 
@@ -48,6 +48,33 @@ def default_workers() -> int:
 def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     """Return ``items`` in slices of ``size``, the last one shorter if need be."""
     return [items[first : first + size] for first in range(0, len(items), size)]
+
+
+def in_parts(
+    numbers: Iterable[int],
+    parts: Callable[[int], Sequence[Item]],
+    work: Callable[[Iterator[Item]], Iterable[Result]],
+) -> Iterator[tuple[int, Iterator[Result]]]:
+    """Yield each of ``numbers`` with what became of its parts, in order; go through all that before the next number.
+
+    Work runs ahead of what is asked for, from one number's parts into the next one's; so ``numbers`` is drawn early.
+
+    Args:
+        parts: returns the parts of a number, one at least.
+        work: given all parts, one after the other, yields one result each, in order.
+    """
+    begun: deque[tuple[int, int]] = deque()  # numbers handed out, and how many results each waits for
+
+    def hand_out() -> Iterator[Item]:
+        for number in numbers:
+            items = parts(number)
+            begun.append((number, len(items)))
+            yield from items
+
+    results = iter(work(hand_out()))
+    for first in results:  # of the number that begun[0] says
+        number, count = begun.popleft()
+        yield number, chain([first], islice(results, count - 1))
 
 
 def as_is(item: Item) -> Item:
@@ -204,7 +231,7 @@ def _die_with_caller() -> None:
     The kernel kills it with its parent, the fork server, which ends when nobody holds the other end of its pipe; and a
     copy of that end is inherited here.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL)
     os.close(forkserver._forkserver._forkserver_alive_fd)
 
 

@@ -5,7 +5,7 @@ Any number of processes may share the folder: each claims parts, and all return 
 any moment and started again, it measures only what is missing.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
@@ -23,7 +23,7 @@ from data_tools.filters.table import KIND, part_name, part_rows, part_sizes, wri
 from data_tools.progress import progress
 from data_tools.sources import Source
 from data_tools.sources.video import Video
-from data_tools.workers import batched, each
+from data_tools.workers import batched, each, in_parts
 from mmldm_scale.errors import UserError
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.shards.manifest import differences
@@ -118,38 +118,29 @@ def _make(
     claims: Claims,
     bar: tqdm,
 ) -> None:
-    """Make the parts ``numbers``, each as soon as all its candidates have been examined.
+    """Make the parts ``numbers``, drawn early, each as soon as all its candidates have been examined."""
 
-    Candidates are handed out ahead of what comes back, across the end of a part; so ``numbers`` is drawn from early.
-    """
-    begun: deque[tuple[int, int]] = deque()  # parts handed out, and how many results each waits for
+    def candidates(number: int) -> list[Video]:
+        return [video for video in parts[number] if not _fault(video)]
 
-    def write(number: int, found: list[dict[str, Any] | MediaError]) -> None:
-        rest = iter(found)
-        rows = [_row(video, {} if _fault(video) else next(rest)) for video in parts[number]]
+    def write(number: int, results: Iterator[dict[str, Any] | MediaError]) -> None:
+        rows = []
+        for video in parts[number]:
+            rows.append(_row(video, {} if _fault(video) else next(results)))
+            bar.update()
         if claims.holds(part_name(number)):  # else this process was taken for dead, and another one makes it
             write_part(output, number, rows)
         claims.release(part_name(number))
-        bar.update(len(rows) - len(found))
 
-    def hand_out() -> Iterator[Video]:
+    def with_candidates() -> Iterator[int]:
         for number in numbers:
-            candidates = [video for video in parts[number] if not _fault(video)]
-            if not candidates:
-                write(number, [])
-                continue
-            begun.append((number, len(candidates)))
-            yield from candidates
+            if candidates(number):
+                yield number
+            else:
+                write(number, iter(()))
 
-    found: list[dict[str, Any] | MediaError] = []
-    for result in examined(hand_out()):
-        found.append(result)
-        bar.update()
-        number, count = begun[0]
-        if len(found) == count:
-            begun.popleft()
-            write(number, found)
-            found = []
+    for number, results in in_parts(with_candidates(), candidates, examined):
+        write(number, results)
 
 
 def _fault(video: Video) -> tuple[str, str] | None:

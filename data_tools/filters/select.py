@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_tools.build import remove_asides
 from data_tools.config import HeldOut, Selection
 from data_tools.filters.page import page
 from data_tools.filters.ranking import chances
@@ -115,8 +116,7 @@ def _write(folder: Path, lists: dict[str, pa.Table], report: Report) -> None:
     write_json(folder / REPORT, {"kind": KIND, "finished": False})
     for name in lists:
         (folder / f"{name}.parquet").unlink(missing_ok=True)
-    for leftover in folder.glob(f"*{ASIDE}"):
-        leftover.unlink(missing_ok=True)
+    remove_asides(folder, "")
     for name, rows in lists.items():
         write_whole(folder / f"{name}.parquet", parquet(rows))
     write_whole(folder / "report.html", page(report).encode())
