@@ -9,17 +9,15 @@ import torch
 
 from data_tools import latents
 from data_tools.shard import main
-from mmldm_scale.config import AudioImageConfig, AutoencoderConfig, EncoderConfig, KLVAEConfig, MediaConfig, UNetConfig
+from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.pixels import to_signal
 from mmldm_scale.models import pretrained
-from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.latents import decode_latents
 from mmldm_scale.shards.reader import ShardSet
-
-MEDIA = MediaConfig(frames=4, size=16, audio=AudioImageConfig(sample_rate=8000, f_max=4000))
+from tests.data_tools.autoencoders import MEDIA, save_autoencoder
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,20 +31,6 @@ def one_thread():
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def save_autoencoder(folder, seed=0, media=MEDIA):
-    torch.manual_seed(seed)
-    config = AutoencoderConfig(
-        latent_channels=4,
-        audio_encoder=EncoderConfig(width=8, multipliers=[1, 2, 2], blocks=1, heads=2),
-        video_encoder=EncoderConfig(width=8, multipliers=[1, 2], blocks=1, heads=2),
-        semantic_width=8,
-        decoder=UNetConfig(width=8, multipliers=[1, 2], blocks=1, attention=[True, False], heads=2),
-    )
-    model = Autoencoder(config, media, kl_vae.build(KLVAEConfig(channels=[8, 8], blocks=1)))
-    model.save_pretrained(folder)
-    return folder
 
 
 def encode(clips, output, autoencoder, *options):

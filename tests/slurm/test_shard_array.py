@@ -9,13 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from data_tools.shard import main
-from mmldm_scale.config import AudioImageConfig, AutoencoderConfig, EncoderConfig, KLVAEConfig, MediaConfig, UNetConfig
 from mmldm_scale.media.encode import write_video
-from mmldm_scale.models.autoencoder import kl_vae
-from mmldm_scale.models.autoencoder.model import Autoencoder
+from tests.data_tools.autoencoders import save_autoencoder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 
@@ -61,18 +58,7 @@ def undisturbed(videos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory):
-    config = AutoencoderConfig(
-        latent_channels=4,
-        audio_encoder=EncoderConfig(width=8, multipliers=[1, 2, 2], blocks=1, heads=2),
-        video_encoder=EncoderConfig(width=8, multipliers=[1, 2], blocks=1, heads=2),
-        semantic_width=8,
-        decoder=UNetConfig(width=8, multipliers=[1, 2], blocks=1, attention=[True, False], heads=2),
-    )
-    media = MediaConfig(frames=4, size=16, audio=AudioImageConfig(sample_rate=8000, f_max=4000))
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("autoencoder")
-    Autoencoder(config, media, kl_vae.build(KLVAEConfig(channels=[8, 8], blocks=1))).save_pretrained(folder)
-    return folder
+    return save_autoencoder(tmp_path_factory.mktemp("autoencoder"))
 
 
 def submitted(two_nodes, jobs, output, *command):
