@@ -105,7 +105,7 @@ class Pipeline:
         settings, device = settings or Sampling(), torch.device(device)
         description = Description.read(checkpoint)
         dtype = DTYPES[settings.precision]
-        for steps in (settings.steps, settings.decode_steps):
+        for steps in (settings.steps, settings.decoding.steps):
             timesteps(scheduler(description.diffusion), steps)
         choose_backend(settings.attention, device, dtype)
         folder = find_autoencoder(description, autoencoder)
@@ -157,7 +157,7 @@ class Pipeline:
             restore(latents.video, statistics["video"]),
             self._noise(f"decode/{task}/audio", indices, shape),
             self._noise(f"decode/{task}/video", indices, (self.media.frames, *shape)),
-            self.settings.decode_steps,
+            self.settings.decoding.steps,
         )
         waveforms = self.vocoder(self.audio_image.to_decibels(audio_image.float()), self.media.audio_samples)
         pictures = to_frames(frames).cpu().numpy()  # (B, F, S, S, 3)

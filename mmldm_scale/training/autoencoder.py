@@ -176,7 +176,7 @@ def _show(config: AutoencoderTraining, clips: Clips, module: Reconstruction, pre
         random = counter.generator(0, "autoencoder/preview", number)
         shapes = (1, *model.noise_shape), (1, len(clip.frames), *model.noise_shape)
         noise = [torch.from_numpy(random.standard_normal(shape, dtype=np.float32)).to(device) for shape in shapes]
-        restored, sound = model.decode(means.audio.mean, means.video.mean, *noise, config.preview_steps)
+        restored, sound = model.decode(means.audio.mean, means.video.mean, *noise, config.preview.steps)
         shown = torch.linspace(0, len(clip.frames) - 1, min(SHOWN_FRAMES, len(clip.frames))).long()
         preview.image(f"clip_{number}/frames_original_above_restored", strips([frames[0, shown], restored[0, shown]]))
         preview.image(f"clip_{number}/sound_original_beside_restored", strips([torch.cat([audio, sound])]))

@@ -4,6 +4,7 @@
 not (lengths, intervals, workers, …) may change when the run is carried on.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mmldm_scale.training.distributed import World
 
 FREE = {
     "run",
-    "preview_steps",
+    *(f"preview.{field.name}" for field in dataclasses.fields(config.DecodingConfig)),
     "reading.stage",
     "reading.stage_gigabytes",
     "reading.damaged_share",

@@ -12,7 +12,7 @@ from mmldm_scale.media.decode import probe, read_clips
 from mmldm_scale.sampling import arguments as arguments_of_sample
 from mmldm_scale.sampling import job
 
-FAST = ["steps=2", "decode_steps=2", "batch_size=2"]
+FAST = ["steps=2", "decoding.steps=2", "batch_size=2"]
 
 
 def sample(model, output: Path, *arguments: object, task: str = "svg", number: int = 5) -> int:

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmldm_scale.config import Sampling
+from mmldm_scale.config import DecodingConfig, Sampling
 from mmldm_scale.errors import UserError
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.sampling.inputs import read_first_clip
 from mmldm_scale.sampling.pipeline import Pipeline
 
-SETTINGS = Sampling(steps=2, decode_steps=2)
+SETTINGS = Sampling(steps=2, decoding=DecodingConfig(steps=2))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_a_sample_depends_on_its_index_not_on_its_batch(pipeline):
 
 
 def test_seed_and_task_change_the_sample(model, pipeline, videos):
-    other = Pipeline.from_pretrained(model.dit, Sampling(steps=2, decode_steps=2, seed=1))
+    other = Pipeline.from_pretrained(model.dit, Sampling(steps=2, decoding=DecodingConfig(steps=2), seed=1))
     assert not close(pipeline.generate("svg", [0])[0], other.generate("svg", [0])[0])
 
 
@@ -62,7 +62,7 @@ def test_what_is_given_is_kept_and_steers_the_rest(pipeline, videos):
 
 
 def test_half_precision_makes_about_the_same(model, pipeline):
-    half = Pipeline.from_pretrained(model.dit, Sampling(steps=2, decode_steps=2, precision="bf16"))
+    half = Pipeline.from_pretrained(model.dit, Sampling(steps=2, decoding=DecodingConfig(steps=2), precision="bf16"))
     assert half.dit.final_audio.project.weight.dtype == torch.bfloat16
     exact, rough = (p.generate("svg", [0])[0].frames.astype(float) for p in (pipeline, half))
     assert np.abs(exact - rough).mean() < 10
@@ -94,7 +94,7 @@ def test_weights_of_another_kind_or_without_a_description_are_refused(model, tmp
         Pipeline.from_pretrained(tmp_path / "dit", SETTINGS)
 
 
-@pytest.mark.parametrize("key", ["steps", "decode_steps"])
-def test_steps_that_do_not_fit_the_schedule_are_refused(model, key):
+@pytest.mark.parametrize("settings", [Sampling(steps=7), Sampling(decoding=DecodingConfig(steps=7))])
+def test_steps_that_do_not_fit_the_schedule_are_refused(model, settings):
     with pytest.raises(UserError, match="steps: 7 does not divide"):
-        Pipeline.from_pretrained(model.dit, Sampling(**{key: 7}))
+        Pipeline.from_pretrained(model.dit, settings)

@@ -45,7 +45,7 @@ model:
   semantic_width: 16
   decoder: {width: 8, multipliers: [1, 2], blocks: 1, attention: [true, false], heads: 2}
 frames_per_clip: 1
-preview_steps: 2
+preview: {steps: 2}
 """
 DIT = """
 model: {depth: 1, width: 16, heads: 2, context_tokens: 2, context_width: 4}
@@ -143,7 +143,7 @@ def test_an_array_of_jobs_samples_videos_with_sound(submit, folder, train_dit):
     output = folder / "samples"
     task = ("--checkpoint", train_dit("S"), "--task", "svg", "--num-samples", 3, "--output", output)
     options = (*ONE_TASK, "--array=0-1")
-    printed = submit("sample", *task, "steps=2", "decode_steps=2", "batch_size=1", options=options, array=True)
+    printed = submit("sample", *task, "steps=2", "decoding.steps=2", "batch_size=1", options=options, array=True)
     assert printed.count(f"of 3 samples are in {output}") == 2
     videos = sorted(output.glob("*.mp4"))
     assert [video.name for video in videos] == [f"svg_{index:06d}.mp4" for index in range(3)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from mmldm_scale.config import AutoencoderConfig, AutoencoderTraining
+from mmldm_scale.config import AutoencoderConfig, AutoencoderTraining, DecodingConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def task(data: Path, seed: int = 0, model: AutoencoderConfig = tiny.CONFIG, **settings) -> Task:
     torch.manual_seed(0)
     settings = {"shards": [str(data / "clips")], "kl_vae": str(data / "kl_vae"), "kl_weight": 1e-4} | settings
-    config = AutoencoderTraining(model=model, preview_steps=2, **settings)
+    config = AutoencoderTraining(model=model, preview=DecodingConfig(steps=2), **settings)
     config.training.seed = seed
     return build_task(config)
 

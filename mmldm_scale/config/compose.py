@@ -1,0 +1,132 @@
+"""How a configuration is put together: defaults, YAML files in the order given, then ``key.sub=value`` overrides.
+
+Whatever does not fit raises :class:`UserError` naming the source, the key and what would fit.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mmldm_scale.errors import UserError
+
+MAX_DEPTH = 100  # of what a configuration file nests
+
+Schema = TypeVar("Schema")
+
+
+def load(schema: type[Schema], files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Schema:
+    """Compose defaults, YAML ``files`` (later ones win) and ``key=value`` ``overrides`` into a checked ``schema``.
+
+    Raises:
+        UserError: a file is missing or no YAML; a key is unknown, missing or of the wrong type; values do not fit
+            together.
+    """
+    sources = [(str(file), _read_yaml(Path(file))) for file in files]
+    return _compose(schema, [*sources, *((f"{text!r:.200}", _parse_override(text)) for text in overrides)])
+
+
+def restore(schema: type[Schema], values: dict[str, Any], name: str) -> Schema:
+    """Return the ``schema`` that ``dataclasses.asdict`` made ``values`` of; raise UserError, naming ``name``, else."""
+    return _compose(schema, [(name, values)])
+
+
+def _compose(schema: type[Schema], sources: list[tuple[str, Any]]) -> Schema:
+    config = OmegaConf.structured(schema)
+    for name, part in sources:
+        try:
+            config = OmegaConf.merge(config, _with_lists(part, schema))
+        except (OmegaConfBaseException, TypeError) as error:
+            raise UserError(f"{name}: {_explain(error, schema)}") from None
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+    except OmegaConfBaseException as error:  # a reference to another key that is not there, or does not fit here
+        raise UserError(_explain(error, schema)) from None
+    if missing:
+        raise UserError(f"{', '.join(missing)}: not set; give {missing[0]}=VALUE or set it in a --config file")
+    try:
+        return OmegaConf.to_object(config)  # type: ignore[return-value]
+    except UserError as error:
+        where = ", ".join(name for name, _ in sources) or "defaults"
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error, schema)) from None
+
+
+def dump(config: object) -> str:
+    """Return ``config`` (one of the dataclasses above) as YAML that :func:`load` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _read_yaml(file: Path) -> Any:
+    if not file.is_file():
+        raise UserError(f"{file}: no such configuration file")
+    if file.stat().st_size > 1 << 20:
+        raise UserError(f"{file}: larger than 1 MiB, so no configuration file of ours")
+    try:
+        _check_depth(file.read_text("utf-8"))
+        return OmegaConf.load(file)
+    except Exception as error:  # the YAML library's errors share no narrower base class with OmegaConf's
+        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+
+
+def _check_depth(text: str) -> None:
+    """Raise ValueError if lists and mappings lie too deep in ``text``: loading recurses in C, and would crash."""
+    depth = 0
+    for event in yaml.parse(text, yaml.CSafeLoader):  # these come one by one
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"lists and mappings in one another, more than {MAX_DEPTH} deep")
+
+
+def _with_lists(part: Any, schema: type) -> Any:
+    """Return ``part`` with a list of one in place of a single value, for those keys of ``schema`` that are lists."""
+    if not OmegaConf.is_dict(part):
+        return part
+    values = OmegaConf.to_container(part)
+    for key in [f.name for f in dataclasses.fields(schema) if get_origin(f.type) is list]:
+        if not isinstance(values.get(key, []), list):
+            values[key] = [values[key]]
+    return values
+
+
+def _parse_override(text: str) -> Any:
+    key, equals, _ = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"{text!r:.200}: an override has the form key.sub=value")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except Exception as error:  # as above
+        raise UserError(f"{text!r:.200}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _explain(error: Exception, schema: type) -> str:
+    """Turn an OmegaConf error into one line that names the key and what would fit."""
+    key = getattr(error, "full_key", None)
+    message = str(getattr(error, "msg", None) or error).splitlines()[0]
+    if not key:
+        return message
+    owner, leaf = _owner(schema, str(key))
+    if owner is None:
+        return f"{key}: {message}"
+    names = [f.name for f in dataclasses.fields(owner)]
+    if leaf.partition("[")[0] in names:  # "weights[0]" is an entry of "weights"
+        return f"{key}: {message}"
+    close = difflib.get_close_matches(leaf, names, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{key}: unknown key; {hint}keys here: {', '.join(names)}"
+
+
+def _owner(schema: type, key: str) -> tuple[type | None, str]:
+    """Return the dataclass that ``key`` (dotted) points into, and the key's last part."""
+    *path, leaf = key.split(".")
+    owner: type | None = schema
+    for part in path:
+        kinds = {f.name: f.type for f in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else {}
+        owner = kinds.get(part) if isinstance(kinds.get(part), type) else None  # type: ignore[assignment]
+    return (owner if dataclasses.is_dataclass(owner) else None), leaf

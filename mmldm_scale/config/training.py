@@ -1,0 +1,168 @@
+"""What the trainers are told, each of which is one of the last classes here."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from omegaconf import MISSING
+
+from mmldm_scale.config.check import require
+from mmldm_scale.config.models import (
+    AutoencoderConfig,
+    DecodingConfig,
+    DiffusionConfig,
+    DiscriminatorConfig,
+    DiTConfig,
+    KLVAEConfig,
+    PatchDiscriminatorConfig,
+)
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass
+class TrainingConfig:
+    """What every trainer shares. Lengths and intervals are in samples and whole multiples of ``global_batch``."""
+
+    seed: int = 0
+    total_samples: int = 2_560_000
+    global_batch: int = 128  # samples an optimizer step, over all processes
+    micro_batch: int = 16  # samples a process takes at once; accumulation follows from the number of processes
+    learning_rate: float = 1e-4
+    warmup_samples: int = 0  # the learning rate rises linearly over this many
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0  # global norm; 0 switches clipping off
+    ema_halflife_samples: int = 500_000  # after this many the averaged weights have forgotten half
+    precision: Precision = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    offload_optimizer: bool = False  # optimizer state in host memory (ZeRO 1 to 3)
+    workers: int = 4  # loader processes of each training process; 0 loads in the training process
+    log_every: int = 1_280
+    checkpoint_every: int = 128_000
+    preview_every: int = 128_000  # pictures, sound and video into TensorBoard
+    keep_checkpoints: int = 3
+    collective_timeout: float = 600.0  # seconds that a process waits for the others
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # raw additions to DeepSpeed's configuration
+
+    def __post_init__(self) -> None:
+        for key in ("total_samples", "global_batch", "micro_batch", "keep_checkpoints"):
+            require(getattr(self, key) >= 1, f"training.{key}", "must be at least 1")
+        for key in ("total_samples", "log_every", "checkpoint_every", "preview_every"):
+            value, batch = getattr(self, key), self.global_batch
+            fit = max(batch, round(value / batch) * batch)
+            require(
+                value % batch == 0, f"training.{key}", f"{value} is no multiple of global_batch = {batch}; {fit} fits"
+            )
+        require(
+            self.global_batch % self.micro_batch == 0,
+            "training.micro_batch",
+            f"{self.micro_batch} does not divide global_batch = {self.global_batch}",
+        )
+        require(
+            not (self.offload_optimizer and self.zero_stage == 0),
+            "training.offload_optimizer",
+            "needs zero_stage 1, 2 or 3",
+        )
+        require(self.learning_rate > 0, "training.learning_rate", "must be positive")
+        require(self.ema_halflife_samples > 0, "training.ema_halflife_samples", "must be positive")
+
+
+@dataclass
+class ReadingConfig:
+    """How a trainer reads its shards; only ``window`` changes what it learns from, and only in its order."""
+
+    window: int = 64  # shards whose samples are shuffled together; see mmldm_scale/shards/order.py
+    stage: str = ""  # folder on the node's own disk where shards are copied to before use; sets at a URL need one
+    stage_gigabytes: float = 200.0  # room there; what was used longest ago goes first
+    damaged_share: float = 0.001  # of the samples that may turn out damaged, and be replaced, before the run stops
+
+    def __post_init__(self) -> None:
+        require(self.window >= 1, "reading.window", "must be at least 1 shard")
+        require(self.stage_gigabytes > 0, "reading.stage_gigabytes", "must be positive")
+        require(0 <= self.damaged_share < 1, "reading.damaged_share", "must lie in 0..1")
+
+
+@dataclass
+class ShardTraining:
+    """What every trainer says of its data: one set of shards, or several mixed."""
+
+    shards: list[str] = MISSING  # folders or URLs of finished sets; a single one may stand without brackets
+    weights: list[float] = field(default_factory=list)  # how often each set's turn comes; none: by its samples
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
+
+    def __post_init__(self) -> None:
+        require(len(self.shards) > 0, "shards", "at least one set is needed")
+        require(len(set(self.shards)) == len(self.shards), "shards", "a set is named twice; weights say how often")
+        count, given = len(self.shards), len(self.weights)
+        require(given in (0, count), "weights", f"{given} weights for {count} sets; one each fits, or none")
+        require(all(0 < weight < math.inf for weight in self.weights), "weights", "must be positive")
+
+
+@dataclass
+class AdversarialConfig:
+    """How a discriminator takes part in a training; what else it needs is the trainer's (``training``)."""
+
+    weight: float = 0.1  # of the adversarial term in the model's loss (λ_gan); 0: no discriminator
+    loss: Literal["log", "hinge"] = "log"  # the paper's Eq. 2, or the public code's
+    after: int = 0  # samples before the discriminator begins to learn
+    ramp: int = 0  # samples from there over which the term's weight rises to its full value
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.5, 0.9)
+
+    def __post_init__(self) -> None:
+        require(min(self.weight, self.after, self.ramp) >= 0, "adversarial", "weight, after and ramp are at least 0")
+        require(self.learning_rate > 0, "adversarial.learning_rate", "must be positive")
+
+
+@dataclass
+class KLVAETraining(ShardTraining):
+    """``mmldm train kl-vae``, on the frames and audio images of clip shards.
+
+    With ``kl_vae`` it fine-tunes that one's decoder (section 4.6), else it trains a small one from scratch.
+    """
+
+    run: str = "runs/kl_vae"
+    kl_vae: str = ""  # the one to fine-tune: its encoder stays as it is
+    model: KLVAEConfig = field(default_factory=KLVAEConfig)  # of the one from scratch
+    audio_share: float = 0.25  # of the samples; the others are video frames
+    reconstruction: Literal["l1", "l2"] = "l2"
+    kl_weight: float = 1e-6  # from scratch
+    lpips: str | None = None  # weights of LPIPS's backbone (AlexNet or VGG); none: no such term
+    lpips_weight: float = 1.0
+    discriminator: PatchDiscriminatorConfig = field(default_factory=PatchDiscriminatorConfig)
+    adversarial: AdversarialConfig = field(default_factory=lambda: AdversarialConfig(weight=0.0))
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass
+class AutoencoderTraining(ShardTraining):
+    """``mmldm train autoencoder``: encoders, projectors and signal decoder, on clip shards. The weights are Eq. 3's."""
+
+    run: str = "runs/autoencoder"
+    kl_vae: str = "???"  # Stable Diffusion's, as a folder or a single file, or a kl-vae run
+    unet: str | None = None  # Stable Diffusion's, likewise, for the signal decoder to begin from; none: random weights
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    kl_weight: float = 1e-9  # λ_kl: 1e-9 Landscape, 1e-8 AIST++
+    classification_weight: float = 0.1  # λ_cl; 0 or clips without labels: no classification head
+    contrastive_weight: float = 0.1  # λ_co; 0: no contrastive head
+    contrastive_batch: int = 0  # samples compared with one another, of those at once on all processes; 0: global_batch
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)  # λ_gan
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    estimate_weight: float = 1.0  # of the estimates' squared error, where model.decoder.estimate is on
+    context_dropout: float = 0.1  # share of pictures drawn without semantics and class: what guidance needs
+    frames_per_clip: int = 2  # target frames of each clip in a step
+    flip: float = 0.5  # share of clips mirrored
+    preview: DecodingConfig = field(default_factory=lambda: DecodingConfig(steps=20))
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass
+class DiTTraining(ShardTraining):
+    """``mmldm train dit``: the diffusion transformer, on latent shards."""
+
+    run: str = "runs/dit"
+    model: DiTConfig = field(default_factory=DiTConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    flip: float = 0.5  # share of samples that use the mirrored video's latent
+    training: TrainingConfig = field(default_factory=TrainingConfig)
