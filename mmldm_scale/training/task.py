@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmldm_scale.config import AdversarialConfig
 from mmldm_scale.training.quarantine import Quarantine
 
 
@@ -36,6 +37,36 @@ class Preview(Protocol):
         """Offer ``waveform``, (N,) in [-1, 1] at ``sample_rate`` Hz, to be listened to."""
 
 
+@dataclass(frozen=True)
+class StepInfo:
+    """What a module may want to know of the optimizer step that begins.
+
+    Attributes:
+        samples_seen: At the step's start.
+        logged: Whether the step's values are logged: then, and only then, the module returns "through".
+        adversarial: Whether the discriminator takes part: then, and only then, the module returns "exhibits".
+    """
+
+    samples_seen: int
+    logged: bool
+    adversarial: bool
+
+
+@dataclass
+class Discriminator:
+    """A second network, which learns to tell the model's pictures from real ones.
+
+    Attributes:
+        module: ``module(real, fake, weight)`` returns per-sample values, each (B,); "loss" is minimised, all are
+            logged as "discriminator/NAME". ``module.generator_loss(fake)`` returns the model's term, (B,).
+            :class:`mmldm_scale.training.adversarial.AdversarialLoss` is such a module.
+        config: When it begins to take part, how much its term counts, and how it learns.
+    """
+
+    module: nn.Module
+    config: AdversarialConfig
+
+
 @dataclass
 class Task:
     """One kind of training.
@@ -43,7 +74,13 @@ class Task:
     Attributes:
         name: The kind of its weights folders.
         module: ``module(batch)`` returns per-sample values, each (B,); "loss" is what is minimised, the others are
-            logged under their names. Parameters that do not require gradients stay as they are.
+            logged under their names. Parameters that do not require gradients stay as they are. Besides these it may
+            return, still attached to the graph,
+
+            - "term/NAME", (B,): a term of the loss, not yet multiplied by its weight;
+            - "exhibits", with a discriminator: {"real": (B, P, 3, S, S), "fake": likewise, "weight": (B,)}, pictures
+              in [-1, 1] and how much each sample's adversarial loss counts;
+            - "through": {NAME: tensors, each (B, …)}, where the gradient of each term is measured.
         dataset: The samples by global position.
         inputs: Fingerprints of what it learns from, by configuration key: a run is not carried on with others.
         flops_per_sample: Floating-point operations of one sample's forward pass (twice the MACs).
@@ -51,6 +88,9 @@ class Task:
             (names as in ``module.state_dict()``).
         preview: Called on every rank as ``preview(module, preview)`` at intervals; must be deterministic.
         quarantine: The samples found damaged; how many there are is logged.
+        weights: How much each "term/NAME" counts in "loss", by NAME; logged.
+        discriminator: What plays against the module, if anything does.
+        begin_step: Called before each optimizer step.
     """
 
     name: Literal["kl_vae", "autoencoder", "dit"]
@@ -61,3 +101,6 @@ class Task:
     write_weights: Callable[[Path, dict[str, torch.Tensor]], None]
     preview: Callable[[nn.Module, Preview], None] | None = None
     quarantine: Quarantine | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+    discriminator: Discriminator | None = None
+    begin_step: Callable[[StepInfo], None] | None = None
