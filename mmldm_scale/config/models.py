@@ -102,7 +102,8 @@ class DiTConfig:
     context_tokens: int = 77
     context_width: int = 1024
     attention: Backend = "auto"
-    activation_checkpointing: bool = False
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"  # see mmldm_scale/models/recompute.py
+    compile: bool = False  # torch.compile each block: its element-wise work in fewer passes; needs a C++ compiler
 
     def __post_init__(self) -> None:
         require(self.width % self.heads == 0, "model.heads", f"must divide model.width = {self.width}")

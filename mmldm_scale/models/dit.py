@@ -13,10 +13,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmldm_scale.config import Backend, DiTConfig
 from mmldm_scale.models.attention import attention, choose_backend
+from mmldm_scale.models.recompute import Recomputation, recompute
 
 PRESETS: dict[str, DiTConfig] = {
     "S": DiTConfig(depth=12, width=768, heads=12),
@@ -41,7 +41,12 @@ class DiT(nn.Module):
         self.embed_audio = LatentEmbedding(audio_shape, width)
         self.embed_video = LatentEmbedding(video_shape, width)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.blocks = nn.ModuleList(Block(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.mlp_ratio, config.activation_checkpointing) for _ in range(config.depth)
+        )
+        if config.compile:
+            for block in self.blocks:
+                block.compile()  # all share one compiled graph
         self.final_audio = FinalLayer(audio_shape, width)
         self.final_video = FinalLayer(video_shape, width)
         if config.context_tokens:
@@ -78,10 +83,7 @@ class DiT(nn.Module):
         x = torch.cat(parts, dim=1)  # (B, N, D)
         backend = choose_backend(self.config.attention, x.device, dtype)
         for block in self.blocks:
-            if self.config.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, modulation, backend, use_reentrant=False)
-            else:
-                x = block(x, modulation, backend)
+            x = block(x, modulation, backend)
         *_, audio_tokens, video_tokens = x.split([part.shape[1] for part in parts], dim=1)
         return self.final_audio(audio_tokens, modulation), self.final_video(video_tokens, modulation)
 
@@ -158,9 +160,9 @@ class FinalLayer(nn.Module):
 class Block(nn.Module):
     """A transformer block with adaLN-zero: time shifts and scales each path's input and gates its output."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: int, recomputation: Recomputation = "none") -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.recomputation = heads, recomputation
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)  # no parameters: serves both
         self.qkv = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
@@ -171,6 +173,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor, backend: Backend) -> Tensor:
         """Return ``x`` (B, N, D) a block further; ``modulation`` (B, 1, D) is the embedded time."""
+        return recompute(self._advance, self.recomputation, x, modulation, backend)
+
+    def _advance(self, x: Tensor, modulation: Tensor, backend: Backend) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(modulation).chunk(6, dim=-1)
         x = x + gate_a * self._attend(modulate(self.norm(x), shift_a, scale_a), backend)
         return x + gate_m * self.mlp(modulate(self.norm(x), shift_m, scale_m))

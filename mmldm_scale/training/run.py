@@ -32,6 +32,7 @@ FREE = {
     "training.offload_optimizer",
     "model.attention",
     "model.activation_checkpointing",
+    "model.compile",
 }
 
 

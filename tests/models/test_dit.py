@@ -1,9 +1,12 @@
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.config import DiTConfig, DiTTraining, load
 from mmldm_scale.models.dit import PRESETS, DiT, sincos_grid
@@ -99,14 +102,46 @@ def test_positions_are_different_and_match_the_formula():
     np.testing.assert_allclose(grid[row * 3 + column], np.concatenate(expected), atol=1e-6)
 
 
-def test_activation_checkpointing_changes_nothing():
-    grads = []
-    for config in (CONFIG, replace(CONFIG, activation_checkpointing=True)):
-        model = dit(config)
-        sum(out.square().sum() for out in model(*batch())).backward()
-        grads.append([p.grad for p in model.parameters()])
-    for plain, recomputed in zip(*grads, strict=True):
+def gradients(config: DiTConfig) -> list[torch.Tensor]:
+    model = dit(config)
+    sum(out.square().sum() for out in model(*batch())).backward()
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_activation_checkpointing_changes_nothing(mode):
+    for plain, recomputed in zip(
+        gradients(CONFIG), gradients(replace(CONFIG, activation_checkpointing=mode)), strict=True
+    ):
         assert torch.equal(plain, recomputed)
+
+
+def test_full_recomputation_runs_the_blocks_twice_and_selective_no_matrix_product():
+    flops, kept = {}, {}
+    for mode in ("none", "selective", "full"):
+        model = dit(replace(CONFIG, activation_checkpointing=mode))
+        held = {}
+        keep = torch.autograd.graph.saved_tensors_hooks(partial(_remember, held), lambda tensor: tensor)
+        with FlopCounterMode(display=False) as counter:
+            with keep:
+                out = model(*batch())
+            sum(o.square().sum() for o in out).backward()
+        flops[mode], kept[mode] = counter.get_total_flops(), sum(t.numel() for t in held.values())
+    assert flops["none"] == flops["selective"] < flops["full"]
+    assert kept["full"] < kept["none"]
+
+
+def _remember(held: dict, tensor: torch.Tensor) -> torch.Tensor:
+    held[tensor.data_ptr()] = tensor
+    return tensor
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+def test_a_compiled_model_learns_the_same():
+    small = replace(CONFIG, depth=1)
+    compiled = gradients(replace(small, compile=True, activation_checkpointing="selective"))
+    for plain, fused in zip(gradients(small), compiled, strict=True):
+        torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
