@@ -81,6 +81,8 @@ class DiscriminatorConfig:
     def __post_init__(self) -> None:
         levels = len(self.multipliers)
         require(0 <= self.attention <= levels, "discriminator.attention", f"0 to {levels} of the levels fit")
+        odd = [w for m in self.multipliers[levels - self.attention :] if (w := m * self.width) % self.heads]
+        require(not odd, "discriminator.heads", f"{self.heads} must divide the width of each level that attends: {odd}")
 
 
 @dataclass
