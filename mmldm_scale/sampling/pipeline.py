@@ -157,7 +157,7 @@ class Pipeline:
             restore(latents.video, statistics["video"]),
             self._noise(f"decode/{task}/audio", indices, shape),
             self._noise(f"decode/{task}/video", indices, (self.media.frames, *shape)),
-            self.settings.decoding.steps,
+            self.settings.decoding,
         )
         waveforms = self.vocoder(self.audio_image.to_decibels(audio_image.float()), self.media.audio_samples)
         pictures = to_frames(frames).cpu().numpy()  # (B, F, S, S, 3)

@@ -93,7 +93,7 @@ class Reconstruction(nn.Module):
         clean = latents.gather(1, wanted[..., None, None, None].expand_as(batch["noise"]))
         everything = torch.arange(frames.shape[1], device=targets.device).expand(len(targets), -1)  # (B, F)
         estimating = model.config.decoder.estimate
-        told = model.conditions(*perceptual, everything if estimating else targets)
+        told = model.conditions(*perceptual, everything if estimating else targets, model.semantics(*perceptual))
         first = torch.arange(len(targets), device=targets.device)[:, None] * frames.shape[1]
         chosen = told[1].select((first + targets).flatten()) if estimating else told[1]
         errors = self._errors(clean, batch["noise"], batch["time"], (told[0], chosen))
@@ -163,7 +163,7 @@ def _write_weights(
 ) -> None:
     """Write the averaged ``state`` of a :class:`Reconstruction`, and the KL-VAE, as a weights folder."""
     weights = {name.removeprefix("autoencoder."): tensor for name, tensor in {**state, **frozen}.items()}
-    save(folder, config.model, media, vae, weights)
+    save(folder, config.model, media, vae, (), weights)
 
 
 def _show(config: AutoencoderTraining, clips: Clips, module: Reconstruction, preview: Preview) -> None:
@@ -176,7 +176,7 @@ def _show(config: AutoencoderTraining, clips: Clips, module: Reconstruction, pre
         random = counter.generator(0, "autoencoder/preview", number)
         shapes = (1, *model.noise_shape), (1, len(clip.frames), *model.noise_shape)
         noise = [torch.from_numpy(random.standard_normal(shape, dtype=np.float32)).to(device) for shape in shapes]
-        restored, sound = model.decode(means.audio.mean, means.video.mean, *noise, config.preview.steps)
+        restored, sound = model.decode(means.audio.mean, means.video.mean, *noise, config.preview)
         shown = torch.linspace(0, len(clip.frames) - 1, min(SHOWN_FRAMES, len(clip.frames))).long()
         preview.image(f"clip_{number}/frames_original_above_restored", strips([frames[0, shown], restored[0, shown]]))
         preview.image(f"clip_{number}/sound_original_beside_restored", strips([torch.cat([audio, sound])]))
@@ -207,7 +207,8 @@ def _forward_flops(config: AutoencoderTraining, media: MediaConfig, vae: Autoenc
         latent = model.picture_latents(pictures)
         frozen = flops.get_total_flops()
         posteriors = model.posteriors(latent.expand(1, media.frames, *model.noise_shape), latent)
-        audio, video = model.conditions(posteriors.audio.mean, posteriors.video.mean, targets)
+        means = posteriors.audio.mean, posteriors.video.mean
+        audio, video = model.conditions(*means, targets, model.semantics(*means))
         model.decoder(noisy[:1], times[:1], audio)
         model.decoder(noisy, times, video.select(torch.empty(count, dtype=torch.long)))
     return flops.get_total_flops() - frozen + frozen * (media.frames + 1) / 3

@@ -1,22 +1,24 @@
 """The signal decoder: one Stable-Diffusion-shaped U-Net that predicts the noise of video frames and audio images alike.
 
 What it is to draw reaches it three ways (section 3.1, Figure 3b): as multi-scale features of the perceptual latent
-added to its encoder's outputs, as the pooled latent with the frame's embedding added to its time embedding, and as the
-other modality's semantic tokens, with a modality embedding, in its cross-attention. The first two start at zero, so
-that a pretrained U-Net is at first undisturbed. Trained from scratch (``estimate: true``), it need not start from
-nothing: a read-out of the features estimates the clean latent, the noise is guessed from that, and the U-Net corrects
-the guess. :meth:`SignalDecoder.condition` computes all of it once for a clip;
+added to its encoder's outputs, as the pooled latent with the frame's embedding added to its time embedding, and in its
+cross-attention, as the other modality's semantic tokens with a class and a modality embedding. The first two start at
+zero, so that a pretrained U-Net is at first undisturbed. Trained from scratch (``estimate: true``), it need not start
+from nothing: a read-out of the features estimates the clean latent, the noise is guessed from that, and the U-Net
+corrects the guess. :meth:`SignalDecoder.condition` computes all of it once for a clip;
 :meth:`SignalDecoder.forward` is then called at every step of the sampler.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from mmldm_scale.config import DiffusionConfig, UNetConfig
+from mmldm_scale.config import AutoencoderConfig, DiffusionConfig, UNetConfig
 from mmldm_scale.diffusion.schedule import scheduler
 from mmldm_scale.models.autoencoder.blocks import norm_groups, unfold, zeroed
 from mmldm_scale.models.autoencoder.pyramid import FeaturePyramid
@@ -24,6 +26,7 @@ from mmldm_scale.models.autoencoder.pyramid import FeaturePyramid
 Modality = Literal["audio", "video"]
 Shape = tuple[int, int, int]
 
+MODALITIES: tuple[Modality, Modality] = ("audio", "video")
 ESTIMATE_VARIANCE = 0.25  # of the estimate's error; the latents' own variance is 1
 
 
@@ -33,93 +36,179 @@ class Condition:
 
     features: list[Tensor]  # (N, D, H, W) each: one for each output of the U-Net's encoder, the last for its middle
     content: Tensor  # (N, C + E): the pooled latent and the frame's embedding
-    tokens: Tensor  # (N, T + 1, D): the other modality's semantic tokens and the modality's embedding
+    tokens: Tensor  # (N, T, D): the other modality's semantics, the class and the modality
+    mask: Tensor | None  # (N, T) bool: which tokens are to be seen; None: all
     estimate: Tensor | None  # (N, c, s, s): what the features alone make of the clean latent
+    unet: str  # which U-Net draws them: "shared" by both modalities, or "audio" or "video"
+
+    @classmethod
+    def join(cls, parts: Sequence["Condition"]) -> "Condition":
+        """Return the condition of all pictures of ``parts``, in that order; shorter tokens are padded and masked.
+
+        Raises:
+            ValueError: the parts are for different U-Nets.
+        """
+        if len({part.unet for part in parts}) != 1:
+            raise ValueError("conditions of different U-Nets cannot be joined")
+        features = [torch.cat(level) for level in zip(*(part.features for part in parts), strict=True)]
+        estimate = None if parts[0].estimate is None else torch.cat([part.estimate for part in parts])
+        longest = max(part.tokens.shape[1] for part in parts)
+        tokens = [F.pad(part.tokens, (0, 0, 0, longest - part.tokens.shape[1])) for part in parts]
+        whole = all(part.mask is None and part.tokens.shape[1] == longest for part in parts)
+        mask = None if whole else torch.cat([part._seen(longest) for part in parts])
+        content = torch.cat([part.content for part in parts])
+        return cls(features, content, torch.cat(tokens), mask, estimate, parts[0].unet)
 
     def select(self, rows: Tensor) -> "Condition":
         """Return the condition of the pictures ``rows``, (M,) int64, among the N: (M, …) in place of (N, …)."""
-        estimate = None if self.estimate is None else self.estimate[rows]
-        return Condition([level[rows] for level in self.features], self.content[rows], self.tokens[rows], estimate)
+        return replace(
+            self,
+            features=[level[rows] for level in self.features],
+            content=self.content[rows],
+            tokens=self.tokens[rows],
+            mask=None if self.mask is None else self.mask[rows],
+            estimate=None if self.estimate is None else self.estimate[rows],
+        )
+
+    def _seen(self, length: int) -> Tensor:
+        """Return the mask (N, ``length``) once the tokens are padded to ``length``."""
+        seen = self.tokens.new_ones(self.tokens.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
+        return F.pad(seen, (0, length - seen.shape[1]))
 
 
 class SignalDecoder(nn.Module):
-    """The U-Net and its conditioning, shared by both modalities except for the feature pyramids.
+    """The U-Net and its conditioning: one U-Net for both modalities, or one each (``config.shared_decoder``).
 
     Args:
-        config: the U-Net's geometry.
+        config: of the whole autoencoder.
         audio_shape, video_shape: (C, h, w) of the perceptual latents.
         noise_shape: (c, s, s) of the KL-VAE latents it denoises.
         frames: F, frames of a clip.
-        semantic_width: width of the semantic tokens.
+        classes: how many there are to be told; one more stands for an unknown one.
     """
 
     def __init__(
         self,
-        config: UNetConfig,
+        config: AutoencoderConfig,
         audio_shape: Shape,
         video_shape: Shape,
         noise_shape: Shape,
         frames: int,
-        semantic_width: int,
+        classes: int,
     ) -> None:
         super().__init__()
-        widths = [config.width * multiplier for multiplier in config.multipliers]
-        size = noise_shape[1]
-        self.unet = _unet(config, widths, noise_shape, audio_shape[0] + config.width, semantic_width)
+        self.config, self.classes = config, classes
+        unet, width = config.decoder, config.semantic_width
+        widths = [unet.width * multiplier for multiplier in unet.multipliers]
+        names = ("shared",) if config.shared_decoder else MODALITIES
+        content = unet.width + (audio_shape[0] if config.pooled_latent else 0)
+        self.unets = nn.ModuleDict({name: _unet(unet, widths, noise_shape, content, width) for name in names})
+        size, lengths = noise_shape[1], {"audio": 1, "video": frames}
+        shapes = {"audio": audio_shape, "video": video_shape}
         self.pyramids = nn.ModuleDict(
             {
-                "audio": FeaturePyramid(audio_shape, size, widths, config.blocks, 1, config.width),
-                "video": FeaturePyramid(video_shape, size, widths, config.blocks, frames, config.width),
+                name: FeaturePyramid(shapes[name], size, widths, unet.blocks, lengths[name], unet.width)
+                for name in MODALITIES
             }
         )
+        self.frame_embeddings = nn.ModuleDict({name: nn.Embedding(lengths[name], unet.width) for name in MODALITIES})
+        self.modality_embeddings = nn.ParameterDict({name: _tokens(1, width) for name in MODALITIES})
+        self.class_embeddings, self.null_tokens = nn.ParameterDict(), nn.ParameterDict()
+        if config.semantics:
+            self.class_embeddings.update({name: _tokens(classes + 1, width) for name in names})  # last: unknown
+            for name, other in (MODALITIES, MODALITIES[::-1]):
+                _, height, rows = shapes[other]
+                self.null_tokens[name] = _tokens(height * rows + 1, width)
         self.schedule = scheduler(DiffusionConfig())
         self.estimators = nn.ModuleDict()
-        if config.estimate:
-            for name in ("audio", "video"):
+        if unet.estimate:
+            for name in MODALITIES:
                 self.estimators[name] = zeroed(nn.Conv2d(widths[0], noise_shape[0], 3, padding=1))
-        self.frame_embeddings = nn.ModuleDict(
-            {"audio": nn.Embedding(1, config.width), "video": nn.Embedding(frames, config.width)}
-        )
-        self.modality_embeddings = nn.ParameterDict(
-            {name: nn.Parameter(0.02 * torch.randn(1, 1, semantic_width)) for name in ("audio", "video")}
-        )
 
-    def condition(self, modality: Modality, latent: Tensor, frames: Tensor, other: Tensor) -> Condition:
+    def condition(
+        self,
+        modality: Modality,
+        latent: Tensor,
+        frames: Tensor,
+        other: Tensor | None,
+        labels: Tensor | None,
+        dropped: Tensor | None = None,
+    ) -> Condition:
         """Return the condition of K pictures a clip, clip by clip (N = B·K).
 
         Args:
             modality: which of the two the pictures are.
             latent: (B, C, h, w), the modality's perceptual latent.
             frames: (B, K) integers, which frames; zeros (B, 1) for the audio image.
-            other: (B, T, D), the other modality's semantic tokens.
+            other: (B, T, D), the other modality's semantic tokens; None where the model has no semantics.
+            labels: (B,) int64, the clips' classes, -1 for an unknown one; None: all unknown.
+            dropped: (B, K) bool, which pictures are not told of semantics and class; None: none of them.
         """
-        count = frames.shape[1]
         embedding = self.frame_embeddings[modality](frames).flatten(0, 1)  # (B·K, E)
         features, finest = self.pyramids[modality](latent, frames, embedding)
-        estimate = None
-        if self.estimators:
-            channels, total = self.unet.config.in_channels, self.pyramids[modality].frames
-            clips = unfold(latent, finest.shape[-1] // latent.shape[-1], channels, total)  # (B, F, c, s, s)
-            shortcut = clips[torch.arange(len(clips), device=frames.device)[:, None], frames]  # (B, K, c, s, s)
-            estimate = shortcut.flatten(0, 1) + self.estimators[modality](finest)  # (B·K, c, s, s)
-        pooled = latent.mean(dim=(2, 3)).repeat_interleave(count, dim=0)  # (B·K, C)
-        label = self.modality_embeddings[modality].expand(len(other), -1, -1)
-        tokens = torch.cat([other, label], dim=1).repeat_interleave(count, dim=0)  # (B·K, T + 1, D)
-        return Condition(features, torch.cat([pooled, embedding], dim=1), tokens, estimate)
+        content = embedding
+        if self.config.pooled_latent:
+            pooled = latent.mean(dim=(2, 3)).repeat_interleave(frames.shape[1], dim=0)  # (B·K, C)
+            content = torch.cat([pooled, embedding], dim=1)
+        context = self._null(modality, len(embedding))
+        if other is not None:
+            context = self._told(modality, other, labels, dropped, frames.shape[1])
+        estimate = self._estimate(modality, latent, frames, finest) if self.estimators else None
+        return Condition(features, content, context, None, estimate, self._name(modality))
+
+    def null(self, modality: Modality, condition: Condition) -> Condition:
+        """Return ``condition``, of pictures of ``modality``, without semantics and class: what guidance leads from."""
+        return replace(condition, tokens=self._null(modality, len(condition.tokens)))
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Return the noise predicted in ``noisy`` (N, c, s, s) at ``time`` (N,) in 0..999, float32."""
         *features, middle = condition.features
-        predicted = self.unet(
-            noisy.to(self.unet.dtype),
+        unet = self.unets[condition.unet]
+        predicted = unet(
+            noisy.to(unet.dtype),
             time,
             encoder_hidden_states=condition.tokens,
+            encoder_attention_mask=condition.mask,
             class_labels=condition.content,
             down_block_additional_residuals=features,
             mid_block_additional_residual=middle,
             return_dict=False,
         )[0].float()
         return predicted if condition.estimate is None else predicted + self._guess(noisy, time, condition.estimate)
+
+    def _name(self, modality: Modality) -> str:
+        return "shared" if self.config.shared_decoder else modality
+
+    def _told(
+        self, modality: Modality, other: Tensor, labels: Tensor | None, dropped: Tensor | None, count: int
+    ) -> Tensor:
+        """Return [``other``'s semantics ‖ class ‖ modality] (B·K, T + 2, D), or null tokens where ``dropped``."""
+        labels = torch.full_like(other[:, 0, 0], -1, dtype=torch.long) if labels is None else labels
+        rows = torch.where(labels < 0, self.classes, labels)
+        classes = self.class_embeddings[self._name(modality)][rows]  # (B, D)
+        told = torch.cat([other, classes[:, None]], dim=1).repeat_interleave(count, dim=0)  # (B·K, T + 1, D)
+        label = self.modality_embeddings[modality].expand(len(told), -1, -1)
+        told = torch.cat([told, label], dim=1)
+        if dropped is None:
+            return told
+        return torch.where(dropped.flatten()[:, None, None], self._null(modality, len(told)), told)
+
+    def _null(self, modality: Modality, count: int) -> Tensor:
+        """Return [null tokens ‖ modality] (``count``, T + 2, D); without semantics the modality alone."""
+        tokens = self.modality_embeddings[modality]
+        if self.config.semantics:
+            tokens = torch.cat([self.null_tokens[modality], tokens])
+        return tokens.expand(count, -1, -1)
+
+    def _estimate(self, modality: Modality, latent: Tensor, frames: Tensor, finest: Tensor) -> Tensor:
+        """Return what the features ``finest`` (B·K, D, s, s) make of the clean latents: (B·K, c, s, s)."""
+        read = self.estimators[modality](finest)
+        if not self.config.shortcut:
+            return read
+        channels, total = read.shape[1], self.pyramids[modality].frames
+        clips = unfold(latent, finest.shape[-1] // latent.shape[-1], channels, total)  # (B, F, c, s, s)
+        folded = clips[torch.arange(len(clips), device=frames.device)[:, None], frames]  # (B, K, c, s, s)
+        return folded.flatten(0, 1) + read
 
     def _guess(self, noisy: Tensor, time: Tensor, estimate: Tensor) -> Tensor:
         """Return the noise in ``noisy`` to be expected if ``estimate`` is the clean latent up to a known error.
@@ -153,3 +242,7 @@ def _unet(
     )
     zeroed(unet.class_embedding.linear_2)
     return unet
+
+
+def _tokens(count: int, width: int) -> nn.Parameter:
+    return nn.Parameter(0.02 * torch.randn(count, width))

@@ -2,9 +2,10 @@
 
 Both are stacks of residual blocks with a strided convolution between levels and attention at the last one; they share
 no parameters. The video encoder works on single frames, mixes them along time at every level, and at its end merges
-all frames of a clip into one picture's worth of channels. What they find is added to the mean of a shortcut without
-parameters, space folded into channels and averaged (as in DC-AE, arXiv 2410.10733): so the latents show something of
-the clip from the first step, and training is a matter of correcting them.
+all frames of a clip into one picture's worth of channels; it may also see a few key frames only, and with them a
+learned frame that belongs to no clip, where it can gather what they share (the public code's way). With ``shortcut``
+what they find is added to the mean of a path without parameters, space folded into channels and averaged (as in DC-AE,
+arXiv 2410.10733): so the latents show something of the clip from the first step.
 """
 
 import torch
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 from mmldm_scale.config import EncoderConfig
 from mmldm_scale.models.autoencoder.blocks import SelfAttention, fold, norm_groups, residual_block, zeroed
 
+Shape = tuple[int, int, int]
+
 INITIAL_LOGVAR = -6.0  # a posterior as narrow as this lets the latents carry signal from the first step
 
 
 class AudioEncoder(nn.Module):
     """Latent of an audio image (B, c, s, s) → moments (B, 2·C, s/f_a, s/f_a), f_a = 2 ** (levels - 1)."""
 
-    def __init__(self, config: EncoderConfig, inputs: int, latent_channels: int) -> None:
+    def __init__(self, config: EncoderConfig, inputs: int, latent_channels: int, shortcut: bool) -> None:
         super().__init__()
         widths = [config.width * multiplier for multiplier in config.multipliers]
         self.stem = nn.Conv2d(inputs, widths[0], 3, padding=1)
@@ -28,7 +31,7 @@ class AudioEncoder(nn.Module):
         )
         self.attention = SelfAttention(widths[-1], config.heads)
         self.head = _head(widths[-1], latent_channels)
-        self.factor, self.channels = 2 ** (len(widths) - 1), latent_channels
+        self.shortcut, self.factor = shortcut, 2 ** (len(widths) - 1)
 
     def forward(self, latent: Tensor) -> Tensor:
         """Return the moments (B, 2·C, s/f_a, s/f_a) of ``latent`` (B, c, s, s)."""
@@ -37,16 +40,22 @@ class AudioEncoder(nn.Module):
             hidden = level(hidden)
         tokens = self.attention(hidden.flatten(2).transpose(1, 2))  # (B, h·w, D)
         moments = self.head(tokens.transpose(1, 2).unflatten(2, hidden.shape[2:]))
-        return _shifted(moments, fold(latent[:, None], self.factor, self.channels))
+        return _shifted(moments, latent[:, None], self.factor) if self.shortcut else moments
 
 
 class VideoEncoder(nn.Module):
     """Latents of ``frames`` frames (B, F, c, s, s) → moments (B, 2·C, s/f_v, s/f_v), f_v = 2 ** (levels - 1)."""
 
-    def __init__(self, config: EncoderConfig, inputs: int, latent_channels: int, frames: int) -> None:
+    def __init__(
+        self, config: EncoderConfig, noise_shape: Shape, latent_channels: int, frames: int, shortcut: bool
+    ) -> None:
         super().__init__()
+        self.key_frames = config.key_frames
+        if self.key_frames:
+            self.content_frame = nn.Parameter(0.02 * torch.randn(noise_shape))
+            frames = len(self.key_frames) + 1
         widths = [config.width * multiplier for multiplier in config.multipliers]
-        self.stem = nn.Conv2d(inputs, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(noise_shape[0], widths[0], 3, padding=1)
         self.levels = nn.ModuleList(
             Level(widths[max(i - 1, 0)], width, config.blocks, halve=i > 0) for i, width in enumerate(widths)
         )
@@ -56,18 +65,25 @@ class VideoEncoder(nn.Module):
         self.merge = nn.Conv2d(frames * widths[-1], widths[-1], 3, padding=1)
         self.block = residual_block(widths[-1], widths[-1])
         self.head = _head(widths[-1], latent_channels)
-        self.factor, self.channels = 2 ** (len(widths) - 1), latent_channels
+        self.shortcut, self.factor = shortcut, 2 ** (len(widths) - 1)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return the moments (B, 2·C, s/f_v, s/f_v) of ``latents`` (B, F, c, s, s)."""
-        batch, frames = latents.shape[:2]
-        hidden = self.stem(latents.flatten(0, 1))  # (B·F, D, s, s)
+        if self.key_frames:
+            latents = latents[:, self.key_frames]
+        hidden = self._with_content(latents) if self.key_frames else latents
+        batch, frames = hidden.shape[:2]
+        hidden = self.stem(hidden.flatten(0, 1))  # (B·F, D, s, s)
         for level, time in zip(self.levels, self.times, strict=True):
             hidden = time(level(hidden), frames)
         hidden = self._attend(hidden.unflatten(0, (batch, frames)))  # (B, F, D, h, w)
         hidden = self.merge(hidden.flatten(1, 2))  # (B, D, h, w)
         moments = self.head(self.block(hidden, None))
-        return _shifted(moments, fold(latents, self.factor, self.channels))
+        return _shifted(moments, latents, self.factor) if self.shortcut else moments
+
+    def _with_content(self, latents: Tensor) -> Tensor:
+        """Return the learned frame, then ``latents`` (B, F, c, s, s): (B, F + 1, c, s, s)."""
+        return torch.cat([self.content_frame.expand(len(latents), 1, -1, -1, -1), latents], dim=1)
 
     def _attend(self, hidden: Tensor) -> Tensor:
         """Let the frames (B, F, D, h, w) see one another at each place."""
@@ -115,7 +131,7 @@ def _head(width: int, latent_channels: int) -> nn.Conv2d:
     return head
 
 
-def _shifted(moments: Tensor, shift: Tensor) -> Tensor:
-    """Add ``shift`` (B, C, h, w) to the mean in ``moments`` (B, 2·C, h, w)."""
+def _shifted(moments: Tensor, latents: Tensor, factor: int) -> Tensor:
+    """Add ``latents`` (B, F, c, s, s), folded by ``factor``, to the mean in ``moments`` (B, 2·C, h, w)."""
     mean, logvar = moments.chunk(2, dim=1)
-    return torch.cat([mean + shift, logvar], dim=1)
+    return torch.cat([mean + fold(latents, factor, mean.shape[1]), logvar], dim=1)

@@ -1,8 +1,9 @@
 """The KL-VAE under everything: pictures ⇄ latents of a fourth or an eighth of their size, frozen once it is trained.
 
-It is diffusers' ``AutoencoderKL``, either a published one (Stable Diffusion's ``vae`` folder) or one trained here. Both
-lie on disk in diffusers' own format; a kl-vae run's weights folder holds it as its sub-folder ``vae``, next to the
-``config.json`` that says what it is, so :func:`load` has one path for both.
+It is diffusers' ``AutoencoderKL``, either a published one (Stable Diffusion's, in any format that
+:mod:`~mmldm_scale.models.autoencoder.stable_diffusion` knows) or one trained here: a kl-vae run's weights folder holds
+it in diffusers' format as its sub-folder ``vae``, next to the ``config.json`` that says what it is. :func:`load` is the
+one door to both.
 """
 
 import json
@@ -10,15 +11,15 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mmldm_scale.config import KLVAEConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
+from mmldm_scale.models.autoencoder import stable_diffusion
 from mmldm_scale.models.autoencoder.blocks import norm_groups
 
-SUBFOLDER = "vae"  # also the name of this part in a Stable Diffusion folder
+SUBFOLDER = stable_diffusion.VAE
 
 
 def build(config: KLVAEConfig, scaling_factor: float = 1.0) -> AutoencoderKL:
@@ -49,10 +50,14 @@ def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     return moments.mean.float() * vae.config.scaling_factor
 
 
+def render(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Decode scaled ``latents`` (N, c, S/f, S/f) into pictures (N, 3, S, S), float32, about in [-1, 1]."""
+    return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+
+
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Decode scaled ``latents`` (N, c, S/f, S/f) into pictures (N, 3, S, S) in [-1, 1], float32."""
-    pictures = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
-    return pictures.float().clamp(-1.0, 1.0)
+    return render(vae, latents).clamp(-1.0, 1.0)
 
 
 def save(folder: Path, vae: AutoencoderKL) -> None:
@@ -62,40 +67,21 @@ def save(folder: Path, vae: AutoencoderKL) -> None:
 
 
 def load(path: str | Path) -> AutoencoderKL:
-    """Load a KL-VAE from a diffusers folder (or one with a ``vae`` in it), or a kl-vae run, checkpoint or its weights.
+    """Load a KL-VAE: a published one (a diffusers folder or a single file), or a kl-vae run, checkpoint or its weights.
 
     Raises:
         UserError: there is none at ``path``, or it is damaged, or weights are missing from it.
     """
-    folder = find(Path(path))
-    try:
-        vae, info = AutoencoderKL.from_pretrained(
-            folder,
-            use_safetensors=True,  # the other format is a pickle
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            torch_dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: no KL-VAE can be loaded: {' '.join(str(error).split())[:300]}") from None
-    absent = info["missing_keys"] or info["mismatched_keys"]
-    if absent:
-        raise UserError(f"{folder}: its weights do not fit its config.json: {len(absent)} missing, such as {absent[0]}")
-    return vae.eval()
+    return stable_diffusion.load_vae(find(Path(path)))
 
 
 def find(path: Path) -> Path:
-    """Return the diffusers folder that ``path`` means, as :func:`load` does; raise UserError if there is none."""
+    """Return the file or diffusers folder that ``path`` means to :func:`load`; raise UserError if there is none."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; a kl-vae run, diffusers folder, .safetensors or .ckpt fits")
+    if path.is_file():
+        return path
     for folder in (path, path / SUBFOLDER):
-        if _is_diffusers(folder):
+        if stable_diffusion.describes(folder, AutoencoderKL):
             return folder
     return pretrained.find(path, "kl_vae") / SUBFOLDER
-
-
-def _is_diffusers(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        return config.get("_class_name") == "AutoencoderKL"
-    except (OSError, ValueError, AttributeError):
-        return False

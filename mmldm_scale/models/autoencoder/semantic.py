@@ -1,9 +1,29 @@
-"""The projectors from a perceptual latent into the semantic space that audio and video share (section 3.1)."""
+"""The semantic space that audio and video share: projectors into it, and the heads that give it meaning (section 3.1).
+
+A projector turns a modality's perceptual latent into tokens, which the decoder of the *other* modality sees in its
+cross-attention. The heads exist for the losses (Eq. 3): a class from both modalities' tokens together, and one vector
+from each modality's tokens, close to its partner's and far from all others' (Eq. 1). The classification head also says
+at decoding time which class embedding the decoder gets.
+"""
+
+import math
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmldm_scale.models.autoencoder.blocks import residual_block
+
+INITIAL_TEMPERATURE, MAXIMAL_TEMPERATURE = 1 / 0.07, 100.0  # CLIP's (arXiv 2103.00020), which the paper follows
+
+
+@dataclass(frozen=True)
+class Semantics:
+    """What clips are about: tokens ``audio`` (B, T_a, D) and ``video`` (B, T_v, D), in raster order of the latents."""
+
+    audio: Tensor
+    video: Tensor
 
 
 class Projector(nn.Module):
@@ -21,3 +41,35 @@ class Projector(nn.Module):
         """Return the semantic tokens (B, h·w, width) of ``latent`` (B, C, h, w)."""
         features = self.block(self.stem(latent), None)  # (B, D, h, w)
         return self.norm(features.flatten(2).transpose(1, 2) + self.position)
+
+
+class ClassificationHead(nn.Module):
+    """A pair of semantic tokens → the class they belong to."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(2 * width, width)
+        self.out = nn.Linear(width, classes)
+
+    def forward(self, semantics: Semantics) -> Tensor:
+        """Return the logits (B, classes), float32."""
+        pooled = torch.cat([semantics.audio.mean(dim=1), semantics.video.mean(dim=1)], dim=1)  # (B, 2·D)
+        return self.out(F.gelu(self.hidden(pooled))).float()
+
+
+class ContrastiveHead(nn.Module):
+    """f_co of Eq. 1 and its τ: the same for both modalities, whose tokens live in one space."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(width, outputs, bias=False)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(INITIAL_TEMPERATURE)))
+
+    @property
+    def temperature(self) -> Tensor:
+        """τ, which multiplies the similarities: a positive scalar of at most 100, float32."""
+        return self.log_temperature.float().exp().clamp(max=MAXIMAL_TEMPERATURE)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return one vector of length 1 for each of ``tokens`` (B, T, D): (B, outputs), float32."""
+        return F.normalize(self.out(tokens.mean(dim=1)).float(), dim=1)

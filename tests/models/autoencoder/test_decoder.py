@@ -13,7 +13,7 @@ from tests.models.autoencoder import tiny
 def conditions(model, seed: int) -> tuple[Condition, Condition]:
     random = torch.Generator().manual_seed(seed)
     latents = [torch.randn(2, *shape, generator=random) for shape in (model.audio_shape, model.video_shape)]
-    return model.conditions(*latents, torch.tensor([[0, 2], [1, 3]]))
+    return model.conditions(*latents, torch.tensor([[0, 2], [1, 3]]), model.semantics(*latents))
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def test_at_first_the_bare_unet_is_undisturbed():
     model = tiny.build()
     noisy, time = torch.randn(4, *model.noise_shape), torch.tensor([0, 10, 500, 999])
     for _, condition in (conditions(model, 0), conditions(model, 1)):
-        bare = model.decoder.unet(
+        bare = model.decoder.unets["shared"](
             noisy, time, encoder_hidden_states=condition.tokens, class_labels=torch.zeros_like(condition.content)
         ).sample
         assert torch.equal(model.decoder(noisy, time, condition), bare)
@@ -34,9 +34,10 @@ def test_at_first_the_bare_unet_is_undisturbed():
 def test_a_picture_is_told_of_its_own_clip_and_frame():
     model = tiny.opened(tiny.build())
     latents = torch.randn(2, *model.audio_shape), torch.randn(2, *model.video_shape)
-    together = model.conditions(*latents, torch.tensor([[0, 2], [1, 3]]))[1]
+    together = model.conditions(*latents, torch.tensor([[0, 2], [1, 3]]), model.semantics(*latents))[1]
     for row, (clip, frame) in enumerate([(0, 0), (0, 2), (1, 1), (1, 3)]):
-        alone = model.conditions(*(x[clip : clip + 1] for x in latents), torch.tensor([[frame]]))[1]
+        one = [x[clip : clip + 1] for x in latents]
+        alone = model.conditions(*one, torch.tensor([[frame]]), model.semantics(*one))[1]
         torch.testing.assert_close(together.content[row], alone.content[0])
         torch.testing.assert_close(together.tokens[row], alone.tokens[0])
         for a, b in zip(together.features, alone.features, strict=True):
@@ -56,7 +57,7 @@ def test_the_guess_from_an_estimate_is_the_posterior_mean():
     config = dataclasses.replace(tiny.CONFIG, decoder=dataclasses.replace(tiny.CONFIG.decoder, estimate=True))
     model = Autoencoder(config, tiny.MEDIA, kl_vae.build(tiny.KL_VAE)).eval()
     condition = dataclasses.replace(conditions(model, 0)[1], estimate=torch.randn(4, *model.noise_shape))
-    for parameter in model.decoder.unet.conv_out.parameters():
+    for parameter in model.decoder.unets["shared"].conv_out.parameters():
         parameter.zero_()
     for time in (50, 400, 900):
         kept = scheduler(DiffusionConfig()).alphas_cumprod[time]

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from mmldm_scale.config import AutoencoderConfig, KLVAEConfig, MediaConfig
+from mmldm_scale.config import AutoencoderConfig, DecodingConfig, KLVAEConfig, MediaConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
@@ -21,7 +21,8 @@ def test_papers_shapes_and_sizes():
     with torch.device("meta"):
         model = Autoencoder(AutoencoderConfig(), MediaConfig(), kl_vae.build(KLVAEConfig()))
         posteriors = model.encode(torch.empty(1, 16, 3, 256, 256), torch.empty(1, 3, 256, 256))
-        conditions = model.conditions(posteriors.audio.mean, posteriors.video.mean, torch.zeros(1, 2, dtype=torch.long))
+        means = posteriors.audio.mean, posteriors.video.mean
+        conditions = model.conditions(*means, torch.zeros(1, 2, dtype=torch.long), model.semantics(*means))
         times = torch.zeros(2, dtype=torch.long)
         predicted = [
             model.decoder(torch.empty(n, 4, 32, 32), times[:n], c) for n, c in zip((1, 2), conditions, strict=True)
@@ -29,11 +30,11 @@ def test_papers_shapes_and_sizes():
     assert posteriors.audio.mean.shape[1:] == posteriors.audio.logvar.shape[1:] == model.audio_shape == (16, 8, 8)
     assert posteriors.video.mean.shape[1:] == posteriors.video.logvar.shape[1:] == model.video_shape == (16, 16, 16)
     assert [p.shape for p in predicted] == [(1, 4, 32, 32), (2, 4, 32, 32)]
-    assert [c.tokens.shape for c in conditions] == [(1, 257, 768), (2, 65, 768)]
+    assert [c.tokens.shape for c in conditions] == [(1, 258, 768), (2, 66, 768)]
     millions = {name: sum(p.numel() for p in part.parameters()) // 10**6 for name, part in model.named_children()}
     assert millions["kl_vae"] == 83  # Stable Diffusion's
     # Stable Diffusion 1.5's U-Net has 859.5 M; ours adds the embedding of content and frame.
-    assert sum(p.numel() for p in model.decoder.unet.parameters()) // 10**6 == 861
+    assert sum(p.numel() for p in model.decoder.unets["shared"].parameters()) // 10**6 == 861
 
 
 def test_small_shapes():
@@ -42,7 +43,9 @@ def test_small_shapes():
     posteriors = model.encode(*tiny.clips(2))
     assert posteriors.audio.mean.shape == (2, 4, 2, 2)
     assert posteriors.video.mean.shape == (2, 4, 4, 4)
-    frames, audio = model.decode(posteriors.audio.mean, posteriors.video.mean, *noises(model, 2), steps=2)
+    frames, audio = model.decode(
+        posteriors.audio.mean, posteriors.video.mean, *noises(model, 2), DecodingConfig(steps=2)
+    )
     assert frames.shape == (2, 4, 3, 32, 32)
     assert audio.shape == (2, 3, 32, 32)
     assert frames.dtype == audio.dtype == torch.float32
@@ -57,7 +60,7 @@ def test_encoding_and_decoding_depend_on_their_arguments_alone():
     def whole(which: slice) -> list[torch.Tensor]:
         posteriors = model.encode(frames[which], audio[which])
         noise = [part[which] for part in noises(model, 3)]
-        restored = model.decode(posteriors.audio.mean, posteriors.video.mean, *noise, steps=4)
+        restored = model.decode(posteriors.audio.mean, posteriors.video.mean, *noise, DecodingConfig(steps=4))
         return [posteriors.audio.mean, posteriors.video.mean, posteriors.video.logvar, *restored]
 
     together = whole(slice(0, 3))
@@ -70,10 +73,10 @@ def test_every_input_reaches_the_output_once_trained():
     model = tiny.opened(tiny.build())
     latents = torch.randn(1, *model.audio_shape), torch.randn(1, *model.video_shape)
     noise = noises(model, 1)
-    reference = model.decode(*latents, *noise, steps=2)
+    reference = model.decode(*latents, *noise, DecodingConfig(steps=2))
 
     def changed(*arguments: torch.Tensor) -> list[bool]:
-        found = model.decode(*arguments, steps=2)
+        found = model.decode(*arguments, DecodingConfig(steps=2))
         return [not torch.allclose(a, b, atol=1e-4) for a, b in zip(found, reference, strict=True)]
 
     assert changed(-latents[0], latents[1], *noise) == [True, True]  # audio tokens reach the frames
@@ -81,7 +84,7 @@ def test_every_input_reaches_the_output_once_trained():
     assert changed(*latents, -noise[0], noise[1]) == [False, True]
     assert changed(*latents, noise[0], -noise[1]) == [True, False]
     same = noise[1][:, :1].expand_as(noise[1])
-    frames = model.decode(*latents, noise[0], same, steps=2)[0][0]
+    frames = model.decode(*latents, noise[0], same, DecodingConfig(steps=2))[0][0]
     assert not torch.allclose(frames[0], frames[1], atol=1e-4)  # the frame index does
 
 
@@ -101,7 +104,8 @@ def test_only_the_kl_vae_is_frozen():
     latents = model.picture_latents(torch.randn(5, 3, 32, 32))
     posteriors = model.posteriors(latents[None, :4], latents[4:])
     targets = torch.tensor([[0, 3]])
-    conditions = model.conditions(posteriors.audio.mean, posteriors.video.mean, targets)
+    means = posteriors.audio.mean, posteriors.video.mean
+    conditions = model.conditions(*means, targets, model.semantics(*means))
     noisy, time = torch.randn(2, *model.noise_shape), torch.full((2,), 500)
     predicted = [model.decoder(noisy[:n], time[:n], c).sum() for n, c in zip((1, 2), conditions, strict=True)]
     sum(predicted).backward()
