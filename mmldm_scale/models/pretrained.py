@@ -67,10 +67,15 @@ def load_into(module: torch.nn.Module, folder: Path) -> None:
         raise UserError(f"{folder / WEIGHTS}: does not fit its {CONFIG}, or is damaged: {reason}") from None
 
 
-def fingerprint(folder: Path) -> str:
-    """Return the sha256 (hex) over everything in a weights folder, names included: the identity of a model."""
+def fingerprint(path: Path) -> str:
+    """Return the sha256 (hex) over everything in a weights folder, names included: the identity of a model.
+
+    Of a single file it is over that and the configuration beside it, if there is one.
+    """
+    files = sorted(path.rglob("*")) if path.is_dir() else [path, path.with_name(CONFIG)]
+    root = path if path.is_dir() else path.parent
     digest = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
+    for file in filter(Path.is_file, files):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0")
         digest.update(bytes.fromhex(sha256(file)))
     return digest.hexdigest()

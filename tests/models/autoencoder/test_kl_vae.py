@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from mmldm_scale.config import KLVAEConfig
 from mmldm_scale.errors import UserError
+from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 
 CONFIG = KLVAEConfig(channels=[8, 8, 16], blocks=1, latent_channels=3)
@@ -71,7 +72,7 @@ def refusal(path: Path) -> str:
 
 
 def test_refusals(diffusers_folder, tmp_path):
-    assert "no such folder" in refusal(tmp_path / "nowhere")
+    assert "no such file" in refusal(tmp_path / "nowhere")
     (tmp_path / "dit").mkdir()
     (tmp_path / "dit" / "config.json").write_text(json.dumps({"kind": "dit"}))
     assert "'dit'" in refusal(tmp_path / "dit")
@@ -85,8 +86,12 @@ def test_refusals(diffusers_folder, tmp_path):
     assert str(diffusers_folder) in refusal(diffusers_folder)
 
 
-def test_a_pickle_is_not_opened(diffusers_folder):
-    weights = diffusers_folder / "vae" / WEIGHTS
-    torch.save(load_file(weights), weights.with_name("diffusion_pytorch_model.bin"))
-    weights.unlink()
-    assert str(diffusers_folder) in refusal(diffusers_folder)
+def test_a_single_file_has_an_identity(diffusers_folder):
+    file = diffusers_folder / "vae" / WEIGHTS
+    assert kl_vae.find(file) == file
+    assert kl_vae.load(file).config.scaling_factor == 0.5  # of the config.json beside it
+    before = pretrained.fingerprint(file)
+    assert len(before) == 64
+    config = file.with_name("config.json")
+    config.write_text(config.read_text().replace('"scaling_factor": 0.5', '"scaling_factor": 0.6'))
+    assert pretrained.fingerprint(kl_vae.find(file)) != before
