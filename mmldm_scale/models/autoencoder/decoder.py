@@ -9,6 +9,7 @@ corrects the guess. :meth:`SignalDecoder.condition` computes all of it once for 
 :meth:`SignalDecoder.forward` is then called at every step of the sampler.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,9 +19,10 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from mmldm_scale.config import AutoencoderConfig, DiffusionConfig, UNetConfig
+from mmldm_scale.config import AutoencoderConfig, DiffusionConfig
 from mmldm_scale.diffusion.schedule import scheduler
 from mmldm_scale.models.autoencoder.blocks import norm_groups, unfold, zeroed
+from mmldm_scale.models.autoencoder.context import Context
 from mmldm_scale.models.autoencoder.pyramid import FeaturePyramid
 
 Modality = Literal["audio", "video"]
@@ -79,12 +81,15 @@ class Condition:
 class SignalDecoder(nn.Module):
     """The U-Net and its conditioning: one U-Net for both modalities, or one each (``config.shared_decoder``).
 
+    Feature pyramids, frame embeddings and contexts are each modality's own; U-Nets and class embeddings are kept under
+    the name "shared", or else under "audio" and "video".
+
     Args:
         config: of the whole autoencoder.
         audio_shape, video_shape: (C, h, w) of the perceptual latents.
         noise_shape: (c, s, s) of the KL-VAE latents it denoises.
         frames: F, frames of a clip.
-        classes: how many there are to be told; one more stands for an unknown one.
+        classes: how many there are to be told; one more embedding stands for an unknown one.
     """
 
     def __init__(
@@ -97,32 +102,24 @@ class SignalDecoder(nn.Module):
         classes: int,
     ) -> None:
         super().__init__()
-        self.config, self.classes = config, classes
-        unet, width = config.decoder, config.semantic_width
+        self.config, self.classes, unet = config, classes, config.decoder
         widths = [unet.width * multiplier for multiplier in unet.multipliers]
-        names = ("shared",) if config.shared_decoder else MODALITIES
-        content = unet.width + (audio_shape[0] if config.pooled_latent else 0)
-        self.unets = nn.ModuleDict({name: _unet(unet, widths, noise_shape, content, width) for name in names})
-        size, lengths = noise_shape[1], {"audio": 1, "video": frames}
-        shapes = {"audio": audio_shape, "video": video_shape}
-        self.pyramids = nn.ModuleDict(
-            {
-                name: FeaturePyramid(shapes[name], size, widths, unet.blocks, lengths[name], unet.width)
-                for name in MODALITIES
-            }
-        )
-        self.frame_embeddings = nn.ModuleDict({name: nn.Embedding(lengths[name], unet.width) for name in MODALITIES})
-        self.modality_embeddings = nn.ParameterDict({name: _tokens(1, width) for name in MODALITIES})
-        self.class_embeddings, self.null_tokens = nn.ParameterDict(), nn.ParameterDict()
-        if config.semantics:
-            self.class_embeddings.update({name: _tokens(classes + 1, width) for name in names})  # last: unknown
-            for name, other in (MODALITIES, MODALITIES[::-1]):
-                _, height, rows = shapes[other]
-                self.null_tokens[name] = _tokens(height * rows + 1, width)
         self.schedule = scheduler(DiffusionConfig())
-        self.estimators = nn.ModuleDict()
-        if unet.estimate:
-            for name in MODALITIES:
+        self.unets, self.class_embeddings = nn.ModuleDict(), nn.ModuleDict()
+        for name in ("shared",) if config.shared_decoder else MODALITIES:
+            self.unets[name] = _unet(config, widths, noise_shape)
+            if config.semantics:
+                self.class_embeddings[name] = nn.Embedding(classes + 1, config.semantic_width)  # last: unknown
+                nn.init.normal_(self.class_embeddings[name].weight, std=0.02)
+        self.pyramids, self.contexts = nn.ModuleDict(), nn.ModuleDict()
+        self.frame_embeddings, self.estimators = nn.ModuleDict(), nn.ModuleDict()
+        lengths, shapes = {"audio": 1, "video": frames}, {"audio": audio_shape, "video": video_shape}
+        for name, other in (MODALITIES, MODALITIES[::-1]):
+            self.pyramids[name] = FeaturePyramid(config, shapes[name], noise_shape[1], lengths[name])
+            self.frame_embeddings[name] = nn.Embedding(lengths[name], unet.width)
+            semantics = math.prod(shapes[other][1:]) if config.semantics else 0
+            self.contexts[name] = Context(semantics, config.semantic_width)
+            if unet.estimate:
                 self.estimators[name] = zeroed(nn.Conv2d(widths[0], noise_shape[0], 3, padding=1))
 
     def condition(
@@ -144,21 +141,24 @@ class SignalDecoder(nn.Module):
             labels: (B,) int64, the clips' classes, -1 for an unknown one; None: all unknown.
             dropped: (B, K) bool, which pictures are not told of semantics and class; None: none of them.
         """
+        name = "shared" if self.config.shared_decoder else modality
+        count = frames.shape[1]
         embedding = self.frame_embeddings[modality](frames).flatten(0, 1)  # (B·K, E)
         features, finest = self.pyramids[modality](latent, frames, embedding)
-        content = embedding
+        content, told = embedding, None
         if self.config.pooled_latent:
-            pooled = latent.mean(dim=(2, 3)).repeat_interleave(frames.shape[1], dim=0)  # (B·K, C)
+            pooled = latent.mean(dim=(2, 3)).repeat_interleave(count, dim=0)  # (B·K, C)
             content = torch.cat([pooled, embedding], dim=1)
-        context = self._null(modality, len(embedding))
         if other is not None:
-            context = self._told(modality, other, labels, dropped, frames.shape[1])
+            known = self._class(name, labels, other)  # (B, 1, D)
+            told = torch.cat([other, known], dim=1).repeat_interleave(count, dim=0)  # (B·K, T + 1, D)
+        tokens = self.contexts[modality](len(content), told, None if dropped is None else dropped.flatten())
         estimate = self._estimate(modality, latent, frames, finest) if self.estimators else None
-        return Condition(features, content, context, None, estimate, self._name(modality))
+        return Condition(features, content, tokens, None, estimate, name)
 
     def null(self, modality: Modality, condition: Condition) -> Condition:
         """Return ``condition``, of pictures of ``modality``, without semantics and class: what guidance leads from."""
-        return replace(condition, tokens=self._null(modality, len(condition.tokens)))
+        return replace(condition, tokens=self.contexts[modality](len(condition.tokens)))
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Return the noise predicted in ``noisy`` (N, c, s, s) at ``time`` (N,) in 0..999, float32."""
@@ -176,29 +176,12 @@ class SignalDecoder(nn.Module):
         )[0].float()
         return predicted if condition.estimate is None else predicted + self._guess(noisy, time, condition.estimate)
 
-    def _name(self, modality: Modality) -> str:
-        return "shared" if self.config.shared_decoder else modality
-
-    def _told(
-        self, modality: Modality, other: Tensor, labels: Tensor | None, dropped: Tensor | None, count: int
-    ) -> Tensor:
-        """Return [``other``'s semantics ‖ class ‖ modality] (B·K, T + 2, D), or null tokens where ``dropped``."""
-        labels = torch.full_like(other[:, 0, 0], -1, dtype=torch.long) if labels is None else labels
+    def _class(self, name: str, labels: Tensor | None, other: Tensor) -> Tensor:
+        """Return the embeddings (B, 1, D) of ``labels``, for the clips of ``other`` (B, T, D)."""
+        if labels is None:
+            labels = torch.full((len(other),), -1, device=other.device)
         rows = torch.where(labels < 0, self.classes, labels)
-        classes = self.class_embeddings[self._name(modality)][rows]  # (B, D)
-        told = torch.cat([other, classes[:, None]], dim=1).repeat_interleave(count, dim=0)  # (B·K, T + 1, D)
-        label = self.modality_embeddings[modality].expand(len(told), -1, -1)
-        told = torch.cat([told, label], dim=1)
-        if dropped is None:
-            return told
-        return torch.where(dropped.flatten()[:, None, None], self._null(modality, len(told)), told)
-
-    def _null(self, modality: Modality, count: int) -> Tensor:
-        """Return [null tokens ‖ modality] (``count``, T + 2, D); without semantics the modality alone."""
-        tokens = self.modality_embeddings[modality]
-        if self.config.semantics:
-            tokens = torch.cat([self.null_tokens[modality], tokens])
-        return tokens.expand(count, -1, -1)
+        return self.class_embeddings[name](rows)[:, None]
 
     def _estimate(self, modality: Modality, latent: Tensor, frames: Tensor, finest: Tensor) -> Tensor:
         """Return what the features ``finest`` (B·K, D, s, s) make of the clean latents: (B·K, c, s, s)."""
@@ -221,28 +204,26 @@ class SignalDecoder(nn.Module):
         return weight * (noisy.float() - kept.sqrt() * estimate.float())
 
 
-def _unet(
-    config: UNetConfig, widths: list[int], noise_shape: Shape, content_width: int, context_width: int
-) -> UNet2DConditionModel:
-    down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention]
-    up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(config.attention)]
-    unet = UNet2DConditionModel(
+def _unet(config: AutoencoderConfig, widths: list[int], noise_shape: Shape) -> UNet2DConditionModel:
+    """Return a U-Net for pictures of ``noise_shape``, with ``widths`` by level, that content does not disturb yet."""
+    unet, content = config.decoder, config.decoder.width + config.latent_channels * config.pooled_latent
+    down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in unet.attention]
+    up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(unet.attention)]
+    model = UNet2DConditionModel(
         sample_size=noise_shape[1],
         in_channels=noise_shape[0],
         out_channels=noise_shape[0],
         down_block_types=tuple(down),
         up_block_types=tuple(up),
         block_out_channels=tuple(widths),
-        layers_per_block=config.blocks,
-        cross_attention_dim=context_width,
-        attention_head_dim=config.heads,  # the library's name for the number of heads
-        norm_num_groups=norm_groups(config.width),
+        layers_per_block=unet.blocks,
+        cross_attention_dim=config.semantic_width,
+        attention_head_dim=unet.heads,  # the library's name for the number of heads
+        norm_num_groups=norm_groups(unet.width),
         class_embed_type="projection",
-        projection_class_embeddings_input_dim=content_width,
+        projection_class_embeddings_input_dim=content,
     )
-    zeroed(unet.class_embedding.linear_2)
-    return unet
-
-
-def _tokens(count: int, width: int) -> nn.Parameter:
-    return nn.Parameter(0.02 * torch.randn(count, width))
+    zeroed(model.class_embedding.linear_2)
+    if config.activation_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model

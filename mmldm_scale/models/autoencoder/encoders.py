@@ -11,8 +11,9 @@ arXiv 2410.10733): so the latents show something of the clip from the first step
 import torch
 from torch import Tensor, nn
 
-from mmldm_scale.config import EncoderConfig
+from mmldm_scale.config import AutoencoderConfig
 from mmldm_scale.models.autoencoder.blocks import SelfAttention, fold, norm_groups, residual_block, zeroed
+from mmldm_scale.models.recompute import Recomputation, recompute
 
 Shape = tuple[int, int, int]
 
@@ -20,73 +21,88 @@ INITIAL_LOGVAR = -6.0  # a posterior as narrow as this lets the latents carry si
 
 
 class AudioEncoder(nn.Module):
-    """Latent of an audio image (B, c, s, s) → moments (B, 2·C, s/f_a, s/f_a), f_a = 2 ** (levels - 1)."""
+    """Latent of an audio image (B, c, s, s) → moments (B, 2·C, s/f_a, s/f_a), f_a = 2 ** (levels - 1).
 
-    def __init__(self, config: EncoderConfig, inputs: int, latent_channels: int, shortcut: bool) -> None:
+    Args:
+        config: of the whole autoencoder.
+        inputs: c, channels of the KL-VAE's latents.
+    """
+
+    def __init__(self, config: AutoencoderConfig, inputs: int) -> None:
         super().__init__()
-        widths = [config.width * multiplier for multiplier in config.multipliers]
+        encoder = config.audio_encoder
+        widths = [encoder.width * multiplier for multiplier in encoder.multipliers]
         self.stem = nn.Conv2d(inputs, widths[0], 3, padding=1)
-        self.levels = nn.ModuleList(
-            Level(widths[max(i - 1, 0)], width, config.blocks, halve=i > 0) for i, width in enumerate(widths)
-        )
-        self.attention = SelfAttention(widths[-1], config.heads)
-        self.head = _head(widths[-1], latent_channels)
-        self.shortcut, self.factor = shortcut, 2 ** (len(widths) - 1)
+        self.levels = _levels(widths, encoder.blocks)
+        self.attention = SelfAttention(widths[-1], encoder.heads)
+        self.head = _head(widths[-1], config.latent_channels)
+        self.shortcut, self.factor = config.shortcut, 2 ** (len(widths) - 1)
+        self.recomputation: Recomputation = "full" if config.activation_checkpointing else "none"
 
     def forward(self, latent: Tensor) -> Tensor:
         """Return the moments (B, 2·C, s/f_a, s/f_a) of ``latent`` (B, c, s, s)."""
         hidden = self.stem(latent)
         for level in self.levels:
-            hidden = level(hidden)
+            hidden = recompute(level, self.recomputation, hidden)
         tokens = self.attention(hidden.flatten(2).transpose(1, 2))  # (B, h·w, D)
         moments = self.head(tokens.transpose(1, 2).unflatten(2, hidden.shape[2:]))
         return _shifted(moments, latent[:, None], self.factor) if self.shortcut else moments
 
 
 class VideoEncoder(nn.Module):
-    """Latents of ``frames`` frames (B, F, c, s, s) → moments (B, 2·C, s/f_v, s/f_v), f_v = 2 ** (levels - 1)."""
+    """Latents of ``frames`` frames (B, F, c, s, s) → moments (B, 2·C, s/f_v, s/f_v), f_v = 2 ** (levels - 1).
 
-    def __init__(
-        self, config: EncoderConfig, noise_shape: Shape, latent_channels: int, frames: int, shortcut: bool
-    ) -> None:
+    Args:
+        config: of the whole autoencoder.
+        noise_shape: (c, s, s) of a frame's latent.
+        frames: F, of a clip. Of these the encoder sees ``video_encoder.key_frames``, or all if that is empty.
+    """
+
+    def __init__(self, config: AutoencoderConfig, noise_shape: Shape, frames: int) -> None:
         super().__init__()
-        self.key_frames = config.key_frames
+        encoder = config.video_encoder
+        widths = [encoder.width * multiplier for multiplier in encoder.multipliers]
+        self.key_frames = encoder.key_frames
         if self.key_frames:
             self.content_frame = nn.Parameter(0.02 * torch.randn(noise_shape))
             frames = len(self.key_frames) + 1
-        widths = [config.width * multiplier for multiplier in config.multipliers]
         self.stem = nn.Conv2d(noise_shape[0], widths[0], 3, padding=1)
-        self.levels = nn.ModuleList(
-            Level(widths[max(i - 1, 0)], width, config.blocks, halve=i > 0) for i, width in enumerate(widths)
-        )
+        self.levels = _levels(widths, encoder.blocks)
         self.times = nn.ModuleList(TemporalConvolution(width) for width in widths)
-        self.position = nn.Parameter(0.02 * torch.randn(frames, widths[-1]))
-        self.attention = SelfAttention(widths[-1], config.heads)
+        self.attention = TemporalAttention(frames, widths[-1], encoder.heads)
         self.merge = nn.Conv2d(frames * widths[-1], widths[-1], 3, padding=1)
         self.block = residual_block(widths[-1], widths[-1])
-        self.head = _head(widths[-1], latent_channels)
-        self.shortcut, self.factor = shortcut, 2 ** (len(widths) - 1)
+        self.head = _head(widths[-1], config.latent_channels)
+        self.shortcut, self.factor = config.shortcut, 2 ** (len(widths) - 1)
+        self.recomputation: Recomputation = "full" if config.activation_checkpointing else "none"
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return the moments (B, 2·C, s/f_v, s/f_v) of ``latents`` (B, F, c, s, s)."""
+        seen = latents
         if self.key_frames:
             latents = latents[:, self.key_frames]
-        hidden = self._with_content(latents) if self.key_frames else latents
-        batch, frames = hidden.shape[:2]
-        hidden = self.stem(hidden.flatten(0, 1))  # (B·F, D, s, s)
+            seen = torch.cat([self.content_frame.expand(len(latents), 1, -1, -1, -1), latents], dim=1)
+        batch, frames = seen.shape[:2]
+        hidden = self.stem(seen.flatten(0, 1))  # (B·F, D, s, s)
         for level, time in zip(self.levels, self.times, strict=True):
-            hidden = time(level(hidden), frames)
-        hidden = self._attend(hidden.unflatten(0, (batch, frames)))  # (B, F, D, h, w)
+            hidden = recompute(level, self.recomputation, hidden)
+            hidden = recompute(time, self.recomputation, hidden, frames)
+        hidden = recompute(self.attention, self.recomputation, hidden.unflatten(0, (batch, frames)))
         hidden = self.merge(hidden.flatten(1, 2))  # (B, D, h, w)
         moments = self.head(self.block(hidden, None))
         return _shifted(moments, latents, self.factor) if self.shortcut else moments
 
-    def _with_content(self, latents: Tensor) -> Tensor:
-        """Return the learned frame, then ``latents`` (B, F, c, s, s): (B, F + 1, c, s, s)."""
-        return torch.cat([self.content_frame.expand(len(latents), 1, -1, -1, -1), latents], dim=1)
 
-    def _attend(self, hidden: Tensor) -> Tensor:
-        """Let the frames (B, F, D, h, w) see one another at each place."""
+class TemporalAttention(nn.Module):
+    """Self-attention between the frames of a clip at each place, which know their positions."""
+
+    def __init__(self, frames: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(0.02 * torch.randn(frames, width))
+        self.attention = SelfAttention(width, heads)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return ``hidden`` (B, F, D, h, w) with what each frame gathered from the others added."""
         batch, _, _, height, width = hidden.shape
         tokens = hidden.permute(0, 3, 4, 1, 2).flatten(0, 2) + self.position  # (B·h·w, F, D)
         tokens = self.attention(tokens).unflatten(0, (batch, height, width))
@@ -122,6 +138,10 @@ class Level(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, None)
         return hidden
+
+
+def _levels(widths: list[int], blocks: int) -> nn.ModuleList:
+    return nn.ModuleList(Level(widths[max(i - 1, 0)], width, blocks, halve=i > 0) for i, width in enumerate(widths))
 
 
 def _head(width: int, latent_channels: int) -> nn.Conv2d:

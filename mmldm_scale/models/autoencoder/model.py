@@ -56,14 +56,13 @@ class Autoencoder(nn.Module):
         self.audio_shape = _latent_shape(config.audio_encoder, config.latent_channels, size, "model.audio_encoder")
         self.video_shape = _latent_shape(config.video_encoder, config.latent_channels, size, "model.video_encoder")
         _check_key_frames(config.video_encoder.key_frames, media.frames)
-        self.audio_encoder = AudioEncoder(config.audio_encoder, channels, config.latent_channels, config.shortcut)
-        self.video_encoder = VideoEncoder(
-            config.video_encoder, self.noise_shape, config.latent_channels, media.frames, config.shortcut
-        )
+        self.audio_encoder = AudioEncoder(config, channels)
+        self.video_encoder = VideoEncoder(config, self.noise_shape, media.frames)
         if config.semantics:
             self.audio_projector = Projector(self.audio_shape, config.semantic_width)
             self.video_projector = Projector(self.video_shape, config.semantic_width)
-            self.contrastive_head = ContrastiveHead(config.semantic_width, config.contrastive_width)
+            if config.contrastive_width:
+                self.contrastive_head = ContrastiveHead(config.semantic_width, config.contrastive_width)
             if self.classes:
                 self.classification_head = ClassificationHead(config.semantic_width, len(self.classes))
         self.decoder = SignalDecoder(
@@ -86,7 +85,7 @@ class Autoencoder(nn.Module):
     @property
     def temperature(self) -> Tensor:
         """τ of Eq. 1: a positive scalar of at most 100, float32, learned. There is none without semantics."""
-        return self.contrastive_head.temperature
+        return self.contrastive_head.temperature()
 
     @torch.no_grad()
     def picture_latents(self, pictures: Tensor) -> Tensor:

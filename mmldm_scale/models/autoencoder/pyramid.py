@@ -7,29 +7,31 @@ embedding refine it, and it is carried to every resolution of the U-Net. An audi
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmldm_scale.config import AutoencoderConfig
 from mmldm_scale.models.autoencoder.blocks import residual_block, zeroed
+from mmldm_scale.models.recompute import Recomputation, recompute
 
 
 class FeaturePyramid(nn.Module):
-    """Perceptual latent → what is added to each output of the U-Net's encoder, coarse shapes given by the U-Net.
+    """Perceptual latent → what is added to each output of the U-Net's encoder.
 
     Args:
+        config: of the whole autoencoder; it gives the U-Net's geometry. Its encoder has ``decoder.blocks`` outputs a
+            level, and one more for its stem and for each halving.
         shape: (C, h, w) of the latent.
         size: s, height and width of the U-Net's input; a power of two times h.
-        widths: channels of the U-Net's levels, the finest first.
-        blocks: residual blocks a level of the U-Net's encoder, which has ``blocks`` outputs a level and one more for
-            its stem and for each halving.
         frames: F, how many frames the latent holds.
-        embedding: width of the frame embedding.
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int], size: int, widths: list[int], blocks: int, frames: int, embedding: int
-    ) -> None:
+    def __init__(self, config: AutoencoderConfig, shape: tuple[int, int, int], size: int, frames: int) -> None:
         super().__init__()
+        unet = config.decoder
+        widths, embedding = [unet.width * multiplier for multiplier in unet.multipliers], unet.width
+        self.recomputation: Recomputation = "full" if config.activation_checkpointing else "none"
         self.start = round(math.log2(size / shape[1]))  # the level whose resolution is the latent's
         bottom = widths[min(self.start, len(widths) - 1)]
         self.spread = nn.Conv2d(shape[0], frames * bottom, 3, padding=1)
@@ -45,8 +47,8 @@ class FeaturePyramid(nn.Module):
             _Step(widths[level - 1], widths[level], embedding, scale=0.5)
             for level in range(self.start + 1, len(widths))
         )
-        self.levels = output_levels(len(widths), blocks)
-        channels = output_channels(widths, blocks)
+        self.levels = output_levels(len(widths), unet.blocks)
+        channels = output_channels(widths, unet.blocks)
         self.outputs = nn.ModuleList(
             zeroed(nn.Conv2d(widths[level], width, 1)) for level, width in zip(self.levels, channels, strict=True)
         )
@@ -61,12 +63,13 @@ class FeaturePyramid(nn.Module):
             embedding: (B·K, E), the embeddings of those frames.
         """
         spread = self.spread(latent).unflatten(1, (self.frames, -1))  # (B, F, D, h, w)
-        index = frames[..., None, None, None].expand(-1, -1, *spread.shape[2:])  # (B, K, D, h, w)
-        features = {self.start: self.entry(spread.gather(1, index).flatten(0, 1), embedding)}  # (B·K, D, h, w)
+        clips = torch.arange(len(frames), device=frames.device)[:, None]
+        chosen = spread[clips, frames].flatten(0, 1)  # (B·K, D, h, w)
+        features = {self.start: recompute(self.entry, self.recomputation, chosen, embedding)}
         for level, step in zip(range(self.start - 1, -1, -1), self.finer, strict=True):
-            features[level] = step(features[level + 1], embedding)
+            features[level] = recompute(step, self.recomputation, features[level + 1], embedding)
         for level, step in enumerate(self.coarser, start=self.start + 1):
-            features[level] = step(features[level - 1], embedding)
+            features[level] = recompute(step, self.recomputation, features[level - 1], embedding)
         additions = [output(features[level]) for level, output in zip(self.levels, self.outputs, strict=True)]
         return additions, features[0]
 

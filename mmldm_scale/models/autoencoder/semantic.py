@@ -63,13 +63,20 @@ class ContrastiveHead(nn.Module):
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
         self.out = nn.Linear(width, outputs, bias=False)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(INITIAL_TEMPERATURE)))
-
-    @property
-    def temperature(self) -> Tensor:
-        """τ, which multiplies the similarities: a positive scalar of at most 100, float32."""
-        return self.log_temperature.float().exp().clamp(max=MAXIMAL_TEMPERATURE)
+        self.temperature = Temperature()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return one vector of length 1 for each of ``tokens`` (B, T, D): (B, outputs), float32."""
         return F.normalize(self.out(tokens.mean(dim=1)).float(), dim=1)
+
+
+class Temperature(nn.Module):
+    """The learned τ, which multiplies the similarities of Eq. 1. Its logarithm is what is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(math.log(INITIAL_TEMPERATURE)))
+
+    def forward(self) -> Tensor:
+        """Return τ: a positive scalar of at most 100, float32."""
+        return self.log.float().exp().clamp(max=MAXIMAL_TEMPERATURE)
