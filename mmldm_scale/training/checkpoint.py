@@ -1,9 +1,10 @@
 """Checkpoints of a run: whole or absent, verified before they are used.
 
-``checkpoints/step-SAMPLES/`` holds DeepSpeed's files in ``engine/``, the averaged weights in ``weights/`` and
-``manifest.json`` with the size and sha256 of every file. A checkpoint is written as ``step-….tmp``: each rank its part,
-synced to disk; then the manifest; then all ranks meet, the first renames, and they meet again. So a name without
-``.tmp`` means that everything is there. Loading goes from the newest to the oldest checkpoint that verifies.
+``checkpoints/step-SAMPLES/`` holds DeepSpeed's files in ``engine/`` and, where there is one, ``discriminator/``, the
+averaged weights in ``weights/``, and ``manifest.json`` with the size and sha256 of every file. A checkpoint is written
+as ``step-….tmp``: each rank its part, synced to disk; then the manifest; then all ranks meet, the first renames, and
+they meet again. So a name without ``.tmp`` means that everything is there. Loading goes from the newest to the oldest
+checkpoint that verifies.
 
 DeepSpeed's files are pickles. Before one is read, every global name that it refers to is held against a short list of
 plain data types (:data:`ALLOWED_GLOBALS`), so a file that would run code is refused.
@@ -15,7 +16,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from mmldm_scale.shards.files import check_types
 from mmldm_scale.training.distributed import World
 from mmldm_scale.training.engine import averaged_state
 
-MANIFEST, ENGINE, WEIGHTS = "manifest.json", "engine", "weights"
+MANIFEST, ENGINE, DISCRIMINATOR, WEIGHTS = "manifest.json", "engine", "discriminator", "weights"
+Engines = dict[str, deepspeed.DeepSpeedEngine]  # the model's as ENGINE, and where there is one a DISCRIMINATOR
 FORMAT = 1
 ALLOWED_GLOBALS = frozenset(
     {
@@ -75,7 +77,7 @@ class Checkpoints:
 
     def save(
         self,
-        engine: deepspeed.DeepSpeedEngine,
+        engines: Engines,
         samples_seen: int,
         write_weights: Callable[[Path, dict[str, Tensor]], None],
     ) -> Path:
@@ -87,17 +89,18 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
         world.barrier()
-        state = averaged_state(engine, world)
+        state = averaged_state(engines[ENGINE], world)
         if world.first:
             write_weights(aside / WEIGHTS, state)
         del state
-        engine.save_checkpoint(str(aside), tag=ENGINE, save_latest=False)
+        for tag, engine in engines.items():
+            engine.save_checkpoint(str(aside), tag=tag, save_latest=False)
         if world.first:
             for script in aside.glob("*.py"):  # DeepSpeed adds conversion scripts; a checkpoint holds no code
                 script.unlink()
         parts = world.gather(_digests(aside, _own_files(aside, world.rank)))
         if world.first:
-            self._commit(engine, aside, final, samples_seen, {k: v for part in parts for k, v in part.items()})
+            self._commit(engines, aside, final, samples_seen, {k: v for part in parts for k, v in part.items()})
         world.barrier()
         return final
 
@@ -118,32 +121,33 @@ class Checkpoints:
             raise UserError(f"{self.folder}: none of its {len(found)} checkpoints is whole; remove it to start over")
         return None
 
-    def load(self, engine: deepspeed.DeepSpeedEngine, folder: Path) -> int:
-        """Load the verified checkpoint ``folder`` into ``engine``; return its ``samples_seen``.
+    def load(self, engines: Engines, folder: Path) -> int:
+        """Load the verified checkpoint ``folder`` into ``engines``; return its ``samples_seen``.
 
         Raises:
-            UserError: it was written with another ZeRO stage, precision or number of processes, by another model, from
-                other inputs, or refers to code.
+            UserError: it was written with another ZeRO stage, precision or number of processes, by another model, with
+                or without a discriminator unlike now, from other inputs, or refers to code.
         """
         manifest = read_manifest(folder)
-        self._check_fit(engine, folder, manifest)
-        problem = self._world.agree(_forbidden(folder) if self._world.first else None)
+        self._check_fit(engines, folder, manifest)
+        problem = self._world.agree(_forbidden(folder, engines) if self._world.first else None)
         if problem:
             raise UserError(problem)
-        try:
-            path, _ = engine.load_checkpoint(str(folder), tag=ENGINE)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # whatever a pickle leads to that is not what DeepSpeed expects
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise UserError(f"{folder}: is of another model or configuration: {reason}") from None
-        if path is None:
-            raise UserError(f"{folder}: DeepSpeed found nothing to load in it")
+        for tag, engine in engines.items():
+            try:
+                path, _ = engine.load_checkpoint(str(folder), tag=tag)
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # whatever a pickle leads to that is not what DeepSpeed expects
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                raise UserError(f"{folder}: its {tag} is of another model or configuration: {reason}") from None
+            if path is None:
+                raise UserError(f"{folder}: DeepSpeed found no {tag} to load in it")
         return manifest.samples_seen
 
     def _commit(
         self,
-        engine: deepspeed.DeepSpeedEngine,
+        engines: Engines,
         aside: Path,
         final: Path,
         samples_seen: int,
@@ -152,14 +156,14 @@ class Checkpoints:
         manifest = Manifest(
             samples_seen=samples_seen,
             world_size=self._world.size,
-            zero_stage=int(engine.zero_optimization_stage()),
-            precision=_precision(engine),
+            zero_stage=int(engines[ENGINE].zero_optimization_stage()),
+            precision=_precision(engines[ENGINE]),
             inputs=self._inputs,
             versions={"torch": torch.__version__, "deepspeed": deepspeed.__version__},
             files=dict(sorted(files.items())),
         )
         (aside / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-        for path in (aside / MANIFEST, aside / WEIGHTS, aside / ENGINE, aside):
+        for path in (aside / MANIFEST, aside / WEIGHTS, *(aside / tag for tag in engines), aside):
             sync(path)
         shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be in the way
         os.rename(aside, final)
@@ -168,14 +172,18 @@ class Checkpoints:
         for old in whole[: -self._keep]:
             shutil.rmtree(old)
 
-    def _check_fit(self, engine: deepspeed.DeepSpeedEngine, folder: Path, manifest: Manifest) -> None:
-        stage, precision = int(engine.zero_optimization_stage()), _precision(engine)
+    def _check_fit(self, engines: Engines, folder: Path, manifest: Manifest) -> None:
+        stage, precision = int(engines[ENGINE].zero_optimization_stage()), _precision(engines[ENGINE])
         for what, written, wanted in (
             ("training.zero_stage", manifest.zero_stage, stage),
             ("training.precision", manifest.precision, precision),
         ):
             if written != wanted:
                 raise UserError(f"{folder}: was written with {what}={written}, which fits, not {wanted}")
+        has, needs = any(name.startswith(f"{DISCRIMINATOR}/") for name in manifest.files), DISCRIMINATOR in engines
+        if has != needs:
+            held, wanted = ("a", "without") if has else ("no", "with")
+            raise UserError(f"{folder}: holds {held} discriminator; it cannot carry on a run {wanted} one")
         for key, fingerprint in self._inputs.items():
             if manifest.inputs.get(key) != fingerprint:
                 raise UserError(f"{folder}: learned from other {key} than there are now; give those or another run=")
@@ -238,9 +246,9 @@ def _digests(folder: Path, files: list[Path]) -> dict[str, tuple[int, str]]:
     return result
 
 
-def _forbidden(folder: Path) -> str | None:
-    """Say which of DeepSpeed's files in ``folder`` refers to anything but plain data."""
-    for file in sorted((folder / ENGINE).glob("*.pt")):
+def _forbidden(folder: Path, tags: Iterable[str]) -> str | None:
+    """Say which of DeepSpeed's files under ``tags`` in ``folder`` refers to anything but plain data."""
+    for file in sorted(file for tag in tags for file in (folder / tag).glob("*.pt")):
         try:
             unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) - ALLOWED_GLOBALS
         except Exception as error:  # whatever it is, the file is none that DeepSpeed wrote

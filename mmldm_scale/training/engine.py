@@ -3,6 +3,8 @@
 ``build()`` returns a real ``DeepSpeedEngine``; the loop calls its ``backward`` and ``step`` itself.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
@@ -60,8 +62,8 @@ def deepspeed_config(config: TrainingConfig, world_size: int) -> dict[str, Any]:
     return _merged(derived, config.deepspeed)
 
 
-def build(module: nn.Module, config: TrainingConfig, world: World) -> deepspeed.DeepSpeedEngine:
-    """Return the engine that trains the parameters of ``module`` that require gradients.
+def build(module: nn.Module, config: TrainingConfig, world: World, averaged: bool = True) -> deepspeed.DeepSpeedEngine:
+    """Return the engine that trains the parameters of ``module`` that require gradients, and averages them if asked to.
 
     Raises:
         UserError: the precision or batch cannot work on these processes.
@@ -71,7 +73,7 @@ def build(module: nn.Module, config: TrainingConfig, world: World) -> deepspeed.
     settings = deepspeed_config(config, world.size)
     parameters = [p for p in module.parameters() if p.requires_grad]
     on_gpu = world.device.type == "cuda" and not config.offload_optimizer
-    optimizer = EMAAdamW(
+    optimizer = (EMAAdamW if averaged else torch.optim.AdamW)(
         parameters,
         lr=0.0,  # the loop sets it before each step
         betas=config.betas,
@@ -84,9 +86,33 @@ def build(module: nn.Module, config: TrainingConfig, world: World) -> deepspeed.
     return engine
 
 
-def base_optimizer(engine: deepspeed.DeepSpeedEngine) -> EMAAdamW:
+def base_optimizer(engine: deepspeed.DeepSpeedEngine) -> torch.optim.AdamW:
     """Return our optimizer from inside DeepSpeed's wrappers."""
     return engine.basic_optimizer
+
+
+def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
+    """Return {"gradient_norm": that of the last step, over all processes}, or nothing for ZeRO 0 in float32."""
+    norm = engine.get_global_grad_norm()
+    return {} if norm is None else {"gradient_norm": float(norm)}
+
+
+@contextmanager
+def uncounted_backward(module: nn.Module) -> Iterator[None]:
+    """Let ``torch.autograd.grad`` go back through ``module`` without ZeRO-3 taking it for the step's backward pass.
+
+    ZeRO-3 gathers a layer's weights in the backward pass as often as the layer ran forward, and releases them when as
+    many gradients came back as went in. It counts both down, so that after one pass a second finds no weights.
+    """
+    counts = [
+        (part, name, part.__dict__[name])
+        for part in module.modules()
+        for name in ("applied_pre_backward_ref_cnt", "ds_grads_remaining")
+        if name in part.__dict__
+    ]
+    yield
+    for part, name, count in counts:
+        setattr(part, name, count)
 
 
 def averaged_state(engine: deepspeed.DeepSpeedEngine, world: World) -> dict[str, Tensor]:

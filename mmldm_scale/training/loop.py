@@ -19,10 +19,12 @@ from mmldm_scale.config import TrainingConfig
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.training import engine as engines
 from mmldm_scale.training import speed
-from mmldm_scale.training.checkpoint import Checkpoints
+from mmldm_scale.training.adversary import Adversary
+from mmldm_scale.training.checkpoint import DISCRIMINATOR, ENGINE, Checkpoints
 from mmldm_scale.training.data import MicroBatches, load
 from mmldm_scale.training.distributed import World, start, stop
 from mmldm_scale.training.monitor import Monitor
+from mmldm_scale.training.objective import Objective
 from mmldm_scale.training.optimizer import ema_decay, learning_rate
 from mmldm_scale.training.run import begin
 from mmldm_scale.training.signals import EXIT_STOPPED, StopRequest, restore_handlers
@@ -71,10 +73,13 @@ class Trainer:
 
     def __init__(self, task: Task, config: TrainingConfig, run: Path, world: World) -> None:
         self.task, self.config, self.world = task, config, world
+        self.adversary = Adversary(task.discriminator, config, world) if task.discriminator else None
+        self.objective = Objective(task, self.adversary)
         self.engine = engines.build(task.module, config, world)
+        self.saved_engines = {ENGINE: self.engine} | ({DISCRIMINATOR: self.adversary.engine} if self.adversary else {})
         self.checkpoints = Checkpoints(run, world, config.keep_checkpoints, task.inputs)
         newest = self.checkpoints.newest()
-        self.samples_seen = self.checkpoints.load(self.engine, newest) if newest else 0
+        self.samples_seen = self.checkpoints.load(self.saved_engines, newest) if newest else 0
         self.saved = self.samples_seen
         self.monitor = Monitor(run, self.samples_seen, config.total_samples) if world.first else None
 
@@ -114,25 +119,31 @@ class Trainer:
 
     def _step(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
         """Take one optimizer step; return each micro-batch's per-sample values, still on the device."""
-        self._set_clock(self.samples_seen + self.config.global_batch)
+        self._begin_step()
         values: dict[str, list[Tensor]] = {}
         for _ in range(self.engine.gradient_accumulation_steps()):
             began = time.perf_counter()
             batch = next(batches)
             self.meter.waited(time.perf_counter() - began)
             results = self.engine({k: v.to(self.world.device, non_blocking=True) for k, v in batch.items()})
+            exhibits = results.pop("exhibits", None)
             self.engine.backward(results["loss"].mean())
             self.engine.step()
+            if exhibits:
+                results |= self.adversary.learn(**exhibits)
             for name, result in results.items():
                 values.setdefault(name, []).append(result.detach())
         self.samples_seen += self.config.global_batch
         return values
 
-    def _set_clock(self, samples_seen: int) -> None:
-        config = self.config
+    def _begin_step(self) -> None:
+        """Set what depends on the clock for the optimizer step that begins now."""
+        config, end = self.config, self.samples_seen + self.config.global_batch
         for group in engines.base_optimizer(self.engine).param_groups:
-            group["lr"] = learning_rate(config.learning_rate, config.warmup_samples, samples_seen)
-            group["ema_decay"] = ema_decay(config.ema_halflife_samples, config.global_batch, samples_seen)
+            group["lr"] = learning_rate(config.learning_rate, config.warmup_samples, end)
+            group["ema_decay"] = ema_decay(config.ema_halflife_samples, config.global_batch, end)
+        intervals = (config.log_every, config.checkpoint_every, config.total_samples)
+        self.objective.begin_step(self.samples_seen, logged=any(end % interval == 0 for interval in intervals))
 
     def _log(self, values: dict[str, list[Tensor]]) -> None:
         """Log the means over the global batch just done, and the run's speed since the last time."""
@@ -141,15 +152,20 @@ class Trainer:
         means = {name: total / self.config.global_batch for name, total in zip(names, sums, strict=True)}
         if not all(map(torch.isfinite, torch.tensor(list(means.values())))):
             raise FloatingPointError(f"not finite at {self.samples_seen:,} samples: {means}; nothing saved from here")
-        group = engines.base_optimizer(self.engine).param_groups[0]
-        training = {"training/learning_rate": group["lr"], "training/ema_decay": group["ema_decay"]}
-        norm = self.engine.get_global_grad_norm()
-        if norm is not None:  # ZeRO 0 in float32 has none
-            training["training/gradient_norm"] = float(norm)
-        if self.task.quarantine is not None:
-            training["data/quarantined"] = float(len(self.task.quarantine))
         if self.monitor:
-            self.monitor.scalars(self.samples_seen, means | training | self.meter.read(self.samples_seen))
+            self.monitor.scalars(self.samples_seen, means | self._scalars() | self.meter.read(self.samples_seen))
+
+    def _scalars(self) -> dict[str, float]:
+        """Return what all processes know alike of the step just done."""
+        group = engines.base_optimizer(self.engine).param_groups[0]
+        training = {"learning_rate": group["lr"], "ema_decay": group["ema_decay"], **engines.gradient_norm(self.engine)}
+        scalars = {f"training/{name}": value for name, value in training.items()}
+        scalars |= {f"weight/{name}": weight for name, weight in self.objective.weights.items()}
+        if self.adversary:
+            scalars |= self.adversary.scalars()
+        if self.task.quarantine is not None:
+            scalars["data/quarantined"] = float(len(self.task.quarantine))
+        return scalars
 
     def _preview(self) -> None:
         if self.task.preview is None:
@@ -162,7 +178,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.saved != self.samples_seen:
-            self.checkpoints.save(self.engine, self.samples_seen, self.task.write_weights)
+            self.checkpoints.save(self.saved_engines, self.samples_seen, self.task.write_weights)
             self.saved = self.samples_seen
 
     def _due(self, interval: int) -> bool:

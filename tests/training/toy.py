@@ -8,15 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from mmldm_scale import config
-from mmldm_scale.config import TrainingConfig
+from mmldm_scale.config import AdversarialConfig, TrainingConfig
 from mmldm_scale.counter import generator
 from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.training import loop
+from mmldm_scale.training.adversarial import AdversarialLoss
 from mmldm_scale.training.quarantine import Quarantine
-from mmldm_scale.training.task import Preview, Task
+from mmldm_scale.training.task import Discriminator, Preview, StepInfo, Task
 
 WIDTH = 16
+WEIGHTS = {"mse": 1.0, "size": 0.01}
 
 
 @dataclass
@@ -25,6 +27,9 @@ class ToyTraining:
     noise: float = 0.1
     bad_position: int = -1  # its target is NaN
     failing_position: int = -1  # reading it fails
+    adversarial: AdversarialConfig = field(  # weight 0: no discriminator
+        default_factory=lambda: AdversarialConfig(weight=0.2, after=48, ramp=64, learning_rate=1e-2)
+    )
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             total_samples=160,
@@ -49,12 +54,41 @@ class ToyModule(nn.Module):
         self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
         self.net = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
         self.register_buffer("scale", torch.tensor(2.0))
+        self.step = StepInfo(0, logged=False, adversarial=False)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def begin_step(self, step: StepInfo) -> None:
+        self.step = step
+
+    def forward(self, batch: dict[str, Tensor]) -> dict:
         dtype = self.net[0].weight.dtype
-        out = self.net(self.frozen(batch["x"].to(dtype))) * self.scale
-        error = (out.float() - batch["y"]).square().mean(1)  # (B, WIDTH) -> (B,)
-        return {"loss": error, "loss/half": error / 2}
+        hidden = self.net[1](self.net[0](self.frozen(batch["x"].to(dtype))))
+        out = (self.net[2](hidden) * self.scale).float()
+        terms = {"mse": (out - batch["y"]).square().mean(1), "size": hidden.float().square().mean(1)}  # (B, n) -> (B,)
+        loss = sum(WEIGHTS[name] * term for name, term in terms.items())
+        results = {"loss": loss, "loss/half": loss / 2} | {f"term/{name}": term for name, term in terms.items()}
+        if self.step.adversarial:
+            pictures = {"real": batch["y"], "fake": out}
+            weight = (batch["x"][:, 0] > 0).float() + 0.5
+            results["exhibits"] = {name: pair.unflatten(1, (2, -1)) for name, pair in pictures.items()}
+            results["exhibits"]["weight"] = weight
+        if self.step.logged:
+            results["through"] = {"hidden": (hidden,), "both": (hidden, out)}
+        return results
+
+
+class ToyDiscriminator(nn.Module):
+    """Two halves of a vector, (B, 2, WIDTH / 2), in the place of two pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(WIDTH, WIDTH), nn.LeakyReLU(0.2), nn.Linear(WIDTH, 1))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.net(pictures).squeeze(1)
+
+
+def arrangements(real: Tensor, fake: Tensor) -> list[Tensor]:
+    return [fake, torch.stack([fake[:, 0], real[:, 1]], dim=1), fake.flip(1)]
 
 
 class ToyData:
@@ -71,16 +105,30 @@ class ToyData:
 
 
 def preview(module: nn.Module, writer: Preview) -> None:
-    writer.image("weights", module.net[0].weight.float()[None].expand(3, -1, -1))
+    columns = torch.eye(WIDTH, dtype=module.net[0].weight.dtype)
+    writer.image("network", module.net(columns).float()[None].expand(3, -1, -1))
 
 
 def build_task(schema: ToyTraining) -> Task:
     def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
         pretrained.save(folder, "dit", {"width": WIDTH}, state)
 
-    quarantine = Quarantine(Path(schema.run) / "quarantine", 0)
-    flops = 6.0 * WIDTH * WIDTH
-    return Task("dit", ToyModule(), ToyData(schema), {"noise": "none"}, flops, write_weights, preview, quarantine)
+    module, adversarial, discriminator = ToyModule(), schema.adversarial, None
+    if adversarial.weight:
+        discriminator = Discriminator(AdversarialLoss(ToyDiscriminator(), arrangements, adversarial.loss), adversarial)
+    return Task(
+        name="dit",
+        module=module,
+        dataset=ToyData(schema),
+        inputs={"noise": "none"},
+        flops_per_sample=6.0 * WIDTH * WIDTH,
+        write_weights=write_weights,
+        preview=preview,
+        quarantine=Quarantine(Path(schema.run) / "quarantine", 0),
+        weights=WEIGHTS,
+        discriminator=discriminator,
+        begin_step=module.begin_step,
+    )
 
 
 if __name__ == "__main__":
