@@ -1,5 +1,8 @@
 """An autoencoder that runs in milliseconds, for the tests."""
 
+import dataclasses
+from collections.abc import Sequence
+
 import torch
 
 from mmldm_scale.config import AudioImageConfig, AutoencoderConfig, EncoderConfig, KLVAEConfig, MediaConfig, UNetConfig
@@ -18,10 +21,10 @@ CONFIG = AutoencoderConfig(
 )
 
 
-def build(seed: int = 0) -> Autoencoder:
-    """Return one with random weights, its zero-initialised layers still zero."""
+def build(seed: int = 0, classes: Sequence[str] = (), **options: object) -> Autoencoder:
+    """Return one with random weights, its zero-initialised layers still zero; ``options`` replace those of CONFIG."""
     torch.manual_seed(seed)
-    return Autoencoder(CONFIG, MEDIA, kl_vae.build(KL_VAE)).eval()
+    return Autoencoder(dataclasses.replace(CONFIG, **options), MEDIA, kl_vae.build(KL_VAE), classes).eval()
 
 
 def opened(model: Autoencoder) -> Autoencoder:
@@ -37,3 +40,10 @@ def clips(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     random = torch.Generator().manual_seed(seed)
     frames = torch.rand(count, MEDIA.frames, 3, MEDIA.size, MEDIA.size, generator=random) * 2 - 1
     return frames, torch.rand(count, 3, MEDIA.size, MEDIA.size, generator=random) * 2 - 1
+
+
+def latents(model: Autoencoder, count: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random perceptual latents (B, C, H_a, W_a) and (B, C, H_v, W_v)."""
+    random = torch.Generator().manual_seed(seed)
+    audio, video = (torch.randn(count, *shape, generator=random) for shape in (model.audio_shape, model.video_shape))
+    return audio, video
