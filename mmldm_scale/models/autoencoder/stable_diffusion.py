@@ -63,7 +63,7 @@ def load_vae(path: str | Path) -> AutoencoderKL:
     state = _convert(path, state, "encoder.down.", lambda found: convert_ldm_vae_checkpoint(found, vae.config))
     for old, new in OLD_NAMES.items():
         state = {name.replace(old, new): tensor for name, tensor in state.items()}
-    _check_fit(path, state, vae.state_dict(), "a KL-VAE of its configuration")
+    _check_fit(path, state, vae.state_dict(), "Stable Diffusion's KL-VAE" if config is VAE_CONFIG else f"its {CONFIG}")
     vae.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}, assign=True)
     return vae.eval()
 
@@ -75,8 +75,8 @@ def load_unet(unet: UNet2DConditionModel, path: str | Path) -> None:
         UserError: there is no U-Net, or it is damaged, or it has other shapes, weights or settings than ``unet``.
     """
     path = Path(path)
+    folder = _part(path, UNET)
     if path.is_dir():
-        folder = _part(path, UNET)
         _check_settings(folder, _read_config(folder, UNet2DConditionModel), unet)
         state = _read_folder(folder)
     else:
@@ -176,7 +176,11 @@ def _check_fit(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Ten
     misfits = {
         "missing": wanted.keys() - found.keys(),
         "left over": found.keys() - wanted.keys(),
-        "of another shape": {name for name in shared if found[name].shape != wanted[name].shape},
+        "of another shape": {
+            f"{name} {tuple(found[name].shape)} for {tuple(wanted[name].shape)}"
+            for name in shared
+            if found[name].shape != wanted[name].shape
+        },
         "not floating-point": {name for name in shared if not found[name].is_floating_point()},
     }
     parts = [f"{len(names)} {kind}{_some(names)}" for kind, names in misfits.items() if names]
