@@ -57,7 +57,7 @@ class AutoencoderConfig:
     shortcut: bool = False  # from the KL-VAE's latents to the encoders' means, without parameters; ours
     semantics: bool = True  # projectors, their heads, and cross-attention on the other modality's semantics and class
     semantic_width: int = 768
-    contrastive_width: int = 256  # of the vectors that the contrastive head compares
+    contrastive_width: int = 256  # of the vectors that the contrastive head compares; 0: no head
     detach_projectors: bool = False  # the semantic losses train the projectors alone, as in the public code
     decoder: UNetConfig = field(default_factory=UNetConfig)
     shared_decoder: bool = True  # one U-Net for both modalities; false: one each (Table 5's first row)
@@ -91,6 +91,9 @@ class PatchDiscriminatorConfig:
 
     width: int = 64
     layers: int = 3  # strided ones: a verdict sees 70 × 70 pixels with 3, 34 × 34 with 2, 16 × 16 with 1
+
+    def __post_init__(self) -> None:
+        require(min(self.width, self.layers) >= 1, "discriminator", "width and layers must be at least 1")
 
 
 @dataclass

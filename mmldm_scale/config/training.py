@@ -134,6 +134,12 @@ class KLVAETraining(ShardTraining):
     adversarial: AdversarialConfig = field(default_factory=lambda: AdversarialConfig(weight=0.0))
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.audio_share <= 1, "audio_share", "must lie in 0..1")
+        require(self.kl_weight >= 0, "kl_weight", "must not be negative")
+        require(self.lpips_weight >= 0, "lpips_weight", "must not be negative")
+
 
 @dataclass
 class AutoencoderTraining(ShardTraining):

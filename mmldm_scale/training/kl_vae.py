@@ -1,9 +1,16 @@
-"""The task "kl_vae": a small KL-VAE from scratch, for when no pretrained one is at hand.
+"""The task "kl_vae": the KL-VAE's decoder fine-tuned on a data set's pictures, or a small KL-VAE from scratch.
 
-A sample is one picture: a frame of a clip, or a clip's audio image. The weights folder is of kind "kl_vae"
-and holds, in its sub-folder ``vae``, what any diffusers program loads as ``AutoencoderKL``.
+With ``kl_vae`` it is the paper's preparation of each data set (section 4.6): a KL-VAE of natural images does not know
+audio images, so its decoder learns this set's pictures: from L1, LPIPS where its weights are given, and a discriminator
+of patches. Encoder and ``quant_conv`` stay as they are to the bit, and so do the latents, their scale and all that was
+encoded before. Latents are drawn from the posterior, as they are in latent-diffusion's own training. Without ``kl_vae``
+a small one is trained from scratch, with the KL term as well, for when no pretrained one is at hand.
+
+A sample is one picture: a frame of a clip, or a clip's audio image. The weights folder is of kind "kl_vae" and holds,
+in its sub-folder ``vae``, what any diffusers program loads as ``AutoencoderKL``.
 """
 
+import copy
 import functools
 from pathlib import Path
 
@@ -16,48 +23,86 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmldm_scale import counter
 from mmldm_scale.config import KLVAETraining
 from mmldm_scale.errors import UserError
+from mmldm_scale.files import sha256
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.pixels import to_signal
-from mmldm_scale.models.autoencoder import kl_vae
+from mmldm_scale.models import lpips, pretrained
+from mmldm_scale.models.autoencoder import kl_vae, patch_discriminator
 from mmldm_scale.models.autoencoder.gaussian import Gaussian
+from mmldm_scale.models.autoencoder.patch_discriminator import PatchDiscriminator
+from mmldm_scale.training.adversarial import AdversarialLoss
 from mmldm_scale.training.clip_data import Clips, signals, strips
-from mmldm_scale.training.task import Preview, Task
+from mmldm_scale.training.task import Discriminator, Preview, StepInfo, Task
 
 MEASURED_CLIPS = 16  # whose latents' standard deviation sets the scaling factor
 SHOWN_CLIPS = 4
+DECODER = ("decoder.", "post_quant_conv.")  # names of what fine-tuning trains
 
 
 def build_task(config: KLVAETraining) -> Task:
     """Return the task that trains the KL-VAE of ``config`` on its clip shards.
 
     Raises:
-        UserError: the shards are missing, damaged or of another kind, or the pictures' size does not fit the model.
+        UserError: shards, KL-VAE or LPIPS's weights are missing, damaged or of another kind, or the pictures' size does
+            not fit the model.
     """
-    dataset = PictureDataset(config)
-    module = PictureReconstruction(config, AudioImage(dataset.clips.media))
+    clips = Clips(config)
+    vae = kl_vae.load(config.kl_vae) if config.kl_vae else kl_vae.build(config.model)
+    _check_sizes(config, vae, clips.media.size)
+    whole = copy.deepcopy(vae).cpu().float().eval()  # an engine casts the module's
+    module = PictureReconstruction(config, vae, AudioImage(clips.media))
+    inputs = {"shards": clips.samples.mixture.fingerprint}
+    if config.kl_vae:
+        inputs["kl_vae"] = pretrained.fingerprint(kl_vae.find(Path(config.kl_vae)))
+    if config.lpips:
+        inputs["lpips"] = sha256(Path(config.lpips))
     return Task(
         name="kl_vae",
         module=module,
-        dataset=dataset,
-        inputs={"shards": dataset.clips.samples.mixture.fingerprint},
-        flops_per_sample=_forward_flops(config, dataset.clips.media.size),
-        write_weights=functools.partial(_write_weights, config, dataset.clips),
-        preview=functools.partial(_show, dataset.clips),
-        quarantine=dataset.clips.samples.quarantine,
+        dataset=PictureDataset(config, clips, vae),
+        inputs=inputs,
+        flops_per_sample=_forward_flops(config, vae, clips.media.size),
+        write_weights=functools.partial(_write_weights, config, whole, clips),
+        preview=functools.partial(_show, clips),
+        quarantine=clips.samples.quarantine,
+        weights=module.weights,
+        discriminator=_discriminator(config),
+        begin_step=module.begin_step,
     )
 
 
 class PictureReconstruction(nn.Module):
-    """The KL-VAE with its loss: a batch of :class:`PictureDataset` in, each sample's losses out."""
+    """The KL-VAE with its loss: a batch of :class:`PictureDataset` in, each sample's losses out.
 
-    def __init__(self, config: KLVAETraining, audio_image: AudioImage) -> None:
+    ``weights`` says how much each term counts in "loss": "reconstruction", "kl" from scratch, "lpips" where given.
+    """
+
+    def __init__(self, config: KLVAETraining, vae: AutoencoderKL, audio_image: AudioImage) -> None:
         super().__init__()
-        self.vae = kl_vae.build(config.model)
-        self.audio_image = audio_image
-        self.kl_weight = config.kl_weight
+        self.vae, self.audio_image = vae, audio_image
+        self.fine_tuning = bool(config.kl_vae)
+        if self.fine_tuning:
+            for name, parameter in vae.named_parameters():
+                parameter.requires_grad_(name.startswith(DECODER))
+        self.error = torch.abs if config.reconstruction == "l1" else torch.square
+        self.lpips = lpips.load_lpips(config.lpips) if config.lpips else None
+        self.weights = {"reconstruction": 1.0}
+        if not self.fine_tuning:
+            self.weights["kl"] = config.kl_weight
+        if self.lpips:
+            self.weights["lpips"] = config.lpips_weight
+        self.step = StepInfo(samples_seen=0, logged=False, adversarial=False)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return "loss", "loss/reconstruction" (mean squared error) and "loss/kl" (nats), each (B,).
+    def begin_step(self, step: StepInfo) -> None:
+        """Take note of the optimizer step that begins."""
+        self.step = step
+
+    def forward(self, batch: dict[str, Tensor]) -> dict:
+        """Return "loss" and the terms it is made of, each (B,).
+
+        "term/reconstruction" is the mean absolute or squared error, "term/kl" is in nats, "term/lpips" LPIPS. With a
+        discriminator there are "exhibits", each picture and its restoration, both (B, 1, 3, S, S); where the step is
+        logged, "through" names the restored pictures.
 
         Args:
             batch: "frame" (B, S, S, 3) uint8, "waveform" (B, N), "audio" (B,) boolean, whether the picture is the audio
@@ -66,25 +111,41 @@ class PictureReconstruction(nn.Module):
         audio, frames = self.audio_image.encode(batch["waveform"]), to_signal(batch["frame"])
         pictures = torch.where(batch["audio"].view(-1, 1, 1, 1), audio, frames)  # (B, 3, S, S)
         pictures = pictures.contiguous(memory_format=torch.channels_last)  # thrice as fast at few channels on a CPU
-        moments = self.vae.encode(pictures.to(self.vae.dtype)).latent_dist
-        posterior = Gaussian(moments.mean, moments.logvar)
+        posterior = self._posterior(pictures)
         restored = self.vae.decode(posterior.sample(batch["noise"])).sample.float()
-        error, kl = (restored - pictures).square().mean(dim=(1, 2, 3)), posterior.kl()
-        return {"loss": error + self.kl_weight * kl, "loss/reconstruction": error, "loss/kl": kl}
+        terms = self._terms(pictures, restored, posterior)
+        values: dict = {f"term/{name}": term for name, term in terms.items()}
+        values["loss"] = sum(self.weights[name] * term for name, term in terms.items())
+        if self.step.adversarial:
+            weight = torch.ones_like(values["loss"])
+            values["exhibits"] = {"real": pictures[:, None], "fake": restored[:, None], "weight": weight}
+        if self.step.logged:
+            values["through"] = {"pictures": (restored,)}
+        return values
+
+    def _posterior(self, pictures: Tensor) -> Gaussian:
+        """Return what the encoder says of ``pictures``, without gradients where it is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.fine_tuning):
+            moments = self.vae.encode(pictures.to(self.vae.dtype)).latent_dist
+        return Gaussian(moments.mean, moments.logvar)
+
+    def _terms(self, pictures: Tensor, restored: Tensor, posterior: Gaussian) -> dict[str, Tensor]:
+        """Return the terms of the loss by name, each (B,)."""
+        terms = {"reconstruction": self.error(restored - pictures).mean(dim=(1, 2, 3))}
+        if not self.fine_tuning:
+            terms["kl"] = posterior.kl()
+        if self.lpips:
+            terms["lpips"] = self.lpips(restored, pictures)
+        return terms
 
 
 class PictureDataset:
     """Training samples by global position, as :class:`PictureReconstruction` takes them."""
 
-    def __init__(self, config: KLVAETraining) -> None:
-        self.config = config
-        self.clips = Clips(config)
-        factor, size = 2 ** (len(config.model.channels) - 1), self.clips.media.size
-        if size % factor:
-            raise UserError(
-                f"model.channels: {len(config.model.channels)} levels divide sizes by {factor}; {size} is no multiple"
-            )
-        self.noise_shape = (config.model.latent_channels, size // factor, size // factor)
+    def __init__(self, config: KLVAETraining, clips: Clips, vae: AutoencoderKL) -> None:
+        self.config, self.clips = config, clips
+        side = clips.media.size // kl_vae.reduction(vae)
+        self.noise_shape = (vae.config.latent_channels, side, side)
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         """Return the sample at ``position``; see :meth:`PictureReconstruction.forward` for its parts."""
@@ -99,11 +160,44 @@ class PictureDataset:
         }
 
 
-def _write_weights(config: KLVAETraining, clips: Clips, folder: Path, state: dict[str, Tensor]) -> None:
-    """Write the averaged ``state`` of a :class:`PictureReconstruction` as a weights folder of kind "kl_vae"."""
-    vae = kl_vae.build(config.model).eval()
-    vae.load_state_dict({name.removeprefix("vae."): tensor for name, tensor in state.items()})
-    vae.register_to_config(scaling_factor=_scaling_factor(vae, clips))
+def _check_sizes(config: KLVAETraining, vae: AutoencoderKL, size: int) -> None:
+    """Raise UserError if pictures of ``size`` do not fit the KL-VAE, LPIPS or the discriminator."""
+    factor = kl_vae.reduction(vae)
+    if size % factor:
+        levels = len(vae.config.block_out_channels)
+        key = config.kl_vae or "model.channels"
+        raise UserError(f"{key}: {levels} levels divide sizes by {factor}; {size} is no multiple")
+    if config.lpips and size < lpips.SMALLEST:
+        raise UserError(f"lpips: needs pictures of at least {lpips.SMALLEST}; those of the shards are {size}")
+    least = patch_discriminator.smallest(config.discriminator)
+    if config.adversarial.weight and size < least:
+        layers = config.discriminator.layers
+        raise UserError(f"discriminator.layers: {layers} need pictures of at least {least}; those here are {size}")
+
+
+def _discriminator(config: KLVAETraining) -> Discriminator | None:
+    if not config.adversarial.weight:
+        return None
+    loss = AdversarialLoss(PatchDiscriminator(config.discriminator), _only_fake, config.adversarial.loss)
+    return Discriminator(loss, config.adversarial)
+
+
+def _only_fake(_real: Tensor, fake: Tensor) -> list[Tensor]:
+    return [fake]
+
+
+def _write_weights(
+    config: KLVAETraining, whole: AutoencoderKL, clips: Clips, folder: Path, state: dict[str, Tensor]
+) -> None:
+    """Write the averaged ``state`` of a :class:`PictureReconstruction` as a weights folder of kind "kl_vae".
+
+    What is not trained stays as it is in ``whole``, the float32 KL-VAE that the run began with.
+    """
+    vae = copy.deepcopy(whole)
+    averaged = {name.removeprefix("vae."): tensor for name, tensor in state.items()}
+    vae.load_state_dict({**vae.state_dict(), **averaged})
+    if not config.kl_vae:
+        vae.register_to_config(scaling_factor=_scaling_factor(vae, clips))
     kl_vae.save(folder, vae)
 
 
@@ -126,10 +220,16 @@ def _show(clips: Clips, module: nn.Module, preview: Preview) -> None:
     preview.image("kl_vae/original_above_restored", strips([pictures, restored]))
 
 
-def _forward_flops(config: KLVAETraining, size: int) -> float:
+def _forward_flops(config: KLVAETraining, vae: AutoencoderKL, size: int) -> float:
+    """Return a picture's forward FLOPs in the KL-VAE, of which training takes three times as many.
+
+    A frozen encoder runs forward only, so that a third of it is counted. The losses' own networks are not.
+    """
     with torch.device("meta"):
-        vae = kl_vae.build(config.model)
+        model = AutoencoderKL.from_config(vae.config)
         picture = torch.empty(1, 3, size, size)
     with FlopCounterMode(display=False) as flops, torch.no_grad():
-        vae(picture)
-    return flops.get_total_flops()
+        latents = model.encode(picture).latent_dist.mean
+        encoding = flops.get_total_flops()
+        model.decode(latents)
+    return flops.get_total_flops() - (encoding * 2 / 3 if config.kl_vae else 0)

@@ -41,8 +41,8 @@ def test_losses_are_what_they_are_called(clips):
         posterior = one.module.vae.encode(picture).latent_dist
         restored = one.module.vae.decode(posterior.mean + posterior.std * sample["noise"]).sample
         error = torch.nn.functional.mse_loss(restored, picture)
-        torch.testing.assert_close(found["loss/reconstruction"][position], error)
-        torch.testing.assert_close(found["loss/kl"][position], posterior.kl()[0])
+        torch.testing.assert_close(found["term/reconstruction"][position], error)
+        torch.testing.assert_close(found["term/kl"][position], posterior.kl()[0])
         torch.testing.assert_close(found["loss"][position], error + 0.01 * posterior.kl()[0])
     assert kinds == {True, False}
 
