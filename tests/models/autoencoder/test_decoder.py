@@ -1,43 +1,90 @@
 import dataclasses
 
+import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
-from mmldm_scale.config import DiffusionConfig
+from mmldm_scale.config import DiffusionConfig, UNetConfig
 from mmldm_scale.diffusion.schedule import scheduler
-from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.decoder import Condition
 from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.models.autoencoder.semantic import Semantics
 from tests.models.autoencoder import tiny
 
+FRAMES = torch.tensor([[0, 2], [1, 3]])
+TIME = torch.tensor([0, 10, 500, 999])
+CLASSES = ["rain", "wind", "fire"]
+FULL = UNetConfig(width=16, multipliers=[1, 2, 4, 4], blocks=2, attention=[True, True, True, False], heads=8)
 
-def conditions(model, seed: int) -> tuple[Condition, Condition]:
-    random = torch.Generator().manual_seed(seed)
-    latents = [torch.randn(2, *shape, generator=random) for shape in (model.audio_shape, model.video_shape)]
-    return model.conditions(*latents, torch.tensor([[0, 2], [1, 3]]), model.semantics(*latents))
+
+def conditions(model: Autoencoder, seed: int = 0, **told) -> tuple[Condition, Condition]:
+    """Return the conditions of two clips' audio images and of two frames of each."""
+    latents = tiny.latents(model, seed=seed)
+    return model.conditions(*latents, FRAMES, model.semantics(*latents), **told)
+
+
+def predictions(model: Autoencoder, told: tuple[Condition, Condition]) -> list[torch.Tensor]:
+    """Return the noise predicted in two audio images and in four frames, the same at every call."""
+    noisy = torch.randn(4, *model.noise_shape, generator=torch.Generator().manual_seed(7))
+    return [model.decoder(noisy[: len(c.content)], TIME[: len(c.content)], c) for c in told]
+
+
+def different(ones: list[torch.Tensor], others: list[torch.Tensor]) -> list[bool]:
+    return [not torch.allclose(a, b, atol=1e-5) for a, b in zip(ones, others, strict=True)]
+
+
+def stable_diffusion(width: int) -> UNet2DConditionModel:
+    """Return a U-Net as diffusers builds Stable Diffusion's, but small, with random weights."""
+    torch.manual_seed(3)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32, 64, 64),
+        cross_attention_dim=width,
+        attention_head_dim=8,
+        norm_num_groups=4,
+    ).eval()
 
 
 @torch.no_grad()
-def test_at_first_the_bare_unet_is_undisturbed():
-    """Features and content are silent before training: only the cross-attention of a fresh decoder is at work."""
+@pytest.mark.parametrize("options", [{}, {"shared_decoder": False}, {"semantics": False}, {"pooled_latent": False}])
+def test_a_pretrained_unet_is_at_first_undisturbed(options):
+    """Features, content and frame are silent before training: the same context gives Stable Diffusion's own output."""
+    model = tiny.build(decoder=FULL, **options)
+    published = stable_diffusion(tiny.CONFIG.semantic_width)
+    for unet in model.decoder.unets.values():
+        found = unet.load_state_dict(published.state_dict(), strict=False)
+        assert not found.unexpected_keys
+        assert all(name.startswith("class_embedding.") for name in found.missing_keys)
+    told, noisy = conditions(model), torch.randn(4, *model.noise_shape)
+    for condition in told:
+        count = len(condition.content)
+        expected = published(noisy[:count], TIME[:count], encoder_hidden_states=condition.tokens).sample
+        assert torch.equal(model.decoder(noisy[:count], TIME[:count], condition), expected)
+
+
+@torch.no_grad()
+def test_all_that_is_silent_at_first_can_speak():
     model = tiny.build()
-    noisy, time = torch.randn(4, *model.noise_shape), torch.tensor([0, 10, 500, 999])
-    for _, condition in (conditions(model, 0), conditions(model, 1)):
-        bare = model.decoder.unets["shared"](
-            noisy, time, encoder_hidden_states=condition.tokens, class_labels=torch.zeros_like(condition.content)
-        ).sample
-        assert torch.equal(model.decoder(noisy, time, condition), bare)
-    tiny.opened(model)
-    assert not torch.allclose(model.decoder(noisy, time, conditions(model, 0)[1]), bare)
+    silent = {name: p for name, p in model.decoder.named_parameters() if name.endswith("weight") and not p.any()}
+    assert len(silent) == 1 + 2 * 5  # content and frame; each output of the U-Net's encoder, and its middle, twice
+    before = predictions(model, conditions(model))
+    for name, parameter in silent.items():
+        torch.nn.init.normal_(parameter, std=0.5)
+        found = predictions(model, conditions(model))
+        assert any(different(found, before)), name
+        before = found
 
 
 @torch.no_grad()
 def test_a_picture_is_told_of_its_own_clip_and_frame():
-    model = tiny.opened(tiny.build())
-    latents = torch.randn(2, *model.audio_shape), torch.randn(2, *model.video_shape)
-    together = model.conditions(*latents, torch.tensor([[0, 2], [1, 3]]), model.semantics(*latents))[1]
-    for row, (clip, frame) in enumerate([(0, 0), (0, 2), (1, 1), (1, 3)]):
+    model = tiny.opened(tiny.build(classes=CLASSES))
+    labels, dropped = torch.tensor([2, -1]), torch.tensor([[False, True], [False, False]])
+    latents = tiny.latents(model)
+    together = conditions(model, labels=labels, dropped_video=dropped)[1]
+    for row, (clip, place) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
         one = [x[clip : clip + 1] for x in latents]
-        alone = model.conditions(*one, torch.tensor([[frame]]), model.semantics(*one))[1]
+        told = {"labels": labels[clip : clip + 1], "dropped_video": dropped[clip, place].view(1, 1)}
+        alone = model.conditions(*one, FRAMES[clip, place].view(1, 1), model.semantics(*one), **told)[1]
         torch.testing.assert_close(together.content[row], alone.content[0])
         torch.testing.assert_close(together.tokens[row], alone.tokens[0])
         for a, b in zip(together.features, alone.features, strict=True):
@@ -47,16 +94,135 @@ def test_a_picture_is_told_of_its_own_clip_and_frame():
 @torch.no_grad()
 def test_frames_of_a_clip_have_features_of_their_own():
     model = tiny.opened(tiny.build())
-    features = conditions(model, 0)[1].features
+    features = conditions(model)[1].features
     assert all(not torch.allclose(level[0], level[1]) for level in features)
+
+
+@torch.no_grad()
+def test_each_modality_is_told_the_others_semantics():
+    model = tiny.opened(tiny.build())
+    latents = tiny.latents(model)
+    semantics = model.semantics(*latents)
+    reference = predictions(model, model.conditions(*latents, FRAMES, semantics))
+
+    def changed(audio: torch.Tensor, video: torch.Tensor) -> list[bool]:
+        told = model.conditions(*latents, FRAMES, Semantics(audio, video))
+        return different(predictions(model, told), reference)
+
+    assert changed(semantics.audio.flip(0), semantics.video) == [False, True]  # another clip's sound
+    assert changed(semantics.audio, semantics.video.flip(0)) == [True, False]
+    assert changed(semantics.audio, semantics.video) == [False, False]
+
+
+@torch.no_grad()
+def test_without_semantics_the_modalities_know_nothing_of_each_other():
+    model = tiny.opened(tiny.build(semantics=False, classes=CLASSES))
+    audio, video = tiny.latents(model)
+    reference = predictions(model, model.conditions(audio, video, FRAMES, None))
+    assert different(predictions(model, model.conditions(-audio, video, FRAMES, None)), reference) == [True, False]
+    assert different(predictions(model, model.conditions(audio, -video, FRAMES, None)), reference) == [False, True]
+    told = model.conditions(audio, video, FRAMES, None, torch.tensor([0, 1]), torch.tensor([True, True]))
+    assert different(predictions(model, told), reference) == [False, False]
+    assert [condition.tokens.shape for condition in told] == [(2, 1, 16), (4, 1, 16)]  # the modality
+    assert not torch.allclose(told[0].tokens[0], told[1].tokens[0])
+
+
+@torch.no_grad()
+def test_the_class_is_told_and_no_class_is_a_class_of_its_own():
+    model = tiny.opened(tiny.build(classes=CLASSES))
+    unknown = predictions(model, conditions(model))
+    assert different(predictions(model, conditions(model, labels=torch.tensor([-1, -1]))), unknown) == [False, False]
+    seen = [unknown]
+    for label in range(3):
+        found = predictions(model, conditions(model, labels=torch.full((2,), label)))
+        assert all(different(found, other) == [True, True] for other in seen)
+        seen.append(found)
+    mixed = predictions(model, conditions(model, labels=torch.tensor([1, -1])))
+    torch.testing.assert_close(mixed[1][:2], seen[2][1][:2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mixed[1][2:], unknown[1][2:], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_dropped_pictures_know_their_own_modality_alone():
+    model = tiny.opened(tiny.build(classes=CLASSES))
+    latents = tiny.latents(model)
+    semantics, other = (model.semantics(*tiny.latents(model, seed=seed)) for seed in (0, 1))
+    dropped = {"dropped_audio": torch.tensor([True, False]), "dropped_video": torch.tensor([[0, 1], [1, 0]]).bool()}
+    some = model.conditions(*latents, FRAMES, semantics, torch.tensor([0, 1]), **dropped)
+    others = model.conditions(*latents, FRAMES, other, torch.tensor([1, 2]), **dropped)
+    none = model.conditions(*latents, FRAMES, semantics, torch.tensor([0, 1]))
+    for rows, modality in ((dropped["dropped_audio"], 0), (dropped["dropped_video"].flatten(), 1)):
+        assert torch.equal(some[modality].tokens[rows], others[modality].tokens[rows])
+        assert torch.equal(some[modality].tokens[~rows], none[modality].tokens[~rows])
+        assert not torch.equal(some[modality].tokens[rows], none[modality].tokens[rows])
+        null = model.decoder.null(("audio", "video")[modality], none[modality])
+        assert torch.equal(null.tokens[rows], some[modality].tokens[rows])
+        assert null.features is none[modality].features  # guidance does not compute them again
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"semantics": False}])
+def test_joined_modalities_are_drawn_as_if_apart(options):
+    """They have different numbers of tokens, of which the padding is not seen."""
+    model = tiny.opened(tiny.build(**options))
+    told = conditions(model)
+    both = Condition.join(told)
+    apart = predictions(model, told)
+    noisy = torch.randn(4, *model.noise_shape, generator=torch.Generator().manual_seed(7))
+    together = model.decoder(torch.cat([noisy[:2], noisy]), torch.cat([TIME[:2], TIME]), both)
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-4)
+    rows = torch.tensor([5, 0])
+    some = model.decoder(torch.stack([noisy[3], noisy[0]]), torch.tensor([TIME[3], TIME[0]]), both.select(rows))
+    torch.testing.assert_close(some, together[rows], rtol=1e-4, atol=1e-4)
+    again = Condition.join([both, told[0]])
+    assert torch.equal(again.tokens[6:, : told[0].tokens.shape[1]], told[0].tokens)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shared", [True, False])
+def test_unets_are_shared_or_apart(shared):
+    model = tiny.opened(tiny.build(shared_decoder=shared, classes=CLASSES))
+    assert (
+        list(model.decoder.unets)
+        == list(model.decoder.class_embeddings)
+        == (["shared"] if shared else ["audio", "video"])
+    )
+    told = conditions(model)
+    reference = predictions(model, told)
+    next(iter(model.decoder.unets.values())).conv_out.bias.add_(1.0)
+    assert different(predictions(model, told), reference) == [True, shared]
+    next(iter(model.decoder.class_embeddings.values())).weight.add_(1.0)
+    changed = conditions(model)
+    assert different([c.tokens for c in changed], [c.tokens for c in told]) == [True, shared]
+    if not shared:
+        with pytest.raises(ValueError, match="different U-Nets"):
+            Condition.join(told)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooled", [True, False])
+def test_the_pooled_latent_may_stay_out_of_the_time_embedding(pooled):
+    model = tiny.build(pooled_latent=pooled)
+    contents = [[condition.content for condition in conditions(model, seed)] for seed in (0, 1)]
+    assert different(*contents) == [pooled, pooled]
+    audio, video = tiny.latents(model)
+    expected = [model.decoder.frame_embeddings["audio"].weight[[0, 0]], model.decoder.frame_embeddings["video"].weight]
+    expected[1] = expected[1][FRAMES.flatten()]
+    if pooled:
+        means = audio.flatten(2).mean(2), video.flatten(2).mean(2).repeat_interleave(2, 0)
+        expected = [torch.cat(pair, dim=1) for pair in zip(means, expected, strict=True)]
+    torch.testing.assert_close(contents[0], expected)
+
+
+def estimating(**options) -> Autoencoder:
+    return tiny.build(decoder=dataclasses.replace(tiny.CONFIG.decoder, estimate=True), **options)
 
 
 @torch.no_grad()
 def test_the_guess_from_an_estimate_is_the_posterior_mean():
     """With the U-Net silenced, the prediction is E[n | z^t]: found here by regression on samples."""
-    config = dataclasses.replace(tiny.CONFIG, decoder=dataclasses.replace(tiny.CONFIG.decoder, estimate=True))
-    model = Autoencoder(config, tiny.MEDIA, kl_vae.build(tiny.KL_VAE)).eval()
-    condition = dataclasses.replace(conditions(model, 0)[1], estimate=torch.randn(4, *model.noise_shape))
+    model = estimating()
+    condition = dataclasses.replace(conditions(model)[1], estimate=torch.randn(4, *model.noise_shape))
     for parameter in model.decoder.unets["shared"].conv_out.parameters():
         parameter.zero_()
     for time in (50, 400, 900):
@@ -67,3 +233,10 @@ def test_the_guess_from_an_estimate_is_the_posterior_mean():
         slope = (remainder * noise).mean() / remainder.square().mean()
         found = model.decoder(noisy[0], torch.full((4,), time), condition)
         torch.testing.assert_close(found, slope * remainder[0], rtol=0.02, atol=0.02)
+
+
+@torch.no_grad()
+def test_an_estimate_begins_with_what_the_shortcut_carried():
+    silent, telling = (conditions(estimating(shortcut=shortcut))[1].estimate for shortcut in (False, True))
+    assert not silent.any()
+    assert telling.std() > 0.1
