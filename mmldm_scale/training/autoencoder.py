@@ -1,32 +1,37 @@
 """The task "autoencoder": encoders, projectors and signal decoder over a frozen KL-VAE, trained on clip shards.
 
 A sample is one clip. Its encoders run once; the signal decoder then learns to predict the noise in its audio image and
-in a few of its frames (section 3.1, the MSE and KL terms of Eq. 3). The clip, the frames, timesteps, noises and whether
-the picture is mirrored are all functions of (seed, position). The weights folder holds the KL-VAE as well.
+in a few of its frames, while heads on the semantic features and a discriminator of decoded pictures add their terms
+(section 3.1, Eq. 1 to 3; ``autoencoder_objective.py``). The clip and everything drawn at random for it are functions of
+(seed, position) (``autoencoder_data.py``). The weights folder holds the KL-VAE as well, but not the discriminator.
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale import counter
-from mmldm_scale.config import AutoencoderTraining, DiffusionConfig, MediaConfig
-from mmldm_scale.diffusion.schedule import scheduler
-from mmldm_scale.media.audio_image import AudioImage
+from mmldm_scale.config import AutoencoderTraining, MediaConfig
+from mmldm_scale.errors import UserError
 from mmldm_scale.media.clip import Clip
-from mmldm_scale.media.pixels import to_frames, to_signal
+from mmldm_scale.media.pixels import to_frames
 from mmldm_scale.media.vocoder import load_vocoder
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
-from mmldm_scale.models.autoencoder.decoder import Condition
+from mmldm_scale.models.autoencoder.discriminator import PICTURES, AudioVideoDiscriminator
 from mmldm_scale.models.autoencoder.model import Autoencoder, save
+from mmldm_scale.models.autoencoder.stable_diffusion import load_unet
+from mmldm_scale.training.adversarial import AdversarialLoss
+from mmldm_scale.training.autoencoder_data import ClipDataset
+from mmldm_scale.training.autoencoder_objective import Reconstruction, fake_arrangements
 from mmldm_scale.training.clip_data import Clips, signals, strips
-from mmldm_scale.training.task import Preview, Task
+from mmldm_scale.training.task import Discriminator, Preview, Task
 
 SHOWN_CLIPS = 2
 SHOWN_FRAMES = 8  # of each clip in a strip
@@ -37,14 +42,18 @@ def build_task(config: AutoencoderTraining) -> Task:
     """Return the task that trains the autoencoder of ``config`` on its clip shards.
 
     Raises:
-        UserError: shards or KL-VAE are missing, damaged or of another kind, or sizes do not fit together.
+        UserError: shards, KL-VAE or U-Net are missing, damaged or of another kind, or sizes do not fit together.
     """
     vae = kl_vae.load(config.kl_vae)
     clips = Clips(config)
+    _check_frames(config, clips.media)
     frozen = {
         f"{FROZEN}{name}": tensor.clone() for name, tensor in vae.state_dict().items()
     }  # engines cast the model's
-    module = Reconstruction(config, clips.media, vae)
+    module = Reconstruction(config, clips.media, vae, clips.classes)
+    if config.unet is not None:  # to begin from: a carried-on run's own weights follow, so no fingerprint is in inputs
+        for unet in module.autoencoder.decoder.unets.values():
+            load_unet(unet, config.unet)
     return Task(
         name="autoencoder",
         module=module,
@@ -53,117 +62,37 @@ def build_task(config: AutoencoderTraining) -> Task:
             "shards": clips.samples.mixture.fingerprint,
             "kl_vae": pretrained.fingerprint(kl_vae.find(Path(config.kl_vae))),
         },
-        flops_per_sample=_forward_flops(config, clips.media, vae),
-        write_weights=functools.partial(_write_weights, config, clips.media, vae, frozen),
+        flops_per_sample=_forward_flops(config, module.autoencoder),
+        write_weights=functools.partial(_write_weights, module.autoencoder, frozen),
         preview=functools.partial(_show, config, clips),
         quarantine=clips.samples.quarantine,
+        weights=module.weights,
+        discriminator=_discriminator(config),
+        begin_step=module.begin_step,
     )
 
 
-class Reconstruction(nn.Module):
-    """The autoencoder with its loss: a batch of :class:`ClipDataset` in, each sample's losses out."""
+def _discriminator(config: AutoencoderTraining) -> Discriminator | None:
+    adversarial = config.adversarial
+    if not adversarial.weight:
+        return None
+    network = AudioVideoDiscriminator(config.discriminator)
+    return Discriminator(AdversarialLoss(network, fake_arrangements, adversarial.loss), adversarial)
 
-    def __init__(self, config: AutoencoderTraining, media: MediaConfig, vae: AutoencoderKL) -> None:
-        super().__init__()
-        self.autoencoder = Autoencoder(config.model, media, vae)
-        self.audio_image = AudioImage(media)
-        self.schedule = scheduler(DiffusionConfig())
-        self.kl_weight, self.estimate_weight = config.kl_weight, config.estimate_weight
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the losses of each clip, each (B,) float32.
-
-        "loss/audio" and "loss/video" are the mean squared errors of the predicted noise, "kl/audio" and "kl/video" the
-        posteriors' divergences in nats, and "loss" is the mean error of all pictures plus kl_weight times both. If the
-        decoder guesses from an estimate, "loss/estimate" is the mean squared error of that, over all frames and the
-        audio image alike, and joins "loss" with estimate_weight: it teaches the encoders far quicker than noise does.
-
-        Args:
-            batch: "frames" (B, F, S, S, 3) uint8, "waveform" (B, N), "targets" (B, K) frame indices, "time" (B, K + 1)
-                timesteps (the audio image's last), "noise" (B, K + 1, c, s, s) likewise, and the posteriors' noises
-                "audio_noise" (B, C, H_a, W_a) and "video_noise" (B, C, H_v, W_v).
-        """
-        model, targets = self.autoencoder, batch["targets"]
-        frames, audio = to_signal(batch["frames"]), self.audio_image.encode(batch["waveform"])
-        latents = model.picture_latents(torch.cat([frames, audio[:, None]], dim=1).flatten(0, 1))
-        latents = latents.unflatten(0, (len(audio), -1))  # (B, F + 1, c, s, s)
-        posteriors = model.posteriors(latents[:, :-1], latents[:, -1])
-        perceptual = posteriors.audio.sample(batch["audio_noise"]), posteriors.video.sample(batch["video_noise"])
-        wanted = torch.cat([targets, torch.full_like(targets[:, :1], frames.shape[1])], dim=1)  # (B, K + 1)
-        clean = latents.gather(1, wanted[..., None, None, None].expand_as(batch["noise"]))
-        everything = torch.arange(frames.shape[1], device=targets.device).expand(len(targets), -1)  # (B, F)
-        estimating = model.config.decoder.estimate
-        told = model.conditions(*perceptual, everything if estimating else targets, model.semantics(*perceptual))
-        first = torch.arange(len(targets), device=targets.device)[:, None] * frames.shape[1]
-        chosen = told[1].select((first + targets).flatten()) if estimating else told[1]
-        errors = self._errors(clean, batch["noise"], batch["time"], (told[0], chosen))
-        kl = {"kl/audio": posteriors.audio.kl(), "kl/video": posteriors.video.kl()}
-        loss = errors.mean(dim=1) + self.kl_weight * (kl["kl/audio"] + kl["kl/video"])
-        values = {"loss/audio": errors[:, -1], "loss/video": errors[:, :-1].mean(dim=1), **kl}
-        if estimating:
-            values["loss/estimate"] = _estimate_error(told, latents)
-            loss = loss + self.estimate_weight * values["loss/estimate"]
-        return {"loss": loss, **values}
-
-    def _errors(self, clean: Tensor, noise: Tensor, time: Tensor, conditions: tuple) -> Tensor:
-        """Return the mean squared error of the noise predicted for each picture: (B, K + 1)."""
-        noisy = self.schedule.add_noise(clean.flatten(0, 1), noise.flatten(0, 1), time.flatten()).unflatten(
-            0, time.shape
+def _check_frames(config: AutoencoderTraining, media: MediaConfig) -> None:
+    count = min(config.frames_per_clip, media.frames)
+    if config.adversarial.weight and count < 2:
+        raise UserError(
+            f"frames_per_clip: the discriminator compares two frames of a clip, and there {'is' * count} {count}; "
+            "adversarial.weight=0 fits, or frames_per_clip=2 of clips that have them"
         )
-        decoder = self.autoencoder.decoder
-        audio = decoder(noisy[:, -1], time[:, -1], conditions[0])  # (B, c, s, s)
-        video = decoder(noisy[:, :-1].flatten(0, 1), time[:, :-1].flatten(), conditions[1])  # (B·K, c, s, s)
-        predicted = torch.cat([video.unflatten(0, (len(audio), -1)), audio[:, None]], dim=1)
-        return (predicted - noise).square().mean(dim=(2, 3, 4))
 
 
-def _estimate_error(told: tuple[Condition, Condition], latents: Tensor) -> Tensor:
-    """Return the mean squared error of the estimates of ``latents`` (B, F + 1, c, s, s), audio image last: (B,)."""
-    audio, video = (condition.estimate.float().unflatten(0, (len(latents), -1)) for condition in told)
-    errors = [(video - latents[:, :-1]).square(), (audio - latents[:, -1:]).square()]
-    return sum(error.mean(dim=(1, 2, 3, 4)) for error in errors) / 2
-
-
-class ClipDataset:
-    """Training samples by global position, as :class:`Reconstruction` takes them."""
-
-    def __init__(self, config: AutoencoderTraining, clips: Clips, model: Autoencoder) -> None:
-        self.config, self.clips = config, clips
-        self.shapes = {"audio_noise": model.audio_shape, "video_noise": model.video_shape}
-        self.noise_shape = model.noise_shape
-        self.steps = DiffusionConfig().steps
-
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
-        """Return the sample at ``position``; see :meth:`Reconstruction.forward` for its parts."""
-        random = counter.generator(self.config.training.seed, "autoencoder", position)
-        total = self.clips.media.frames
-        count = min(self.config.frames_per_clip, total)
-        clip = self.clips.clip(position)
-        mirrored = random.random() < self.config.flip
-        frames = clip.frames[:, :, ::-1] if mirrored else clip.frames
-        # One offset, evenly spaced: each timestep is uniform, and every clip covers the schedule from end to end.
-        places = (random.permutation(count + 1) + random.random()) / (count + 1)
-        drawn = {
-            "targets": random.choice(total, count, replace=False),
-            "time": (places * self.steps).astype(np.int64),
-            "noise": random.standard_normal((count + 1, *self.noise_shape), dtype=np.float32),
-            **{name: random.standard_normal(shape, dtype=np.float32) for name, shape in self.shapes.items()},
-        }
-        sample = {"frames": np.ascontiguousarray(frames), "waveform": clip.waveform, **drawn}
-        return {name: torch.from_numpy(array) for name, array in sample.items()}
-
-
-def _write_weights(
-    config: AutoencoderTraining,
-    media: MediaConfig,
-    vae: AutoencoderKL,
-    frozen: dict[str, Tensor],
-    folder: Path,
-    state: dict[str, Tensor],
-) -> None:
+def _write_weights(model: Autoencoder, frozen: dict[str, Tensor], folder: Path, state: dict[str, Tensor]) -> None:
     """Write the averaged ``state`` of a :class:`Reconstruction`, and the KL-VAE, as a weights folder."""
     weights = {name.removeprefix("autoencoder."): tensor for name, tensor in {**state, **frozen}.items()}
-    save(folder, config.model, media, vae, (), weights)
+    save(folder, model.config, model.media, model.kl_vae, model.classes, weights)
 
 
 def _show(config: AutoencoderTraining, clips: Clips, module: Reconstruction, preview: Preview) -> None:
@@ -191,24 +120,40 @@ def _listen(preview: Preview, number: int, clip: Clip, restored: Tensor, media: 
     preview.audio(f"clip_{number}/sound_restored", restored.cpu(), media.audio.sample_rate)
 
 
-def _forward_flops(config: AutoencoderTraining, media: MediaConfig, vae: AutoencoderKL) -> float:
+def _forward_flops(config: AutoencoderTraining, model: Autoencoder) -> float:
     """Return a sample's forward FLOPs, of which training takes three times as many.
 
-    The KL-VAE's run forward only, so that a third of them is counted.
+    What of it runs less often is counted in thirds: the KL-VAE's encoder runs forward only. With a discriminator, which
+    is counted as if it took part from the start, the KL-VAE's decoder and the discriminator's look at the decoded
+    pictures run forward and back to their inputs; learning from the real ones and the fakes is training as usual.
     """
-    count = min(config.frames_per_clip, media.frames)
+    media, count = model.media, min(config.frames_per_clip, model.media.frames)
     with torch.device("meta"):
-        model = Autoencoder(config.model, media, AutoencoderKL.from_config(vae.config))
-        pictures = torch.empty(1, 3, media.size, media.size)
-        told = media.frames if config.model.decoder.estimate else count
+        twin = Autoencoder(model.config, media, AutoencoderKL.from_config(model.kl_vae.config), model.classes)
+        twin.requires_grad_(False)
+        network = AudioVideoDiscriminator(config.discriminator)
+        pictures = torch.empty(PICTURES, 3, media.size, media.size)
+        told = media.frames if model.config.decoder.estimate else count
         targets, times = torch.empty(1, told, dtype=torch.long), torch.empty(count, dtype=torch.long)
-        noisy = torch.empty(count, *model.noise_shape)
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        latent = model.picture_latents(pictures)
-        frozen = flops.get_total_flops()
-        posteriors = model.posteriors(latent.expand(1, media.frames, *model.noise_shape), latent)
+        noisy = torch.empty(max(count, PICTURES), *model.noise_shape)
+
+    def trained() -> None:
+        clean = noisy[:1]
+        posteriors = twin.posteriors(clean.expand(1, media.frames, *model.noise_shape), clean)
         means = posteriors.audio.mean, posteriors.video.mean
-        audio, video = model.conditions(*means, targets, model.semantics(*means))
-        model.decoder(noisy[:1], times[:1], audio)
-        model.decoder(noisy, times, video.select(torch.empty(count, dtype=torch.long)))
-    return flops.get_total_flops() - frozen + frozen * (media.frames + 1) / 3
+        audio, video = twin.conditions(*means, targets, twin.semantics(*means))
+        twin.decoder(noisy[:1], times[:1], audio)
+        twin.decoder(noisy[:count], times, video.select(torch.empty(count, dtype=torch.long)))
+
+    total = _flops(trained) + _flops(lambda: twin.picture_latents(pictures[:1])) * (media.frames + 1) / 3
+    if config.adversarial.weight:
+        decoding = _flops(lambda: twin.picture(noisy[:PICTURES]))
+        looks = 1 + len(fake_arrangements(pictures[None], pictures[None])) + 2 / 3
+        total += 2 / 3 * decoding + looks * _flops(lambda: network(pictures[None]))
+    return total
+
+
+def _flops(work: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        work()
+    return flops.get_total_flops()

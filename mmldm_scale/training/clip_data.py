@@ -30,9 +30,18 @@ class Clips:
         """What a clip is."""
         return self.samples.mixture.manifest.media
 
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes; empty if no clip has one."""
+        return self.samples.mixture.classes
+
     def clip(self, position: int, frames: Sequence[int] | None = None) -> Clip:
         """Return the clip at global ``position``, with only the ``frames`` asked for (all if None)."""
         return self.samples.read([position], lambda found: self._decode(found[0], frames))
+
+    def labelled(self, position: int) -> tuple[Clip, int]:
+        """Return the whole clip at global ``position`` and its class, an index into ``classes``: -1 if it has none."""
+        return self.samples.read([position], lambda found: (self._decode(found[0], None), self._label(found[0])))
 
     def spread(self, count: int) -> list[Clip]:
         """Return ``count`` clips (fewer if there are not as many) spread over all sets, the same in every run."""
@@ -46,6 +55,14 @@ class Clips:
         if shapes != expected:
             raise ValueError(f"frames and waveform have shapes {shapes}, {expected} are expected")
         return clip
+
+    def _label(self, sample: Sample) -> int:
+        label, known = sample.meta.get("class"), range(len(self.classes))
+        if label is None:
+            return -1
+        if label not in known:
+            raise ValueError(f"class {label!r} is none of the {len(known)} that the set names")
+        return int(label)
 
 
 def signals(clips: Sequence[Clip], audio_image: AudioImage, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ model:
   video_encoder: {width: 8, multipliers: [1], blocks: 1, heads: 2}
   semantic_width: 16
   decoder: {width: 8, multipliers: [1, 2], blocks: 1, attention: [true, false], heads: 2}
-frames_per_clip: 1
+discriminator: {width: 8, multipliers: [1, 1], attention: 1, heads: 2}
 preview: {steps: 2}
 """
 DIT = """

@@ -1,5 +1,6 @@
 """A small set of clip shards: moving bars and tones, each clip its own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +21,20 @@ def clip(number: int) -> Clip:
     return Clip(frames, (0.5 * np.sin(2 * np.pi * (200 + 150 * number) * time)).astype(np.float32))
 
 
-def write_clips(folder: Path, count: int = 6) -> Path:
-    """Write a set of ``count`` clips and return its folder."""
+def write_clips(folder: Path, count: int = 6, classes: Sequence[str] = ()) -> Path:
+    """Write a set of ``count`` clips and return its folder; of ``classes``, in turn, and every so often of none."""
     folder.mkdir(parents=True)
     entries = []
     if count:
         with ShardWriter(folder, 0) as shard:
             for number in range(count):
-                shard.add(f"clip_{number}", encode_clip(clip(number), MEDIA.audio.sample_rate, 95), {})
+                meta = {"class": (*range(len(classes)), None)[number % (len(classes) + 1)]}
+                shard.add(f"clip_{number}", encode_clip(clip(number), MEDIA.audio.sample_rate, 95), meta)
             entries = [ShardEntry.of(shard.commit())]
     Manifest(
         kind="clips",
         media=MEDIA,
-        classes=[],
+        classes=list(classes),
         videos=count,
         failed_files=0,
         candidates=count,

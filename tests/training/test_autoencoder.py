@@ -4,57 +4,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import default_collate
 
-from mmldm_scale.config import AutoencoderConfig, AutoencoderTraining, DecodingConfig
+from mmldm_scale.config import AdversarialConfig, DecodingConfig
 from mmldm_scale.errors import UserError
-from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from mmldm_scale.training.autoencoder import build_task
-from mmldm_scale.training.task import Task
 from tests.models.autoencoder import tiny
+from tests.training.autoencoders import CLASSES, batch, losses, task, write_data
 from tests.training.clip_sets import clip, write_clips
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with clip shards and a KL-VAE."""
-    folder = tmp_path_factory.mktemp("autoencoder")
-    write_clips(folder / "clips")
-    torch.manual_seed(0)
-    kl_vae.save(folder / "kl_vae", kl_vae.build(tiny.KL_VAE, scaling_factor=3.0))
-    return folder
-
-
-def task(data: Path, seed: int = 0, model: AutoencoderConfig = tiny.CONFIG, **settings) -> Task:
-    torch.manual_seed(0)
-    settings = {"shards": [str(data / "clips")], "kl_vae": str(data / "kl_vae"), "kl_weight": 1e-4} | settings
-    config = AutoencoderTraining(model=model, preview=DecodingConfig(steps=2), **settings)
-    config.training.seed = seed
-    return build_task(config)
-
-
-def losses(one: Task, positions: range) -> dict[str, torch.Tensor]:
-    return one.module(default_collate([one.dataset[position] for position in positions]))
-
-
-def test_losses_are_what_they_are_called(data):
-    one = task(data)
-    found = losses(one, range(3))
-    assert all(value.shape == (3,) for value in found.values())
-    pictures = (found["loss/audio"] + 2 * found["loss/video"]) / 3
-    torch.testing.assert_close(found["loss"], pictures + 1e-4 * (found["kl/audio"] + found["kl/video"]))
+    return write_data(tmp_path_factory.mktemp("autoencoder"))
 
 
 def test_an_all_knowing_decoder_has_no_loss(data, monkeypatch):
     """The noise that is to be predicted is that which was added to the target frames, in their order."""
     one = task(data)
-    model, batch = one.module.autoencoder, default_collate([one.dataset[position] for position in range(2)])
-    frames = batch["frames"].movedim(-1, -3).float() / 127.5 - 1
-    chosen = torch.cat([frames[0, batch["targets"][0]], frames[1, batch["targets"][1]]])
+    model, samples = one.module.autoencoder, batch(one, range(4))
+    frames = samples["frames"].movedim(-1, -3).float() / 127.5 - 1
+    chosen = torch.cat([frames[clip, targets] for clip, targets in enumerate(samples["targets"])])
     latents = {
-        2: model.picture_latents(one.module.audio_image.encode(batch["waveform"])),
-        4: model.picture_latents(chosen),
+        4: model.picture_latents(one.module.audio_image.encode(samples["waveform"])),
+        8: model.picture_latents(chosen),
     }
 
     def solve(noisy, time, condition):
@@ -62,18 +34,18 @@ def test_an_all_knowing_decoder_has_no_loss(data, monkeypatch):
         return (noisy - kept.sqrt() * latents[len(noisy)]) / (1 - kept).sqrt()
 
     monkeypatch.setattr(model.decoder, "forward", solve)
-    found = one.module(batch)
+    found = one.module(samples)
     assert max(found["loss/audio"].max(), found["loss/video"].max()) < 1e-6
 
 
 def test_a_samples_loss_is_its_own(data):
-    """It is the same in any batch, and so for any number of processes; another seed gives other losses."""
-    one = task(data)
+    """It is the same in any batch of whole groups; another seed gives other losses."""
+    one = task(data, contrastive_batch=2)
     together = losses(one, range(4))
     apart = [losses(one, range(2)), losses(one, range(2, 4))]
     for name, values in together.items():
         torch.testing.assert_close(values, torch.cat([part[name] for part in apart]), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(together["loss"], losses(task(data, seed=1), range(4))["loss"])
+    assert not torch.allclose(together["loss"], losses(task(data, seed=1, contrastive_batch=2), range(4))["loss"])
 
 
 def test_samples_cover_frames_times_and_mirror_images(data):
@@ -91,7 +63,9 @@ def test_samples_cover_frames_times_and_mirror_images(data):
 
 
 def test_learns_from_one_clip_and_tells_frames_apart(data, tmp_path):
-    one = task(data, shards=[str(write_clips(tmp_path / "one", 1))], flip=0.0, frames_per_clip=4)
+    one = task(
+        data, shards=[str(write_clips(tmp_path / "one", 1))], flip=0.0, frames_per_clip=4, contrastive_weight=0.0
+    )
     optimizer = torch.optim.Adam([p for p in one.module.parameters() if p.requires_grad], lr=3e-3)
     before = {name: p.clone() for name, p in one.module.autoencoder.kl_vae.named_parameters()}
     history = []
@@ -128,15 +102,16 @@ def test_weights_folder_is_whole(data, tmp_path):
     one.write_weights(tmp_path, {name: original[name.removeprefix("autoencoder.")] for name in trained})
     loaded = Autoencoder.from_pretrained(tmp_path)
     assert loaded.media == tiny.MEDIA
+    assert loaded.classes == CLASSES
     assert loaded.kl_vae.config.scaling_factor == 3.0
     assert all(torch.equal(tensor, original[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_low_precision_agrees(data):
     one = task(data)
-    full = losses(one, range(2))
+    full = losses(one, range(4))
     one.module.bfloat16()
-    low = losses(one, range(2))
+    low = losses(one, range(4))
     assert all(value.dtype == torch.float32 for value in low.values())
     torch.testing.assert_close(low["loss"], full["loss"], rtol=0.02, atol=0.02)
 
@@ -169,14 +144,41 @@ def test_preview_shows_pictures_video_and_sound_and_always_the_same(data):
     assert all(torch.equal(value, second.seen[tag]) for tag, value in first.seen.items())
 
 
-def test_flops_grow_with_the_target_frames(data):
-    counts = [task(data, frames_per_clip=count).flops_per_sample for count in (1, 2, 3)]
+def test_flops_grow_with_the_target_frames_and_the_discriminator(data):
+    counts = [task(data, frames_per_clip=count).flops_per_sample for count in (2, 3, 4)]
     assert counts[2] - counts[1] == pytest.approx(counts[1] - counts[0], rel=1e-3)
-    assert counts[0] > 0
+    assert counts[0] > task(data, adversarial=AdversarialConfig(weight=0.0)).flops_per_sample > 0
+
+
+def test_without_weight_there_is_no_discriminator(data):
+    alone, both = task(data, adversarial=AdversarialConfig(weight=0.0)), task(data)
+    assert alone.discriminator is None
+    initial = both.module.state_dict()
+    assert all(torch.equal(tensor, initial[name]) for name, tensor in alone.module.state_dict().items())
+
+
+def test_begins_from_a_given_unet(data, tmp_path):
+    """All of it but what tells it about a clip, in each of the decoder's U-Nets."""
+    model = dataclasses.replace(tiny.CONFIG, shared_decoder=False)
+    given = tiny.build(seed=7, shared_decoder=False).decoder.unets["audio"]
+    given.class_embedding = None
+    given.register_to_config(class_embed_type=None, projection_class_embeddings_input_dim=None)  # as published
+    given.save_pretrained(tmp_path / "unet")
+    plain, begun = task(data, model=model), task(data, model=model, unet=str(tmp_path / "unet"))
+    for name in ("audio", "video"):
+        initial = plain.module.autoencoder.decoder.unets[name].state_dict()
+        for key, tensor in begun.module.autoencoder.decoder.unets[name].state_dict().items():
+            assert torch.equal(tensor, given.state_dict().get(key, initial[key])), key
 
 
 def test_refusals(data, tmp_path):
     with pytest.raises(UserError, match="empty"):
         task(data, shards=[str(write_clips(tmp_path / "none", 0))])
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such f"):
         task(data, kl_vae=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no such f"):
+        task(data, unet=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="frames_per_clip: .* adversarial.weight=0"):
+        task(data, frames_per_clip=1)
+    with pytest.raises(UserError, match="contrastive_batch: groups of 3"):
+        task(data, contrastive_batch=3)

@@ -1,0 +1,49 @@
+"""The autoencoder's task on tiny clips of two classes and of none, with a tiny discriminator."""
+
+from pathlib import Path
+
+import torch
+from torch.utils.data import default_collate
+
+from mmldm_scale.config import (
+    AutoencoderConfig,
+    AutoencoderTraining,
+    DecodingConfig,
+    DiscriminatorConfig,
+    TrainingConfig,
+)
+from mmldm_scale.models.autoencoder import kl_vae
+from mmldm_scale.training.autoencoder import build_task
+from mmldm_scale.training.task import Task
+from tests.models.autoencoder import tiny
+from tests.training.clip_sets import write_clips
+
+CLASSES = ("bar", "tone")
+DISCRIMINATOR = DiscriminatorConfig(width=8, multipliers=[1, 2], attention=1, heads=2)
+
+
+def write_data(folder: Path) -> Path:
+    """Write clip shards and a KL-VAE into ``folder`` and return it."""
+    write_clips(folder / "clips", classes=CLASSES)
+    torch.manual_seed(0)
+    kl_vae.save(folder / "kl_vae", kl_vae.build(tiny.KL_VAE, scaling_factor=3.0))
+    return folder
+
+
+def task(data: Path, seed: int = 0, model: AutoencoderConfig = tiny.CONFIG, **settings) -> Task:
+    """Return the task on what :func:`write_data` wrote; four clips are compared with one another."""
+    torch.manual_seed(0)
+    paths = {"shards": [str(data / "clips")], "kl_vae": str(data / "kl_vae")}
+    settings = paths | {"kl_weight": 1e-4, "discriminator": DISCRIMINATOR} | settings
+    training = TrainingConfig(seed=seed, micro_batch=4, global_batch=4, log_every=4)
+    return build_task(AutoencoderTraining(model=model, preview=DecodingConfig(steps=2), training=training, **settings))
+
+
+def batch(one: Task, positions: range) -> dict[str, torch.Tensor]:
+    """Return the samples at ``positions`` together."""
+    return default_collate([one.dataset[position] for position in positions])
+
+
+def losses(one: Task, positions: range) -> dict[str, torch.Tensor]:
+    """Return what the module makes of the samples at ``positions``."""
+    return one.module(batch(one, positions))
