@@ -75,8 +75,8 @@ class Temperature(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log = nn.Parameter(torch.tensor(math.log(INITIAL_TEMPERATURE)))
+        self.log = nn.Parameter(torch.tensor([math.log(INITIAL_TEMPERATURE)]))  # DeepSpeed cannot broadcast a scalar
 
     def forward(self) -> Tensor:
         """Return τ: a positive scalar of at most 100, float32."""
-        return self.log.float().exp().clamp(max=MAXIMAL_TEMPERATURE)
+        return self.log[0].float().exp().clamp(max=MAXIMAL_TEMPERATURE)
