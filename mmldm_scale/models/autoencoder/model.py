@@ -185,7 +185,9 @@ class Autoencoder(nn.Module):
             labels = self.classify(semantics).argmax(dim=1)
         index = torch.arange(frames, device=video_latent.device).expand(batch, -1)  # (B, F)
         conditions = self.conditions(audio_latent, video_latent, index, semantics, labels)
-        pictures = kl.decode(self.kl_vae, self._denoise([audio_noise, video_noise.flatten(0, 1)], conditions, decoding))
+        latents = self._denoise([audio_noise, video_noise.flatten(0, 1)], conditions, decoding)
+        parts = latents.split(decoding.pictures or len(latents))
+        pictures = torch.cat([kl.decode(self.kl_vae, part) for part in parts])
         return pictures[batch:].unflatten(0, (batch, frames)), pictures[:batch]
 
     def _denoise(

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from mmldm_scale.config import AutoencoderConfig, DecodingConfig, KLVAEConfig, MediaConfig
 from mmldm_scale.errors import UserError
@@ -9,6 +10,8 @@ from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from tests.models.autoencoder import tiny
+
+CLASSES = ["rain", "wind", "fire"]
 
 
 def noises(model: Autoencoder, count: int, seed: int = 1) -> list[torch.Tensor]:
@@ -31,10 +34,18 @@ def test_papers_shapes_and_sizes():
     assert posteriors.video.mean.shape[1:] == posteriors.video.logvar.shape[1:] == model.video_shape == (16, 16, 16)
     assert [p.shape for p in predicted] == [(1, 4, 32, 32), (2, 4, 32, 32)]
     assert [c.tokens.shape for c in conditions] == [(1, 258, 768), (2, 66, 768)]
-    millions = {name: sum(p.numel() for p in part.parameters()) // 10**6 for name, part in model.named_children()}
-    assert millions["kl_vae"] == 83  # Stable Diffusion's
-    # Stable Diffusion 1.5's U-Net has 859.5 M; ours adds the embedding of content and frame.
-    assert sum(p.numel() for p in model.decoder.unets["shared"].parameters()) // 10**6 == 861
+
+
+def test_published_weights_have_a_place_for_each_of_theirs():
+    """KL-VAE and U-Net are Stable Diffusion 1.5's, but for the embedding of content and frame."""
+    with torch.device("meta"):
+        model = Autoencoder(AutoencoderConfig(), MediaConfig(), kl_vae.build(KLVAEConfig()))
+        published = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+    assert sum(p.numel() for p in model.kl_vae.parameters()) == 83_653_863
+    assert sum(p.numel() for p in published.parameters()) == 859_520_964
+    ours = {name: p.shape for name, p in model.decoder.unets["shared"].named_parameters()}
+    theirs = {name: p.shape for name, p in published.named_parameters()}
+    assert {name: shape for name, shape in ours.items() if not name.startswith("class_embedding.")} == theirs
 
 
 def test_small_shapes():
@@ -88,14 +99,45 @@ def test_every_input_reaches_the_output_once_trained():
     assert not torch.allclose(frames[0], frames[1], atol=1e-4)  # the frame index does
 
 
-def test_posteriors_see_every_frame():
-    model = tiny.opened(tiny.build())
-    frames, audio = tiny.clips(1)
-    reference = model.encode(frames, audio).video.mean
-    for number in range(tiny.MEDIA.frames):
-        other = frames.clone()
-        other[:, number] *= -1
-        assert not torch.allclose(model.encode(other, audio).video.mean, reference, atol=1e-5)
+@pytest.mark.parametrize("options", [{"audio_guidance": 2.0}, {"video_guidance": 3.0}])
+def test_guidance_is_each_modalitys_own(options):
+    """It leads away from what the decoder draws without context."""
+    for shared in (True, False):
+        model = tiny.opened(tiny.build(shared_decoder=shared, classes=CLASSES))
+        given = *tiny.latents(model), *noises(model, 2)
+        frames, audio = model.decode(*given, DecodingConfig(steps=2))
+        guided = model.decode(*given, DecodingConfig(steps=2, **options))
+        assert torch.allclose(guided[0], frames, atol=1e-4) == ("audio_guidance" in options)
+        assert torch.allclose(guided[1], audio, atol=1e-4) == ("video_guidance" in options)
+
+
+def test_without_context_there_is_nothing_to_guide():
+    model = tiny.opened(tiny.build(semantics=False))
+    given = *tiny.latents(model), *noises(model, 2)
+    settings = DecodingConfig(steps=2), DecodingConfig(steps=2, audio_guidance=2.0, video_guidance=2.0)
+    (frames, audio), guided = (model.decode(*given, decoding) for decoding in settings)
+    assert torch.equal(guided[0], frames)
+    assert torch.equal(guided[1], audio)
+
+
+def test_an_unknown_class_is_predicted():
+    model = tiny.opened(tiny.build(classes=CLASSES))
+    torch.nn.init.constant_(model.classification_head.out.bias[1], 100.0)
+    given = *tiny.latents(model), *noises(model, 2), DecodingConfig(steps=2)
+    predicted = model.decode(*given)
+    for label in (-1, 0, 1):
+        found = model.decode(*given, labels=torch.full((2,), label))
+        assert [torch.equal(a, b) for a, b in zip(found, predicted, strict=True)] == [label == 1] * 2
+
+
+@pytest.mark.parametrize("options", [{}, {"shared_decoder": False}])
+def test_pictures_are_the_same_a_few_at_a_time(options):
+    model = tiny.opened(tiny.build(classes=CLASSES, **options))
+    given = *tiny.latents(model), *noises(model, 2)
+    for guidance in (1.0, 3.0):
+        whole, few = (model.decode(*given, DecodingConfig("ddim", 2, 1.0, guidance, pictures)) for pictures in (0, 3))
+        for a, b in zip(whole, few, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_only_the_kl_vae_is_frozen():
@@ -117,6 +159,54 @@ def test_only_the_kl_vae_is_frozen():
             assert parameter.grad.any()
 
 
+def gradients(model: Autoencoder) -> tuple[dict[str, torch.Tensor], int]:
+    """Return the gradients of a loss of everything, and how many numbers were kept for them."""
+    clips = torch.randn(2, 5, *model.noise_shape, generator=torch.Generator().manual_seed(0))
+    kept = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        posteriors = model.posteriors(clips[:, :4], clips[:, 4])
+        latents = posteriors.audio.mean, posteriors.video.mean
+        semantics = model.semantics(*latents)
+        told = model.conditions(*latents, torch.tensor([[0], [3]]), semantics, torch.tensor([0, -1]))
+        predicted = [model.decoder(clips[:, i], torch.tensor([500, 20]), condition) for i, condition in enumerate(told)]
+        loss = model.picture(torch.cat(predicted)).square().mean() + model.classify(semantics).square().mean()
+    (through,) = torch.autograd.grad(loss, latents[0], retain_graph=True)  # as for a term's own gradient norm
+    loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"through": through, **found}, sum(kept)
+
+
+@pytest.mark.parametrize("options", [{}, {"shared_decoder": False}])
+def test_recomputed_activations_give_the_same_gradients_and_are_not_kept(options):
+    plain, sparing = (
+        gradients(tiny.opened(tiny.build(classes=CLASSES, activation_checkpointing=on, **options)).train())
+        for on in (False, True)
+    )
+    assert plain[0].keys() == sparing[0].keys()
+    parts = ("audio_encoder", "video_encoder", "audio_projector", "decoder.unets", "decoder.pyramids")
+    assert all(any(name.startswith(part) for name in plain[0]) for part in parts)
+    for name, gradient in plain[0].items():
+        torch.testing.assert_close(sparing[0][name], gradient, rtol=1e-4, atol=1e-6)
+    assert sparing[1] < 0.6 * plain[1]
+
+
+def test_pictures_pass_gradients_everywhere():
+    model = tiny.build()
+    latents = (3 * torch.randn(2, *model.noise_shape)).requires_grad_()
+    pictures = model.picture(latents)
+    assert pictures.shape == (2, 3, 32, 32)
+    torch.testing.assert_close(pictures.clamp(-1, 1), kl_vae.decode(model.kl_vae, latents))
+    (10 * pictures).square().sum().backward()
+    assert latents.grad.all()
+    torch.nn.init.constant_(model.kl_vae.decoder.conv_out.bias, 2.0)
+    assert model.picture(latents).max() > 1
+
+
 def test_round_trip(tmp_path):
     model = tiny.opened(tiny.build())
     weights = tmp_path / "run" / "checkpoints" / "step-000000000128" / "weights"
@@ -126,8 +216,24 @@ def test_round_trip(tmp_path):
         assert not loaded.training
         assert (loaded.config, loaded.media) == (tiny.CONFIG, tiny.MEDIA)
         assert loaded.kl_vae.config.scaling_factor == model.kl_vae.config.scaling_factor
-        for a, b in zip(model.encode(*tiny.clips(1)).video.mean, loaded.encode(*tiny.clips(1)).video.mean, strict=True):
-            assert torch.equal(a, b)
+        state = loaded.state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "options", [{"classes": ["rain", "wind"]}, {"shared_decoder": False, "classes": ["a"]}, {"semantics": False}]
+)
+def test_round_trip_of_options_in_low_precision(tmp_path, options):
+    model = tiny.opened(tiny.build(**options))
+    model.save_pretrained(tmp_path)
+    loaded = Autoencoder.from_pretrained(tmp_path, torch.bfloat16, "cpu")
+    assert (loaded.config, loaded.classes) == (model.config, tuple(options.get("classes", ())))
+    assert loaded.dtype == torch.bfloat16
+    assert loaded.kl_vae.dtype == torch.float32
+    given = *tiny.latents(model), *noises(model, 2), DecodingConfig(steps=2, video_guidance=1.5)
+    for low, full in zip(loaded.decode(*given), model.decode(*given), strict=True):
+        assert low.dtype == torch.float32
+        assert (low - full).abs().mean() < 0.05
 
 
 def refusal(path) -> str:
@@ -149,6 +255,8 @@ def test_refusals(tmp_path):
         {"model": {**text["model"], "semantic_width": 32}},
         {"kl_vae": {}},
         {"media": 7},
+        {"classes": 7},
+        {"classes": ["one more"]},
     ):
         described.write_text(json.dumps(text | damage))
         assert str(tmp_path / "whole") in refusal(tmp_path / "whole")
