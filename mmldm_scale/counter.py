@@ -5,6 +5,7 @@ worker or restart draws it. Draw from it in a fixed order, use it up, and never 
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,3 +20,9 @@ def generator(seed: int, stream: str, position: int = 0) -> np.random.Generator:
     key = np.frombuffer(digest, dtype=np.uint64)
     counter = np.array([0, 0, position, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def standard_normal(seed: int, stream: str, positions: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
+    """Return standard normal noise (B, *shape) float32, that of each of B ``positions`` its own."""
+    draws = [generator(seed, stream, position).standard_normal(shape, dtype=np.float32) for position in positions]
+    return np.stack(draws)

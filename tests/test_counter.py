@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mmldm_scale.counter import generator
+from mmldm_scale.counter import generator, standard_normal
 
 
 def test_same_key_same_numbers_and_any_other_key_others() -> None:
@@ -21,3 +21,10 @@ def test_positions_are_independent_normals_together() -> None:
 
 def test_known_values_pin_the_stream_across_versions() -> None:
     assert generator(0, "pinned", 0).integers(0, 1000, 4).tolist() == [141, 716, 167, 18]
+
+
+def test_noise_is_each_positions_own() -> None:
+    found = standard_normal(1, "noise", [7, 5], (2, 3))
+    assert found.dtype == np.float32
+    for draw, position in zip(found, (7, 5), strict=True):
+        assert np.array_equal(draw, generator(1, "noise", position).standard_normal((2, 3), dtype=np.float32))

@@ -161,7 +161,7 @@ def _device(name: str) -> torch.device:
 def _record(description: Description, settings: Sampling, videos: Iterable[Path]) -> dict[str, Any]:
     """Return what decides how samples come out: two jobs may fill one folder only if it is the same for both."""
     decisive = dataclasses.asdict(settings)
-    del decisive["attention"]  # changes nothing but rounding
+    del decisive["attention"], decisive["decoding"]["pictures"]  # change nothing but rounding
     return {
         "checkpoint": pretrained.fingerprint(description.folder),
         **decisive,

@@ -29,6 +29,7 @@ from mmldm_scale.media.pixels import to_frames, to_signal
 from mmldm_scale.media.vocoder import load_vocoder
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
+from mmldm_scale.models.autoencoder.decoding import sampler
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.dit import DiT, Shape
 from mmldm_scale.models.precision import DTYPES
@@ -105,18 +106,17 @@ class Pipeline:
         settings, device = settings or Sampling(), torch.device(device)
         description = Description.read(checkpoint)
         dtype = DTYPES[settings.precision]
-        for steps in (settings.steps, settings.decoding.steps):
-            timesteps(scheduler(description.diffusion), steps)
+        timesteps(scheduler(description.diffusion), settings.steps)
+        sampler(settings.decoding)  # says at once what cannot work
         choose_backend(settings.attention, device, dtype)
         folder = find_autoencoder(description, autoencoder)
         dit = DiT(
             replace(description.model, attention=settings.attention), description.audio_shape, description.video_shape
         )
         pretrained.load_into(dit, description.folder)
-        decoder = Autoencoder.from_pretrained(folder).to(dtype)
-        decoder.kl_vae.float()  # its activations overflow fp16
+        decoder = Autoencoder.from_pretrained(folder, dtype, device)
         torch.backends.cudnn.deterministic = True  # a sample made again is the same
-        return cls(description, dit.to(device, dtype).eval(), decoder.to(device).eval(), settings, device)
+        return cls(description, dit.to(device, dtype).eval(), decoder, settings, device)
 
     @torch.no_grad()
     def generate(self, task: GenerationTask, indices: Sequence[int], inputs: Sequence[Clip] = ()) -> list[Clip]:
@@ -165,11 +165,8 @@ class Pipeline:
 
     def _noise(self, stream: str, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
         """Return standard normal noise (B, *shape), each sample's own."""
-        draws = [
-            counter.generator(self.settings.seed, stream, index).standard_normal(shape, dtype=np.float32)
-            for index in indices
-        ]
-        return torch.from_numpy(np.stack(draws)).to(self.device)
+        noise = counter.standard_normal(self.settings.seed, stream, indices, shape)
+        return torch.from_numpy(noise).to(self.device)
 
 
 def find_autoencoder(description: Description, path: str | Path | None = None) -> Path:

@@ -147,6 +147,11 @@ def test_samples_of_other_settings_are_not_mixed_in(model, whole, change):
         sample(model, whole, change)
 
 
+def test_how_many_pictures_are_decoded_together_may_change(model, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "out")
+    assert sample(model, tmp_path / "out", "decoding.pictures=2") == 0
+
+
 def test_at_least_one_sample(model, tmp_path):
     with pytest.raises(UserError, match="--num-samples 0"):
         sample(model, tmp_path, number=0)

@@ -98,3 +98,11 @@ def test_weights_of_another_kind_or_without_a_description_are_refused(model, tmp
 def test_steps_that_do_not_fit_the_schedule_are_refused(model, settings):
     with pytest.raises(UserError, match="steps: 7 does not divide"):
         Pipeline.from_pretrained(model.dit, settings)
+
+
+@pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
+def test_the_autoencoder_decodes_by_a_faster_sampler_too(model, pipeline, sampler):
+    fast = Pipeline.from_pretrained(model.dit, Sampling(steps=2, decoding=DecodingConfig(sampler, steps=7)))
+    clip = fast.generate("svg", [0])[0]
+    assert clip.frames.shape == (4, 32, 32, 3)
+    assert not close(clip, pipeline.generate("svg", [0])[0])
