@@ -1,0 +1,1 @@
+"""What comes out, held against what went in or what was wanted."""
