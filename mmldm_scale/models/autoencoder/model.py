@@ -164,6 +164,7 @@ class Autoencoder(nn.Module):
         video_noise: Tensor,
         decoding: DecodingConfig,
         labels: Tensor | None = None,
+        semantics: Semantics | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decode perceptual latents, all pictures of a batch of clips together.
 
@@ -172,15 +173,16 @@ class Autoencoder(nn.Module):
             video_latent: (B, C, H_v, W_v).
             audio_noise: (B, c, s, s) standard normal.
             video_noise: (B, F, c, s, s) standard normal.
-            labels: (B,) int64 indices into ``classes``, -1 for unknown; None: those that the latents' own
-                classification says, where the model has classes.
+            labels: (B,) int64 indices into ``classes``, -1 for unknown; None: those that the classification of the
+                semantics says, where the model has classes.
+            semantics: what the clips are told to be about; None: what the latents are about.
 
         Returns:
             frames (B, F, 3, S, S) and audio image (B, 3, S, S), both float32 in [-1, 1].
         """
         batch, frames = video_noise.shape[:2]
         audio_latent, video_latent = audio_latent.to(self.dtype), video_latent.to(self.dtype)
-        semantics = self.semantics(audio_latent, video_latent)
+        semantics = semantics or self.semantics(audio_latent, video_latent)
         if labels is None and semantics and self.classes:
             labels = self.classify(semantics).argmax(dim=1)
         index = torch.arange(frames, device=video_latent.device).expand(batch, -1)  # (B, F)
