@@ -5,6 +5,9 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 TOY = Path(__file__).with_name("toy.py")
 EVERY_STEP = ("training.checkpoint_every=16", "training.keep_checkpoints=100")
@@ -22,8 +25,46 @@ class Finished:
     def losses(self) -> dict[int, float]:
         return {record["samples_seen"]: record["loss"] for record in self.log()}
 
+    def values(self) -> dict[int, dict[str, float]]:
+        """All that is logged but what depends on the machine."""
+        names = ("time", "speed/", "memory/")
+        return {
+            record["samples_seen"]: {name: value for name, value in record.items() if not name.startswith(names)}
+            for record in self.log()
+        }
+
     def checkpoints(self) -> list[Path]:
         return sorted((self.run / "checkpoints").iterdir())
+
+
+def assert_same_checkpoint(one: Path, other: Path) -> None:
+    """Hold all that DeepSpeed wrote of both networks, and the averaged weights, against one another bit for bit."""
+    files = sorted(path.relative_to(one) for path in one.rglob("*.*") if path.suffix in (".pt", ".safetensors"))
+    assert {file.parts[0] for file in files} == {"engine", "discriminator", "weights"}
+    for file in files:
+        if file.suffix == ".pt":  # whose bytes may tell the same in another order
+            parts = (torch.load(folder / file, weights_only=False) for folder in (one, other))
+            _assert_same(str(file), *parts)
+        else:
+            assert (one / file).read_bytes() == (other / file).read_bytes(), file
+
+
+def _assert_same(what: str, one: Any, other: Any) -> None:
+    assert type(one) is type(other), what
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), what
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), what
+        for key in one:
+            _assert_same(f"{what}/{key}", one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), what
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            _assert_same(f"{what}/{number}", *pair)
+    elif hasattr(one, "__dict__"):
+        _assert_same(what, vars(one), vars(other))
+    else:
+        assert one == other, what
 
 
 def command(run: Path, *overrides: str, processes: int = 2) -> list[str]:

@@ -1,5 +1,6 @@
 """A tiny task for the trainer's tests, and a program that trains it: ``torchrun … toy.py key=value …``."""
 
+import copy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,9 @@ from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.training import loop
 from mmldm_scale.training.adversarial import AdversarialLoss
+from mmldm_scale.training.distributed import start, stop
 from mmldm_scale.training.quarantine import Quarantine
+from mmldm_scale.training.signals import StopRequest
 from mmldm_scale.training.task import Discriminator, Preview, StepInfo, Task
 
 WIDTH = 16
@@ -27,6 +30,7 @@ class ToyTraining:
     noise: float = 0.1
     bad_position: int = -1  # its target is NaN
     failing_position: int = -1  # reading it fails
+    stops: list[int] = field(default_factory=list)  # train twice: into run, and into run/pieces with these stops
     adversarial: AdversarialConfig = field(  # weight 0: no discriminator
         default_factory=lambda: AdversarialConfig(weight=0.2, after=48, ramp=64, learning_rate=1e-2)
     )
@@ -131,9 +135,24 @@ def build_task(schema: ToyTraining) -> Task:
     )
 
 
+def train_twice(schema: ToyTraining) -> None:
+    """Train to the end, and once more in pieces, each of which has nothing but the run folder from the one before."""
+    world, wish, run, total = start(20.0), StopRequest(), Path(schema.run), schema.training.total_samples
+    for folder, until in [(run, total), *((run / "pieces", until) for until in (*schema.stops, total))]:
+        piece = copy.deepcopy(schema)
+        piece.training.total_samples = until
+        torch.manual_seed(schema.training.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        loop.Trainer(build_task(piece), piece.training, folder, world).run(wish)
+    stop()
+
+
 if __name__ == "__main__":
+    schema = config.load(ToyTraining, [], sys.argv[1:])
+    if schema.stops:
+        sys.exit(train_twice(schema))
     try:
-        sys.exit(loop.train(build_task, config.load(ToyTraining, [], sys.argv[1:])))
+        sys.exit(loop.train(build_task, schema))
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
