@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import Clip
 
 PIXEL_LIMIT = 4096 * 4096  # of a frame; a picture that claims more is not decoded
@@ -28,18 +29,28 @@ def encode_clip(clip: Clip, sample_rate: int, quality: int) -> dict[str, bytes]:
     return {**members, "wav": _encode_wave(clip.waveform, sample_rate)}
 
 
-def decode_clip(members: Mapping[str, bytes | memoryview], frames: Sequence[int] | None = None) -> Clip:
+def decode_clip(
+    members: Mapping[str, bytes | memoryview], frames: Sequence[int] | None = None, media: MediaConfig | None = None
+) -> Clip:
     """Return the clip that ``members`` hold, with only the ``frames`` asked for (all if None), in that order.
 
     Raises:
-        ValueError: a member is missing, is of another format, or has another size than the rest.
+        ValueError: a member is missing, is of another format, or has another size than the rest, or than ``media`` says
+            where it is given.
     """
     names = sorted(name for name in members if name.endswith(".jpg"))
     if "wav" not in members or not names:
         raise ValueError(f"holds no clip, but {', '.join(members)}")
     wanted = names if frames is None else [names[number] for number in frames]
     pictures = np.stack([_decode_jpeg(members[name]) for name in wanted])  # (F, H, W, 3)
-    return Clip(pictures, _decode_wave(members["wav"]))
+    clip = Clip(pictures, _decode_wave(members["wav"]))
+    if media is not None:
+        count = media.frames if frames is None else len(frames)
+        shapes = clip.frames.shape, clip.waveform.shape
+        expected = (count, media.size, media.size, 3), (media.audio_samples,)
+        if shapes != expected:
+            raise ValueError(f"frames and waveform have shapes {shapes}, {expected} are expected")
+    return clip
 
 
 def _encode_jpeg(frame: np.ndarray, quality: int) -> bytes:

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import wave
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmldm_scale.config import AudioImageConfig, MediaConfig
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.shards.clips import decode_clip, encode_clip
 
@@ -19,6 +21,18 @@ def test_round_trip_keeps_pictures_and_sound(make_clip):
     assert np.abs(back.frames.astype(int) - clip.frames).mean() < 3
     assert back.waveform.dtype == np.float32
     np.testing.assert_allclose(back.waveform, clip.waveform, atol=0.5 / 32768 + 1e-7)
+
+
+def test_a_clip_is_held_against_what_its_set_says(make_clip):
+    clip = make_clip(3)
+    members = encode_clip(clip, 8000, 95)
+    seconds = len(clip.waveform) / 8000
+    audio = AudioImageConfig(sample_rate=8000, f_max=4000)
+    media = MediaConfig(len(clip.frames), len(clip.frames) / seconds, clip.frames.shape[1], audio=audio)
+    assert len(decode_clip(members, media=media).frames) == media.frames
+    assert len(decode_clip(members, [1], media).frames) == 1
+    with pytest.raises(ValueError, match="are expected"):
+        decode_clip(members, media=dataclasses.replace(media, size=media.size + 1))
 
 
 def test_only_the_frames_asked_for_in_the_order_asked_for(make_clip):
