@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmldm_scale.training import distributed
+from mmldm_scale.training import distributed, signals
 from tests.training.harness import ENVIRONMENT, EVERY_STEP, Finished, command
 
 
@@ -43,3 +43,10 @@ def alone() -> Iterator[distributed.World]:
     """This process as a world of one."""
     yield distributed.start(timeout=20.0)
     distributed.stop()
+
+
+@pytest.fixture
+def restored_handlers() -> Iterator[None]:
+    """Signal handlers as they were, after a test that trains in this process."""
+    yield
+    signals.restore_handlers()

@@ -1,7 +1,6 @@
 """Adversarial training: both losses, who learns from what, and what is logged of each term."""
 
 import copy
-from collections.abc import Iterator
 from math import exp, log
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from mmldm_scale.counter import generator
 from mmldm_scale.training.adversarial import AdversarialLoss
 from mmldm_scale.training.distributed import World
 from mmldm_scale.training.loop import Trainer
-from mmldm_scale.training.signals import StopRequest, restore_handlers
+from mmldm_scale.training.signals import StopRequest
 from tests.training import toy
 from tests.training.harness import Finished
 
@@ -86,15 +85,9 @@ def schema(run: Path, stage: int, **adversarial) -> toy.ToyTraining:
     return made
 
 
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    yield
-    restore_handlers()
-
-
 @pytest.mark.parametrize(("stage", "form"), [(0, "log"), (1, "hinge"), (2, "hinge"), (3, "log")])
 def test_both_learn_as_in_a_plain_loop_with_two_optimizers(
-    tmp_path: Path, alone: World, handlers: None, stage: int, form: str
+    tmp_path: Path, alone: World, restored_handlers: None, stage: int, form: str
 ) -> None:
     made = schema(tmp_path, stage, loss=form)
     torch.manual_seed(0)

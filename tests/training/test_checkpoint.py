@@ -14,6 +14,10 @@ import pytest
 
 from mmldm_scale.errors import UserError
 from mmldm_scale.training.checkpoint import MANIFEST, Checkpoints, DamagedCheckpoint, read_manifest
+from mmldm_scale.training.distributed import World
+from mmldm_scale.training.loop import Trainer
+from mmldm_scale.training.signals import StopRequest
+from tests.training import toy
 from tests.training.harness import ENVIRONMENT, EVERY_STEP, command
 
 LAST, BEFORE = "step-000000000160", "step-000000000144"
@@ -96,6 +100,32 @@ def test_manifest_that_names_a_file_outside_is_damaged(run) -> None:
         read_manifest(manifest.parent)
 
 
+def carry_on(run: Path, alone: World, weight: float, total: int = 16) -> None:
+    """Train the toy with a discriminator of ``weight`` in this process: ZeRO-1, one checkpoint."""
+    schema = toy.ToyTraining(run=str(run))
+    schema.adversarial.weight = weight
+    for key in ("total_samples", "checkpoint_every", "preview_every"):
+        setattr(schema.training, key, total)
+    schema.training.zero_stage = 1
+    run.mkdir(exist_ok=True)
+    Trainer(toy.build_task(schema), schema.training, run, alone).run(StopRequest())
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "complaint"),
+    [
+        (0.1, 0.0, "holds a discriminator; it cannot carry on a run without one"),
+        (0.0, 0.1, "holds no discriminator; it cannot carry on a run with one"),
+    ],
+)
+def test_checkpoint_with_a_discriminator_fits_only_a_run_with_one(
+    tmp_path, alone, restored_handlers, begun: float, now: float, complaint: str
+) -> None:
+    carry_on(tmp_path / "run", alone, begun)
+    with pytest.raises(UserError, match=complaint):
+        carry_on(tmp_path / "run", alone, now, total=32)
+
+
 class Evil:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -103,21 +133,29 @@ class Evil:
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
 
+    def make(self, folder: Path, name: str) -> None:
+        """Put it into the file ``name`` of a checkpoint, with a manifest that fits, as an attacker would."""
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps(self, protocol=2))
+            archive.writestr("archive/version", "3\n")
+            archive.writestr("archive/byteorder", "little")
+        content, fields = (folder / name).read_bytes(), json.loads((folder / MANIFEST).read_text())
+        fields["files"][name] = [len(content), hashlib.sha256(content).hexdigest()]
+        (folder / MANIFEST).write_text(json.dumps(fields))
+
+
+def test_discriminator_that_would_run_code_is_refused(tmp_path, alone, restored_handlers) -> None:
+    carry_on(tmp_path / "run", alone, 0.1)
+    folder = tmp_path / "run/checkpoints/step-000000000016"
+    Evil(tmp_path / "proof").make(folder, "discriminator/zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    with pytest.raises(UserError, match=r"discriminator/.*mkdir.*not loaded"):
+        carry_on(tmp_path / "run", alone, 0.1, total=32)
+    assert not (tmp_path / "proof").exists()
+
 
 def test_checkpoint_that_would_run_code_is_refused(run, tmp_path) -> None:
-    """Even with a manifest that fits, as an attacker would write it."""
     folder, proof = run / "checkpoints" / LAST, tmp_path / "proof"
-    file = folder / "engine/mp_rank_00_model_states.pt"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(Evil(proof), protocol=2))
-        archive.writestr("archive/version", "3\n")
-        archive.writestr("archive/byteorder", "little")
-    fields = json.loads((folder / MANIFEST).read_text())
-    fields["files"]["engine/mp_rank_00_model_states.pt"] = [
-        file.stat().st_size,
-        hashlib.sha256(file.read_bytes()).hexdigest(),
-    ]
-    (folder / MANIFEST).write_text(json.dumps(fields))
+    Evil(proof).make(folder, "engine/mp_rank_00_model_states.pt")
     done = subprocess.run(
         command(run, *EVERY_STEP, "training.total_samples=320"),
         env=ENVIRONMENT,
