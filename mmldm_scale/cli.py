@@ -14,6 +14,7 @@ examples:
   mmldm train dit --config configs/dit/S.yaml --config configs/cluster/a800.yaml shards=data/latents run=runs/dit_S
   mmldm train dit --config configs/dit/demo.yaml shards=demo/latents --processes 2
   mmldm sample --checkpoint runs/dit_S --task svg --num-samples 16 --output runs/dit_S/samples
+  mmldm reconstruct --checkpoint runs/autoencoder --input data/clips --num-samples 256 --output runs/reconstruction
   mmldm model-info
 """
 
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands.add_parser("train", help="train a kl-vae, an autoencoder or a dit"))
     _add_sample(commands.add_parser("sample", help="make videos with sound from a trained dit"))
+    _add_reconstruct(commands.add_parser("reconstruct", help="measure how close an autoencoder brings clips back"))
     info = commands.add_parser("model-info", help="print parameters and arithmetic of the presets S, B, L")
     info.set_defaults(run=_model_info)
     return top
@@ -50,10 +52,23 @@ def _add_sample(sample: argparse.ArgumentParser) -> None:
     sample.set_defaults(run=_sample)
 
 
+def _add_reconstruct(reconstruct: argparse.ArgumentParser) -> None:
+    from mmldm_scale.evaluation import arguments
+
+    arguments.add_reconstruct_arguments(reconstruct)
+    reconstruct.set_defaults(run=_reconstruct)
+
+
 def _sample(args: argparse.Namespace) -> int:
     from mmldm_scale.sampling import job
 
     return job.run(args)
+
+
+def _reconstruct(args: argparse.Namespace) -> int:
+    from mmldm_scale.evaluation import reconstruction
+
+    return reconstruction.run(args)
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ def test_composed_configuration_is_printed_and_nothing_started(tmp_path, capsys)
         (["train", "dit", "--config", "nowhere.yaml"], "no such configuration file"),
         (["train", "autoencoder", "shards=x"], "kl_vae: not set"),
         (["sample", "--checkpoint", "nowhere", "--task", "svg", "--num-samples", "1", "--output", "out"], "nowhere"),
+        (["reconstruct", "--checkpoint", "x", "--input", "none", "--num-samples", "1", "--output", "out"], "none: no"),
     ],
 )
 def test_mistake_is_one_line(arguments, complaint, capsys, monkeypatch, tmp_path) -> None:

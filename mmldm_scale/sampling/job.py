@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mmldm_scale.cluster import slurm
 from mmldm_scale.config import GenerationTask, MediaConfig, Sampling, load
+from mmldm_scale.device import choose_device
 from mmldm_scale.diffusion.sampler import GIVEN
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import write_whole
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     todo = [block for block in blocks if any(not _file(args.output, args.task, i).exists() for i in block)]
     if todo:
         inputs = usable(videos, args.num_samples, description.media, GIVEN[args.task] == "audio") if videos else []
-        pipeline = Pipeline.from_pretrained(args.checkpoint, settings, args.autoencoder, _device(args.device))
+        pipeline = Pipeline.from_pretrained(args.checkpoint, settings, args.autoencoder, choose_device(args.device))
         Job(pipeline, args.task, args.output, inputs).make(todo)
     page = gallery.write(args.output)
     there = sum(_file(args.output, args.task, i).exists() for i in range(args.num_samples))
@@ -145,17 +146,6 @@ def _part(text: str) -> tuple[int, int]:
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise UserError(f"--part {text}: I/N with 1 ≤ I ≤ N fits, such as 1/4")
     return int(index) - 1, int(count)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: cannot be used: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def _record(description: Description, settings: Sampling, videos: Iterable[Path]) -> dict[str, Any]:

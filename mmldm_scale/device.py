@@ -1,0 +1,21 @@
+"""The device that a command works on."""
+
+import torch
+
+from mmldm_scale.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device ``name``, as torch writes it, or for "auto" a GPU if there is one.
+
+    Raises:
+        UserError: it cannot be used here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: cannot be used: {str(error).splitlines()[0]}") from None
+    return device
