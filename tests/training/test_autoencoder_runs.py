@@ -1,0 +1,112 @@
+"""The autoencoder's training by the real command, with contrast and a discriminator, on tiny clips."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.autoencoders import write_data
+from tests.training.harness import ENVIRONMENT
+
+CONFIG = """
+model:
+  latent_channels: 4
+  audio_encoder: {width: 8, multipliers: [1, 1, 2], blocks: 1, heads: 2}
+  video_encoder: {width: 8, multipliers: [1, 2], blocks: 1, heads: 2}
+  semantic_width: 16
+  contrastive_width: 8
+  decoder: {width: 8, multipliers: [1, 2], blocks: 1, attention: [false, true], heads: 2}
+kl_weight: 1.0e-4
+contrastive_batch: 4
+adversarial: {after: 8, ramp: 16, learning_rate: 1.0e-3}
+discriminator: {width: 8, multipliers: [1, 2], attention: 1, heads: 2}
+preview: {steps: 2}
+training: {global_batch: 8, micro_batch: 2, total_samples: 32, learning_rate: 1.0e-3, precision: fp32, zero_stage: 2,
+           log_every: 8, checkpoint_every: 16, preview_every: 32, ema_halflife_samples: 16, workers: 0,
+           keep_checkpoints: 10, collective_timeout: 60}
+"""
+TERMS = {"mse", "kl_audio", "kl_video", "classification", "contrastive", "adversarial"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_data(tmp_path_factory.mktemp("runs"))
+    (folder / "config.yaml").write_text(CONFIG)
+    return folder
+
+
+def command(data: Path, run: Path, processes: int, *overrides: str) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    paths = [f"shards={data / 'clips'}", f"kl_vae={data / 'kl_vae'}", f"run={run}"]
+    trainer = ["-m", "mmldm_scale.cli", "train", "autoencoder", "--config", str(data / "config.yaml"), *paths]
+    return [sys.executable, *(launcher if processes > 1 else []), *trainer, *overrides]
+
+
+def train(data: Path, run: Path, processes: int, *overrides: str) -> list[dict[str, float]]:
+    """Train to the end and return the log."""
+    options = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 240}
+    done = subprocess.run(command(data, run, processes, *overrides), **options)
+    assert done.returncode == 0, done.stderr
+    return log(run)
+
+
+def log(run: Path) -> list[dict[str, float]]:
+    drop = ("time", "speed/", "memory/")
+    records = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [{key: value for key, value in record.items() if not key.startswith(drop)} for record in records]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path) -> Path:
+    """A run of two processes that take the four clips of a group at once, twice a step."""
+    train(data, data / "undisturbed", 2)
+    return data / "undisturbed"
+
+
+def test_every_term_is_learned_and_logged(undisturbed):
+    first, second, *_ = records = log(undisturbed)
+    assert [record["samples_seen"] for record in records] == list(range(8, 33, 8))
+    assert {key.removeprefix("term/") for key in second if key.startswith("term/")} == TERMS
+    assert {key.removeprefix("term/") for key in first if key.startswith("term/")} == TERMS - {"adversarial"}
+    assert [record["weight/adversarial"] for record in records] == pytest.approx([0, 0.05, 0.1, 0.1])
+    for name in TERMS - {"kl_audio", "kl_video"}:
+        assert second[f"gradient_norm/latents/{name}"] > 0
+    assert second["discriminator/loss"] > 0
+    total = sum(second[f"weight/{name}"] * second[f"term/{name}"] for name in TERMS)
+    assert second["loss"] == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize(("processes", "micro_batch"), [(1, 8), (4, 1)])
+def test_number_of_processes_changes_nothing(data, tmp_path, undisturbed, processes, micro_batch):
+    """Not even what the discriminator learned, which the loss hangs on."""
+    other = train(data, tmp_path / "run", processes, f"training.micro_batch={micro_batch}")
+    for one, two in zip(log(undisturbed), other, strict=True):
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-8), (name, one["samples_seen"])
+
+
+def test_killed_and_carried_on_ends_with_the_same_weights(data, tmp_path, undisturbed):
+    """Both engines: the discriminator's weights and moments decide the losses that follow."""
+    run = tmp_path / "run"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    launcher = subprocess.Popen(command(data, run, 2), env=ENVIRONMENT, **pipes)
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints/step-000000000016").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    launcher.communicate(timeout=60)
+    assert not (run / "checkpoints/step-000000000032").exists()
+    assert train(data, run, 2) == log(undisturbed)
+    file = "checkpoints/step-000000000032/weights/model.safetensors"
+    ours, theirs = load_file(run / file), load_file(undisturbed / file)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
