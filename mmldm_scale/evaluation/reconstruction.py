@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = _choose(args, shards)
     folder = pretrained.find(args.checkpoint, "autoencoder")
     model = Autoencoder.from_pretrained(folder, DTYPES[settings.precision], device)
-    _check(args, shards, model)
+    _check(args, settings, shards, model)
     _begin(args.output)
     torch.backends.cudnn.deterministic = True  # measured again it is the same
     measured = Measurement(Restorer(model, settings, device), shards, args.swap_semantics)
@@ -185,7 +185,7 @@ def _choose(args: argparse.Namespace, shards: ShardSet) -> list[int]:
     return [i * len(shards) // args.num_samples for i in range(args.num_samples)]
 
 
-def _check(args: argparse.Namespace, shards: ShardSet, model: Autoencoder) -> None:
+def _check(args: argparse.Namespace, settings: Reconstructing, shards: ShardSet, model: Autoencoder) -> None:
     """Raise UserError if ``model`` is not for the clips of ``shards``, or has not what is asked of it."""
     cut, trained = dataclasses.asdict(shards.manifest.media), dataclasses.asdict(model.media)
     if cut != trained:
@@ -193,6 +193,8 @@ def _check(args: argparse.Namespace, shards: ShardSet, model: Autoencoder) -> No
         raise UserError(f"{args.input}: is not cut as the autoencoder needs it ({changed})")
     if args.swap_semantics and not model.config.semantics:
         raise UserError(f"--swap-semantics: {args.checkpoint} was trained without semantics")
+    if settings.lpips and model.media.size < lpips.SMALLEST:
+        raise UserError(f"lpips: needs pictures of at least {lpips.SMALLEST} pixels, these are {model.media.size}")
 
 
 def _begin(output: Path) -> None:
