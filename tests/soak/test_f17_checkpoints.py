@@ -80,7 +80,7 @@ def harm(folder: Path, number: int) -> str:
         fields = mutate.value(json.loads((folder / checkpoint.MANIFEST).read_text()), rng)
         (folder / checkpoint.MANIFEST).write_text(json.dumps(fields))
         return "hostile manifest"
-    file = rng.choice(sorted((folder / checkpoint.ENGINE).glob("*.pt")))
+    file = rng.choice(sorted(folder.glob("*/*.pt")))
     what = "call in a pickle" if kind == 2 else "damaged pickle"
     if rng.random() < 0.1:
         file.write_bytes(damaged([file.read_bytes()], 0, number))
@@ -118,7 +118,7 @@ def load(run: Path, folder: Path, number: int) -> str:
     what = harm(last, number)
     newest = checkpoints.newest()
     if newest == last:
-        checkpoints.load(Engine(), newest)
+        checkpoints.load({tag: Engine() for tag in (checkpoint.ENGINE, checkpoint.DISCRIMINATOR)}, newest)
     return f"{what}: {'loaded' if newest == last else 'the one before is used'}"
 
 
