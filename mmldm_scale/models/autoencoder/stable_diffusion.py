@@ -94,12 +94,12 @@ def load_unet(unet: UNet2DConditionModel, path: str | Path) -> None:
 
 
 def _part(path: Path, name: str) -> Path:
-    """Return the folder of a part: ``path``, its sub-folder ``name`` where there is one, or that of the file."""
+    """Return the folder of a part: that of a file, ``path`` with a configuration of its own, or its ``name`` in it."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; a diffusers folder, .safetensors or .ckpt fits")
     if not path.is_dir():
         return path.parent
-    return path / name if (path / name).is_dir() else path
+    return path / name if (path / name).is_dir() and not (path / CONFIG).exists() else path
 
 
 def describes(folder: Path, model: type) -> bool:
