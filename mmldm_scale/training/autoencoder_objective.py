@@ -59,9 +59,9 @@ class Reconstruction(nn.Module):
         "loss" is Eq. 3 without its last term, "term/NAME" each term before its weight: "mse", the mean squared error of
         the noise predicted in the clip's pictures ("loss/audio" and "loss/video" are its two parts); "kl_audio" and
         "kl_video", the posteriors' divergences in nats; "classification", the cross-entropy of the class, zero for a
-        clip without one (the mean is over all clips); "contrastive", Eq. 1. If the decoder guesses from an estimate,
-        "estimate" is the mean squared error of that, over all frames and the audio image alike: ours, it teaches the
-        encoders far quicker than noise does.
+        clip without one (the mean is over all clips); "contrastive", Eq. 1, whose τ is "temperature". If the decoder
+        guesses from an estimate, "estimate" is the mean squared error of that, over all frames and the audio image
+        alike: ours, it teaches the encoders far quicker than noise does.
 
         Args:
             batch: "frames" (B, F, S, S, 3) uint8, "waveform" (B, N), "label" (B,) the class or -1, "targets" (B, K)
@@ -76,24 +76,26 @@ class Reconstruction(nn.Module):
         posteriors = model.posteriors(latents[:, :-1], latents[:, -1])
         perceptual = posteriors.audio.sample(batch["audio_noise"]), posteriors.video.sample(batch["video_noise"])
         semantics = model.semantics(*perceptual)
-        terms = {"kl_audio": posteriors.audio.kl(), "kl_video": posteriors.video.kl()}
+        values = {"term/kl_audio": posteriors.audio.kl(), "term/kl_video": posteriors.video.kl()}
         conditions = self._conditions(batch, perceptual, semantics)
         if model.config.decoder.estimate:
-            terms["estimate"] = _estimate_error(conditions, latents)
+            values["term/estimate"] = _estimate_error(conditions, latents)
             conditions = conditions[0], conditions[1].select(_flat_rows(batch["targets"], frames.shape[1]))
 
         wanted = F.pad(batch["targets"], (0, 1), value=frames.shape[1])  # (B, K + 1): the audio image comes last
         noisy, predicted = self._denoise(_at(latents, wanted), batch, conditions)
         errors = (predicted - batch["noise"]).square().mean(dim=(2, 3, 4))  # (B, K + 1)
-        terms |= {"mse": errors.mean(dim=1), **self._semantic_terms(semantics, batch["label"])}
+        values |= {"term/mse": errors.mean(dim=1), **self._semantic_values(semantics, batch["label"])}
         results = {
-            "loss": sum(weight * terms[name] for name, weight in self.weights.items()),
+            "loss": sum(weight * values[f"term/{name}"] for name, weight in self.weights.items()),
             "loss/audio": errors[:, -1],
             "loss/video": errors[:, :-1].mean(dim=1),
-            **{f"term/{name}": terms[name] for name in self.weights},
+            **values,
         }
         if self.step.logged:
-            results |= self._measured(perceptual, semantics)
+            results["through"] = {"latents": perceptual}
+            if semantics is not None:
+                results["through"]["semantics"] = (semantics.audio, semantics.video)
         if self.step.adversarial:
             results["exhibits"] = self._exhibits(_at(pictures, wanted), noisy, predicted, batch)
         return results
@@ -120,23 +122,18 @@ class Reconstruction(nn.Module):
         video = decoder(noisy[:, :-1].flatten(0, 1), time[:, :-1].flatten(), conditions[1])  # (B·K, c, s, s)
         return noisy, torch.cat([video.unflatten(0, (len(audio), -1)), audio[:, None]], dim=1)
 
-    def _semantic_terms(self, semantics: Semantics | None, labels: Tensor) -> dict[str, Tensor]:
-        model, terms = self.autoencoder, {}
+    def _semantic_values(self, semantics: Semantics | None, labels: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the semantic features, and "temperature", τ of Eq. 1, each (B,)."""
+        model, values = self.autoencoder, {}
         if "classification" in self.weights:
             logits = model.classify(semantics)  # (B, n_classes)
-            terms["classification"] = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+            values["term/classification"] = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
         if "contrastive" in self.weights:
-            terms["contrastive"] = contrastive_losses(*model.contrast(semantics), model.temperature, self.group)
-        return terms
-
-    def _measured(self, perceptual: tuple[Tensor, Tensor], semantics: Semantics | None) -> dict[str, Tensor | dict]:
-        """Return what is only looked at: where the terms' gradients are measured, and τ of Eq. 1, (B,)."""
-        through, values = {"latents": perceptual}, {}
-        if semantics is not None:
-            through["semantics"] = (semantics.audio, semantics.video)
-        if "contrastive" in self.weights:
-            values["temperature"] = self.autoencoder.temperature.detach().expand(len(perceptual[0]))
-        return {"through": through, **values}
+            temperature = model.temperature
+            features = model.contrast(semantics)
+            values["term/contrastive"] = contrastive_losses(*features, temperature, self.group)
+            values["temperature"] = temperature.detach().expand(len(labels))
+        return values
 
     def _exhibits(self, pictures: Tensor, noisy: Tensor, predicted: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return what the discriminator is shown: ⟨audio image, frame i, frame j⟩ with i < j, real and decoded.
