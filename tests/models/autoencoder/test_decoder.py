@@ -103,7 +103,12 @@ def test_each_modality_is_told_the_others_semantics():
     model = tiny.opened(tiny.build())
     latents = tiny.latents(model)
     semantics = model.semantics(*latents)
-    reference = predictions(model, model.conditions(*latents, FRAMES, semantics))
+    told = model.conditions(*latents, FRAMES, semantics)
+    assert torch.equal(told[0].tokens[:, :16], semantics.video)
+    assert torch.equal(told[1].tokens[:, :4], semantics.audio.repeat_interleave(2, dim=0))
+    for name, condition in zip(("audio", "video"), told, strict=True):
+        assert torch.equal(condition.tokens[0, -1], model.decoder.contexts[name].modality[0])
+    reference = predictions(model, told)
 
     def changed(audio: torch.Tensor, video: torch.Tensor) -> list[bool]:
         told = model.conditions(*latents, FRAMES, Semantics(audio, video))

@@ -56,7 +56,7 @@ def test_temperature_is_learned_up_to_a_hundred():
     temperature = ContrastiveHead(16, 6).temperature
     torch.testing.assert_close(temperature(), torch.tensor(1 / 0.07))
     temperature().backward()
-    torch.testing.assert_close(temperature.log.grad, torch.tensor(1 / 0.07))  # that of exp
+    torch.testing.assert_close(temperature.log.grad, torch.tensor([1 / 0.07]))  # that of exp
     torch.nn.init.constant_(temperature.log, 7.0)
     assert temperature() == 100
 
