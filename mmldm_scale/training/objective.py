@@ -48,22 +48,23 @@ class Objective:
         if exhibits:
             values[TERM + ADVERSARIAL] = self._adversary.term(exhibits["fake"], exhibits["weight"])
             values["loss"] = values["loss"] + self.weights[ADVERSARIAL] * values[TERM + ADVERSARIAL]
-        norms = self._gradient_norms(module, values, results.get("through", {}))
+        norms = self._gradient_norms(module, values, results["through"]) if "through" in results else {}
         completed = {name: value.detach() for name, value in (values | norms).items()} | {"loss": values["loss"]}
         if exhibits:
             completed["exhibits"] = {name: value.detach() for name, value in exhibits.items()}
         return completed
 
     def _gradient_norms(self, module: nn.Module, values: dict, through: dict) -> dict[str, Tensor]:
-        """Return the norm of each sample's gradient, (B,), of each weighted term through each entry of ``through``."""
+        """Return the norm of each sample's gradient, (B,), of each weighted term through each entry of ``through``.
+
+        This takes a backward pass, down to those tensors, for each term.
+        """
         norms = {}
         tensors = [tensor for entry in through.values() for tensor in entry]
-        for name in [key.removeprefix(TERM) for key in values if key.startswith(TERM)] if tensors else []:
+        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        for name in [key.removeprefix(TERM) for key in values if key.startswith(TERM)]:
             with uncounted_backward(module):
-                total = values[TERM + name].sum()
-                gradients = torch.autograd.grad(
-                    total, tensors, retain_graph=True, allow_unused=True, materialize_grads=True
-                )
+                gradients = torch.autograd.grad(values[TERM + name].sum(), tensors, **options)
             squares = iter([gradient.float().square().flatten(1).sum(dim=1) for gradient in gradients])
             for place, entry in through.items():
                 square = sum(next(squares) for _ in entry)  # (B,)
