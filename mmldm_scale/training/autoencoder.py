@@ -35,7 +35,7 @@ from mmldm_scale.training.task import Discriminator, Preview, Task
 
 SHOWN_CLIPS = 2
 SHOWN_FRAMES = 8  # of each clip in a strip
-FROZEN = "autoencoder.kl_vae."  # names in the module's state
+FROZEN = "autoencoder.kl_vae."  # names of the KL-VAE's weights among the module's
 
 
 def build_task(config: AutoencoderTraining) -> Task:
@@ -47,9 +47,11 @@ def build_task(config: AutoencoderTraining) -> Task:
     vae = kl_vae.load(config.kl_vae)
     clips = Clips(config)
     _check_frames(config, clips.media)
-    frozen = {
-        f"{FROZEN}{name}": tensor.clone() for name, tensor in vae.state_dict().items()
-    }  # engines cast the model's
+    frozen = {f"{FROZEN}{name}": tensor for name, tensor in vae.state_dict().items()}
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    vae.to(device)
+    if config.training.precision == "bf16":
+        vae.bfloat16()
     module = Reconstruction(config, clips.media, vae, clips.classes)
     if config.unet is not None:  # to begin from: a carried-on run's own weights follow, so no fingerprint is in inputs
         for unet in module.autoencoder.decoder.unets.values():

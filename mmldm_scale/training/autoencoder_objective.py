@@ -29,7 +29,9 @@ Batch = dict[str, Tensor]
 class Reconstruction(nn.Module):
     """The autoencoder with its loss: a batch of ``ClipDataset`` in, each sample's losses out.
 
-    A head without a loss would never learn: there is none for a weight of zero, nor, without ``classes``, a class.
+    A head without a loss would never learn: there is none for a weight of zero, nor, without ``classes``, a class. The
+    KL-VAE is no part of the module, but stays on the device and in the precision that it comes in: an engine would cast
+    it to float16, in which its activations overflow, split it over the processes, and save it with every checkpoint.
 
     Attributes:
         weights: λ of each term that there is, by its name.
@@ -43,6 +45,7 @@ class Reconstruction(nn.Module):
         model = config.model if config.contrastive_weight else replace(config.model, contrastive_width=0)
         classes = classes if model.semantics and config.classification_weight else []
         self.autoencoder = Autoencoder(model, media, vae, classes)
+        self.autoencoder.set_kl_vae_aside()
         self.audio_image = AudioImage(media)
         self.schedule = scheduler(DiffusionConfig())
         self.weights = _weights(config, self.autoencoder)

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmldm_scale.config import AdversarialConfig, DecodingConfig
+from mmldm_scale.config import AdversarialConfig, AutoencoderTraining, DecodingConfig, TrainingConfig
 from mmldm_scale.errors import UserError
+from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.training.autoencoder import build_task
 from tests.models.autoencoder import tiny
 from tests.training.autoencoders import CLASSES, batch, losses, task, write_data
 from tests.training.clip_sets import clip, write_clips
@@ -98,6 +100,7 @@ def test_weights_folder_is_whole(data, tmp_path):
     one = task(data)
     trained = {name: p for name, p in one.module.named_parameters() if p.requires_grad}
     original = {name: p.clone() for name, p in one.module.autoencoder.state_dict().items()}
+    original |= {f"kl_vae.{name}": p for name, p in kl_vae.load(data / "kl_vae").state_dict().items()}
     one.module.bfloat16()  # as an engine does; the averaged weights it hands over are float32
     one.write_weights(tmp_path, {name: original[name.removeprefix("autoencoder.")] for name in trained})
     loaded = Autoencoder.from_pretrained(tmp_path)
@@ -105,6 +108,16 @@ def test_weights_folder_is_whole(data, tmp_path):
     assert loaded.classes == CLASSES
     assert loaded.kl_vae.config.scaling_factor == 3.0
     assert all(torch.equal(tensor, original[name]) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float32)])
+def test_an_engine_neither_casts_nor_saves_the_kl_vae(data, precision, dtype):
+    training = TrainingConfig(precision=precision, micro_batch=4, global_batch=4, log_every=4)
+    paths = {"shards": [str(data / "clips")], "kl_vae": str(data / "kl_vae")}
+    module = build_task(AutoencoderTraining(model=tiny.CONFIG, training=training, **paths)).module
+    assert not any("kl_vae" in name for name in module.state_dict())
+    for parameter in module.half().autoencoder.kl_vae.parameters():
+        assert parameter.dtype == dtype
 
 
 def test_low_precision_agrees(data):

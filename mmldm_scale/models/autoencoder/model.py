@@ -77,6 +77,10 @@ class Autoencoder(nn.Module):
         self.kl_vae.eval()
         return self
 
+    def set_kl_vae_aside(self) -> None:
+        """Make the KL-VAE a plain attribute: no part of the parameters, of the state, and of what ``to`` casts."""
+        self.__dict__["kl_vae"] = self._modules.pop("kl_vae")
+
     @property
     def dtype(self) -> torch.dtype:
         """The parameters' floating type."""
