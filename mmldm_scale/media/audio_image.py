@@ -6,6 +6,8 @@ floats, and the resize is a fixed linear map with an exact inverse as long as th
 spectrogram: nothing is lost to 8 bits or to a bicubic there and back.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 import torchaudio
@@ -28,18 +30,19 @@ class AudioImage:
 
     def __init__(self, media: MediaConfig) -> None:
         self.audio = media.audio
-        self.mel = mel_spectrogram(media.audio)
-        self._across_mels = resize_matrix(media.audio.n_mels, media.size)  # (S, n_mels)
-        self._across_time = resize_matrix(frame_count(media.audio_samples, media.audio), media.size)  # (S, T)
-        self._mels_back = torch.linalg.pinv(self._across_mels)  # (n_mels, S)
-        self._time_back = torch.linalg.pinv(self._across_time)  # (T, S)
+        with torch.device("cpu"):  # where a model is built on shapes alone, too
+            self.mel = mel_spectrogram(media.audio)
+            self._across_mels = resize_matrix(media.audio.n_mels, media.size)  # (S, n_mels)
+            self._across_time = resize_matrix(frame_count(media.audio_samples, media.audio), media.size)  # (S, T)
+            self._mels_back = torch.linalg.pinv(self._across_mels)  # (n_mels, S)
+            self._time_back = torch.linalg.pinv(self._across_time)  # (T, S)
 
     def decibels(self, waveform: torch.Tensor) -> torch.Tensor:
         """Return the mel magnitudes of ``waveform`` (B, N) in dB, clipped to the picture's range: (B, n_mels, T)."""
         audio = self.audio
         tail = -waveform.shape[-1] % audio.hop_length
         border = audio.n_fft - audio.hop_length
-        with torch.autocast(waveform.device.type, enabled=False):
+        with _without_autocast(waveform):
             whole = F.pad(waveform.float(), (0, tail))
             padded = F.pad(whole, (border // 2, border - border // 2), mode="reflect")
             magnitude = self.mel.to(waveform.device)(padded)  # (B, n_mels, T)
@@ -92,6 +95,12 @@ def resize_matrix(source: int, target: int) -> torch.Tensor:
 
 def _both_ways(rows: torch.Tensor, picture: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Return ``rows`` @ ``picture`` @ ``columns``ᵀ for each (H, W) picture of the batch, in float32."""
-    with torch.autocast(picture.device.type, enabled=False):
+    with _without_autocast(picture):
         rows, columns = rows.to(picture), columns.to(picture)
         return rows @ picture.float() @ columns.T
+
+
+def _without_autocast(tensor: torch.Tensor) -> AbstractContextManager:
+    """Switch autocast off for work on ``tensor``, if its device has any: "meta", shapes alone, has not."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
