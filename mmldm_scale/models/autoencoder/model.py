@@ -39,10 +39,14 @@ class Posteriors:
 
 
 class Autoencoder(nn.Module):
-    """Frozen KL-VAE, audio and video encoder, projectors into the semantic space, and the shared signal decoder.
+    """Frozen KL-VAE, audio and video encoder, projectors into the semantic space with their heads, signal decoder.
+
+    Args:
+        classes: names of the classes that clips may have; none: no classification head, and every class is unknown.
 
     Raises:
-        UserError: the pictures' size is not divisible as the KL-VAE and the encoders need it.
+        UserError: the pictures' size is not divisible as the KL-VAE and the encoders need it, or a key frame is none
+            of a clip's.
     """
 
     def __init__(
@@ -118,7 +122,7 @@ class Autoencoder(nn.Module):
         return Semantics(self.audio_projector(audio_latent), self.video_projector(video_latent))
 
     def classify(self, semantics: Semantics) -> Tensor:
-        """Return the logits (B, n) float32 of the model's ``classes``, of which there must be some."""
+        """Return the logits (B, n) float32 of the model's n ``classes``, of which there must be some."""
         return self.classification_head(semantics)
 
     def contrast(self, semantics: Semantics) -> tuple[Tensor, Tensor]:
