@@ -19,9 +19,9 @@ from mmldm_scale.training.task import Discriminator
 class Adversary:
     """A task's discriminator with its engine.
 
-    Batches, clipping, precision and the like are the model's. So is the ZeRO stage, but at most 2: the model's forward
-    and backward passes go through the discriminator's layers, outside the discriminator's own engine, which ZeRO-3 does
-    not provide for; and the network is small.
+    Batches, clipping, precision and the like are the model's. So is the ZeRO stage, but at most 2: the model's passes
+    run through the discriminator's layers too, while ZeRO-3 gathers weights in the order that it recorded in the passes
+    of the discriminator's own engine; and so small a network gains nothing from being split.
 
     Attributes:
         engine: Trains the discriminator.
