@@ -37,6 +37,10 @@ TRAINING = """
 training: {total_samples: 16, global_batch: 4, micro_batch: 2, log_every: 4, checkpoint_every: 16, preview_every: 16,
            ema_halflife_samples: 4, workers: 1}
 """
+KL_VAE = """
+discriminator: {width: 8, layers: 2}
+adversarial: {after: 4, ramp: 8}
+"""
 AUTOENCODER = """
 model:
   latent_channels: 4
@@ -45,6 +49,7 @@ model:
   semantic_width: 16
   decoder: {width: 8, multipliers: [1, 2], blocks: 1, attention: [true, false], heads: 2}
 discriminator: {width: 8, multipliers: [1, 1], attention: 1, heads: 2}
+contrastive_batch: 4
 preview: {steps: 2}
 """
 DIT = """
@@ -80,12 +85,20 @@ def clips(folder):
 
 
 @pytest.fixture(scope="module")
-def autoencoder(submit, folder, clips):
+def fine_tuned(submit, folder, clips):
     torch.manual_seed(0)
-    kl_vae.build(KLVAEConfig(channels=[8, 8, 8], blocks=1)).save_pretrained(folder / "kl_vae")
+    kl_vae.build(KLVAEConfig(channels=[8, 8, 8], blocks=1)).save_pretrained(folder / "published")
+    run = folder / "kl_vae"
+    config = yaml(folder / "kl_vae.yaml", KL_VAE + TRAINING)
+    submit("train_kl_vae", "--config", config, f"shards={clips}", f"kl_vae={folder / 'published'}", f"run={run}")
+    return run
+
+
+@pytest.fixture(scope="module")
+def autoencoder(submit, folder, clips, fine_tuned):
     run = folder / "autoencoder"
     config = yaml(folder / "autoencoder.yaml", AUTOENCODER + TRAINING)
-    submit("train_autoencoder", "--config", config, f"shards={clips}", f"kl_vae={folder / 'kl_vae'}", f"run={run}")
+    submit("train_autoencoder", "--config", config, f"shards={clips}", f"kl_vae={fine_tuned}", f"run={run}")
     return run
 
 
@@ -114,13 +127,17 @@ def yaml(file: Path, text: str) -> str:
     return str(file)
 
 
-def assert_trained(run: Path) -> None:
+def assert_trained(run: Path, weights: str = "model.safetensors") -> None:
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [record["samples_seen"] for record in records] == [4, 8, 12, 16]
     assert all(np.isfinite(record["loss"]) for record in records)
-    weights = load_file(run / "checkpoints/step-000000000016/weights/model.safetensors")
-    assert all(tensor.isfinite().all() for tensor in weights.values())
+    state = load_file(run / "checkpoints/step-000000000016/weights" / weights)
+    assert all(tensor.isfinite().all() for tensor in state.values())
     assert list((run / "tensorboard").iterdir())
+
+
+def test_a_kl_vaes_decoder_is_fine_tuned(fine_tuned):
+    assert_trained(fine_tuned, "vae/diffusion_pytorch_model.safetensors")
 
 
 def test_the_autoencoder_is_trained(autoencoder):
