@@ -18,6 +18,7 @@ from mmldm_scale.config.models import (
 )
 
 Precision = Literal["fp32", "bf16", "fp16"]
+SHORTEST_EMA, LONGEST_EMA = 0.001, 0.28  # lengths as training/ema.py means them; the whole past's plain mean has 0.289
 
 
 @dataclass
@@ -33,7 +34,8 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     gradient_clip: float = 1.0  # global norm; 0 switches clipping off
-    ema_halflife_samples: int = 500_000  # after this many the averaged weights have forgotten half
+    ema_lengths: list[float] = field(default_factory=lambda: [0.05, 0.10])  # see training/ema.py; the first is in use
+    ema_snapshot_every: int = 0  # what averages of other lengths can be made of later; 0: nothing is kept for them
     precision: Precision = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload_optimizer: bool = False  # optimizer state in host memory (ZeRO 1 to 3)
@@ -48,7 +50,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for key in ("total_samples", "global_batch", "micro_batch", "keep_checkpoints"):
             require(getattr(self, key) >= 1, f"training.{key}", "must be at least 1")
-        for key in ("total_samples", "log_every", "checkpoint_every", "preview_every"):
+        require(self.ema_snapshot_every >= 0, "training.ema_snapshot_every", "must not be negative")
+        for key in ("total_samples", "log_every", "checkpoint_every", "preview_every", "ema_snapshot_every"):
             value, batch = getattr(self, key), self.global_batch
             fit = max(batch, round(value / batch) * batch)
             require(
@@ -65,7 +68,10 @@ class TrainingConfig:
             "needs zero_stage 1, 2 or 3",
         )
         require(self.learning_rate > 0, "training.learning_rate", "must be positive")
-        require(self.ema_halflife_samples > 0, "training.ema_halflife_samples", "must be positive")
+        lengths = self.ema_lengths
+        fit = len(set(lengths)) == len(lengths) > 0 and all(SHORTEST_EMA <= n <= LONGEST_EMA for n in lengths)
+        numbers = f"one or more different numbers in {SHORTEST_EMA}..{LONGEST_EMA} fit"
+        require(fit, "training.ema_lengths", f"{lengths}: {numbers}")
 
 
 @dataclass

@@ -3,6 +3,7 @@
 ``build()`` returns a real ``DeepSpeedEngine``; the loop calls its ``backward`` and ``step`` itself.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from mmldm_scale.config import TrainingConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.training.distributed import World, limit_every_group
-from mmldm_scale.training.optimizer import EMA, EMAAdamW
+from mmldm_scale.training.optimizer import EMAAdamW, average_key
 
 OURS = {
     "train_batch_size": "training.global_batch",
@@ -73,7 +74,8 @@ def build(module: nn.Module, config: TrainingConfig, world: World, averaged: boo
     settings = deepspeed_config(config, world.size)
     parameters = [p for p in module.parameters() if p.requires_grad]
     on_gpu = world.device.type == "cuda" and not config.offload_optimizer
-    optimizer = (EMAAdamW if averaged else torch.optim.AdamW)(
+    kind = functools.partial(EMAAdamW, lengths=config.ema_lengths) if averaged else torch.optim.AdamW
+    optimizer = kind(
         parameters,
         lr=0.0,  # the loop sets it before each step
         betas=config.betas,
@@ -115,20 +117,22 @@ def uncounted_backward(module: nn.Module) -> Iterator[None]:
         setattr(part, name, count)
 
 
-def averaged_state(engine: deepspeed.DeepSpeedEngine, world: World) -> dict[str, Tensor]:
-    """Gather the EMA of every trained parameter and the module's buffers, float32 on the first rank's CPU.
+def averaged_state(engine: deepspeed.DeepSpeedEngine, world: World, length: float | None = None) -> dict[str, Tensor]:
+    """Gather the average of every trained parameter and the module's buffers, float32 on the first rank's CPU.
 
-    All ranks must call this, after at least one step; the others get an empty dictionary.
+    Of the averages it is that of ``length``, or else the first one. All ranks must call this, after at least one step;
+    the others get an empty dictionary.
     """
+    key = average_key(length or base_optimizer(engine).lengths[0])
     state: dict[str, Tensor] = {}
     module = engine.module
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     masters = _unsharded_masters(engine, [p for _, p in trained])
     for name, parameter in trained:
         if parameter in masters:
-            average = base_optimizer(engine).state[masters[parameter]][EMA]
+            average = base_optimizer(engine).state[masters[parameter]][key]
         else:
-            average = safe_get_full_optimizer_state(parameter, EMA)  # a collective
+            average = safe_get_full_optimizer_state(parameter, key)  # a collective
         if world.first:
             state[name] = average.detach().reshape(_shape(parameter)).float().cpu()
     if world.first:

@@ -17,15 +17,15 @@ from torch import Tensor
 from mmldm_scale.cluster import slurm
 from mmldm_scale.config import TrainingConfig
 from mmldm_scale.models.precision import DTYPES
+from mmldm_scale.training import ema, snapshots, speed
 from mmldm_scale.training import engine as engines
-from mmldm_scale.training import speed
 from mmldm_scale.training.adversary import Adversary
 from mmldm_scale.training.checkpoint import DISCRIMINATOR, ENGINE, Checkpoints
 from mmldm_scale.training.data import MicroBatches, load
 from mmldm_scale.training.distributed import World, start, stop
 from mmldm_scale.training.monitor import Monitor
 from mmldm_scale.training.objective import Objective
-from mmldm_scale.training.optimizer import ema_decay, learning_rate
+from mmldm_scale.training.optimizer import learning_rate
 from mmldm_scale.training.run import begin
 from mmldm_scale.training.signals import EXIT_STOPPED, StopRequest, restore_handlers
 from mmldm_scale.training.task import Task
@@ -72,7 +72,7 @@ class Trainer:
     """One run on this process."""
 
     def __init__(self, task: Task, config: TrainingConfig, run: Path, world: World) -> None:
-        self.task, self.config, self.world = task, config, world
+        self.task, self.config, self.folder, self.world = task, config, run, world
         self.adversary = Adversary(task.discriminator, config, world) if task.discriminator else None
         self.objective = Objective(task, self.adversary)
         self.engine = engines.build(task.module, config, world)
@@ -100,6 +100,8 @@ class Trainer:
                 self._log(values)
             if done or self._due(config.preview_every):
                 self._preview()
+            if config.ema_snapshot_every and (done or self._due(config.ema_snapshot_every)):
+                snapshots.write(self.folder, self.engine, self.samples_seen, self.world)
             if saving:
                 self._save()
             if stopping and not done:
@@ -141,7 +143,9 @@ class Trainer:
         config, end = self.config, self.samples_seen + self.config.global_batch
         for group in engines.base_optimizer(self.engine).param_groups:
             group["lr"] = learning_rate(config.learning_rate, config.warmup_samples, end)
-            group["ema_decay"] = ema_decay(config.ema_halflife_samples, config.global_batch, end)
+            group["ema_decays"] = [
+                ema.decay(ema.exponent(length), config.global_batch, end) for length in config.ema_lengths
+            ]
         intervals = (config.log_every, config.checkpoint_every, config.total_samples)
         self.objective.begin_step(self.samples_seen, logged=any(end % interval == 0 for interval in intervals))
 
@@ -158,7 +162,9 @@ class Trainer:
     def _scalars(self) -> dict[str, float]:
         """Return what all processes know alike of the step just done."""
         group = engines.base_optimizer(self.engine).param_groups[0]
-        training = {"learning_rate": group["lr"], "ema_decay": group["ema_decay"], **engines.gradient_norm(self.engine)}
+        training = {"learning_rate": group["lr"], **engines.gradient_norm(self.engine)}
+        for length, decay in zip(self.config.ema_lengths, group["ema_decays"], strict=True):
+            training[f"ema_decay_{length}"] = decay
         scalars = {f"training/{name}": value for name, value in training.items()}
         scalars |= {f"weight/{name}": weight for name, weight in self.objective.weights.items()}
         if self.adversary:

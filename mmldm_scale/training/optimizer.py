@@ -1,57 +1,57 @@
-"""AdamW that also keeps the averaged weights.
+"""AdamW that also keeps averages of the weights.
 
-The average lives in the optimizer's state beside Adam's moments. So DeepSpeed shards it with them, offloads it with
-them, saves and loads it with them, and leaves it alone in a step it skips: every ZeRO stage has a float32 EMA without a
-gather and without code of its own.
+The averages live in the optimizer's state beside Adam's moments. So DeepSpeed shards them with these, offloads them
+with these, saves and loads them with these, and leaves them alone in a step it skips: every ZeRO stage has float32 EMAs
+without a gather and without code of its own. Each takes 4 bytes a parameter, which ZeRO 1 to 3 divide by the number of
+processes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-EMA = "ema"
+
+def average_key(length: float) -> str:
+    """Return under which key a parameter's state holds its average of ``length``."""
+    return f"ema_{length}"
 
 
 class EMAAdamW(torch.optim.AdamW):
-    """torch's AdamW whose state holds, under "ema", the exponential moving average of each parameter.
+    """torch's AdamW whose state holds, under :func:`average_key`, moving averages of each parameter.
 
-    Set ``group["ema_decay"]`` before a step; the average starts at the weights before the first one.
+    Set ``group["ema_decays"]``, one for each of ``lengths``, before a step. The averages start at the weights before
+    the first step.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], **options: Any) -> None:
+    def __init__(self, params: Iterable[nn.Parameter], lengths: Sequence[float], **options: Any) -> None:
         super().__init__(params, **options)
+        self.lengths = tuple(lengths)
         for group in self.param_groups:
-            group["ema_decay"] = 0.0
+            group["ema_decays"] = [0.0] * len(self.lengths)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take AdamW's step, then move the average towards the new weights."""
-        before = {p: p.detach().clone() for p in self._stepped() if EMA not in self.state[p]}
+        """Take AdamW's step, then move the averages towards the new weights."""
+        keys = [average_key(length) for length in self.lengths]
+        fresh = [p for group in self.param_groups for p in _stepped(group) if keys[0] not in self.state[p]]
+        before = [{key: p.detach().clone() for key in keys} for p in fresh]
         loss = super().step(closure)
-        for parameter, start in before.items():
-            self.state[parameter][EMA] = start
+        for parameter, averages in zip(fresh, before, strict=True):
+            self.state[parameter] |= averages  # not earlier: Adam would take the state for its own
         for group in self.param_groups:
-            stepped = [p for p in group["params"] if p.grad is not None]
-            if stepped:
-                averages = [self.state[p][EMA] for p in stepped]
-                torch._foreach_lerp_(averages, stepped, 1.0 - group["ema_decay"])
+            stepped = _stepped(group)
+            for key, decay in zip(keys, group["ema_decays"], strict=True):
+                if stepped:
+                    torch._foreach_lerp_([self.state[p][key] for p in stepped], stepped, 1.0 - decay)
         return loss
 
-    def _stepped(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+def _stepped(group: dict[str, Any]) -> list[Tensor]:
+    return [p for p in group["params"] if p.grad is not None]
 
 
 def learning_rate(base: float, warmup_samples: int, samples_seen: int) -> float:
     """Return the learning rate of the step that ends at ``samples_seen``: a linear rise, then constant."""
     return base * min(1.0, samples_seen / warmup_samples) if warmup_samples else base
-
-
-def ema_decay(halflife_samples: int, global_batch: int, samples_seen: int) -> float:
-    """Return the decay of the step that ends at ``samples_seen``.
-
-    The half-life grows with the run as a twentieth of what it has seen, up to ``halflife_samples``, so that the start's
-    random weights are forgotten early.
-    """
-    return 0.5 ** (global_batch / min(halflife_samples, max(samples_seen / 20, 1e-8)))

@@ -28,6 +28,7 @@ FREE = {
     "training.checkpoint_every",
     "training.preview_every",
     "training.keep_checkpoints",
+    "training.ema_snapshot_every",
     "training.collective_timeout",
     "training.offload_optimizer",
     "model.attention",

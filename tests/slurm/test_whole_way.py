@@ -35,7 +35,7 @@ samples_per_shard: 4
 """
 TRAINING = """
 training: {total_samples: 16, global_batch: 4, micro_batch: 2, log_every: 4, checkpoint_every: 16, preview_every: 16,
-           ema_halflife_samples: 4, workers: 1}
+           ema_lengths: [0.063], workers: 1}
 """
 KL_VAE = """
 discriminator: {width: 8, layers: 2}

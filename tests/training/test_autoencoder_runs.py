@@ -29,7 +29,7 @@ adversarial: {after: 8, ramp: 16, learning_rate: 1.0e-3}
 discriminator: {width: 8, multipliers: [1, 2], attention: 1, heads: 2}
 preview: {steps: 2}
 training: {global_batch: 8, micro_batch: 2, total_samples: 32, learning_rate: 1.0e-3, precision: fp32, zero_stage: 2,
-           log_every: 8, checkpoint_every: 16, preview_every: 32, ema_halflife_samples: 16, workers: 0,
+           log_every: 8, checkpoint_every: 16, preview_every: 32, ema_lengths: [0.063], workers: 0,
            keep_checkpoints: 10, collective_timeout: 60}
 """
 TERMS = {"mse", "kl_audio", "kl_video", "classification", "contrastive", "adversarial"}

@@ -232,7 +232,7 @@ def train(data: Path, run: Path, world: World, total: int) -> list[dict[str, flo
             global_batch=4,
             micro_batch=2,
             learning_rate=1e-3,
-            ema_halflife_samples=8,
+            ema_lengths=[0.063],
             precision="fp32",
             workers=0,
             log_every=4,

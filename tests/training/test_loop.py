@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmldm_scale.training.ema import exponent
 from tests.training.harness import ENVIRONMENT, EVERY_STEP, Finished, assert_same_checkpoint, command
 
 
@@ -121,19 +122,16 @@ def test_every_zero_stage_trains_and_averages_alike_and_carries_on(
 
 
 def test_averaged_weights_are_the_average_of_the_weights(undisturbed: Finished) -> None:
-    """Against the recurrence, from the raw weights of each step's checkpoint; half-life 32 capped at seen / 20."""
-    average: dict[str, torch.Tensor] = {}
-    for step in range(16, 161, 16):
-        file = undisturbed.run / f"checkpoints/step-{step:012d}/engine/mp_rank_00_model_states.pt"
-        raw = torch.load(file, weights_only=True)["module"]
-        decay = 0.5 ** (16 / min(32, step / 20))
-        average = {k: decay * average[k] + (1 - decay) * v if step > 16 else v for k, v in raw.items()}
-        if step == 16:
-            continue  # the start's weights, which the first step mixes in, are forgotten at a millionth a step
+    """Against the integral over the raw weights of each step's checkpoint, for the first length."""
+    ends = range(16, 161, 16)
+    files = [undisturbed.run / f"checkpoints/step-{end:012d}/engine/mp_rank_00_model_states.pt" for end in ends]
+    raw = [torch.load(file, weights_only=True)["module"] for file in files]
+    shares = torch.diff((torch.arange(11, dtype=torch.float64) / 10) ** (exponent(0.1) + 1))
     saved = weights(undisturbed.run)
     assert set(saved) == {"net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias", "scale"}
-    for name in ("net.0.weight", "net.2.bias"):
-        torch.testing.assert_close(saved[name], average[name], rtol=1e-5, atol=1e-6)
+    for name in set(saved) - {"scale"}:
+        average = sum(share * step[name].double() for share, step in zip(shares, raw, strict=True))
+        torch.testing.assert_close(saved[name].double(), average, rtol=1e-5, atol=1e-6)
 
 
 def test_finished_run_started_again_does_nothing(train, undisturbed: Finished) -> None:

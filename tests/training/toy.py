@@ -46,7 +46,7 @@ class ToyTraining:
             log_every=16,
             checkpoint_every=64,
             preview_every=64,
-            ema_halflife_samples=32,
+            ema_lengths=[0.1, 0.2],
             collective_timeout=20.0,
         )
     )
