@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train a kl-vae, an autoencoder or a dit"))
     _add_sample(commands.add_parser("sample", help="make videos with sound from a trained dit"))
     _add_reconstruct(commands.add_parser("reconstruct", help="measure how close an autoencoder brings clips back"))
+    _add_ladder(commands.add_parser("ladder", help="train an autoencoder's variants and compare them (Tables 5 and 6)"))
     info = commands.add_parser("model-info", help="print parameters and arithmetic of the presets S, B, L")
     info.set_defaults(run=_model_info)
     return top
@@ -59,6 +60,13 @@ def _add_reconstruct(reconstruct: argparse.ArgumentParser) -> None:
     reconstruct.set_defaults(run=_reconstruct)
 
 
+def _add_ladder(ladder: argparse.ArgumentParser) -> None:
+    from mmldm_scale.evaluation import arguments
+
+    arguments.add_ladder_arguments(ladder)
+    ladder.set_defaults(run=_ladder)
+
+
 def _sample(args: argparse.Namespace) -> int:
     from mmldm_scale.sampling import job
 
@@ -69,6 +77,12 @@ def _reconstruct(args: argparse.Namespace) -> int:
     from mmldm_scale.evaluation import reconstruction
 
     return reconstruction.run(args)
+
+
+def _ladder(args: argparse.Namespace) -> int:
+    from mmldm_scale.evaluation import ladder
+
+    return ladder.run(args)
 
 
 def _train(args: argparse.Namespace) -> int:

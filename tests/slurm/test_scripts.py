@@ -17,6 +17,7 @@ SCRIPTS = {
     "train_dit_L": (2, 8, 1, f"mmldm train dit --config configs/dit/L.yaml {A800}"),
     "train_autoencoder": (1, 8, 1, f"mmldm train autoencoder --config configs/autoencoder/audioset.yaml {A800}"),
     "train_kl_vae": (1, 8, 1, f"mmldm train kl-vae --config configs/autoencoder/kl_vae_finetune.yaml {A800}"),
+    "ladder": (1, 8, 1, "mmldm ladder --launch srun --kill-on-bad-exit=1"),
     "encode_latents": (1, 1, 1, "python data_tools/shard.py latents"),
     "sample": (1, 1, 8, "mmldm sample"),
 }
@@ -55,7 +56,8 @@ def test_a_script_asks_for_its_nodes_and_starts_its_tasks(two_nodes, project, na
         assert task["TresPerNode"] == f"gres:gpu:{gpus}"
         assert task["Requeue"] == "1"
     started = [line for line in result.output.splitlines() if line.startswith("started")]
-    assert started == [f"started: {command} key=a b --flag, 1 of 8"] * (nodes * gpus * array)
+    times = 1 if name == "ladder" else nodes * gpus * array  # a ladder starts its rungs' tasks itself
+    assert started == [f"started: {command} key=a b --flag, 1 of 8"] * times
     assert result.output.count(f"({name}") == array  # the prologue's line of facts
 
 
