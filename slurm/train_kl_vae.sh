@@ -4,7 +4,8 @@
 #   sbatch slurm/train_kl_vae.sh shards=data/clips kl_vae=weights/sd/vae lpips=weights/vgg16-397923af.pth \
 #       run=runs/kl_vae
 #   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_kl_vae.sh --config configs/cluster/v100.yaml \
-#       shards=data/clips kl_vae=weights/sd/vae lpips=weights/vgg16-397923af.pth run=runs/kl_vae
+#       training.precision=fp32 shards=data/clips kl_vae=weights/sd/vae lpips=weights/vgg16-397923af.pth \
+#       run=runs/kl_vae    # in fp16 Stable Diffusion's KL-VAE can overflow
 #
 # Submit it from the project's root folder; the arguments go on to `mmldm train kl-vae`. Two minutes before its
 # time is up the run saves and queues up again; a run that was stopped carries on when it is submitted once more.
