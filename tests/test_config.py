@@ -8,6 +8,7 @@ import pytest
 from data_tools.config import Preparation, Selection
 from mmldm_scale import config
 from mmldm_scale.errors import UserError
+from mmldm_scale.evaluation.ladder import Ladder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -111,6 +112,7 @@ def test_every_shipped_file_is_valid(file: Path) -> None:
         "data": [Selection if file.name == "audioset_select.yaml" else Preparation],
         "dit": [config.DiTTraining],
         "sample": [config.Sampling],
+        "ladder": [Ladder],
         "cluster": [config.DiTTraining, config.AutoencoderTraining, config.KLVAETraining],
         "autoencoder": [config.KLVAETraining if file.name.startswith("kl_vae") else config.AutoencoderTraining],
     }
