@@ -55,9 +55,9 @@ def timesteps(schedule: DDIMScheduler, steps: int) -> torch.Tensor:
 def solver(config: DiffusionConfig, name: Literal["dpm++", "unipc"], steps: int) -> Solver:
     """Return a multistep solver of the schedule's probability flow, set to ``steps`` ≥ 1 steps, for one use.
 
-    DPM-Solver++ (2M, arXiv 2211.01095) or UniPC (arXiv 2302.04867), both of order 2 and ending at clean latents. Noise
-    levels are spaced as in EDM (arXiv 2206.00364, ρ = 7): with evenly spaced timesteps the leap from the last one to no
-    noise, which is of first order, would spoil the others' accuracy.
+    DPM-Solver++ (2M, arXiv 2211.01095) or UniPC (arXiv 2302.04867), of order 2, ending at clean latents. Steps are
+    even in the logarithm of the signal-to-noise ratio, from the schedule's last timestep to its first: evenly spaced
+    timesteps would leave much noise to the leap to none at the end, which is of first order and spoils the others.
     """
     made = SOLVERS[name](
         num_train_timesteps=config.steps,
@@ -66,9 +66,12 @@ def solver(config: DiffusionConfig, name: Literal["dpm++", "unipc"], steps: int)
         beta_schedule="scaled_linear",
         prediction_type="epsilon",
         solver_order=2,
-        use_karras_sigmas=True,
+        use_exponential_sigmas=True,
         final_sigmas_type="zero",
     )
     made.set_timesteps(steps)
-    made.set_begin_index(0)  # many steps share timesteps, so that the first one cannot be found by its own
+    levels = (1 / made.alphas_cumprod - 1).log()  # (T,) of the noise-to-signal ratio at each timestep
+    wanted = made.sigmas[:-1].square().log()  # (steps,)
+    made.timesteps = (wanted[:, None] - levels).abs().argmin(dim=1)  # the library rounds them all down
+    made.set_begin_index(0)  # of many steps some share a timestep, so that the first cannot be found by its own
     return made

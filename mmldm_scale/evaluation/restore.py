@@ -1,7 +1,7 @@
 """Clips through an autoencoder and back, as pictures, audio images and sound.
 
-A restorer decodes each clip with noise of its own, keyed by (seed, the clip's index in its set): what becomes of a clip
-does not depend on the others.
+The latents are the means of the posteriors, and the noise to decode from is each clip's own, keyed by (seed, the clip's
+index in its set): what becomes of a clip does not depend on the others.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.vocoder import load_vocoder
 from mmldm_scale.models.autoencoder import kl_vae
-from mmldm_scale.models.autoencoder.model import Autoencoder, Posteriors
+from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.training.clip_data import signals
 
 
@@ -53,28 +53,28 @@ class Restorer:
 
     @torch.no_grad()
     def restore(self, originals: Rendition, indices: Sequence[int], semantics_of: Rendition | None = None) -> Rendition:
-        """Return what the latents (the posteriors' means) of ``originals`` are decoded to.
+        """Return what the latents of ``originals`` are decoded to.
 
         Args:
             indices: of the clips in their set.
             semantics_of: B other clips, whose semantics the decoder is told in place of the clips' own.
         """
-        model, seed = self.model, self.settings.seed
-        audio, video = _means(model.encode(originals.frames, originals.audio_image))
-        semantics = None
-        if semantics_of is not None:
-            semantics = model.semantics(*_means(model.encode(semantics_of.frames, semantics_of.audio_image)))
-        shapes = {"audio": model.noise_shape, "video": (model.media.frames, *model.noise_shape)}
-        noise = [
-            torch.from_numpy(counter.standard_normal(seed, f"reconstruct/{name}", indices, shape)).to(self.device)
-            for name, shape in shapes.items()
-        ]
-        return self._sounding(*model.decode(audio, video, *noise, self.settings.decoding, semantics=semantics))
+        semantics = None if semantics_of is None else self.model.semantics(*self.latents(semantics_of))
+        given = *self.latents(originals), *self.noise(indices)
+        return self._sounding(*self.model.decode(*given, self.settings.decoding, semantics=semantics))
+
+    def latents(self, originals: Rendition) -> tuple[Tensor, Tensor]:
+        """Return the means of the posteriors: (B, C, H_a, W_a) and (B, C, H_v, W_v)."""
+        posteriors = self.model.encode(originals.frames, originals.audio_image)
+        return posteriors.audio.mean, posteriors.video.mean
+
+    def noise(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return what the clips at ``indices`` of their set are decoded from: (B, c, s, s) and (B, F, c, s, s)."""
+        shape, seed = self.model.noise_shape, self.settings.seed
+        audio = counter.standard_normal(seed, "reconstruct/audio", indices, shape)
+        video = counter.standard_normal(seed, "reconstruct/video", indices, (self.model.media.frames, *shape))
+        return torch.from_numpy(audio).to(self.device), torch.from_numpy(video).to(self.device)
 
     def _sounding(self, frames: Tensor, audio_image: Tensor) -> Rendition:
         decibels = self.audio_image.to_decibels(audio_image)
         return Rendition(frames, audio_image, self.vocoder(decibels, self.model.media.audio_samples))
-
-
-def _means(posteriors: Posteriors) -> tuple[Tensor, Tensor]:
-    return posteriors.audio.mean, posteriors.video.mean

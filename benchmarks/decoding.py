@@ -1,0 +1,125 @@
+"""How few steps the signal decoder needs: reconstruction error and time by sampler and steps.
+
+    python benchmarks/decoding.py --checkpoint AUTOENCODER --clips SET --output benchmarks/results/decoding_MACHINE.json
+
+Clips spread evenly over a set are encoded once and decoded with every sampler and number of steps, from the same noise.
+PSNR (frames) and mel L1 (the audio image's, in dB, before any vocoder) hold the result against the original;
+"limit_psnr" holds its frames against those of very many DDIM steps, which every sampler would reach: where this
+is high, more steps change nothing. Time is what decoding takes, KL-VAE included: the process' own (without waiting)
+on the CPU, the clock's on a GPU; samplers take turns, clip by clip.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import diffusers
+import torch
+from tqdm import tqdm
+
+from mmldm_scale.config import DecodingConfig, Reconstructing
+from mmldm_scale.device import choose_device
+from mmldm_scale.evaluation.distances import mean_absolute, psnr
+from mmldm_scale.evaluation.restore import Rendition, Restorer
+from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.models.precision import DTYPES
+from mmldm_scale.shards.clips import decode_clip
+from mmldm_scale.shards.reader import ShardSet
+
+SOLVER_STEPS = (3, 5, 8, 10, 15, 20, 50)
+STEPS = {"ddim": (5, 10, 20, 25, 50), "dpm++": SOLVER_STEPS, "unipc": SOLVER_STEPS}
+LIMIT = DecodingConfig("ddim", 250)
+USUAL = "ddim 50"  # what the others' times are held against
+
+
+def main() -> int:
+    """Measure, print and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="a trained autoencoder")
+    parser.add_argument("--clips", required=True, type=Path, help="a finished set of clips, cut as it needs them")
+    parser.add_argument("--num-samples", type=int, default=8, help="clips to decode")
+    parser.add_argument("--precision", choices=DTYPES, default="fp32")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    device = choose_device(args.device)
+    model = Autoencoder.from_pretrained(args.checkpoint, DTYPES[args.precision], device)
+    restorer = Restorer(model, Reconstructing(precision=args.precision), device)
+    results = {"machine": machine(device), **measure(restorer, ShardSet(args.clips, "clips"), args.num_samples)}
+    text = json.dumps(results, indent=2)
+    print(text)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text + "\n")
+    return 0
+
+
+def measure(restorer: Restorer, shards: ShardSet, count: int, limit: DecodingConfig = LIMIT) -> dict[str, object]:
+    """Return for each sampler and number of steps the means over ``count`` clips, and the times as ratios."""
+    settings = {f"{name} {n}": DecodingConfig(name, n) for name, steps in STEPS.items() for n in steps}
+    rows: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for i in tqdm(range(count), "clips", leave=False):
+        index = i * len(shards) // count
+        original = restorer.original([decode_clip(shards[index].members)])
+        given = *restorer.latents(original), *restorer.noise([index])
+        converged = restorer.model.decode(*given, limit)[0]
+        for name, decoding in settings.items():
+            began = clock(restorer.device)
+            made = restorer.model.decode(*given, decoding)
+            seconds = clock(restorer.device) - began
+            rows[name].append({**errors(restorer, *made, original, converged), "seconds": seconds})
+    means = {name: {key: sum(row[key] for row in found) / count for key in found[0]} for name, found in rows.items()}
+    for found in means.values():
+        found["time"] = found["seconds"] / means[USUAL]["seconds"]
+    shape = {"frames": restorer.model.media.frames, "size": restorer.model.media.size}
+    return {
+        "clips": {"samples": count, **shape},
+        "limit": f"{limit.sampler} {limit.steps}",
+        "time": f"decoding a clip, as a share of {USUAL}",
+        "by_sampler": {name: {key: round(value, 4) for key, value in found.items()} for name, found in means.items()},
+    }
+
+
+def errors(
+    restorer: Restorer, frames: torch.Tensor, image: torch.Tensor, original: Rendition, converged: torch.Tensor
+) -> dict[str, float]:
+    """Return how far one clip's decoded ``frames`` and audio ``image`` are off."""
+    heard, meant = restorer.audio_image.to_decibels(image), restorer.audio_image.to_decibels(original.audio_image)
+    return {
+        "psnr": float(psnr(frames, original.frames)),
+        "mel_l1": float(mean_absolute(heard, meant)),
+        "limit_psnr": float(psnr(frames, converged)),
+    }
+
+
+def clock(device: torch.device) -> float:
+    """Return seconds: of the clock once the GPU is done, or of this process' own work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """Return where this runs, and what else it was doing."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
+    return {
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else name,
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
