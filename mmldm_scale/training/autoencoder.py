@@ -49,9 +49,7 @@ def build_task(config: AutoencoderTraining) -> Task:
     _check_frames(config, clips.media)
     frozen = {f"{FROZEN}{name}": tensor for name, tensor in vae.state_dict().items()}
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    vae.to(device)
-    if config.training.precision == "bf16":
-        vae.bfloat16()
+    kl_vae.set_precision(vae.to(device), config.training.precision)
     module = Reconstruction(config, clips.media, vae, clips.classes)
     if config.unet is not None:  # to begin from: a carried-on run's own weights follow, so no fingerprint is in inputs
         for unet in module.autoencoder.decoder.unets.values():

@@ -22,11 +22,10 @@ from mmldm_scale.diffusion.normalise import normalise
 from mmldm_scale.diffusion.schedule import scheduler
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
-from mmldm_scale.models.dit import DiT
+from mmldm_scale.models.dit import DiT, Shape
 from mmldm_scale.models.flops import dit_macs
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.latents import LatentSample, decode_latent_batch
-from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.shards.mixture import Mixture
 from mmldm_scale.shards.reader import Sample
 from mmldm_scale.training.samples import Samples
@@ -44,7 +43,7 @@ def build_task(config: DiTTraining) -> Task:
     dataset = LatentDataset(config)
     mixture = dataset.samples.mixture
     manifest = mixture.manifest
-    module = NoisePrediction(config, manifest)
+    module = NoisePrediction(config, manifest.audio_shape, manifest.video_shape)
     return Task(
         name="dit",
         module=module,
@@ -60,9 +59,9 @@ def build_task(config: DiTTraining) -> Task:
 class NoisePrediction(nn.Module):
     """The DiT with its loss: a batch of :class:`LatentDataset` in, each sample's losses out."""
 
-    def __init__(self, config: DiTTraining, manifest: Manifest) -> None:
+    def __init__(self, config: DiTTraining, audio_shape: Shape, video_shape: Shape) -> None:
         super().__init__()
-        self.dit = DiT(config.model, manifest.audio_shape, manifest.video_shape)
+        self.dit = DiT(config.model, audio_shape, video_shape)
         self.schedule = scheduler(config.diffusion)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

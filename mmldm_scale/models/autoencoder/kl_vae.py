@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from mmldm_scale.config import KLVAEConfig
+from mmldm_scale.config import KLVAEConfig, Precision
 from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import stable_diffusion
@@ -34,6 +34,12 @@ def build(config: KLVAEConfig, scaling_factor: float = 1.0) -> AutoencoderKL:
         norm_num_groups=norm_groups(config.channels[0]),
         scaling_factor=scaling_factor,
     )
+
+
+def set_precision(vae: AutoencoderKL, precision: Precision) -> None:
+    """Give ``vae``, in float32, the type that it is used in beside a model of ``precision``: it overflows float16."""
+    if precision == "bf16":
+        vae.bfloat16()
 
 
 def reduction(vae: AutoencoderKL) -> int:

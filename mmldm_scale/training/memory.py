@@ -1,0 +1,214 @@
+"""What a training takes of each GPU's memory, predicted without one.
+
+    predict(dit_step(config, audio_shape, video_shape), config.training, processes=8).total  # bytes
+
+States, that is weights, gradients, master weights, moments and averages, are what :mod:`~mmldm_scale.training.engine`
+has DeepSpeed hold, by ZeRO stage. What lives during a step is counted by running one on shapes alone, backward pass and
+recomputation included (:mod:`~mmldm_scale.models.memory`). Not in it are what CUDA, NCCL and cuDNN take for themselves
+and what PyTorch's allocator cannot put to use.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, replace
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from mmldm_scale.config import AutoencoderTraining, DiTTraining, MediaConfig, TrainingConfig
+from mmldm_scale.models.autoencoder import kl_vae
+from mmldm_scale.models.autoencoder.discriminator import AudioVideoDiscriminator
+from mmldm_scale.models.dit import Shape
+from mmldm_scale.models.memory import Allocations
+from mmldm_scale.models.precision import DTYPES
+from mmldm_scale.training.adversarial import AdversarialLoss
+from mmldm_scale.training.autoencoder_objective import Reconstruction, fake_arrangements
+from mmldm_scale.training.dit import NoisePrediction
+from mmldm_scale.training.task import StepInfo
+
+MASTER = 4  # bytes of a number in float32
+BUCKET, GATHERED = 500_000_000, 1_000_000_000  # DeepSpeed's defaults, in numbers
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes on each GPU that hold a model and its optimizer."""
+
+    parameters: int  # in working precision, frozen ones and buffers included
+    gradients: int
+    optimizer: int  # float32: master weights, Adam's two moments, the averages
+    communication: int  # DeepSpeed's buckets, and with ZeRO-3 the weights gathered from the other GPUs
+    update: int  # only while the optimizer steps, when nothing of the forward pass is left: gradients in float32
+
+    def __add__(self, other: "States") -> "States":
+        return States(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Bytes on each GPU.
+
+    Attributes:
+        states: of all engines together.
+        activations: at most, of all that lives only during a forward and backward pass.
+    """
+
+    states: States
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """The most that is needed at any instant."""
+        states = self.states
+        working = max(states.communication + self.activations, states.update)
+        return states.parameters + states.gradients + states.optimizer + working
+
+
+def states(module: nn.Module, config: TrainingConfig, processes: int, averaged: bool = True) -> States:
+    """Return what DeepSpeed holds for ``module``, already in working precision, on each of ``processes``.
+
+    ``averaged``: its optimizer keeps averages of the weights (EMA).
+    """
+    stage, number = config.zero_stage, DTYPES[config.precision].itemsize
+    trained = [p.numel() for p in module.parameters() if p.requires_grad]
+    share = _share(trained, stage, processes)
+    held = {0: sum(trained), 1: share * processes, 2: share * processes, 3: share}[stage]
+    split = processes if stage == 3 else 1  # frozen weights
+    still = sum(math.ceil(p.numel() / split) * p.element_size() for p in module.parameters() if not p.requires_grad)
+    masters = int(stage > 0 or number < MASTER)  # else the parameters themselves are the master weights
+    averages = len(config.ema_lengths) if averaged else 0
+    return States(
+        parameters=number * held + still + _bytes(module.buffers()),
+        gradients=number * (share if stage >= 2 else sum(trained)),
+        optimizer=0 if config.offload_optimizer else MASTER * share * (masters + 2 + averages),
+        communication=_communication(config, sum(trained)) * number,
+        update=masters * share * (MASTER + (number if stage in (1, 2) and number < MASTER else 0)),
+    )
+
+
+def _share(trained: list[int], stage: int, processes: int) -> int:
+    """Return how many of the ``trained`` numbers of each parameter have their states on one process."""
+    if stage == 0:
+        return sum(trained)
+    if stage == 3:
+        return sum(math.ceil(count / processes) for count in trained)
+    pairs = math.ceil(sum(trained) / (2 * processes))  # partitions of an even length
+    return 2 * pairs
+
+
+def _communication(config: TrainingConfig, trained: int) -> int:
+    """Return how many numbers DeepSpeed's buckets and gathered weights are."""
+    given = config.deepspeed.get("zero_optimization", {})
+    if config.zero_stage == 0:
+        return 0
+    bucket = given.get("reduce_bucket_size", BUCKET)
+    return bucket + (min(given.get("stage3_max_live_parameters", GATHERED), trained) if config.zero_stage == 3 else 0)
+
+
+@dataclass(frozen=True)
+class MicroStep:
+    """What a process computes at once; on shapes alone if everything is on the device "meta".
+
+    Attributes:
+        module: of a task.
+        batch: a micro-batch for it.
+        discriminator: of the task, if the module returns "exhibits".
+        beside: what the task needs and no engine holds, in its own precision.
+    """
+
+    module: nn.Module
+    batch: dict[str, Tensor]
+    discriminator: nn.Module | None = None
+    beside: nn.Module | None = None
+
+
+def predict(step: MicroStep, config: TrainingConfig, processes: int) -> Prediction:
+    """Return what a training takes of each GPU's memory, whose ``processes``, one a GPU, take such steps."""
+    held = states(_cast(step.module, config), config, processes)
+    if step.discriminator is not None:
+        settings = replace(config, zero_stage=min(config.zero_stage, 2))  # as training/adversary.py has it
+        held += states(_cast(step.discriminator, config), settings, processes, averaged=False)
+    if step.beside is not None:
+        held += States(_bytes(step.beside.parameters()) + _bytes(step.beside.buffers()), 0, 0, 0, 0)
+    return Prediction(held, activations(step))
+
+
+def activations(step: MicroStep) -> int:
+    """Return the bytes that live at most during ``step``: the module's passes, then the discriminator's own."""
+    discriminator = step.discriminator
+    networks = [network for network in (step.module, discriminator) if network is not None]
+    with Allocations([p for network in networks for p in network.parameters()]) as memory:
+        results = step.module(step.batch)
+        loss = results["loss"].mean()
+        exhibits = results.get("exhibits")
+        if exhibits:
+            discriminator.requires_grad_(False)
+            loss = loss + (exhibits["weight"] * discriminator.generator_loss(exhibits["fake"])).mean()
+            discriminator.requires_grad_(True)
+        loss.backward()
+        if exhibits:
+            shown = [exhibits[name].detach() for name in ("real", "fake", "weight")]
+            del results, exhibits, loss
+            discriminator(*shown)["loss"].mean().backward()
+    return memory.peak
+
+
+def dit_step(config: DiTTraining, audio_shape: Shape, video_shape: Shape, device: str = "meta") -> MicroStep:
+    """Return a micro-step of the DiT on latents of ``audio_shape`` and ``video_shape``, on shapes alone or for real."""
+    batch = config.training.micro_batch
+    backend = config.model.attention if config.model.attention == "math" else "sdpa"  # "meta" has no other
+    model = replace(config.model, attention=backend, compile=False)
+    with torch.device(device):
+        module = NoisePrediction(replace(config, model=model), audio_shape, video_shape)
+        latents = {"audio": torch.zeros(batch, *audio_shape), "video": torch.zeros(batch, *video_shape)}
+        noises = {f"{name}_noise": torch.zeros_like(latent) for name, latent in latents.items()}
+        given = {f"{name}_given": torch.zeros(batch, dtype=torch.bool) for name in latents}
+        time = {"time": torch.zeros(batch, dtype=torch.long)}
+    return MicroStep(module, {**latents, **noises, **given, **time})
+
+
+def autoencoder_step(
+    config: AutoencoderTraining, media: MediaConfig, vae: AutoencoderKL, classes: list[str], device: str = "meta"
+) -> MicroStep:
+    """Return a micro-step of the autoencoder in which its discriminator, if it has one, takes part.
+
+    ``vae``: the KL-VAE, on ``device`` too.
+    """
+    batch, shown = config.training.micro_batch, min(config.frames_per_clip, media.frames) + 1
+    kl_vae.set_precision(vae, config.training.precision)
+    adversarial = bool(config.adversarial.weight)
+    with torch.device(device):
+        module = Reconstruction(_compared_alone(config), media, vae, classes)
+        module.group = batch
+        model = module.autoencoder
+        inputs = {
+            "frames": torch.zeros(batch, media.frames, media.size, media.size, 3, dtype=torch.uint8),
+            "waveform": torch.zeros(batch, media.audio_samples),
+            "label": torch.zeros(batch, dtype=torch.long),
+            "targets": torch.zeros(batch, shown - 1, dtype=torch.long),
+            "time": torch.zeros(batch, shown, dtype=torch.long),
+            "noise": torch.zeros(batch, shown, *model.noise_shape),
+            "dropped": torch.zeros(batch, shown, dtype=torch.bool),
+            "audio_noise": torch.zeros(batch, *model.audio_shape),
+            "video_noise": torch.zeros(batch, *model.video_shape),
+        }
+        network = AdversarialLoss(AudioVideoDiscriminator(config.discriminator), fake_arrangements, "log")
+    module.begin_step(StepInfo(samples_seen=0, logged=False, adversarial=adversarial))
+    return MicroStep(module, inputs, network if adversarial else None, beside=vae)
+
+
+def _compared_alone(config: AutoencoderTraining) -> AutoencoderTraining:
+    """Return ``config`` for one process with no others to compare clips with, which takes little of its memory."""
+    return replace(config, contrastive_batch=2, training=TrainingConfig(global_batch=2, micro_batch=2))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _cast(module: nn.Module, config: TrainingConfig) -> nn.Module:
+    """Give the parameters of ``module`` the working precision, as DeepSpeed does; it leaves buffers as they are."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(DTYPES[config.precision])
+    return module

@@ -1,0 +1,124 @@
+"""Predicted memory, held against what real engines hold and what real tensors take."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmldm_scale.config import AdversarialConfig, AutoencoderTraining, DiTConfig, DiTTraining, TrainingConfig
+from mmldm_scale.models.autoencoder import kl_vae
+from mmldm_scale.models.dit import DiT
+from mmldm_scale.models.precision import DTYPES
+from mmldm_scale.training import memory
+from tests.models.allocator import allocated
+from tests.models.autoencoder import tiny
+from tests.training.autoencoders import DISCRIMINATOR
+from tests.training.harness import ENVIRONMENT
+from tests.training.holding import BUCKET, Net, settings
+
+PROGRAM = Path(__file__).with_name("holding.py")
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def held(request):
+    """The number of processes, and what each of them held, by stage and precision."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.param)]
+    done = subprocess.run([*command, str(PROGRAM)], env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return request.param, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_states_are_those_that_deepspeed_holds(held, stage, precision):
+    processes, found = held
+    module = Net()
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(DTYPES[precision])
+    states = memory.states(module, settings(stage, precision), processes)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    number = trained[0].element_size()
+    bucket = BUCKET * number
+    for stepped, accumulating in found[f"{stage} {precision}"]:
+        always = states.gradients + bucket if stage == 3 else 0
+        assert stepped == states.parameters + states.optimizer + always
+        more = accumulating - stepped
+        if stage < 2:
+            assert more == states.gradients + bucket * stage
+        elif stage == 2:  # not padded, and parameters that lie in two partitions count in both
+            assert -2 * processes * number <= more - states.gradients <= max(p.numel() for p in trained) * number
+        else:
+            assert more == 0
+
+
+def autoencoder(weight: float = 0.1, recomputed: bool = False, **settings) -> AutoencoderTraining:
+    return AutoencoderTraining(
+        shards=["shards"],
+        kl_vae="kl_vae",
+        model=replace(tiny.CONFIG, activation_checkpointing=recomputed),
+        discriminator=DISCRIMINATOR,
+        adversarial=AdversarialConfig(weight=weight),
+        training=TrainingConfig(**({"precision": "fp32", "micro_batch": 4} | settings)),
+    )
+
+
+def step_of(config: AutoencoderTraining, device: str = "meta") -> memory.MicroStep:
+    with torch.device(device):
+        vae = kl_vae.build(tiny.KL_VAE)
+    return memory.autoencoder_step(config, tiny.MEDIA, vae, ["bar", "tone"], device)
+
+
+@pytest.mark.parametrize(("weight", "recomputed"), [(0.1, False), (0.0, False), (0.0, True)])
+def test_an_autoencoders_step_on_shapes_is_the_real_one(weight, recomputed):
+    config = autoencoder(weight, recomputed)
+    counted = {}
+    for device in ("meta", "cpu"):
+        step = step_of(config, device)
+        memory.activations(step)  # the audio image's matrices move to the device
+        counted[device] = memory.activations(step)
+    assert counted["meta"] == pytest.approx(counted["cpu"], rel=1e-3)  # a few copies depend on a CPU's memory formats
+    # Kernels on CPUs take some more for themselves, convolutions above all.
+    assert counted["cpu"] <= allocated(lambda: memory.activations(step)) < 1.1 * counted["cpu"]
+
+
+def test_the_discriminator_takes_part_and_recomputation_saves():
+    plain, adversarial = (memory.predict(step_of(c), c.training, 8) for c in (autoencoder(0.0), autoencoder()))
+    assert adversarial.activations > 2 * plain.activations  # pictures are decoded, with gradients
+    assert adversarial.states.optimizer > plain.states.optimizer
+    assert memory.activations(step_of(autoencoder(0.0, recomputed=True))) < plain.activations
+
+
+def test_the_kl_vae_is_whole_on_each_gpu_and_in_float32_beside_fp16():
+    sizes = {}
+    for precision in ("fp32", "bf16", "fp16"):
+        config = autoencoder(precision=precision, zero_stage=3)
+        step = step_of(config)
+        held = [
+            memory.predict(part, config.training, 8).states.parameters for part in (step, replace(step, beside=None))
+        ]
+        sizes[precision] = held[0] - held[1]
+    count = sum(p.numel() for p in kl_vae.build(tiny.KL_VAE).parameters())
+    assert sizes == {"fp32": 4 * count, "bf16": 2 * count, "fp16": 4 * count}
+
+
+def test_a_dits_total_is_states_and_the_larger_of_activations_and_update():
+    training = TrainingConfig(precision="fp16", zero_stage=2, micro_batch=2, ema_lengths=[0.1])
+    config = DiTTraining(shards=["latents"], model=DiTConfig(depth=2, width=64, heads=4), training=training)
+    shapes = (4, 4, 4), (4, 8, 8)
+    found = memory.predict(memory.dit_step(config, *shapes), training, 4)
+    with torch.device("meta"):
+        model = DiT(config.model, *shapes)
+    count = sum(p.numel() for p in model.parameters())
+    buffers = sum(b.numel() * b.element_size() for b in model.buffers())
+    assert found.states.parameters == pytest.approx(2 * count + buffers, abs=16)
+    assert found.states.gradients == pytest.approx(2 * count / 4, abs=16)
+    assert found.states.optimizer == pytest.approx(16 * count / 4, abs=64)
+    held = found.states.parameters + found.states.gradients + found.states.optimizer
+    assert found.total == held + found.states.communication + found.activations
+    assert (
+        replace(found, activations=0, states=replace(found.states, communication=0)).total == held + found.states.update
+    )
