@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     _add_sample(commands.add_parser("sample", help="make videos with sound from a trained dit"))
     _add_reconstruct(commands.add_parser("reconstruct", help="measure how close an autoencoder brings clips back"))
     _add_ladder(commands.add_parser("ladder", help="train an autoencoder's variants and compare them (Tables 5 and 6)"))
-    info = commands.add_parser("model-info", help="print parameters and arithmetic of the presets S, B, L")
+    info = commands.add_parser("model-info", help="print the models' sizes, arithmetic and memory in training")
     info.set_defaults(run=_model_info)
     return top
 
@@ -114,9 +114,12 @@ def _train_here(model: str, schema: object) -> int:
 
 
 def _model_info(args: argparse.Namespace) -> int:
+    from mmldm_scale.models.autoencoder.sizes import autoencoder_info
     from mmldm_scale.models.flops import model_info
+    from mmldm_scale.training.memory_table import memory_table
 
-    print(model_info())
+    for table in (model_info, autoencoder_info, memory_table):
+        print(table(), end="\n\n", flush=True)
     return 0
 
 

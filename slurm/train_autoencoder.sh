@@ -2,8 +2,8 @@
 # Trains the multi-modal autoencoder on clip shards, on 1 node of 8 A800s.
 #
 #   sbatch slurm/train_autoencoder.sh shards=data/clips kl_vae=weights/sd/vae run=runs/autoencoder
-#   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_autoencoder.sh --config configs/cluster/v100.yaml \
-#       shards=data/clips kl_vae=weights/sd/vae run=runs/autoencoder
+#   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_autoencoder.sh \
+#       --config configs/cluster/v100_autoencoder.yaml shards=data/clips kl_vae=weights/sd/vae run=runs/autoencoder
 #
 # Submit it from the project's root folder; the arguments go on to `mmldm train autoencoder`. Two minutes before its
 # time is up the run saves and queues up again; a run that was stopped carries on when it is submitted once more.

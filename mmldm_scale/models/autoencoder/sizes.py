@@ -1,0 +1,71 @@
+"""How large the autoencoder of the paper is, and how much it computes: ``print(autoencoder_info())``."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmldm_scale.config import AutoencoderConfig, DiscriminatorConfig, KLVAEConfig, MediaConfig
+from mmldm_scale.models.autoencoder import kl_vae
+from mmldm_scale.models.autoencoder.discriminator import AudioVideoDiscriminator
+from mmldm_scale.models.autoencoder.model import Autoencoder
+
+CLASSES = 9  # of Landscape
+
+
+def autoencoder_info() -> str:
+    """Return tables of the parts' parameters, and of the arithmetic of encoding a clip and of drawing a picture."""
+    with torch.device("meta"):
+        vae = kl_vae.build(KLVAEConfig())  # Stable Diffusion's
+        model = Autoencoder(AutoencoderConfig(), MediaConfig(), vae, [""] * CLASSES)
+        discriminator = AudioVideoDiscriminator(DiscriminatorConfig())
+    rows = [f"{'autoencoder at 256²':<34}{'parameters':>12}"]
+    rows += [f"{name:<34}{_count(*parts) / 1e6:>10.1f} M" for name, parts in _parts(model, discriminator).items()]
+    rows += ["", f"{'':<34}{'MACs':>12}"]
+    rows += [f"{name:<34}{macs / 1e9:>10.1f} G" for name, macs in _arithmetic(model).items()]
+    return "\n".join(rows)
+
+
+def _parts(model: Autoencoder, discriminator: nn.Module) -> dict[str, list[nn.Module]]:
+    """Return the modules of each part, by its name; together they are all."""
+    decoder = model.decoder
+    around = [part for name, part in decoder.named_children() if name not in ("unets", "pyramids")]
+    return {
+        "KL-VAE (frozen)": [model.kl_vae],
+        "audio encoder": [model.audio_encoder],
+        "video encoder": [model.video_encoder],
+        "projectors": [model.audio_projector, model.video_projector],
+        "heads": [model.classification_head, model.contrastive_head],
+        "signal decoder: U-Net": [decoder.unets],
+        "signal decoder: feature pyramids": [decoder.pyramids],
+        "signal decoder: embeddings": around,
+        "discriminator (training only)": [discriminator],
+    }
+
+
+def _arithmetic(model: Autoencoder) -> dict[str, int]:
+    """Return the MACs of each piece of work, by its name."""
+    frames, size = model.media.frames, model.media.size
+    with torch.device("meta"):
+        pictures = torch.empty(frames + 1, 3, size, size)
+        latents = torch.empty(1, frames + 1, *model.noise_shape)
+        perceptual = torch.empty(1, *model.audio_shape), torch.empty(1, *model.video_shape)
+        index, time = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+        _, video = model.conditions(*perceptual, index, model.semantics(*perceptual))
+    return {
+        f"KL-VAE encodes {frames} frames, sound": _macs(lambda: model.picture_latents(pictures)),
+        "encoders": _macs(lambda: model.posteriors(latents[:, :-1], latents[:, -1])),
+        "U-Net, a picture and step": _macs(lambda: model.decoder(latents[:, 0], time, video)),
+        "KL-VAE decodes a picture": _macs(lambda: model.picture(latents[:, 0])),
+    }
+
+
+def _count(*parts: nn.Module) -> int:
+    return sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+
+def _macs(work: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    return counter.get_total_flops() // 2
