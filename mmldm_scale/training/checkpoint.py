@@ -6,46 +6,35 @@ as ``step-….tmp``: each rank its part, synced to disk; then the manifest; then
 they meet again. So a name without ``.tmp`` means that everything is there. Loading goes from the newest to the oldest
 checkpoint that verifies.
 
-DeepSpeed's files are pickles. Before one is read, every global name that it refers to is held against a short list of
-plain data types (:data:`ALLOWED_GLOBALS`), so a file that would run code is refused.
+No file is loaded that would run code (``training/pickles.py``). A number of processes other than that which wrote a
+checkpoint cuts it anew (``training/repartition.py``).
 """
 
-import copyreg
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import deepspeed
 import torch
-from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import Tensor
 
 from mmldm_scale.config import Precision
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import sha256, sync
 from mmldm_scale.shards.files import check_types
+from mmldm_scale.training import pickles
 from mmldm_scale.training.distributed import World
 from mmldm_scale.training.engine import averaged_state
+from mmldm_scale.training.repartition import load_repartitioned
 
 MANIFEST, ENGINE, DISCRIMINATOR, WEIGHTS = "manifest.json", "engine", "discriminator", "weights"
 Engines = dict[str, deepspeed.DeepSpeedEngine]  # the model's as ENGINE, and where there is one a DISCRIMINATOR
 FORMAT = 1
-ALLOWED_GLOBALS = frozenset(
-    {
-        "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-        "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-        "deepspeed.runtime.zero.config.ZeroStageEnum",
-        "deepspeed.utils.tensor_fragment.fragment_address",
-    }
-)
-# Python 3.11.0 to 3.11.3 (Debian 12 has 3.11.2) pickles a member of an enumeration as a call of `getattr`, which is on
-# no such list for a good reason. This has every version pickle it by its value.
-copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 
 @dataclass(frozen=True)
@@ -125,24 +114,27 @@ class Checkpoints:
         """Load the verified checkpoint ``folder`` into ``engines``; return its ``samples_seen``.
 
         Raises:
-            UserError: it was written with another ZeRO stage, precision or number of processes, by another model, with
-                or without a discriminator unlike now, from other inputs, or refers to code.
+            UserError: it was written with another precision, with ZeRO 0 instead of another stage or the other way
+                round, by another model, with or without a discriminator unlike now, from other inputs, or refers to
+                code.
         """
         manifest = read_manifest(folder)
         self._check_fit(engines, folder, manifest)
-        problem = self._world.agree(_forbidden(folder, engines) if self._world.first else None)
+        problem = self._world.agree(pickles.forbidden(folder, engines) if self._world.first else None)
         if problem:
             raise UserError(problem)
+        repartition = self._other_partitions(engines[ENGINE], manifest)
         for tag, engine in engines.items():
             try:
-                path, _ = engine.load_checkpoint(str(folder), tag=tag)
+                if repartition:
+                    load_repartitioned(engine, folder / tag, manifest.world_size, self._world)
+                elif engine.load_checkpoint(str(folder), tag=tag)[0] is None:
+                    raise FileNotFoundError("nothing to load")
             except (MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # whatever a pickle leads to that is not what DeepSpeed expects
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 raise UserError(f"{folder}: its {tag} is of another model or configuration: {reason}") from None
-            if path is None:
-                raise UserError(f"{folder}: DeepSpeed found no {tag} to load in it")
         return manifest.samples_seen
 
     def _commit(
@@ -174,12 +166,11 @@ class Checkpoints:
 
     def _check_fit(self, engines: Engines, folder: Path, manifest: Manifest) -> None:
         stage, precision = int(engines[ENGINE].zero_optimization_stage()), _precision(engines[ENGINE])
-        for what, written, wanted in (
-            ("training.zero_stage", manifest.zero_stage, stage),
-            ("training.precision", manifest.precision, precision),
-        ):
-            if written != wanted:
-                raise UserError(f"{folder}: was written with {what}={written}, which fits, not {wanted}")
+        if (stage == 0) != (manifest.zero_stage == 0):
+            fits = "1, 2 or 3 fit" if manifest.zero_stage else "only 0 fits"
+            raise UserError(f"{folder}: was written with training.zero_stage={manifest.zero_stage}; {fits}")
+        if precision != manifest.precision:
+            raise UserError(f"{folder}: was written with training.precision={manifest.precision}, not {precision}")
         has, needs = any(name.startswith(f"{DISCRIMINATOR}/") for name in manifest.files), DISCRIMINATOR in engines
         if has != needs:
             held, wanted = ("a", "without") if has else ("no", "with")
@@ -187,11 +178,19 @@ class Checkpoints:
         for key, fingerprint in self._inputs.items():
             if manifest.inputs.get(key) != fingerprint:
                 raise UserError(f"{folder}: learned from other {key} than there are now; give those or another run=")
-        if stage > 0 and manifest.world_size != self._world.size:
-            raise UserError(
-                f"{folder}: was written by {manifest.world_size} processes and ZeRO-{stage}; "
-                f"start {manifest.world_size} processes, not {self._world.size}"
+
+    def _other_partitions(self, engine: deepspeed.DeepSpeedEngine, manifest: Manifest) -> bool:
+        """Return whether ZeRO divided a checkpoint otherwise than it does in ``engine``; if so, say it."""
+        size, stage = self._world.size, int(engine.zero_optimization_stage())
+        if (size, stage) == (manifest.world_size, manifest.zero_stage):
+            return False
+        if self._world.first:
+            now, then = (
+                f"{size} process{'es' * (size > 1)} (ZeRO-{stage})",
+                f"{manifest.world_size} (ZeRO-{manifest.zero_stage})",
             )
+            print(f"carrying on on {now} a run that {then} wrote", file=sys.stderr, flush=True)
+        return stage > 0
 
     def _problem(self, folder: Path) -> str | None:
         """Say what is wrong with this rank's share of the files in ``folder``."""
@@ -244,18 +243,6 @@ def _digests(folder: Path, files: list[Path]) -> dict[str, tuple[int, str]]:
         sync(file)
         result[file.relative_to(folder).as_posix()] = (file.stat().st_size, sha256(file))
     return result
-
-
-def _forbidden(folder: Path, tags: Iterable[str]) -> str | None:
-    """Say which of DeepSpeed's files under ``tags`` in ``folder`` refers to anything but plain data."""
-    for file in sorted(file for tag in tags for file in (folder / tag).glob("*.pt")):
-        try:
-            unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) - ALLOWED_GLOBALS
-        except Exception as error:  # whatever it is, the file is none that DeepSpeed wrote
-            return f"{file}: cannot be examined, so it is not loaded: {' '.join(str(error).split())[:200]}"
-        if unsafe:
-            return f"{file}: refers to {', '.join(sorted(unsafe))}, which no checkpoint of ours does; not loaded"
-    return None
 
 
 def _precision(engine: deepspeed.DeepSpeedEngine) -> str:

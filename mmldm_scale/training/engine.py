@@ -32,7 +32,7 @@ def deepspeed_config(config: TrainingConfig, world_size: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration for ``config`` on ``world_size`` processes, raw additions merged in.
 
     Raises:
-        UserError: the batch does not divide over the processes, or an addition repeats a setting of ours.
+        UserError: the batch does not divide over the processes, or an addition cannot work here.
     """
     together = config.micro_batch * world_size
     if config.global_batch % together:
@@ -45,6 +45,12 @@ def deepspeed_config(config: TrainingConfig, world_size: int) -> dict[str, Any]:
     for key, instead in OURS.items():
         if key in config.deepspeed:
             raise UserError(f"training.deepspeed.{key}: set {instead} instead")
+    added = config.deepspeed.get("zero_optimization")
+    if isinstance(added, dict) and added.get("round_robin_gradients"):  # it shuffles the flat tensors, not their maps
+        raise UserError(
+            "training.deepspeed.zero_optimization.round_robin_gradients: with it DeepSpeed takes one parameter for "
+            "another where averages are gathered or partitions cut anew; leave it out"
+        )
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}

@@ -30,6 +30,7 @@ FREE = {
     "training.keep_checkpoints",
     "training.ema_snapshot_every",
     "training.collective_timeout",
+    "training.zero_stage",
     "training.offload_optimizer",
     "model.attention",
     "model.activation_checkpointing",

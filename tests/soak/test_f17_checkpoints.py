@@ -22,13 +22,13 @@ from torch import _weights_only_unpickler
 
 from mmldm_scale.files import sha256
 from mmldm_scale.models import pretrained
-from mmldm_scale.training import checkpoint
+from mmldm_scale.training import checkpoint, pickles
 from mmldm_scale.training.checkpoint import Checkpoints
 from tests.soak import guard, mutate, trials
 from tests.soak.fuzz_media import damaged
 from tests.training.harness import ENVIRONMENT, command
 
-PLAIN = frozenset(_weights_only_unpickler._get_allowed_globals()) | checkpoint.ALLOWED_GLOBALS
+PLAIN = frozenset(_weights_only_unpickler._get_allowed_globals()) | pickles.ALLOWED_GLOBALS
 ALONE = SimpleNamespace(first=True, rank=0, size=1, gather=lambda value: [value], agree=lambda value: value)
 ARGUMENT = b"X%s%s" % (len(guard.TRAP).to_bytes(4, "little"), guard.TRAP.encode())
 CALLS = (  # of os.system, spelled in the ways that pickles know
@@ -48,6 +48,7 @@ class Engine:
     def load_checkpoint(self, folder: str, tag: str) -> tuple[str, dict]:
         for file in sorted((Path(folder) / tag).glob("*.pt")):
             torch.load(file, map_location="cpu", weights_only=False)
+            pickles.mapped(file)  # as for another number of processes
         return folder, {}
 
     def zero_optimization_stage(self) -> int:

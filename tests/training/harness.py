@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,10 @@ class Finished:
         return sorted((self.run / "checkpoints").iterdir())
 
 
-def assert_same_checkpoint(one: Path, other: Path) -> None:
+def assert_same_checkpoint(one: Path, other: Path, folders: tuple = ("discriminator", "engine", "weights")) -> None:
     """Hold all that DeepSpeed wrote of both networks, and the averaged weights, against one another bit for bit."""
-    files = sorted(path.relative_to(one) for path in one.rglob("*.*") if path.suffix in (".pt", ".safetensors"))
-    assert {file.parts[0] for file in files} == {"engine", "discriminator", "weights"}
+    files = sorted(file.relative_to(one) for folder in folders for file in (one / folder).iterdir())
+    assert {file.parts[0] for file in files} == {*folders}
     for file in files:
         if file.suffix == ".pt":  # whose bytes may tell the same in another order
             parts = (torch.load(folder / file, weights_only=False) for folder in (one, other))
@@ -73,3 +74,28 @@ def command(run: Path, *overrides: str, processes: int = 2) -> list[str]:
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+class Forks:
+    """Runs functions of ``forks.py`` in one process or several, quickly."""
+
+    def __init__(self) -> None:
+        self._program = subprocess.Popen(
+            [sys.executable, "-m", "tests.training.forks"],
+            cwd=Path(__file__).parents[2],
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, processes: int, function: str, *arguments: Any) -> tuple[int, str]:
+        """Return the exit status and what was said."""
+        self._program.stdin.write(json.dumps([processes, function, arguments]) + "\n")
+        self._program.stdin.flush()
+        status, output = json.loads(self._program.stdout.readline())
+        return status, output
+
+    def close(self) -> None:
+        self._program.stdin.close()
+        self._program.wait()

@@ -31,6 +31,11 @@ def test_raw_additions_are_merged_but_cannot_contradict() -> None:
         deepspeed_config(training(deepspeed={"gradient_clipping": 3}), 1)
 
 
+def test_option_that_mixes_parameters_up_is_refused() -> None:
+    with pytest.raises(UserError, match="round_robin_gradients: with it DeepSpeed takes one parameter for another"):
+        deepspeed_config(training(deepspeed={"zero_optimization": {"round_robin_gradients": True}}), 2)
+
+
 def test_offload_and_precision_are_passed_on() -> None:
     settings = deepspeed_config(training(zero_stage=1, offload_optimizer=True, precision="fp16"), 1)
     assert settings["zero_optimization"]["offload_optimizer"]["device"] == "cpu"

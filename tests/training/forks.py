@@ -1,0 +1,107 @@
+"""Runs the toy in processes forked from one that has imported everything, which saves seconds each time.
+
+``python forks.py`` reads lines of JSON, [number of processes, name of a function below, its arguments], and answers
+each with [exit status, what they said] when they have ended.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import IO, NoReturn
+
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (DeepSpeed imports it late, and torch's compiler with it)
+import torch
+from torch import Tensor
+
+from mmldm_scale import config
+from mmldm_scale.errors import UserError
+from mmldm_scale.training import loop
+from mmldm_scale.training.distributed import start, stop
+from mmldm_scale.training.repartition import load_repartitioned
+from mmldm_scale.training.task import Dataset, Task
+from tests.training import toy
+
+LIMIT = 60  # seconds that a process lives
+
+
+class Recorded:
+    """A data set that notes in a file which positions are read."""
+
+    def __init__(self, dataset: Dataset, file: Path) -> None:
+        self.dataset, self.file = dataset, file
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        with self.file.open("a") as file:
+            file.write(f"{position}\n")
+        return self.dataset[position]
+
+
+def train(*overrides: str) -> int:
+    """Train the toy; the positions that it reads go to ``positions`` in the run folder."""
+
+    def build_task(schema: toy.ToyTraining) -> Task:
+        task = toy.build_task(schema)
+        task.dataset = Recorded(task.dataset, Path(schema.run) / "positions")
+        return task
+
+    return loop.train(build_task, config.load(toy.ToyTraining, [], overrides))
+
+
+def repartition(source: str, written_by: int, to: str, *overrides: str) -> int:
+    """Load the engines of the checkpoint ``source``, and save them at once to ``to``."""
+    schema = config.load(toy.ToyTraining, [], [f"run={to}", *overrides])
+    world = start(schema.training.collective_timeout)
+    Path(to).mkdir(exist_ok=True)
+    torch.manual_seed(world.rank)  # all that is not loaded differs
+    trainer = loop.Trainer(toy.build_task(schema), schema.training, Path(to), world)
+    for tag, engine in trainer.saved_engines.items():
+        load_repartitioned(engine, Path(source) / tag, written_by, world)
+        engine.save_checkpoint(to, tag=tag, save_latest=False)
+    stop()
+    return 0
+
+
+def run(processes: int, function: str, arguments: list) -> tuple[int, str]:
+    """Call one of the functions above in ``processes``; return the worst status and their output."""
+    with tempfile.TemporaryFile("w+") as output:
+        port = free_port()
+        children = [os.fork() or child(rank, processes, port, output, function, arguments) for rank in range(processes)]
+        status = max(abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) for pid in children)
+        output.seek(0)
+        return status, output.read()
+
+
+def child(rank: int, size: int, port: int, output: IO[str], function: str, arguments: list) -> NoReturn:
+    signal.alarm(LIMIT)
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    status = 1
+    try:
+        status = {"train": train, "repartition": repartition}[function](*arguments)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        status = 2
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(json.dumps(run(*json.loads(line))), flush=True)
