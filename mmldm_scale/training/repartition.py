@@ -2,11 +2,11 @@
 
 ZeRO 1 to 3 lay the float32 weights, Adam's moments and the average end to end in flat tensors, and each process keeps
 and writes a part of each. Here every process maps all those files into memory, finds the elements that are its own now,
-copies them, and hands DeepSpeed the state that it would itself have written. So nothing is gathered or written, and a
+copies them, and hands DeepSpeed the state that it would itself have written. So no state is gathered or written, and a
 process reads little more than what it keeps. It does not matter which of the three stages wrote or loads.
 
 DeepSpeed's universal checkpoint would first write each parameter to files of its own, for every process to read in
-full, and leaves out the buffers and, in ZeRO-3, every state but Adam's.
+full, and leaves out the buffers and every state but Adam's.
 """
 
 import math
