@@ -1,6 +1,7 @@
 """What holds for all tests: how they are spread over processes (`pytest -n 2`), and that programs hear Ctrl-C."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,3 +16,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         together = "slurm" if item.get_closest_marker("slurm") else str(item.path)
         item.add_marker(pytest.mark.xdist_group(together))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute with one thread.
+
+    Models as small as the tests' lose by more, very much so where other tests run beside, and bytes are compared, which
+    sums in another order might change.
+    """
+    import torch  # most tests of data preparation run without
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -121,7 +121,7 @@ class Measurement:
         lines, media = [], self.restorer.model.media
         for index, (original, *made) in self._shown.items():
             lines += [_line(rendition) for rendition in (original, *made)]
-            for name, rendition in zip(("original", "restored"), (original, made[0]), strict=False):
+            for name, rendition in zip(("original", "restored"), (original, made[0]), strict=True):
                 file = output / f"{index:06d}_{name}.mp4"
                 frames, sound = to_frames(rendition.frames[0]).numpy(), rendition.waveform[0].numpy()
                 with full_disk(file):

@@ -19,14 +19,7 @@ from mmldm_scale.shards.latents import decode_latents
 from mmldm_scale.shards.reader import ShardSet
 from tests.data_tools.autoencoders import MEDIA, save_autoencoder
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Models this small lose by threads, much of it where other tests run beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def contents(folder):
@@ -39,7 +32,7 @@ def encode(clips, output, autoencoder, *options):
 
 
 @pytest.fixture(scope="module")
-def sets(good_videos, tmp_path_factory):
+def sets(good_videos, tmp_path_factory, one_thread):
     """A folder with ``autoencoder``, ``clips`` (15 in 4 shards) and ``latents`` made from both at batch size 3."""
     folder = tmp_path_factory.mktemp("sets")
     save_autoencoder(folder / "autoencoder")

@@ -12,6 +12,8 @@ from mmldm_scale.media.decode import probe, read_clips
 from mmldm_scale.sampling import arguments as arguments_of_sample
 from mmldm_scale.sampling import job
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAST = ["steps=2", "decoding.steps=2", "batch_size=2"]
 
 
@@ -29,7 +31,7 @@ def videos_in(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(model, tmp_path_factory) -> Path:
+def whole(model, one_thread, tmp_path_factory) -> Path:
     """A folder filled by one undisturbed job."""
     folder = tmp_path_factory.mktemp("samples") / "whole"
     assert sample(model, folder) == 0

@@ -84,7 +84,7 @@ def test_ddim_is_its_equation():
 
 @pytest.mark.parametrize("name", ["dpm++", "unipc"])
 def test_solvers_take_any_number_of_steps(name):
-    for steps in (1, 2, 3, 7, 61, 100, 150):  # from about 20 on, steps share timesteps
+    for steps in (1, 2, 3, 7, 61, 2500):  # from about 20 on, steps share timesteps, at last even the first ones
         decoder = Analytic()
         found = denoise(decoder, noise(2), told([1.5, -0.5]), None, DecodingConfig(name, steps), torch.ones(2))
         assert decoder.calls == [2] * steps
