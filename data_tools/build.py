@@ -18,7 +18,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.claims import CLAIMS, POLL, Claims, share_out
+from data_tools.claims import POLL, share_out
+from mmldm_scale.claims import CLAIMS, Claims
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import ASIDE, sync, write_whole
 from mmldm_scale.shards.files import DamagedSet, read_json, write_json

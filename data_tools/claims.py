@@ -1,141 +1,14 @@
-"""Who makes which shard, agreed through the output folder alone, by any number of processes on any number of nodes.
+"""How processes that make one set share its parts out among themselves, with :mod:`mmldm_scale.claims`."""
 
-    with Claims(folder) as claims:
-        if claims.take("shard-000012"):
-            …
-            claims.release("shard-000012")
-
-A claim is a small file in ``folder/claims`` that names its holder and is touched every ten seconds. It is dead, and
-free to be taken over, when its holder's process is gone (seen at once on the same machine) or when nobody has touched
-it for a minute of the observer's own time, so that the clocks of nodes need not agree.
-
-Claims save double work and nothing more: shards are pure functions of the plan, written aside and renamed, so two
-processes that made the same one, after a node was frozen for a minute, did no harm.
-"""
-
-import contextlib
-import json
-import os
-import secrets
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
-from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from mmldm_scale.files import full_disk
+from mmldm_scale.claims import Claims
 
-CLAIMS = "claims"
-HEARTBEAT = 10.0  # seconds between two touches
-SILENCE = 60.0  # seconds after which an untouched claim is dead
 POLL = 0.5  # seconds between two looks at what other processes have done
-
-
-class Claims:
-    """The claims of this process on parts of ``folder``; leaving the block releases them all."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / CLAIMS
-        self._new = not folder.exists()
-        self._me = {**_process(os.getpid()), "token": secrets.token_hex(8)}
-        self._held: set[str] = set()
-        self._seen: dict[str, tuple[Any, float]] = {}  # claims of others: their last touch, when we first saw it
-        self._end = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name="claims", daemon=True)
-
-    def take(self, name: str) -> bool:
-        """Return whether the claim ``name`` is ours from now on; it is not while somebody alive holds it."""
-        path = self._folder / name
-        while not self._create(path):
-            holder, touched = _read(path)
-            if touched is None:
-                continue  # released just now
-            if self._alive(name, holder, touched):
-                return False
-            self._bury(path, holder)
-        self._held.add(name)
-        self._seen.pop(name, None)
-        return True
-
-    def holds(self, name: str) -> bool:
-        """Return whether ``name`` is still ours: a process that was frozen may have lost it."""
-        return name in self._held and _read(self._folder / name)[0].get("token") == self._me["token"]
-
-    def release(self, name: str) -> None:
-        """Give ``name`` back."""
-        if self.holds(name):
-            (self._folder / name).unlink(missing_ok=True)
-        self._held.discard(name)
-
-    def clear(self) -> None:
-        """Remove every claim but ours, once there is nothing left to claim: their holders are dead or too late."""
-        for path in self._folder.iterdir():
-            if path.name not in self._held:
-                path.unlink(missing_ok=True)
-
-    def __enter__(self) -> "Claims":
-        self._heart.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._heart.join()
-        for name in list(self._held):
-            self.release(name)
-        with contextlib.suppress(OSError):  # others have claims in it, or nobody ever had
-            self._folder.rmdir()
-            if self._new:  # and nothing came of it
-                self._folder.parent.rmdir()
-
-    def _create(self, path: Path) -> bool:
-        try:
-            with full_disk(path):
-                self._folder.mkdir(parents=True, exist_ok=True)
-                with path.open("x") as file:  # exclusive on every file system that clusters use, NFS included
-                    self._sign(path, file)
-        except FileExistsError:
-            return False
-        except FileNotFoundError:  # somebody who found it empty removed the folder in between
-            return self._create(path)
-        return True
-
-    def _sign(self, path: Path, file: TextIO) -> None:
-        try:
-            json.dump(self._me, file)
-            file.flush()
-        except OSError:
-            path.unlink()  # a claim of nobody would have to die by silence
-            raise
-
-    def _alive(self, name: str, holder: dict[str, Any], touched: int) -> bool:
-        if _same_machine(holder, self._me):
-            process = _process(holder["pid"])
-            return bool(process) and process.items() <= holder.items()
-        state = (holder.get("token"), touched)
-        seen, since = self._seen.get(name, (None, 0.0))
-        if seen != state:
-            self._seen[name] = (state, time.monotonic())
-            return True
-        return time.monotonic() - since < SILENCE
-
-    def _bury(self, path: Path, holder: dict[str, Any]) -> None:
-        """Remove the dead claim ``path`` of ``holder``; if another did so first, leave what stands there now."""
-        grave = path.with_name(f"{path.name}.{self._me['token']}")
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(grave)
-            if _read(grave)[0] != holder:
-                grave.rename(path)
-            grave.unlink(missing_ok=True)
-
-    def _beat(self) -> None:
-        while not self._end.wait(HEARTBEAT):
-            for name in list(self._held):
-                with contextlib.suppress(FileNotFoundError):  # released meanwhile, or taken over
-                    os.utime(self._folder / name)
 
 
 def share_out(
@@ -172,40 +45,3 @@ def _ours(names: Sequence[str], missing: list[int], made: Callable[[int], bool],
             claims.release(names[number])
         else:
             yield number
-
-
-def _read(path: Path) -> tuple[dict[str, Any], int | None]:
-    """Return who holds the claim ``path`` and when (ns, its file system's clock) it was touched; None without a claim.
-
-    The holder is empty while the claim is being written. Opening the file makes NFS ask its server.
-    """
-    try:
-        with path.open() as file:
-            touched = os.fstat(file.fileno()).st_mtime_ns
-            holder = json.load(file)
-    except FileNotFoundError:
-        return {}, None
-    except ValueError:
-        return {}, touched
-    return holder if isinstance(holder, dict) else {}, touched
-
-
-def _process(pid: int) -> dict[str, Any]:
-    """Return what tells process ``pid`` of this machine from every other that is, was or will be; {} for a dead one."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # from the third field on
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
-    if status[0] in "ZX":  # dead, and only waiting for its parent to notice
-        return {}
-    return {**_machine(), "pid": pid, "started": int(status[19])}
-
-
-def _machine() -> dict[str, str]:
-    """Return what tells the process ids seen here from those of another machine, container or boot."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return {"host": socket.gethostname(), "boot": boot, "processes": os.readlink("/proc/self/ns/pid")}
-
-
-def _same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one.get(key) == other[key] for key in ("host", "boot", "processes")) and isinstance(one.get("pid"), int)

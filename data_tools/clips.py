@@ -17,12 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.build import begin, finish, missing_shards, read_plan
-from data_tools.claims import Claims
 from data_tools.config import Preparation
 from data_tools.plan import ClipPlan, Window, check_plan, make_plan, sound_file
 from data_tools.progress import progress
 from data_tools.sources import Source
 from data_tools.workers import batched, each, in_parts
+from mmldm_scale.claims import Claims
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.decode import read_clips
 from mmldm_scale.shards.clips import encode_clip

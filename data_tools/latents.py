@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data_tools.build import begin, finish, missing_shards, read_plan
-from data_tools.claims import Claims
 from data_tools.progress import progress
 from data_tools.workers import as_is, batched, in_parts, quiet
+from mmldm_scale.claims import Claims
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import sha256

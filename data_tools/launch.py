@@ -1,7 +1,7 @@
 """One command of ``shard.py`` as many processes that share its output: on this node, or as SLURM jobs.
 
 ``launch(command, "local", 4, options)`` starts four processes of ``shard.py`` + ``command``; with "slurm" they are the
-jobs of an array. Each takes what no other has taken (:mod:`data_tools.claims`) and ends when the whole output is
+jobs of an array. Each takes what no other has taken (:mod:`mmldm_scale.claims`) and ends when the whole output is
 finished, so any of them may be lost. What they say is heard as if one said it (:mod:`data_tools.chorus`).
 """
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data_tools.build import begin, remove_asides
-from data_tools.claims import Claims, share_out
+from data_tools.claims import share_out
 from data_tools.config import Measurement
 from data_tools.filters.examine import Examiner
 from data_tools.filters.table import KIND, part_name, part_rows, part_sizes, write_part
@@ -24,6 +24,7 @@ from data_tools.progress import progress
 from data_tools.sources import Source
 from data_tools.sources.video import Video
 from data_tools.workers import batched, each, in_parts
+from mmldm_scale.claims import Claims
 from mmldm_scale.errors import UserError
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.shards.manifest import differences

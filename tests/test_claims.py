@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from data_tools import claims as module
-from data_tools.claims import Claims
+from mmldm_scale import claims as module
+from mmldm_scale.claims import Claims
 
 
 def test_one_holder_at_a_time_and_nothing_left(tmp_path):
@@ -136,3 +136,22 @@ def test_a_reused_process_id_is_not_the_holder(tmp_path):
     elsewhere(tmp_path, "a", host=socket.gethostname(), started=1)
     with Claims(tmp_path) as claims:
         assert claims.take("a")
+
+
+def test_a_rival_is_named_and_lives_for_sure_once_it_touched_its_claim_again(tmp_path):
+    path = elsewhere(tmp_path, "a", job="17")
+    with Claims(tmp_path) as claims:
+        assert not claims.take("a")
+        holder, lives = claims.rival("a")
+        assert (holder["host"], holder["job"], lives) == ("far-away", "17", False)
+        os.utime(path, (5, 5))
+        assert not claims.take("a")
+        assert claims.rival("a")[1]
+
+
+def test_a_rival_on_the_same_machine_lives_for_sure(tmp_path):
+    with Claims(tmp_path, job="3") as one, Claims(tmp_path) as other:
+        one.take("a")
+        assert not other.take("a")
+        holder, lives = other.rival("a")
+        assert (holder["pid"], holder["job"], lives) == (os.getpid(), "3", True)
