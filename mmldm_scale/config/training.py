@@ -44,11 +44,13 @@ class TrainingConfig:
     checkpoint_every: int = 128_000
     preview_every: int = 128_000  # pictures, sound and video into TensorBoard
     keep_checkpoints: int = 3
+    skip_limit: int = 10  # steps skipped in a row after which the run goes back to its last checkpoint
+    spike_factor: float = 0.0  # a loss or gradient norm so many times the median of the last steps is skipped; 0: none
     collective_timeout: float = 600.0  # seconds that a process waits for the others
     deepspeed: dict[str, Any] = field(default_factory=dict)  # raw additions to DeepSpeed's configuration
 
     def __post_init__(self) -> None:
-        for key in ("total_samples", "global_batch", "micro_batch", "keep_checkpoints"):
+        for key in ("total_samples", "global_batch", "micro_batch", "keep_checkpoints", "skip_limit"):
             require(getattr(self, key) >= 1, f"training.{key}", "must be at least 1")
         require(self.ema_snapshot_every >= 0, "training.ema_snapshot_every", "must not be negative")
         for key in ("total_samples", "log_every", "checkpoint_every", "preview_every", "ema_snapshot_every"):
@@ -68,6 +70,8 @@ class TrainingConfig:
             "needs zero_stage 1, 2 or 3",
         )
         require(self.learning_rate > 0, "training.learning_rate", "must be positive")
+        fit = self.spike_factor == 0 or self.spike_factor > 1
+        require(fit, "training.spike_factor", f"{self.spike_factor}: 0 fits, or more than 1")
         lengths = self.ema_lengths
         fit = len(set(lengths)) == len(lengths) > 0 and all(SHORTEST_EMA <= n <= LONGEST_EMA for n in lengths)
         numbers = f"one or more different numbers in {SHORTEST_EMA}..{LONGEST_EMA} fit"

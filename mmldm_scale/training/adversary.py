@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmldm_scale.config import TrainingConfig
 from mmldm_scale.training import engine as engines
 from mmldm_scale.training.distributed import World
+from mmldm_scale.training.guard import Guard
 from mmldm_scale.training.optimizer import learning_rate
 from mmldm_scale.training.task import Discriminator
 
@@ -25,6 +26,7 @@ class Adversary:
 
     Attributes:
         engine: Trains the discriminator.
+        guard: Watches it.
         plays: Whether it takes part in this step.
         weight: Of the adversarial term in the model's loss of this step.
     """
@@ -38,6 +40,7 @@ class Adversary:
             zero_stage=min(training.zero_stage, 2),
         )
         self.engine = engines.build(discriminator.module, settings, world, averaged=False)
+        self.guard = Guard(self.engine)
         self.plays, self.weight = False, 0.0
 
     def begin_step(self, samples_seen: int) -> None:
@@ -47,6 +50,7 @@ class Adversary:
         ``training.warmup_samples``, like the model's.
         """
         config, training = self._config, self._training
+        self.guard.begin_step()
         self.plays = samples_seen >= config.after
         if not self.plays:
             return
@@ -64,10 +68,10 @@ class Adversary:
             return weight * self.engine.module.generator_loss(fake)
 
     def learn(self, real: Tensor, fake: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        """Learn from a micro-batch, stepping when the model's engine does; return values to be logged, each (B,)."""
+        """Gather the gradient of a micro-batch, for ``engine.step()``; return values to be logged, each (B,)."""
         results = self.engine(real, fake, weight)
+        self.guard.watch(results["loss"].detach())
         self.engine.backward(results["loss"].mean())
-        self.engine.step()
         return {f"discriminator/{name}": value.detach() for name, value in results.items()}
 
     def scalars(self) -> dict[str, float]:

@@ -31,6 +31,7 @@ from mmldm_scale.training import pickles
 from mmldm_scale.training.distributed import World
 from mmldm_scale.training.engine import averaged_state
 from mmldm_scale.training.repartition import load_repartitioned
+from mmldm_scale.training.shortage import Shortage
 
 MANIFEST, ENGINE, DISCRIMINATOR, WEIGHTS = "manifest.json", "engine", "discriminator", "weights"
 Engines = dict[str, deepspeed.DeepSpeedEngine]  # the model's as ENGINE, and where there is one a DISCRIMINATOR
@@ -69,29 +70,54 @@ class Checkpoints:
         engines: Engines,
         samples_seen: int,
         write_weights: Callable[[Path, dict[str, Tensor]], None],
-    ) -> Path:
-        """Write the checkpoint at ``samples_seen``; all ranks call this together. Returns its folder."""
+    ) -> Path | None:
+        """Write the checkpoint at ``samples_seen``; all ranks call this together. Returns its folder.
+
+        If the disk is full it says so, removes what it wrote and returns None: those that were there before stand.
+        """
         final = self.folder / f"step-{samples_seen:012d}"
         aside = final.with_suffix(".tmp")
-        world = self._world
+        world, shortage = self._world, Shortage()
         if world.first:
             shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        world.barrier()
+            with shortage.noted(aside):
+                for name in (WEIGHTS, *engines):
+                    (aside / name).mkdir(parents=True)
+        if self._given_up(aside, shortage):
+            return None
         state = averaged_state(engines[ENGINE], world)
         if world.first:
-            write_weights(aside / WEIGHTS, state)
+            with shortage.noted(aside / WEIGHTS):
+                write_weights(aside / WEIGHTS, state)
         del state
         for tag, engine in engines.items():
-            engine.save_checkpoint(str(aside), tag=tag, save_latest=False)
+            shortage.save_engine(engine, aside, tag)
+        digests: dict[str, tuple[int, str]] = {}
+        with shortage.noted(aside):
+            digests = _digests(aside, _own_files(aside, world.rank))
+        parts = world.gather(digests)
+        if self._given_up(aside, shortage):
+            return None
         if world.first:
-            for script in aside.glob("*.py"):  # DeepSpeed adds conversion scripts; a checkpoint holds no code
-                script.unlink()
-        parts = world.gather(_digests(aside, _own_files(aside, world.rank)))
-        if world.first:
-            self._commit(engines, aside, final, samples_seen, {k: v for part in parts for k, v in part.items()})
+            with shortage.noted(aside):
+                self._commit(engines, aside, final, samples_seen, {k: v for part in parts for k, v in part.items()})
+        return None if self._given_up(aside, shortage) else final
+
+    def _given_up(self, aside: Path, shortage: Shortage) -> bool:
+        """Return whether any rank found the disk full, after removing ``aside``; all ranks call this together."""
+        world = self._world
+        path = next((path for path in world.gather(shortage.path) if path), None)
+        if path and world.first:
+            written = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file())
+            shutil.rmtree(aside, ignore_errors=True)
+            print(
+                f"{path}: the disk is full after {written:,} bytes of this checkpoint, which is removed; "
+                "the last one stands: make room",
+                file=sys.stderr,
+                flush=True,
+            )
         world.barrier()
-        return final
+        return path is not None
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint that verifies, the same on every rank; report those that do not.

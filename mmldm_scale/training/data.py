@@ -1,16 +1,18 @@
 """The loader: global positions in, micro-batches of this rank out.
 
 Global batch ``k`` is always positions ``[k·B, (k+1)·B)``, whatever the number of processes, micro-batches or workers;
-resuming is starting the count at ``samples_seen``.
+resuming is starting the count at ``samples_seen``. Only after steps had to be skipped and the run went back are its
+positions ahead of its count (:class:`mmldm_scale.training.health.Stretches`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from mmldm_scale.errors import UserError
+from mmldm_scale.training.health import Stretches
 from mmldm_scale.training.signals import prepare_worker
 from mmldm_scale.training.task import Dataset
 
@@ -27,10 +29,12 @@ class MicroBatches:
     micro_batch: int
     rank: int
     world_size: int
+    left_out: Stretches = field(default_factory=Stretches)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in range(self.samples_seen, self.total_samples, self.global_batch):
-            for micro in range(batch, batch + self.global_batch, self.micro_batch * self.world_size):
+            begin = self.left_out.position(batch)
+            for micro in range(begin, begin + self.global_batch, self.micro_batch * self.world_size):
                 first = micro + self.rank * self.micro_batch
                 yield list(range(first, first + self.micro_batch))
 

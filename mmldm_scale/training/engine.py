@@ -130,6 +130,7 @@ def averaged_state(engine: deepspeed.DeepSpeedEngine, world: World, length: floa
     the others get an empty dictionary.
     """
     key = average_key(length or base_optimizer(engine).lengths[0])
+    _link_state(engine)
     state: dict[str, Tensor] = {}
     module = engine.module
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
@@ -145,6 +146,17 @@ def averaged_state(engine: deepspeed.DeepSpeedEngine, world: World, length: floa
         persistent = module.state_dict().keys() - dict(module.named_parameters()).keys()
         state |= {name: b.detach().cpu() for name, b in module.named_buffers() if name in persistent}
     return state
+
+
+def _link_state(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Have ZeRO 1 and 2 find each parameter's state.
+
+    They look for it once, after the first step: too early if that one was skipped, and too late for a checkpoint that
+    comes before it.
+    """
+    if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _unsharded_masters(engine: deepspeed.DeepSpeedEngine, parameters: list[nn.Parameter]) -> dict[Tensor, Tensor]:

@@ -4,6 +4,7 @@
 when ``total_samples`` are seen or a signal asks it to stop.
 """
 
+import math
 import signal
 import sys
 import time
@@ -16,13 +17,17 @@ from torch import Tensor
 
 from mmldm_scale.cluster import slurm
 from mmldm_scale.config import TrainingConfig
+from mmldm_scale.errors import UserError
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.training import ema, snapshots, speed
 from mmldm_scale.training import engine as engines
 from mmldm_scale.training.adversary import Adversary
-from mmldm_scale.training.checkpoint import DISCRIMINATOR, ENGINE, Checkpoints
+from mmldm_scale.training.checkpoint import DISCRIMINATOR, ENGINE, Checkpoints, read_manifest
 from mmldm_scale.training.data import MicroBatches, load
 from mmldm_scale.training.distributed import World, start, stop
+from mmldm_scale.training.guard import Guard
+from mmldm_scale.training.health import Health, Stretches, read_state, read_stretches
+from mmldm_scale.training.lock import locked
 from mmldm_scale.training.monitor import Monitor
 from mmldm_scale.training.objective import Objective
 from mmldm_scale.training.optimizer import learning_rate
@@ -45,9 +50,10 @@ def train(build_task: Callable[[Any], Task], schema: Any) -> int:
         begin(run, schema, world)
         torch.manual_seed(config.seed)  # the initial weights; all else is keyed by position
         torch.backends.cudnn.deterministic = True
-        task = build_task(schema)
-        trainer = Trainer(task, config, run, world)
-        stopped = trainer.run(wish)
+        with locked(run, world):
+            task = build_task(schema)
+            trainer = Trainer(task, config, run, world)
+            stopped = trainer.run(wish)
         if stopped:
             _queue_again(wish, world)
     except BaseException:
@@ -68,6 +74,20 @@ def _queue_again(wish: StopRequest, world: World) -> None:
     world.barrier()
 
 
+def _left_out(run: Path, world: World) -> Stretches:
+    """Return the data that ``run`` leaves out, on all processes what the first one reads."""
+    found: Stretches | UserError | None = None
+    if world.first:
+        try:
+            found = read_stretches(run)
+        except UserError as error:
+            found = error
+    found = world.agree(found)
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
 class Trainer:
     """One run on this process."""
 
@@ -76,36 +96,53 @@ class Trainer:
         self.adversary = Adversary(task.discriminator, config, world) if task.discriminator else None
         self.objective = Objective(task, self.adversary)
         self.engine = engines.build(task.module, config, world)
+        self.guard = Guard(self.engine)
         self.saved_engines = {ENGINE: self.engine} | ({DISCRIMINATOR: self.adversary.engine} if self.adversary else {})
         self.checkpoints = Checkpoints(run, world, config.keep_checkpoints, task.inputs)
-        newest = self.checkpoints.newest()
-        self.samples_seen = self.checkpoints.load(self.saved_engines, newest) if newest else 0
+        self.left_out = _left_out(run, world)
+        self._begin(self.checkpoints.newest())
+
+    def _begin(self, checkpoint: Path | None) -> None:
+        """Put everything to where ``checkpoint`` stands, or to the start."""
+        config, world = self.config, self.world
+        self.samples_seen = self.checkpoints.load(self.saved_engines, checkpoint) if checkpoint else 0
+        state = read_state(checkpoint) if checkpoint else None
+        self.health = Health(config.skip_limit, config.spike_factor, state)
         self.saved = self.samples_seen
-        self.monitor = Monitor(run, self.samples_seen, config.total_samples) if world.first else None
+        self.monitor = Monitor(self.folder, self.samples_seen, config.total_samples) if world.first else None
+        self.batches = self._micro_batches()
+        peak = speed.peak_flops(world.device, DTYPES[config.precision]) * world.size
+        self.meter = speed.Meter(self.task.flops_per_sample, peak, self.samples_seen)
+        if checkpoint:
+            self._say(f"carrying on from {self.samples_seen:,} of {config.total_samples:,} samples")
 
     def run(self, wish: StopRequest) -> bool:
-        """Train to the end or to a wish to stop; return whether it stopped early."""
+        """Train to the end or to a wish to stop; return whether it stopped early.
+
+        Raises:
+            UserError: too many steps in a row were skipped, and going back to a checkpoint cannot help.
+        """
         config = self.config
-        batches = self._micro_batches()
-        if self.samples_seen:
-            self._say(f"carrying on from {self.samples_seen:,} of {config.total_samples:,} samples")
-        peak = speed.peak_flops(self.world.device, DTYPES[config.precision]) * self.world.size
-        self.meter = speed.Meter(self.task.flops_per_sample, peak, self.samples_seen)
         while self.samples_seen < config.total_samples:
-            values = self._step(batches)
+            values, stopping = self._step(wish)
+            if self.health.failed:
+                self._go_back()
+                continue
             done = self.samples_seen == config.total_samples
-            stopping = self.world.any(bool(wish))
-            saving = done or stopping or self._due(config.checkpoint_every)
+            saving = done or stopping or (self._due(config.checkpoint_every) and not self.health.streak)
             if saving or self._due(config.log_every):
                 self._log(values)
             if done or self._due(config.preview_every):
                 self._preview()
-            if config.ema_snapshot_every and (done or self._due(config.ema_snapshot_every)):
+            if config.ema_snapshot_every and (done or self._due(config.ema_snapshot_every)) and self._learned():
                 snapshots.write(self.folder, self.engine, self.samples_seen, self.world)
             if saving:
                 self._save()
+            if done and self.saved != self.samples_seen and self._learned():
+                raise UserError(f"{self.folder}: the end is not saved; run the same command again to carry on")
             if stopping and not done:
-                self._say(f"stopping at {self.samples_seen:,} samples after {wish.signal and wish.signal.name}; saved")
+                at, name = f"at {self.samples_seen:,} samples", wish.signal and wish.signal.name
+                self._say(f"stopping {at} after {name}; {'saved' if self.saved == self.samples_seen else 'not saved'}")
                 return True
         if self.monitor:
             self.monitor.close()
@@ -114,29 +151,95 @@ class Trainer:
     def _micro_batches(self) -> Iterator[dict[str, Tensor]]:
         config, world = self.config, self.world
         positions = MicroBatches(
-            self.samples_seen, config.total_samples, config.global_batch, config.micro_batch, world.rank, world.size
+            self.samples_seen,
+            config.total_samples,
+            config.global_batch,
+            config.micro_batch,
+            world.rank,
+            world.size,
+            self.left_out,
         )
         on_gpu = world.device.type == "cuda"
         return load(self.task.dataset, positions, config.workers, on_gpu, config.collective_timeout)
 
-    def _step(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
-        """Take one optimizer step; return each micro-batch's per-sample values, still on the device."""
+    def _step(self, wish: StopRequest) -> tuple[dict[str, list[Tensor]], bool]:
+        """Take one optimizer step, or skip it.
+
+        Returns: each micro-batch's per-sample values, still on the device; whether any process is to stop.
+        """
         self._begin_step()
         values: dict[str, list[Tensor]] = {}
-        for _ in range(self.engine.gradient_accumulation_steps()):
+        stopping, last = False, self.engine.gradient_accumulation_steps() - 1
+        for micro in range(last + 1):
             began = time.perf_counter()
-            batch = next(batches)
+            batch = next(self.batches)
             self.meter.waited(time.perf_counter() - began)
             results = self.engine({k: v.to(self.world.device, non_blocking=True) for k, v in batch.items()})
             exhibits = results.pop("exhibits", None)
+            self.guard.watch(results["loss"].detach())
             self.engine.backward(results["loss"].mean())
-            self.engine.step()
             if exhibits:
                 results |= self.adversary.learn(**exhibits)
             for name, result in results.items():
                 values.setdefault(name, []).append(result.detach())
+            if micro == last:
+                stopping, loss, objection = self._judge(values["loss"], wish)
+            self.engine.step()
+            if exhibits:
+                self.adversary.guard.closed = self.guard.closed
+                self.adversary.engine.step()
         self.samples_seen += self.config.global_batch
-        return values
+        self._record(loss, objection)
+        return values, stopping
+
+    def _judge(self, losses: list[Tensor], wish: StopRequest) -> tuple[bool, float, str | None]:
+        """Decide with all processes, in one exchange, on the step whose gradients are there.
+
+        Returns: whether any process is to stop, the mean loss, and why the step is not to be taken, if it is not.
+        """
+        finite = self.guard.finite() and (not self.adversary or self.adversary.guard.finite())
+        loss = torch.stack(losses).double().sum().item() if finite else 0.0
+        wishes, broken, total = self.world.sum([bool(wish), not finite, loss])
+        mean = total / self.config.global_batch
+        objection = self.health.objection(int(broken), mean)
+        self.guard.closed, self.guard.highest_norm = objection is not None, self.health.highest_norm
+        return wishes > 0, mean, objection
+
+    def _record(self, loss: float, objection: str | None) -> None:
+        """Remember how the step just done went, and say so if it was skipped."""
+        norm = None
+        if self.config.spike_factor:  # else nobody asks, and to ask is to wait for the device
+            norm = engines.gradient_norm(self.engine).get("gradient_norm")
+        if not self.guard.closed:
+            self.health.taken(loss, norm)
+            return
+        self.health.skipped()
+        reason = objection or f"its gradient norm {norm:.4g} is a spike, above {self.guard.highest_norm:.4g}"
+        self._say(f"skipped the step to {self.samples_seen:,} samples: {reason} ({self.health.streak} in a row)")
+
+    def _go_back(self) -> None:
+        """Go back to the last checkpoint, and from there on leave out the data up to here.
+
+        Raises:
+            UserError: there is none, or the run went back to it before.
+        """
+        limit, checkpoint = self.config.skip_limit, self.checkpoints.newest()
+        failure = f"{self.folder}: {limit} steps in a row were skipped up to {self.samples_seen:,} samples"
+        if checkpoint is None:
+            raise UserError(f"{failure}, before the first checkpoint; look at the data, learning rate and precision")
+        samples_seen = read_manifest(checkpoint).samples_seen
+        if self.left_out.went_back_to(samples_seen):
+            raise UserError(
+                f"{failure}, and again after going back to {checkpoint.name} and leaving data out; remove "
+                "that checkpoint to begin from the one before"
+            )
+        self.left_out = self.left_out.leaving_out(samples_seen, self.left_out.position(self.samples_seen))
+        if self.world.first:
+            self.left_out.write(self.folder)
+            self.monitor.close()
+        self.world.barrier()
+        self._say(f"{failure}; going back to {checkpoint.name}, and on from there behind that data")
+        self._begin(checkpoint)
 
     def _begin_step(self) -> None:
         """Set what depends on the clock for the optimizer step that begins now."""
@@ -147,17 +250,18 @@ class Trainer:
                 ema.decay(ema.exponent(length), config.global_batch, end) for length in config.ema_lengths
             ]
         intervals = (config.log_every, config.checkpoint_every, config.total_samples)
+        self.guard.begin_step()
         self.objective.begin_step(self.samples_seen, logged=any(end % interval == 0 for interval in intervals))
 
     def _log(self, values: dict[str, list[Tensor]]) -> None:
-        """Log the means over the global batch just done, and the run's speed since the last time."""
+        """Log the means over the global batch just done, where they are finite, and the speed since the last time."""
         names = sorted(values)
         sums = self.world.sum([torch.stack(values[name]).double().sum().item() for name in names])
         means = {name: total / self.config.global_batch for name, total in zip(names, sums, strict=True)}
-        if not all(map(torch.isfinite, torch.tensor(list(means.values())))):
-            raise FloatingPointError(f"not finite at {self.samples_seen:,} samples: {means}; nothing saved from here")
         if self.monitor:
-            self.monitor.scalars(self.samples_seen, means | self._scalars() | self.meter.read(self.samples_seen))
+            logged = means | self._scalars() | self.meter.read(self.samples_seen)
+            finite = {name: value for name, value in logged.items() if math.isfinite(value)}  # a skipped step's are not
+            self.monitor.scalars(self.samples_seen, finite)
 
     def _scalars(self) -> dict[str, float]:
         """Return what all processes know alike of the step just done."""
@@ -165,6 +269,8 @@ class Trainer:
         training = {"learning_rate": group["lr"], **engines.gradient_norm(self.engine)}
         for length, decay in zip(self.config.ema_lengths, group["ema_decays"], strict=True):
             training[f"ema_decay_{length}"] = decay
+        training["skipped_steps"] = float(self.health.skipped_steps)
+        training["left_out_samples"] = float(self.left_out.left_out(self.samples_seen - self.config.global_batch))
         scalars = {f"training/{name}": value for name, value in training.items()}
         scalars |= {f"weight/{name}": weight for name, weight in self.objective.weights.items()}
         if self.adversary:
@@ -183,9 +289,17 @@ class Trainer:
         self.engine.train()
 
     def _save(self) -> None:
-        if self.saved != self.samples_seen:
-            self.checkpoints.save(self.saved_engines, self.samples_seen, self.task.write_weights)
-            self.saved = self.samples_seen
+        if self.saved != self.samples_seen and self._learned():
+            written = self.checkpoints.save(self.saved_engines, self.samples_seen, self._write_weights)
+            self.saved = self.samples_seen if written else self.saved
+
+    def _write_weights(self, folder: Path, state: dict[str, Tensor]) -> None:
+        self.task.write_weights(folder, state)
+        self.health.write(folder.parent)
+
+    def _learned(self) -> bool:
+        """Return whether any step was taken yet: before, there are no averages to write."""
+        return self.health.skipped_steps * self.config.global_batch < self.samples_seen
 
     def _due(self, interval: int) -> bool:
         return self.samples_seen % interval == 0

@@ -29,6 +29,8 @@ FREE = {
     "training.preview_every",
     "training.keep_checkpoints",
     "training.ema_snapshot_every",
+    "training.skip_limit",
+    "training.spike_factor",
     "training.collective_timeout",
     "training.zero_stage",
     "training.offload_optimizer",

@@ -28,7 +28,8 @@ WEIGHTS = {"mse": 1.0, "size": 0.01}
 class ToyTraining:
     run: str = "???"
     noise: float = 0.1
-    bad_position: int = -1  # its target is NaN
+    fault: str = "loss"  # what is not finite ("loss", "gradient", "discriminator") or very high ("spike", "steep") …
+    fault_at: list[int] = field(default_factory=list)  # … at these positions
     failing_position: int = -1  # reading it fails
     stops: list[int] = field(default_factory=list)  # train twice: into run, and into run/pieces with these stops
     adversarial: AdversarialConfig = field(  # weight 0: no discriminator
@@ -52,9 +53,23 @@ class ToyTraining:
     )
 
 
+class ScaleGradient(torch.autograd.Function):
+    """Hands a tensor on, and its gradient multiplied by ``factors``."""
+
+    @staticmethod
+    def forward(context, tensor: Tensor, factors: Tensor) -> Tensor:
+        context.save_for_backward(factors)
+        return tensor.clone()
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * context.saved_tensors[0], None
+
+
 class ToyModule(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, fault: str = "") -> None:
         super().__init__()
+        self.fault = fault
         self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
         self.net = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
         self.register_buffer("scale", torch.tensor(2.0))
@@ -67,11 +82,20 @@ class ToyModule(nn.Module):
         dtype = self.net[0].weight.dtype
         hidden = self.net[1](self.net[0](self.frozen(batch["x"].to(dtype))))
         out = (self.net[2](hidden) * self.scale).float()
-        terms = {"mse": (out - batch["y"]).square().mean(1), "size": hidden.float().square().mean(1)}  # (B, n) -> (B,)
+        real, faulty = batch["y"], batch["faulty"][:, None]
+        y = real.masked_fill(faulty, float("nan")) if self.fault == "loss" else real
+        if self.fault == "spike":
+            y = torch.where(faulty, 1000 * real, real)
+        if self.fault in ("gradient", "steep"):
+            worst = 1000.0 if self.fault == "steep" else float("nan")
+            out = ScaleGradient.apply(out, torch.where(faulty, worst, 1.0))
+        if self.fault == "discriminator":
+            real = real.masked_fill(faulty, float("nan"))
+        terms = {"mse": (out - y).square().mean(1), "size": hidden.float().square().mean(1)}  # (B, n) -> (B,)
         loss = sum(WEIGHTS[name] * term for name, term in terms.items())
         results = {"loss": loss, "loss/half": loss / 2} | {f"term/{name}": term for name, term in terms.items()}
         if self.step.adversarial:
-            pictures = {"real": batch["y"], "fake": out}
+            pictures = {"real": real, "fake": out}
             weight = (batch["x"][:, 0] > 0).float() + 0.5
             results["exhibits"] = {name: pair.unflatten(1, (2, -1)) for name, pair in pictures.items()}
             results["exhibits"]["weight"] = weight
@@ -105,7 +129,7 @@ class ToyData:
         random = generator(self.schema.training.seed, "toy", position)
         x = torch.from_numpy(random.standard_normal(WIDTH, dtype="float32"))
         y = x.flip(0) + self.schema.noise * torch.from_numpy(random.standard_normal(WIDTH, dtype="float32"))
-        return {"x": x, "y": y * float("nan") if position == self.schema.bad_position else y}
+        return {"x": x, "y": y, "faulty": torch.tensor(position in self.schema.fault_at)}
 
 
 def preview(module: nn.Module, writer: Preview) -> None:
@@ -117,7 +141,7 @@ def build_task(schema: ToyTraining) -> Task:
     def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
         pretrained.save(folder, "dit", {"width": WIDTH}, state)
 
-    module, adversarial, discriminator = ToyModule(), schema.adversarial, None
+    module, adversarial, discriminator = ToyModule(schema.fault), schema.adversarial, None
     if adversarial.weight:
         discriminator = Discriminator(AdversarialLoss(ToyDiscriminator(), arrangements, adversarial.loss), adversarial)
     return Task(

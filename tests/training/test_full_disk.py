@@ -1,0 +1,58 @@
+"""A disk that is full while a run saves: it goes on with the checkpoint before, and says so."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.training.harness import ENVIRONMENT, Finished, assert_same_checkpoint, command
+
+LINE = re.compile(
+    r"/\S+/step-\d{12}\.tmp\S*: the disk is full after [\d,]+ bytes of this checkpoint, which is removed; "
+    "the last one stands: make room"
+)
+OPTIONS = ("training.checkpoint_every=16", "training.preview_every=16000", "training.keep_checkpoints=100")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of half a megabyte in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or os.system(f"mount -t tmpfs -o size=512k tmpfs {folder} 2>/dev/null"):
+        pytest.skip("needs root and the right to mount a small file system")
+    try:
+        yield folder
+    finally:
+        os.system(f"umount --lazy {folder}")
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_run_on_a_full_disk_goes_on_with_what_it_has_and_ends_with_room(disk: Path, train, stage: int) -> None:
+    """Ten checkpoints are more than fit."""
+    stage_option = f"training.zero_stage={stage}"
+
+    def on_disk() -> Finished:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run(command(disk / "run", *OPTIONS, stage_option), env=ENVIRONMENT, timeout=120, **pipes)
+        return Finished(disk / "run", done.returncode, done.stdout)
+
+    full = on_disk()
+    assert full.status != 0
+    lines = [line for line in full.output.splitlines() if LINE.fullmatch(line)]
+    kept = [path.name for path in full.checkpoints()]
+    assert len(kept) + len(lines) == 10, full.output
+    assert len(kept) > 0 < len(lines)
+    assert not [name for name in kept if name.endswith(".tmp")]
+    assert [record["samples_seen"] for record in full.log()] == list(range(16, 161, 16))
+    assert "run: the end is not saved; run the same command again to carry on" in full.output
+    subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
+    finished = on_disk()
+    assert finished.status == 0, finished.output
+    assert "carrying on from" in finished.output
+    undisturbed = train(*OPTIONS, stage_option)
+    assert finished.values() == undisturbed.values()
+    assert_same_checkpoint(finished.checkpoints()[-1], undisturbed.checkpoints()[-1])
