@@ -165,12 +165,21 @@ class AutoencoderTraining(ShardTraining):
     contrastive_batch: int = 0  # samples compared with one another, of those at once on all processes; 0: global_batch
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)  # λ_gan
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    real_pictures: Literal["original", "kl_vae"] = "original"  # to the discriminator; ours: a clip's through the KL-VAE
     estimate_weight: float = 1.0  # of the estimates' squared error, where model.decoder.estimate is on
     context_dropout: float = 0.1  # share of pictures drawn without semantics and class: what guidance needs
     frames_per_clip: int = 2  # target frames of each clip in a step
     flip: float = 0.5  # share of clips mirrored
     preview: DecodingConfig = field(default_factory=lambda: DecodingConfig(steps=20))
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("kl_weight", "classification_weight", "contrastive_weight", "contrastive_batch", "estimate_weight"):
+            require(getattr(self, key) >= 0, key, "must not be negative")
+        for key in ("context_dropout", "flip"):
+            require(0 <= getattr(self, key) <= 1, key, "must lie in 0..1")
+        require(self.frames_per_clip >= 1, "frames_per_clip", "must be at least 1")
 
 
 @dataclass

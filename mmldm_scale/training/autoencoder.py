@@ -125,7 +125,8 @@ def _forward_flops(config: AutoencoderTraining, model: Autoencoder) -> float:
 
     What of it runs less often is counted in thirds: the KL-VAE's encoder runs forward only. With a discriminator, which
     is counted as if it took part from the start, the KL-VAE's decoder and the discriminator's look at the decoded
-    pictures run forward and back to their inputs; learning from the real ones and the fakes is training as usual.
+    pictures run forward and back to their inputs, and real pictures pass the KL-VAE's decoder forward if they are to;
+    learning from the real ones and the fakes is training as usual.
     """
     media, count = model.media, min(config.frames_per_clip, model.media.frames)
     with torch.device("meta"):
@@ -148,8 +149,9 @@ def _forward_flops(config: AutoencoderTraining, model: Autoencoder) -> float:
     total = _flops(trained) + _flops(lambda: twin.picture_latents(pictures[:1])) * (media.frames + 1) / 3
     if config.adversarial.weight:
         decoding = _flops(lambda: twin.picture(noisy[:PICTURES]))
+        thirds = 3 if config.real_pictures == "kl_vae" else 2
         looks = 1 + len(fake_arrangements(pictures[None], pictures[None])) + 2 / 3
-        total += 2 / 3 * decoding + looks * _flops(lambda: network(pictures[None]))
+        total += thirds / 3 * decoding + looks * _flops(lambda: network(pictures[None]))
     return total
 
 

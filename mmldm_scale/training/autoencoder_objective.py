@@ -49,6 +49,7 @@ class Reconstruction(nn.Module):
         self.audio_image = AudioImage(media)
         self.schedule = scheduler(DiffusionConfig())
         self.weights = _weights(config, self.autoencoder)
+        self.restored = config.real_pictures == "kl_vae"
         self.group = contrastive_group(config) if "contrastive" in self.weights else 0
         self.step = StepInfo(samples_seen=0, logged=False, adversarial=False)
 
@@ -86,7 +87,8 @@ class Reconstruction(nn.Module):
             conditions = conditions[0], conditions[1].select(_flat_rows(batch["targets"], frames.shape[1]))
 
         wanted = F.pad(batch["targets"], (0, 1), value=frames.shape[1])  # (B, K + 1): the audio image comes last
-        noisy, predicted = self._denoise(_at(latents, wanted), batch, conditions)
+        clean = _at(latents, wanted)  # (B, K + 1, c, s, s)
+        noisy, predicted = self._denoise(clean, batch, conditions)
         errors = (predicted - batch["noise"]).square().mean(dim=(2, 3, 4))  # (B, K + 1)
         values |= {"term/mse": errors.mean(dim=1), **self._semantic_values(semantics, batch["label"])}
         results = {
@@ -100,7 +102,8 @@ class Reconstruction(nn.Module):
             if semantics is not None:
                 results["through"]["semantics"] = (semantics.audio, semantics.video)
         if self.step.adversarial:
-            results["exhibits"] = self._exhibits(_at(pictures, wanted), noisy, predicted, batch)
+            real = self._pictures(clean) if self.restored else _at(pictures, wanted)
+            results["exhibits"] = self._exhibits(real, noisy, predicted, batch)
         return results
 
     def _conditions(
@@ -138,7 +141,7 @@ class Reconstruction(nn.Module):
             values["temperature"] = temperature.detach().expand(len(labels))
         return values
 
-    def _exhibits(self, pictures: Tensor, noisy: Tensor, predicted: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def _exhibits(self, real: Tensor, noisy: Tensor, predicted: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return what the discriminator is shown: ⟨audio image, frame i, frame j⟩ with i < j, real and decoded.
 
         Decoding a clip whole takes many steps; what the decoder makes of the clip in the step that trains it is the
@@ -146,8 +149,11 @@ class Reconstruction(nn.Module):
         of ε̂ is √((1 − ᾱ) / ᾱ) times as large in ẑ, up to 15 times: ours is to weigh a clip's adversarial loss by √ᾱ of
         the noisiest of its three pictures, by which its gradients stay of the size of the squared error's.
 
+        What the KL-VAE loses, its blur above all, tells every decoded picture from an original, and no autoencoder of
+        its latents can learn to bring it back. ``real_pictures: kl_vae`` takes it from the real ones as well.
+
         Args:
-            pictures: (B, K + 1, 3, S, S), the targets and the audio image, in the order of ``noisy`` and ``predicted``
+            real: (B, K + 1, 3, S, S), the targets and the audio image, in the order of ``noisy`` and ``predicted``
                 (B, K + 1, c, s, s).
         """
         targets = batch["targets"]
@@ -156,8 +162,11 @@ class Reconstruction(nn.Module):
         kept = self.schedule.alphas_cumprod.to(targets.device)[_at(batch["time"], shown)]  # ᾱ, (B, 3)
         scale = kept[..., None, None, None]
         clean = (_at(noisy, shown) - (1 - scale).sqrt() * _at(predicted, shown)) / scale.sqrt()  # (B, 3, c, s, s)
-        fake = self.autoencoder.picture(clean.flatten(0, 1)).unflatten(0, clean.shape[:2])
-        return {"real": _at(pictures, shown), "fake": fake, "weight": kept.amin(dim=1).sqrt()}
+        return {"real": _at(real, shown), "fake": self._pictures(clean), "weight": kept.amin(dim=1).sqrt()}
+
+    def _pictures(self, latents: Tensor) -> Tensor:
+        """Return what the KL-VAE makes of ``latents`` (B, N, c, s, s): (B, N, 3, S, S)."""
+        return self.autoencoder.picture(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
 
 
 def fake_arrangements(real: Tensor, fake: Tensor) -> list[Tensor]:

@@ -135,9 +135,10 @@ def test_share_of_dropped_pictures(data):
     assert not any(never[position]["dropped"].any() for position in range(20))
 
 
-def test_exhibits_are_the_pictures_and_what_the_decoder_makes_of_them(data, monkeypatch):
+@pytest.mark.parametrize("real_pictures", ["original", "kl_vae"])
+def test_exhibits_are_the_pictures_and_what_the_decoder_makes_of_them(data, monkeypatch, real_pictures):
     """A decoder that knows all gives back the pictures, through the KL-VAE: which noise, time and frame is which."""
-    one = opened(data, frames_per_clip=3, flip=0.0)
+    one = opened(data, frames_per_clip=3, flip=0.0, real_pictures=real_pictures)
     samples, model = batch(one, range(4)), one.module.autoencoder
     pictures = pictures_of(one, samples)
     latents = model.picture_latents(pictures.flatten(0, 1)).unflatten(0, (4, -1))
@@ -155,9 +156,10 @@ def test_exhibits_are_the_pictures_and_what_the_decoder_makes_of_them(data, monk
     pair = samples["targets"][:, :2].sort(dim=1).values
     triple = torch.cat([torch.full((4, 1), pictures.shape[1] - 1), pair], dim=1)  # audio image, i < j
     assert (triple[:, 1] < triple[:, 2]).all()
-    torch.testing.assert_close(exhibits["real"], pictures[rows, triple])
-    assert exhibits["real"].abs().max() <= 1
     restored = model.picture(latents[rows, triple].flatten(0, 1)).unflatten(0, (4, 3))
+    assert pictures.abs().max() <= 1
+    torch.testing.assert_close(exhibits["real"], restored if real_pictures == "kl_vae" else pictures[rows, triple])
+    assert not exhibits["real"].requires_grad
     torch.testing.assert_close(exhibits["fake"], restored, atol=1e-3, rtol=1e-3)
     noisiest = samples["time"][:, [0, 1, 3]].amax(dim=1)
     torch.testing.assert_close(exhibits["weight"], kept[noisiest].sqrt())
