@@ -23,6 +23,7 @@ from data_tools.progress import progress
 from data_tools.workers import as_is, batched, in_parts, quiet
 from mmldm_scale.claims import Claims
 from mmldm_scale.config import MediaConfig
+from mmldm_scale.device import choose_device
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import sha256
 from mmldm_scale.media.audio_image import AudioImage
@@ -77,7 +78,7 @@ def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, 
             on other clips; ``output`` was begun from other clips or with another autoencoder; the disk is full.
         ValueError: a latent is not finite, or too large for float16; the message names the sample.
     """
-    place = _device(device)
+    place = choose_device(device)
     source = ShardSet(clips, "clips")
     if not len(source):
         raise UserError(f"{clips}: holds no clips; its {source.manifest.dropped} drops are in dropped.jsonl there")
@@ -246,11 +247,3 @@ class _Clips(Dataset):
         frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))  # (B, F, H, W, 3)
         waveforms = torch.from_numpy(np.stack([clip.waveform for clip in clips]))  # (B, N)
         return ClipBatch([sample.key for sample in samples], [sample.meta for sample in samples], frames, waveforms)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: there is no GPU that torch can use here; 'auto' or 'cpu' fits")
-    return torch.device(name)

@@ -13,6 +13,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: there is no GPU that torch can use here; 'auto' or 'cpu' fits")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
