@@ -144,14 +144,23 @@ def activations(step: MicroStep) -> int:
         exhibits = results.get("exhibits")
         if exhibits:
             discriminator.requires_grad_(False)
-            loss = loss + (exhibits["weight"] * discriminator.generator_loss(exhibits["fake"])).mean()
+            results["term/adversarial"] = exhibits["weight"] * discriminator.generator_loss(exhibits["fake"])
             discriminator.requires_grad_(True)
+            loss = loss + results["term/adversarial"].mean()
+        _measure_gradients(results)
         loss.backward()
         if exhibits:
             shown = [exhibits[name].detach() for name in ("real", "fake", "weight")]
             del results, exhibits, loss
             discriminator(*shown)["loss"].mean().backward()
     return memory.peak
+
+
+def _measure_gradients(results: dict) -> None:
+    """Go back from each term of the loss as on a logged step, when the graph is kept (``training/objective.py``)."""
+    through = [tensor for entry in results.get("through", {}).values() for tensor in entry]
+    for name in [name for name in results if name.startswith("term/")] if through else []:
+        torch.autograd.grad(results[name].sum(), through, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
 def dit_step(config: DiTTraining, audio_shape: Shape, video_shape: Shape, device: str = "meta") -> MicroStep:
@@ -171,7 +180,7 @@ def dit_step(config: DiTTraining, audio_shape: Shape, video_shape: Shape, device
 def autoencoder_step(
     config: AutoencoderTraining, media: MediaConfig, vae: AutoencoderKL, classes: list[str], device: str = "meta"
 ) -> MicroStep:
-    """Return a micro-step of the autoencoder in which its discriminator, if it has one, takes part.
+    """Return a micro-step of the autoencoder that takes most: a logged one, its discriminator, if any, taking part.
 
     ``vae``: the KL-VAE, on ``device`` too.
     """
@@ -194,7 +203,7 @@ def autoencoder_step(
             "video_noise": torch.zeros(batch, *model.video_shape),
         }
         network = AdversarialLoss(AudioVideoDiscriminator(config.discriminator), fake_arrangements, "log")
-    module.begin_step(StepInfo(samples_seen=0, logged=False, adversarial=adversarial))
+    module.begin_step(StepInfo(samples_seen=0, logged=True, adversarial=adversarial))
     return MicroStep(module, inputs, network if adversarial else None, beside=vae)
 
 
