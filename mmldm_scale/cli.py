@@ -15,6 +15,7 @@ examples:
   mmldm train dit --config configs/dit/demo.yaml shards=demo/latents --processes 2
   mmldm sample --checkpoint runs/dit_S --task svg --num-samples 16 --output runs/dit_S/samples
   mmldm reconstruct --checkpoint runs/autoencoder --input data/clips --num-samples 256 --output runs/reconstruction
+  mmldm export --checkpoint runs/dit_S --ema 0.08 --output weights/dit_S
   mmldm model-info
 """
 
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     _add_sample(commands.add_parser("sample", help="make videos with sound from a trained dit"))
     _add_reconstruct(commands.add_parser("reconstruct", help="measure how close an autoencoder brings clips back"))
     _add_ladder(commands.add_parser("ladder", help="train an autoencoder's variants and compare them (Tables 5 and 6)"))
+    _add_export(commands.add_parser("export", help="write weights out of a run: averaged, raw, or for diffusers"))
     info = commands.add_parser("model-info", help="print the models' sizes, arithmetic and memory in training")
     info.set_defaults(run=_model_info)
     return top
@@ -67,6 +69,17 @@ def _add_ladder(ladder: argparse.ArgumentParser) -> None:
     ladder.set_defaults(run=_ladder)
 
 
+def _add_export(export: argparse.ArgumentParser) -> None:
+    add = export.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="a run (its newest checkpoint), a checkpoint or its weights")
+    add("--output", required=True, metavar="DIR", help="folder to be made")
+    add("--weights", choices=["ema", "raw"], default="ema", help="averaged (the default) or as trained")
+    add("--ema", type=float, metavar="LENGTH", help="the average of this length in place of the run's first")
+    add("--at", type=int, metavar="SAMPLES", help="with --ema: as it was then; by default, when the checkpoint was")
+    add("--format", choices=["mmldm", "diffusers"], default="mmldm", help="ours, or diffusers' with ours in it")
+    export.set_defaults(run=_export)
+
+
 def _sample(args: argparse.Namespace) -> int:
     from mmldm_scale.sampling import job
 
@@ -83,6 +96,12 @@ def _ladder(args: argparse.Namespace) -> int:
     from mmldm_scale.evaluation import ladder
 
     return ladder.run(args)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from mmldm_scale.training import export
+
+    return export.run(args)
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ it. Nothing here unpickles anything.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -34,27 +34,49 @@ def find(path: str | Path, kind: Kind) -> Path:
     Raises:
         UserError: there is none, or it holds a model of another kind.
     """
+    folder = locate(path, kind)
+    read_config(folder, kind)
+    return folder
+
+
+def locate(path: str | Path, kind: str = "model's") -> Path:
+    """Return the weights folder that ``path`` means, as :func:`find` does, whatever it holds.
+
+    Raises:
+        UserError: there is none.
+    """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such folder; a {kind} run, checkpoint or weights folder fits")
     newest = sorted(path.glob("checkpoints/step-*[0-9]/weights"), reverse=True)
     for folder in (path, path / "weights", *newest):
         if (folder / CONFIG).is_file():
-            read_config(folder, kind)
             return folder
     raise UserError(f"{path}: holds no {kind} weights (neither {CONFIG} nor checkpoints/step-…/weights/{CONFIG})")
 
 
 def read_config(folder: Path, kind: Kind) -> dict[str, Any]:
     """Return the configuration of the weights in ``folder``; raise UserError if they are of another kind."""
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        found = config.pop("kind", None)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / CONFIG}: cannot be read: {error}") from None
+    found, config = _read(folder)
     if found != kind:
         raise UserError(f"{folder}: holds a model of kind {found!r}, but {kind!r} is needed here")
     return config
+
+
+def read_kind(folder: Path) -> Kind:
+    """Return of which kind the weights in ``folder`` are; raise UserError if of none of ours."""
+    found, _ = _read(folder)
+    if found not in get_args(Kind):
+        raise UserError(f"{folder}: holds a model of kind {found!r}, which is none of {', '.join(get_args(Kind))}")
+    return found
+
+
+def _read(folder: Path) -> tuple[Any, dict[str, Any]]:
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        return config.pop("kind", None), config
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / CONFIG}: cannot be read: {error}") from None
 
 
 def load_into(module: torch.nn.Module, folder: Path) -> None:

@@ -223,7 +223,7 @@ class Checkpoints:
         try:
             manifest = read_manifest(folder)
             for name in sorted(manifest.files)[self._world.rank :: self._world.size]:
-                _verify(folder / name, *manifest.files[name])
+                verify(folder / name, *manifest.files[name])
         except DamagedCheckpoint as damage:
             return str(damage)
         return None
@@ -246,7 +246,8 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _verify(file: Path, size: int, digest: str) -> None:
+def verify(file: Path, size: int, digest: str) -> None:
+    """Raise DamagedCheckpoint unless ``file`` has ``size`` bytes and the sha256 ``digest``."""
     found = file.stat().st_size if file.is_file() else None
     if found is None:
         raise DamagedCheckpoint(f"{file.name} is missing")

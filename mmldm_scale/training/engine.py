@@ -6,6 +6,7 @@
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -18,6 +19,7 @@ from mmldm_scale.errors import UserError
 from mmldm_scale.training.distributed import World, limit_every_group
 from mmldm_scale.training.optimizer import EMAAdamW, average_key
 
+TRAINED = "trained"
 OURS = {
     "train_batch_size": "training.global_batch",
     "train_micro_batch_size_per_gpu": "training.micro_batch",
@@ -121,6 +123,19 @@ def uncounted_backward(module: nn.Module) -> Iterator[None]:
     yield
     for part, name, count in counts:
         setattr(part, name, count)
+
+
+def trained_names(engine: deepspeed.DeepSpeedEngine) -> list[str]:
+    """Return the names of the module's parameters that the engine trains."""
+    return [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+
+
+def save(engine: deepspeed.DeepSpeedEngine, folder: Path, tag: str) -> None:
+    """Have DeepSpeed write its files to ``folder / tag``; all ranks call this together.
+
+    Under ``TRAINED`` they hold the names of the trained parameters too, which ZeRO 0 would not write.
+    """
+    engine.save_checkpoint(str(folder), tag=tag, save_latest=False, client_state={TRAINED: trained_names(engine)})
 
 
 def averaged_state(engine: deepspeed.DeepSpeedEngine, world: World, length: float | None = None) -> dict[str, Tensor]:

@@ -12,10 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+AVERAGE = "ema_"
+
 
 def average_key(length: float) -> str:
     """Return under which key a parameter's state holds its average of ``length``."""
-    return f"ema_{length}"
+    return f"{AVERAGE}{length}"
+
+
+def average_lengths(keys: Iterable[str]) -> list[float]:
+    """Return the lengths of the averages among the ``keys`` of a parameter's state."""
+    return [float(key.removeprefix(AVERAGE)) for key in keys if key.startswith(AVERAGE)]
 
 
 class EMAAdamW(torch.optim.AdamW):

@@ -56,11 +56,7 @@ def load_repartitioned(engine: deepspeed.DeepSpeedEngine, folder: Path, written_
     Raises:
         Exception: of many kinds, if the files are of another model.
     """
-    parts = []
-    for rank in range(written_by):
-        (file,) = folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-        parts.append(mapped(file)[OPTIMIZER_STATE_DICT])
-    model = mapped(min(folder.glob("*_model_states.pt")))  # the first process's; the others' say the same
+    parts, model = read_parts(folder, written_by), read_model(folder)
     state = _own_state(engine, parts, model[PARAM_SHAPES], world)
     optimizer, shares_weights = engine.optimizer, engine.zero_optimization_partition_weights()
     if shares_weights:
@@ -75,20 +71,40 @@ def load_repartitioned(engine: deepspeed.DeepSpeedEngine, folder: Path, written_
         setattr(engine, counter, model[counter])
 
 
-def _own_state(engine: deepspeed.DeepSpeedEngine, parts: list[State], shapes: list[dict], world: World) -> State:
-    """Return this process's state, cut from the ``parts`` of those that wrote."""
+def read_parts(folder: Path, written_by: int) -> list[State]:
+    """Return what each of ``written_by`` processes wrote of its optimizer into ``folder``, mapped into memory."""
+    parts = []
+    for rank in range(written_by):
+        (file,) = folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+        parts.append(mapped(file)[OPTIMIZER_STATE_DICT])
+    return parts
+
+
+def read_model(folder: Path) -> dict[str, Any]:
+    """Return what the first process wrote of its model into ``folder``; of what is used, the others' say the same."""
+    return mapped(min(folder.glob("*_model_states.pt")))
+
+
+def written_pieces(parts: list[State], shapes: list[dict[str, torch.Size]]) -> dict[str, list[Piece]]:
+    """Return by parameter where the flat tensors of ``parts`` hold it."""
     written: dict[str, list[Piece]] = {}
     for piece in _pieces_of_shapes(shapes, len(parts)) if FP32_FLAT_GROUPS in parts[0] else _pieces_of_parts(parts):
         written.setdefault(piece.parameter, []).append(piece)
+    return written
+
+
+def _own_state(engine: deepspeed.DeepSpeedEngine, parts: list[State], shapes: list[dict], world: World) -> State:
+    """Return this process's state, cut from the ``parts`` of those that wrote."""
+    written = written_pieces(parts, shapes)
     wanted = list(_own_pieces(engine, world))
-    tensors = [_flat_tensors(part) for part in parts]
+    tensors = [flat_tensors(part) for part in parts]
     weights, kept = [], {}
     for number, flat in enumerate(_flat_weights(engine)):
         mine = [piece for piece in wanted if piece.flat == number]
         cut = {}
         for key, first in tensors[0][0].items():
             flats = [[own[key] for own in part] for part in tensors]
-            cut[key] = _cut(mine, written, flats, flat.numel()) if first.dim() else first.clone()  # clone: step counts
+            cut[key] = collect(mine, written, flats, flat.numel()) if first.dim() else first.clone()  # a count of steps
         weights.append(cut.pop(FP32_WEIGHT_KEY))
         kept[number] = cut
     state = engine.optimizer.state_dict()  # of a new engine: right in all that depends on the number of processes
@@ -99,7 +115,7 @@ def _own_state(engine: deepspeed.DeepSpeedEngine, parts: list[State], shapes: li
     return state | {key: parts[0][key] for key in (LOSS_SCALER, "dynamic_loss_scale", "overflow") if key in state}
 
 
-def _cut(wanted: list[Piece], written: dict[str, list[Piece]], flats: list[list[Tensor]], length: int) -> Tensor:
+def collect(wanted: list[Piece], written: dict[str, list[Piece]], flats: list[list[Tensor]], length: int) -> Tensor:
     """Return a flat tensor of ``length`` with the ``wanted`` pieces, zero between them.
 
     Args:
@@ -170,7 +186,7 @@ def _flat_weights(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
     return stepped or engine.optimizer.fp32_partitioned_groups_flat  # which ZeRO-3 lends the optimizer for a step
 
 
-def _flat_tensors(state: State) -> list[dict[str, Tensor]]:
+def flat_tensors(state: State) -> list[dict[str, Tensor]]:
     """Return, by flat tensor, the weights and what the optimizer keeps for them."""
     weights_key, optimizer_key = _keys(state)
     kept = state[optimizer_key]["state"]

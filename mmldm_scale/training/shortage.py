@@ -9,6 +9,8 @@ from typing import Any
 import deepspeed
 import torch
 
+from mmldm_scale.training.engine import save
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -36,7 +38,7 @@ class Shortage:
         """Have ``engine`` write its files into ``folder/tag``, which exists, and no scripts beside them."""
         engine.checkpoint_engine.save = self._save
         engine._copy_recovery_script = lambda _: None
-        engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        save(engine, folder, tag)
 
     def _save(self, state_dict: dict[str, Any], path: str) -> None:
         # To a stream, not a path: torch hides what the system said of a path.

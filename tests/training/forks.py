@@ -22,6 +22,7 @@ from mmldm_scale import config
 from mmldm_scale.errors import UserError
 from mmldm_scale.training import loop
 from mmldm_scale.training.distributed import start, stop
+from mmldm_scale.training.engine import save
 from mmldm_scale.training.repartition import load_repartitioned
 from mmldm_scale.training.task import Dataset, Task
 from tests.training import toy
@@ -61,7 +62,7 @@ def repartition(source: str, written_by: int, to: str, *overrides: str) -> int:
     trainer = loop.Trainer(toy.build_task(schema), schema.training, Path(to), world)
     for tag, engine in trainer.saved_engines.items():
         load_repartitioned(engine, Path(source) / tag, written_by, world)
-        engine.save_checkpoint(to, tag=tag, save_latest=False)
+        save(engine, Path(to), tag)
     stop()
     return 0
 
