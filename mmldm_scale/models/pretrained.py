@@ -6,6 +6,7 @@ it. Nothing here unpickles anything.
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,6 +27,13 @@ def save(folder: Path, kind: Kind, config: dict[str, Any], state: dict[str, torc
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps({"kind": kind, **config}, indent=2) + "\n")
+    share(folder)
+
+
+def share(folder: Path) -> None:
+    """Let all who may read a config.json in ``folder`` read the weights beside it, else kept private."""
+    for weights in folder.rglob("*.safetensors"):
+        shutil.copymode(weights.with_name(CONFIG), weights)
 
 
 def find(path: str | Path, kind: Kind) -> Path:

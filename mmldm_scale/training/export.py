@@ -197,6 +197,7 @@ def _write(output: Path, source: Source, state: dict[str, Tensor] | None, diffus
             save_file(state, file, metadata={"format": "pt"})
         if diffusers:
             diffusers_folder.write(aside, source.kind)
+        pretrained.share(aside)
         for path in aside.rglob("*"):
             sync(path)
         os.rename(aside, output)

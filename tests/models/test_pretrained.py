@@ -27,6 +27,11 @@ def test_newest_checkpoint_of_a_run_is_found_and_loads(tmp_path) -> None:
     assert pretrained.read_config(newest / "weights", "dit") == {"width": 2}
 
 
+def test_weights_are_for_all_who_may_read_their_configuration(tmp_path) -> None:
+    folder = weights(tmp_path / "weights")
+    assert (folder / pretrained.WEIGHTS).stat().st_mode == (folder / pretrained.CONFIG).stat().st_mode
+
+
 def test_what_does_not_fit_is_one_line(tmp_path) -> None:
     folder, empty = weights(tmp_path / "weights"), tmp_path / "empty"
     empty.mkdir()

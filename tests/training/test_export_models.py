@@ -85,6 +85,7 @@ def test_autoencoder(data, tmp_path, trained) -> None:
     assert_holds(raw, weights, "autoencoder.")
     assert_same(raw.kl_vae, kl_vae.load(data / "kl_vae"))
     folder = export(tmp_path, "--weights", "raw", "--format", "diffusers")
+    assert len({file.stat().st_mode for file in folder.rglob("*.*")}) == 1
     assert_same(Autoencoder.from_pretrained(folder / "autoencoder"), raw)
     assert_same(AutoencoderKL.from_pretrained(folder, subfolder="vae"), raw.kl_vae)
     assert_same(UNet2DConditionModel.from_pretrained(folder, subfolder="unet"), raw.decoder.unets["shared"])

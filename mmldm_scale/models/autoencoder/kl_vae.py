@@ -70,6 +70,7 @@ def save(folder: Path, vae: AutoencoderKL) -> None:
     """Write ``vae`` as a weights folder of kind "kl_vae", whose sub-folder ``vae`` any diffusers program can load."""
     vae.save_pretrained(folder / SUBFOLDER, safe_serialization=True)
     (folder / pretrained.CONFIG).write_text(json.dumps({"kind": "kl_vae"}, indent=2) + "\n")
+    pretrained.share(folder)
 
 
 def load(path: str | Path) -> AutoencoderKL:
