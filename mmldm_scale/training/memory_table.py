@@ -32,8 +32,11 @@ SHIPPED = [
     for gpu, file in (("A800 80 GB", "cluster/a800.yaml"), ("V100 32 GB", "cluster/v100.yaml"))
 ] + [
     Shipped(f"autoencoder, {name}", gpu, 8, (f"autoencoder/{name.lower()}.yaml", file), classes)
-    for name, classes in (("Landscape", 9), ("AudioSet", 0))
-    for gpu, file in (("A800 80 GB", "cluster/a800.yaml"), ("V100 32 GB", "cluster/v100_autoencoder.yaml"))
+    for name, classes, gpu, file in (
+        ("Landscape", 9, "A800 80 GB", "cluster/a800.yaml"),
+        ("Landscape", 9, "V100 32 GB", "cluster/v100_autoencoder.yaml"),
+        ("AudioSet", 0, "A800 80 GB", "cluster/a800.yaml"),
+    )
 ]
 
 
