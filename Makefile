@@ -23,7 +23,7 @@ demo: install
 	./demo.sh $(if $(VIDEOS),"$(VIDEOS)")
 
 test: $(VENV)/installed-dev slurm
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
 
 soak: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -m soak --timeout=0 --capture=no tests/soak
