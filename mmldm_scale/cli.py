@@ -173,7 +173,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _speak_once(line: str) -> None:
     """Print ``line``; a rank other than the first waits, since the launcher ends it if the first failed as well."""
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) > 0:
-        time.sleep(3)
+        time.sleep(10)
     print(line, file=sys.stderr, flush=True)
     _be_heard()
 
