@@ -21,8 +21,7 @@ from typing import BinaryIO, Literal
 
 from data_tools.chorus import Chorus
 from data_tools.workers import default_workers
-from mmldm_scale.cluster.submit import JobRequest, Jobs, Outcome, submit
-from mmldm_scale.config import load
+from mmldm_scale.cluster.submit import JobRequest, Jobs, Outcome, read_request, submit
 from mmldm_scale.errors import UserError
 from mmldm_scale.processes import die_with_parent
 
@@ -84,8 +83,7 @@ def launch(command: Sequence[str], launcher: Launcher, jobs: int | None, options
         raise UserError(f"--jobs {jobs if jobs is not None else '(none)'}: give how many processes, 1 or more")
     if launcher == "local":
         return _run_here(command, jobs)
-    files = [text for text in options.slurm if text.endswith((".yaml", ".yml"))]
-    ask = load(JobRequest, files, [text for text in options.slurm if text not in files])
+    ask = read_request(JobRequest, options.slurm)
     folder = options.output.with_name(f"{options.output.name}-jobs").resolve()
     setup = [f"source '{PROLOGUE}'"] if PROLOGUE.exists() else []
     submitted = submit(_shard(command, ask.cpus), folder, jobs, command[0], ask, setup)

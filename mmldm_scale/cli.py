@@ -13,11 +13,13 @@ EPILOG = """\
 examples:
   mmldm train dit --config configs/dit/S.yaml --config configs/cluster/a800.yaml shards=data/latents run=runs/dit_S
   mmldm train dit --config configs/dit/demo.yaml shards=demo/latents --processes 2
+  mmldm launch train dit --nodes 16 --gpus-per-node 8 --config configs/dit/L.yaml shards=data/latents run=runs/dit_L
   mmldm sample --checkpoint runs/dit_S --task svg --num-samples 16 --output runs/dit_S/samples
   mmldm reconstruct --checkpoint runs/autoencoder --input data/clips --num-samples 256 --output runs/reconstruction
   mmldm export --checkpoint runs/dit_S --ema 0.08 --output weights/dit_S
   mmldm model-info
 """
+MODELS = ("kl-vae", "autoencoder", "dit")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands.add_parser("train", help="train a kl-vae, an autoencoder or a dit"))
+    _add_launch(commands.add_parser("launch", help="submit a training, or a sweep of them, to SLURM"))
     _add_sample(commands.add_parser("sample", help="make videos with sound from a trained dit"))
     _add_reconstruct(commands.add_parser("reconstruct", help="measure how close an autoencoder brings clips back"))
     _add_ladder(commands.add_parser("ladder", help="train an autoencoder's variants and compare them (Tables 5 and 6)"))
@@ -40,12 +43,33 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:
-    train.add_argument("model", choices=["kl-vae", "autoencoder", "dit"])
+    train.add_argument("model", choices=MODELS)
     train.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
     train.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
     train.add_argument("--processes", type=int, metavar="N", help="start N processes on this machine, without SLURM")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. training.seed=1")
     train.set_defaults(run=_train)
+
+
+def _add_launch(launch: argparse.ArgumentParser) -> None:
+    add = launch.add_argument
+    add("what", choices=["train"])
+    add("model", choices=MODELS)
+    add("--nodes", type=int, metavar="N", help="1 by default")
+    add("--gpus-per-node", type=int, metavar="N", help="one task is started on each GPU")
+    add("--tasks-per-node", type=int, metavar="N", help="on nodes without GPUs")
+    add(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="partition, account, qos, constraint, hours, cpus (a task's), memory_gb (a node's), grace (seconds for "
+        "saving before the time limit), parallel (runs of a sweep at once); or a YAML file of them",
+    )
+    add("--sweep", action="append", default=[], metavar="KEY=V,V", help="a run for each of the values; repeat to cross")
+    add("--config", action="append", default=[], metavar="FILE", help="as for train")
+    add("overrides", nargs="*", metavar="key=value", help="as for train; run= is the folder of a whole sweep")
+    launch.set_defaults(run=_launch)
 
 
 def _add_sample(sample: argparse.ArgumentParser) -> None:
@@ -80,6 +104,12 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.set_defaults(run=_export)
 
 
+def _launch(args: argparse.Namespace) -> int:
+    from mmldm_scale.cluster import launch
+
+    return launch.launch(args)
+
+
 def _sample(args: argparse.Namespace) -> int:
     from mmldm_scale.sampling import job
 
@@ -107,8 +137,7 @@ def _export(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from mmldm_scale import config
 
-    schemas = {"kl-vae": config.KLVAETraining, "autoencoder": config.AutoencoderTraining, "dit": config.DiTTraining}
-    schema = config.load(schemas[args.model], args.config, args.overrides)
+    schema = config.load(config.TRAININGS[args.model], args.config, args.overrides)
     if args.print_config:
         print(config.dump(schema), end="")
         return 0

@@ -104,9 +104,10 @@ def requeue() -> None:
         UserError: the process belongs to no job.
         SlurmError: SLURM refuses, with its reason.
     """
-    if "SLURM_JOB_ID" not in os.environ:
+    this = job()
+    if this is None:
         raise UserError("only a SLURM job can be requeued, and this process belongs to none")
-    _scontrol("requeue", os.environ["SLURM_JOB_ID"])
+    _scontrol("requeue", this.id)  # one task's SLURM_JOB_ID is its array's, which would requeue all of them
 
 
 def _from_launcher(env: Mapping[str, str]) -> Rendezvous:

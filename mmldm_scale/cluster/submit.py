@@ -1,8 +1,9 @@
-"""One command as several SLURM jobs: a job array through submitit, queued again when it is interrupted.
+"""SLURM jobs through submitit, queued again when they are interrupted.
 
-``submit(command, folder, 8, "latents", ask)`` returns :class:`Jobs`, which says what SLURM still has of them and how
-the others ended. The command has to be idempotent and to share its work by itself: a job that runs into its time limit,
-or is preempted, starts it anew. Logs and submitit's own files lie in ``folder``.
+``submit(command, folder, 8, "latents", ask)`` starts one command as the jobs of an array, and returns :class:`Jobs`,
+which says what SLURM still has of them and how the others ended. The command has to be idempotent and to share its work
+by itself: a job that runs into its time limit, or is preempted, starts it anew. ``queue()`` is the part beneath, which
+``mmldm launch`` uses too. Logs and submitit's own files lie in ``folder``.
 """
 
 import contextlib
@@ -11,37 +12,67 @@ import math
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import submitit
 from submitit.core.utils import FailedJobError, pickle_load
 
+from mmldm_scale import config
 from mmldm_scale.errors import UserError
 from mmldm_scale.processes import die_with_parent
 
 
 @dataclass
-class JobRequest:
-    """What each job asks of SLURM; ``config.load(JobRequest, files, ["partition=gpu", …])`` makes one."""
+class Resources:
+    """What a job asks of SLURM."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None  # your cluster's name for the nodes that fit
     hours: float = 24.0  # until a job is interrupted and queued again
-    gpus: int = 0
-    cpus: int = 8
-    memory_gb: int = 0  # 0: what the cluster gives by itself
+    gpus: int = 0  # of each node
+    cpus: int = 8  # of each task
+    memory_gb: int = 0  # of each node; 0: what the cluster gives by itself
+
+    def __post_init__(self) -> None:
+        for key, least in (("gpus", 0), ("cpus", 1), ("memory_gb", 0)):
+            require(self, key, least)
+        if self.hours <= 0:
+            raise UserError(f"hours: {self.hours:g}; more than 0 fits")
+
+
+@dataclass
+class JobRequest(Resources):
+    """What each job of :func:`submit` asks for: one task on one node."""
+
     requeues: int = 20  # times that a job may run into its time limit
 
     def __post_init__(self) -> None:
-        for key, least in (("gpus", 0), ("cpus", 1), ("memory_gb", 0), ("requeues", 0)):
-            if getattr(self, key) < least:
-                raise UserError(f"{key}: {getattr(self, key)}; {least} or more fits")
-        if self.hours <= 0:
-            raise UserError(f"hours: {self.hours:g}; more than 0 fits")
+        super().__post_init__()
+        require(self, "requeues", 0)
+
+
+Request = TypeVar("Request", bound=Resources)
+
+
+def read_request(kind: type[Request], settings: Sequence[str]) -> Request:
+    """Return the request that ``settings`` describe: "partition=gpu" and the like, and YAML files of such keys.
+
+    Raises:
+        UserError: a key or value does not fit.
+    """
+    files = [text for text in settings if text.endswith((".yaml", ".yml"))]
+    return config.load(kind, files, [text for text in settings if text not in files])
+
+
+def require(request: Resources, key: str, least: int) -> None:
+    """Raise UserError if the setting ``key`` of ``request`` is below ``least``."""
+    if getattr(request, key) < least:
+        raise UserError(f"{key}: {getattr(request, key)}; {least} or more fits")
 
 
 @dataclass(frozen=True)
@@ -138,27 +169,39 @@ def submit(
     Raises:
         UserError: there is no SLURM here, or it refuses the request; carries SLURM's own words.
     """
+    work = [Command(tuple(command))] * count
+    return queue(work, folder, name, ask, ask.requeues, array_parallelism=count, setup=list(setup))
+
+
+def queue(
+    work: Sequence[Callable[[], object]], folder: Path, name: str, ask: Resources, requeues: int, **parameters: Any
+) -> Jobs:
+    """Submit a job for each callable of ``work`` (several: an array), which all tasks of the job call; return at once.
+
+    Args:
+        folder, name: as for :func:`submit`.
+        requeues: times that submitit may queue a job again that ran into its time limit.
+        parameters: more for submitit's executor; without them a job is one task on one node.
+
+    Raises: as :func:`submit`.
+    """
     for program in ("sbatch", "srun", "squeue", "scancel"):
         if shutil.which(program) is None:
             raise UserError(f"{program} is not on PATH: submit jobs from a node of a SLURM cluster")
-    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=ask.requeues)
+    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=requeues)
     given = {key: getattr(ask, key) for key in ("partition", "account", "qos", "constraint") if getattr(ask, key)}
     given |= {"gpus_per_node": ask.gpus} if ask.gpus else {}
     given |= {"mem": f"{ask.memory_gb}GB"} if ask.memory_gb else {}
     executor.update_parameters(
         job_name=name,
         time=math.ceil(60 * ask.hours),  # minutes
-        nodes=1,
-        ntasks_per_node=1,
         cpus_per_task=ask.cpus,
-        array_parallelism=count,
-        setup=list(setup),
         additional_parameters={"requeue": True},
-        **given,
+        **({"nodes": 1, "ntasks_per_node": 1} | given | parameters),
     )
     try:
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # sbatch's words are in the exception
-            jobs = [executor.submit(Command(tuple(command))) for _ in range(count)]
+            jobs = [executor.submit(one) for one in work]
     except FailedJobError as error:
         words = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
         raise UserError(f"SLURM refuses the jobs: {(words or str(error).splitlines())[-1]}") from None

@@ -23,6 +23,7 @@ from mmldm_scale.config.models import (
 )
 from mmldm_scale.config.sampling import GenerationTask, Reconstructing, Sampling
 from mmldm_scale.config.training import (
+    TRAININGS,
     AdversarialConfig,
     AutoencoderTraining,
     DiTTraining,
@@ -34,6 +35,7 @@ from mmldm_scale.config.training import (
 )
 
 __all__ = [
+    "TRAININGS",
     "AdversarialConfig",
     "AudioImageConfig",
     "AutoencoderConfig",

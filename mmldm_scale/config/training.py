@@ -191,3 +191,10 @@ class DiTTraining(ShardTraining):
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     flip: float = 0.5  # share of samples that use the mirrored video's latent
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+TRAININGS: dict[str, type[ShardTraining]] = {  # what `mmldm train` can be told to train
+    "kl-vae": KLVAETraining,
+    "autoencoder": AutoencoderTraining,
+    "dit": DiTTraining,
+}

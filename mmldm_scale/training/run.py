@@ -15,6 +15,7 @@ from mmldm_scale.errors import UserError
 from mmldm_scale.files import write_whole
 from mmldm_scale.training.distributed import World
 
+CONFIG = "config.yaml"
 FREE = {
     "run",
     *(f"preview.{field.name}" for field in dataclasses.fields(config.DecodingConfig)),
@@ -51,13 +52,25 @@ def begin(run: Path, schema: Any, world: World) -> None:
         raise UserError(problem)
 
 
+def check(run: Path, schema: Any) -> None:
+    """Look, without touching ``run``, whether ``schema`` can begin it or carries on what it holds.
+
+    Raises:
+        UserError: the run was begun with other settings.
+    """
+    file = run / CONFIG
+    problem = _difference(file, config.load(type(schema), [file]), schema) if file.exists() else None
+    if problem:
+        raise UserError(problem)
+
+
 def _begin(run: Path, schema: Any) -> str | None:
-    file = run / "config.yaml"
+    file = run / CONFIG
     try:
         run.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            return _difference(file, config.load(type(schema), [file]), schema)
-        write_whole(file, config.dump(schema).encode())
+        check(run, schema)
+        if not file.exists():
+            write_whole(file, config.dump(schema).encode())
     except OSError as error:
         return f"{run}: cannot be used as a run folder: {error.strerror}"
     except UserError as error:

@@ -146,6 +146,14 @@ def test_requeue_asks_for_this_job(scontrol, monkeypatch):
     assert calls.read_text() == "requeue 4711\n"
 
 
+def test_requeue_asks_for_one_task_of_an_array(scontrol, monkeypatch):
+    calls = scontrol("")
+    for name, value in (("JOB_ID", "4700"), ("ARRAY_JOB_ID", "4700"), ("ARRAY_TASK_ID", "11")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    slurm.requeue()
+    assert calls.read_text() == "requeue 4700_11\n"
+
+
 def test_requeue_repeats_what_slurm_objects_to(scontrol, monkeypatch):
     scontrol("echo 'Job is not requeueable' >&2; exit 1")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")

@@ -140,22 +140,22 @@ class TwoNodes:
         worst = max(tasks, key=lambda task: (task["JobState"] != "COMPLETED", task["ExitCode"]))
         return JobResult(worst["JobState"], int(worst["ExitCode"].split(":")[0]), self.output(job))
 
-    def wait_until(self, happened: Callable[[], bool], job: int, timeout: float) -> None:
+    def wait_until(self, happened: Callable[[], bool], job: int | str, timeout: float) -> None:
         """Return once ``happened()``; else the test fails, with the output of ``job``."""
         _wait_until(happened, timeout, lambda: self.output(job))
 
-    def restart(self, job: int, timeout: float) -> None:
-        """Wait until ``job`` is requeued, and start it without the delay that SLURM gives such a job."""
+    def restart(self, job: int | str, timeout: float) -> None:
+        """Wait until ``job`` (of an array a task, "3_1") is requeued, and start it without the delay that is usual."""
         self.wait_until(lambda: self.tasks(job)[0]["JobState"] == "PENDING", job, timeout)
         time.sleep(1.5)  # a node refuses the job as long as its clock shows the second in which it was killed
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
-    def tasks(self, job: int) -> list[dict[str, str]]:
+    def tasks(self, job: int | str) -> list[dict[str, str]]:
         """Return what SLURM knows of each task of ``job``; of one that is no array, a single record."""
         records = self.run("scontrol", "show", "job", str(job), "--oneliner").splitlines()
         return [dict(fact.split("=", 1) for fact in record.split() if "=" in fact) for record in records]
 
-    def output(self, job: int) -> str:
+    def output(self, job: int | str) -> str:
         """Return what ``job`` has printed so far."""
         files = sorted({Path(task["StdOut"]) for task in self.tasks(job)})
         return "".join(file.read_text(errors="replace") for file in files if file.exists())

@@ -1,0 +1,241 @@
+"""``mmldm launch``: a training, or a sweep of them, as SLURM jobs from one command, through submitit.
+
+    mmldm launch train dit --nodes 16 --gpus-per-node 8 --config configs/dit/L.yaml shards=data/latents run=runs/dit_L
+
+The configurations are composed and checked here, where a mistake is one line. What a job needs then lies in
+``RUN/launch-1/`` (the next time ``launch-2``): its configuration, a copy of the code, submitit's files and the logs.
+A job runs ``mmldm train`` with these in one task for each GPU. Signals are the trainer's to answer: all ranks save at
+the same step, and the first queues the job again. submitit's own handler, which acts on one rank alone, has the word
+only until then.
+"""
+
+import argparse
+import contextlib
+import itertools
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import submitit
+
+from mmldm_scale import config
+from mmldm_scale.cluster import snapshot
+from mmldm_scale.cluster.submit import Jobs, Resources, queue, read_request, require
+from mmldm_scale.config import ShardTraining
+from mmldm_scale.errors import UserError
+
+KINDS = {"kl-vae": "clips", "autoencoder": "clips", "dit": "latents"}
+UNLIMITED = 1_000_000  # each time limit finds a training further on
+
+
+@dataclass
+class TrainingRequest(Resources):
+    """What each job of a launch asks of SLURM."""
+
+    nodes: int = 1
+    tasks: int = 0  # on each node, where there are no GPUs; with GPUs there is one for each
+    grace: int = 120  # seconds before the time limit at which the job is told to save
+    parallel: int = 100  # runs of a sweep at the same time
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, least in (("nodes", 1), ("tasks", 0), ("grace", 1), ("parallel", 1)):
+            require(self, key, least)
+        if self.grace >= 3600 * self.hours:
+            raise UserError(f"grace: {self.grace} seconds before the end of {self.hours:g} hours; less fits")
+
+    def tasks_per_node(self) -> int:
+        """Return the number of tasks on each node; raise UserError if it is not clear."""
+        if (self.gpus > 0) == (self.tasks > 0):
+            raise UserError(
+                "give --gpus-per-node N, for a task on each GPU, or where there are none --tasks-per-node N"
+            )
+        return self.gpus or self.tasks
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a launch.
+
+    Attributes:
+        name: of its combination; empty if there is no sweep.
+        values: the swept keys' values.
+        schema: the composed configuration.
+    """
+
+    name: str
+    values: dict[str, str]
+    schema: ShardTraining
+
+
+@dataclass(frozen=True)
+class Command:
+    """What each task of a job calls: ``mmldm`` with ``arguments``, in the task's own process."""
+
+    arguments: tuple[str, ...]
+
+    def __call__(self) -> None:
+        """Run the command; leave by SystemExit unless it succeeds."""
+        from mmldm_scale import cli
+
+        status = cli.main(self.arguments)
+        if status:
+            sys.exit(status)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """Tell submitit what to do if a signal comes before the trainer listens: the same once more."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def launch(args: argparse.Namespace) -> int:
+    """Submit what the arguments of ``mmldm launch`` ask for, say what it became, and return the exit status.
+
+    Raises:
+        UserError: the request, a configuration, the shards or a run's folder do not fit, or SLURM refuses.
+    """
+    flags = {"nodes": args.nodes, "gpus": args.gpus_per_node, "tasks": args.tasks_per_node}
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    ask = read_request(TrainingRequest, [*args.slurm, *given])
+    base, runs = plan(args.model, args.config, args.overrides, args.sweep)
+    for run in runs:
+        _check(args.model, run.schema, ask.nodes * ask.tasks_per_node())
+    folder = _new_folder(base)
+    try:
+        code = snapshot.take(folder / "code")
+        jobs = _submit(args.model, base.name, runs, folder, code, ask)
+    except BaseException:
+        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # it is a run's already
+            base.rmdir()
+        raise
+    _report(args.model, runs, folder, code, ask, jobs)
+    return 0
+
+
+def plan(model: str, files: Sequence[str], overrides: Sequence[str], sweeps: Sequence[str]) -> tuple[Path, list[Run]]:
+    """Compose the configuration of each combination of ``sweeps``; without any there is one.
+
+    Returns: the folder of the launch, and the runs, of a sweep each in a folder of its own below.
+
+    Raises:
+        UserError: a configuration or a sweep does not fit.
+    """
+    axes = [_axis(text) for text in sweeps]
+    keys = [key for key, _ in axes]
+    if len(set(keys)) < len(keys) or "run" in keys:
+        raise UserError(f"--sweep: {', '.join(keys)}: each key once, and not run, which names the folder of them all")
+    runs = []
+    for values in itertools.product(*(values for _, values in axes)):
+        combination = dict(zip(keys, values, strict=True))
+        assigned = [f"{key}={value}" for key, value in combination.items()]
+        schema = config.load(config.TRAININGS[model], files, [*overrides, *assigned])
+        runs.append(Run(_name(combination), combination, schema))
+    if len({run.name for run in runs}) < len(runs):
+        raise UserError(f"--sweep: two combinations are called {max(run.name for run in runs)}; give each value once")
+    base = Path(runs[0].schema.run)
+    if not sweeps:
+        return base, runs
+    return base, [replace(run, schema=replace(run.schema, run=str(base / run.name))) for run in runs]
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+    """Split "key=a,b" into its key and values; commas in brackets belong to a value."""
+    key, equals, values = text.partition("=")
+    if not (key and equals and values):
+        raise UserError(f"--sweep {text}: has the form key=value,value")
+    return key, re.split(r",(?![^\[{(]*[\]})])", values)
+
+
+def _name(combination: dict[str, str]) -> str:
+    """Return a name for the folder of a combination: "learning_rate=1e-4,seed=0"."""
+    short = [key.rpartition(".")[2] for key in combination]
+    keys = short if len(set(short)) == len(short) else list(combination)
+    name = ",".join(f"{key}={value}" for key, value in zip(keys, combination.values(), strict=True))
+    return re.sub(r"[^\w.,=+-]+", "-", name)
+
+
+def _check(model: str, schema: ShardTraining, processes: int) -> None:
+    """Find now what the job would stumble over when it starts.
+
+    Raises:
+        UserError: the shards are missing or of another kind, the batch does not divide over the ``processes``, or the
+            run was begun with another configuration.
+    """
+    from mmldm_scale.shards.manifest import Manifest
+    from mmldm_scale.shards.remote import is_url
+    from mmldm_scale.training import engine, run
+
+    for location in schema.shards:
+        if not is_url(location):
+            Manifest.read(location, KINDS[model])
+    engine.deepspeed_config(schema.training, processes)
+    run.check(Path(schema.run), schema)
+
+
+def _new_folder(base: Path) -> Path:
+    """Make and return ``base/launch-N``, N the next number."""
+    for number in itertools.count(1):
+        folder = base.resolve() / f"launch-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
+        return folder
+    raise AssertionError
+
+
+def _submit(
+    model: str, name: str, runs: Sequence[Run], folder: Path, code: snapshot.Snapshot, ask: TrainingRequest
+) -> Jobs:
+    commands = []
+    for run in runs:
+        file = folder / f"{run.name or 'config'}.yaml"
+        file.write_text(config.dump(run.schema))
+        commands.append(Command(("train", model, "--config", str(file))))
+    return queue(
+        commands,
+        folder,
+        name,
+        ask,
+        UNLIMITED,
+        nodes=ask.nodes,
+        ntasks_per_node=ask.tasks_per_node(),
+        signal_delay_s=ask.grace,
+        array_parallelism=ask.parallel,
+        stderr_to_stdout=True,
+        setup=_setup(code, ask),
+        srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={ask.cpus}"],
+    )
+
+
+def _setup(code: snapshot.Snapshot, ask: TrainingRequest) -> list[str]:
+    """Return the lines of shell that come before the tasks: what the job scripts do, too, and the copied code."""
+    return [
+        *([f"source {shlex.quote(str(code.prologue))}"] if code.prologue else []),
+        f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{ask.cpus}}}"',
+        f'export PYTHONPATH={shlex.quote(str(code.folder))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        "export PYTHONSAFEPATH=1  # else the folder that the job starts in would come first",
+    ]
+
+
+def _report(
+    model: str, runs: Sequence[Run], folder: Path, code: snapshot.Snapshot, ask: TrainingRequest, jobs: Jobs
+) -> None:
+    count = f"{len(runs)} × " if len(runs) > 1 else ""
+    print(f"job {jobs.id}: {count}mmldm train {model} on {ask.nodes} × {ask.tasks_per_node()} tasks")
+    if len(runs) > 1:
+        rows = [("task", *runs[0].values, "run")]
+        rows += [(str(number), *run.values.values(), run.schema.run) for number, run in enumerate(runs)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ", "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"   code    {code.folder} ({code.origin})")
+    print(f"   follow  tail -F {jobs.jobs[0].paths.stdout}")
+    print(f"   state   squeue --jobs={jobs.id}")
+    print(f"   cancel  scancel {jobs.id}   (it saves, and is not queued again)", flush=True)
