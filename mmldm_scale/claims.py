@@ -17,13 +17,13 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 import threading
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
 from mmldm_scale.files import full_disk
+from mmldm_scale.processes import identity
 
 CLAIMS = "claims"
 HEARTBEAT = 10.0  # seconds between two touches
@@ -40,7 +40,7 @@ class Claims:
     def __init__(self, folder: Path, **facts: str) -> None:
         self._folder = folder / CLAIMS
         self._new = not folder.exists()
-        self._me = {**facts, **_process(os.getpid()), "token": secrets.token_hex(8)}
+        self._me = {**facts, **identity(os.getpid()), "token": secrets.token_hex(8)}
         self._held: set[str] = set()
         self._seen: dict[str, tuple[Any, float]] = {}  # claims of others: their last touch, when we first saw it
         self._beating: set[str] = set()  # claims of others that were touched since
@@ -121,7 +121,7 @@ class Claims:
 
     def _alive(self, name: str, holder: dict[str, Any], touched: int) -> bool:
         if _same_machine(holder, self._me):
-            process = _process(holder["pid"])
+            process = identity(holder["pid"])
             return bool(process) and process.items() <= holder.items()
         state = (holder.get("token"), touched)
         seen, since = self._seen.get(name, (None, 0.0))
@@ -162,23 +162,6 @@ def _read(path: Path) -> tuple[dict[str, Any], int | None]:
     except ValueError:
         return {}, touched
     return holder if isinstance(holder, dict) else {}, touched
-
-
-def _process(pid: int) -> dict[str, Any]:
-    """Return what tells process ``pid`` of this machine from every other that is, was or will be; {} for a dead one."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # from the third field on
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
-    if status[0] in "ZX":  # dead, and only waiting for its parent to notice
-        return {}
-    return {**_machine(), "pid": pid, "started": int(status[19])}
-
-
-def _machine() -> dict[str, str]:
-    """Return what tells the process ids seen here from those of another machine, container or boot."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return {"host": socket.gethostname(), "boot": boot, "processes": os.readlink("/proc/self/ns/pid")}
 
 
 def _same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -2,10 +2,12 @@
 
 import argparse
 import os
+import shlex
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmldm_scale.errors import UserError
 
@@ -47,6 +49,7 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
     train.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
     train.add_argument("--processes", type=int, metavar="N", help="start N processes on this machine, without SLURM")
+    train.add_argument("--launch", default="", metavar="COMMAND", help="start them under it, e.g. srun; see slurm/*.sh")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. training.seed=1")
     train.set_defaults(run=_train)
 
@@ -141,11 +144,16 @@ def _train(args: argparse.Namespace) -> int:
     if args.print_config:
         print(config.dump(schema), end="")
         return 0
+    same = ["train", args.model, *(part for file in args.config for part in ("--config", file)), *args.overrides]
+    if args.launch:
+        from mmldm_scale.cluster import restarts
+
+        command = [*shlex.split(args.launch), sys.executable, "-m", "mmldm_scale.cli", *same]
+        return restarts.supervise(command, Path(schema.run))
     if args.processes:
         from mmldm_scale.cluster import local
 
-        files = [part for file in args.config for part in ("--config", file)]
-        return local.run(args.processes, ["train", args.model, *files, *args.overrides])
+        return local.run(args.processes, same)
     return _train_here(args.model, schema)
 
 

@@ -6,7 +6,8 @@
 #       --config configs/cluster/v100_autoencoder.yaml shards=data/clips kl_vae=weights/sd/vae run=runs/autoencoder
 #
 # Submit it from the project's root folder; the arguments go on to `mmldm train autoencoder`. Two minutes before its
-# time is up the run saves and queues up again; a run that was stopped carries on when it is submitted once more.
+# time is up the run saves and queues up again; a run that failed does too, up to three times from the same checkpoint.
+# One that was stopped carries on when it is submitted once more.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu
@@ -29,5 +30,5 @@
 set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
-exec srun --kill-on-bad-exit=1 mmldm train autoencoder \
+exec mmldm train autoencoder --launch "srun --kill-on-bad-exit=1" \
     --config configs/autoencoder/audioset.yaml --config configs/cluster/a800.yaml "$@"

@@ -5,8 +5,9 @@
 #   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_dit_S.sh --config configs/cluster/v100.yaml \
 #       shards=data/latents run=runs/dit_S
 #
-# Submit it from the project's root folder; the arguments go on to `mmldm train dit`. Two minutes before its time is up
-# the run saves and queues up again; a run that was stopped carries on when it is submitted once more.
+# Submit it from the project's root folder; the arguments go on to `mmldm train dit`. Two minutes before its time
+# is up the run saves and queues up again; a run that failed does too, up to three times from the same checkpoint. One
+# that was stopped carries on when it is submitted once more.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu
@@ -29,4 +30,5 @@
 set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
-exec srun --kill-on-bad-exit=1 mmldm train dit --config configs/dit/S.yaml --config configs/cluster/a800.yaml "$@"
+exec mmldm train dit --launch "srun --kill-on-bad-exit=1" \
+    --config configs/dit/S.yaml --config configs/cluster/a800.yaml "$@"

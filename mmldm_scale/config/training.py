@@ -46,7 +46,7 @@ class TrainingConfig:
     keep_checkpoints: int = 3
     skip_limit: int = 10  # steps skipped in a row after which the run goes back to its last checkpoint
     spike_factor: float = 0.0  # a loss or gradient norm so many times the median of the last steps is skipped; 0: none
-    collective_timeout: float = 600.0  # seconds that a process waits for the others
+    collective_timeout: float = 600.0  # seconds after which a process that waits, for others or data, counts as hung
     deepspeed: dict[str, Any] = field(default_factory=dict)  # raw additions to DeepSpeed's configuration
 
     def __post_init__(self) -> None:

@@ -5,8 +5,10 @@ resuming is starting the count at ``samples_seen``. Only after steps had to be s
 positions ahead of its count (:class:`mmldm_scale.training.health.Stretches`).
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
@@ -44,12 +46,18 @@ class MicroBatches:
 
 
 def load(
-    dataset: Dataset, batches: MicroBatches, workers: int, pin_memory: bool = False, timeout: float = 0.0
+    dataset: Dataset,
+    batches: MicroBatches,
+    workers: int,
+    pin_memory: bool = False,
+    timeout: float = 0.0,
+    worker_stacks: BinaryIO | None = None,
 ) -> Iterator[Batch]:
     """Yield the micro-batches at the positions of ``batches``; ``workers`` change nothing but speed.
 
     Args:
         timeout: seconds that a worker may take over a micro-batch; 0: as long as it likes.
+        worker_stacks: where a worker writes its stacks at ``signals.WRITE_STACKS``.
 
     Raises:
         UserError: what the dataset raised, in whichever process it did.
@@ -62,7 +70,7 @@ def load(
         num_workers=workers,
         pin_memory=pin_memory,
         timeout=timeout if workers else 0,
-        worker_init_fn=prepare_worker if workers else None,
+        worker_init_fn=functools.partial(prepare_worker, stacks=worker_stacks) if workers else None,
         prefetch_factor=4 if workers else None,
     )
     for batch in loader:

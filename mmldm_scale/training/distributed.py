@@ -16,6 +16,8 @@ import torch.distributed as dist
 
 from mmldm_scale.cluster import slurm
 
+GRACE = 15.0  # seconds by which what waits for others gives up later than the watchdog, which knows whom they wait for
+
 
 @dataclass(frozen=True)
 class World:
@@ -59,13 +61,13 @@ class World:
 
 
 def start(timeout: float) -> World:
-    """Join the run's processes; a collective that waits longer than ``timeout`` seconds fails."""
+    """Join the run's processes; a collective that waits longer than ``timeout`` seconds and ``GRACE`` fails."""
     slurm.export_rendezvous()
     deepspeed.utils.logger.setLevel(logging.ERROR)  # one rank speaks, and it is ours
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    limit = timedelta(seconds=timeout)
+    limit = timedelta(seconds=timeout + GRACE)
     backend = "nccl" if cuda else "gloo"
     # On CPUs DeepSpeed would compile a shared-memory all-reduce first, for a minute, that only its inference calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -79,13 +81,13 @@ def start(timeout: float) -> World:
 
 
 def limit_every_group(timeout: float) -> None:
-    """Give ``timeout`` seconds to every process group, those that DeepSpeed made for itself included.
+    """Give ``timeout`` seconds and ``GRACE`` to every process group, those that DeepSpeed made for itself included.
 
     The time-out of ``init_distributed`` does not reach ZeRO's own groups, which would wait for a lost rank for the
     half hour that is gloo's default.
     """
     for group in dist.distributed_c10d._world.pg_map:
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout), group)
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout + GRACE), group)
 
 
 def stop() -> None:

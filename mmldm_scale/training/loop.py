@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmldm_scale.cluster import slurm
+from mmldm_scale.cluster import restarts, slurm
 from mmldm_scale.config import TrainingConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.models.precision import DTYPES
@@ -24,7 +24,7 @@ from mmldm_scale.training import engine as engines
 from mmldm_scale.training.adversary import Adversary
 from mmldm_scale.training.checkpoint import DISCRIMINATOR, ENGINE, Checkpoints, read_manifest
 from mmldm_scale.training.data import MicroBatches, load
-from mmldm_scale.training.distributed import World, start, stop
+from mmldm_scale.training.distributed import GRACE, World, start, stop
 from mmldm_scale.training.guard import Guard
 from mmldm_scale.training.health import Health, Stretches, read_state, read_stretches
 from mmldm_scale.training.lock import locked
@@ -34,6 +34,7 @@ from mmldm_scale.training.optimizer import learning_rate
 from mmldm_scale.training.run import begin
 from mmldm_scale.training.signals import EXIT_STOPPED, StopRequest, restore_handlers
 from mmldm_scale.training.task import Task
+from mmldm_scale.training.watchdog import Watchdog
 
 
 def train(build_task: Callable[[Any], Task], schema: Any) -> int:
@@ -55,9 +56,12 @@ def train(build_task: Callable[[Any], Task], schema: Any) -> int:
             trainer = Trainer(task, config, run, world)
             stopped = trainer.run(wish)
         if stopped:
+            restarts.leave_word(EXIT_STOPPED)
             _queue_again(wish, world)
-    except BaseException:
+    except BaseException as error:
         restore_handlers()  # nothing is left to save: a launcher that ends this process now is to be obeyed at once
+        if isinstance(error, UserError):
+            restarts.leave_word(2)
         raise
     finally:
         stop()
@@ -100,6 +104,7 @@ class Trainer:
         self.saved_engines = {ENGINE: self.engine} | ({DISCRIMINATOR: self.adversary.engine} if self.adversary else {})
         self.checkpoints = Checkpoints(run, world, config.keep_checkpoints, task.inputs)
         self.left_out = _left_out(run, world)
+        self.watchdog = Watchdog(run, world, config.collective_timeout)
         self._begin(self.checkpoints.newest())
 
     def _begin(self, checkpoint: Path | None) -> None:
@@ -122,6 +127,10 @@ class Trainer:
         Raises:
             UserError: too many steps in a row were skipped, and going back to a checkpoint cannot help.
         """
+        with self.watchdog:
+            return self._run(wish)
+
+    def _run(self, wish: StopRequest) -> bool:
         config = self.config
         while self.samples_seen < config.total_samples:
             values, stopping = self._step(wish)
@@ -160,7 +169,8 @@ class Trainer:
             self.left_out,
         )
         on_gpu = world.device.type == "cuda"
-        return load(self.task.dataset, positions, config.workers, on_gpu, config.collective_timeout)
+        timeout = config.collective_timeout + GRACE
+        return load(self.task.dataset, positions, config.workers, on_gpu, timeout, self.watchdog.worker_stacks)
 
     def _step(self, wish: StopRequest) -> tuple[dict[str, list[Tensor]], bool]:
         """Take one optimizer step, or skip it.
@@ -172,7 +182,9 @@ class Trainer:
         stopping, last = False, self.engine.gradient_accumulation_steps() - 1
         for micro in range(last + 1):
             began = time.perf_counter()
+            self.watchdog.at("data", self.samples_seen)
             batch = next(self.batches)
+            self.watchdog.at("step", self.samples_seen)
             self.meter.waited(time.perf_counter() - began)
             results = self.engine({k: v.to(self.world.device, non_blocking=True) for k, v in batch.items()})
             exhibits = results.pop("exhibits", None)
@@ -223,6 +235,7 @@ class Trainer:
         Raises:
             UserError: there is none, or the run went back to it before.
         """
+        self.watchdog.at("way back", self.samples_seen)
         limit, checkpoint = self.config.skip_limit, self.checkpoints.newest()
         failure = f"{self.folder}: {limit} steps in a row were skipped up to {self.samples_seen:,} samples"
         if checkpoint is None:
@@ -282,6 +295,7 @@ class Trainer:
     def _preview(self) -> None:
         if self.task.preview is None:
             return
+        self.watchdog.at("preview", self.samples_seen)
         self.engine.eval()
         with torch.no_grad():
             writer = self.monitor.media(self.samples_seen) if self.monitor else Unseen()
@@ -290,6 +304,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.saved != self.samples_seen and self._learned():
+            self.watchdog.at("saving", self.samples_seen)
             written = self.checkpoints.save(self.saved_engines, self.samples_seen, self._write_weights)
             self.saved = self.samples_seen if written else self.saved
 

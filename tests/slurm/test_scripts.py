@@ -10,14 +10,16 @@ pytestmark = pytest.mark.slurm
 
 ROOT = Path(__file__).parents[2]
 A800 = "--config configs/cluster/a800.yaml"
+AUTOENCODER = "--config configs/autoencoder"
+LAUNCH = "--launch srun --kill-on-bad-exit=1"
 # script: nodes, GPUs a node = tasks a node, array tasks, the command it starts
 SCRIPTS = {
-    "train_dit_S": (1, 8, 1, f"mmldm train dit --config configs/dit/S.yaml {A800}"),
-    "train_dit_B": (2, 8, 1, f"mmldm train dit --config configs/dit/B.yaml {A800}"),
-    "train_dit_L": (2, 8, 1, f"mmldm train dit --config configs/dit/L.yaml {A800}"),
-    "train_autoencoder": (1, 8, 1, f"mmldm train autoencoder --config configs/autoencoder/audioset.yaml {A800}"),
-    "train_kl_vae": (1, 8, 1, f"mmldm train kl-vae --config configs/autoencoder/kl_vae_finetune.yaml {A800}"),
-    "ladder": (1, 8, 1, "mmldm ladder --launch srun --kill-on-bad-exit=1"),
+    "train_dit_S": (1, 8, 1, f"mmldm train dit {LAUNCH} --config configs/dit/S.yaml {A800}"),
+    "train_dit_B": (2, 8, 1, f"mmldm train dit {LAUNCH} --config configs/dit/B.yaml {A800}"),
+    "train_dit_L": (2, 8, 1, f"mmldm train dit {LAUNCH} --config configs/dit/L.yaml {A800}"),
+    "train_autoencoder": (1, 8, 1, f"mmldm train autoencoder {LAUNCH} {AUTOENCODER}/audioset.yaml {A800}"),
+    "train_kl_vae": (1, 8, 1, f"mmldm train kl-vae {LAUNCH} {AUTOENCODER}/kl_vae_finetune.yaml {A800}"),
+    "ladder": (1, 8, 1, f"mmldm ladder {LAUNCH}"),
     "encode_latents": (1, 1, 1, "python data_tools/shard.py latents"),
     "sample": (1, 1, 8, "mmldm sample"),
 }
@@ -56,7 +58,7 @@ def test_a_script_asks_for_its_nodes_and_starts_its_tasks(two_nodes, project, na
         assert task["TresPerNode"] == f"gres:gpu:{gpus}"
         assert task["Requeue"] == "1"
     started = [line for line in result.output.splitlines() if line.startswith("started")]
-    times = 1 if name == "ladder" else nodes * gpus * array  # a ladder starts its rungs' tasks itself
+    times = 1 if LAUNCH in command else nodes * gpus * array  # it starts its tasks itself
     assert started == [f"started: {command} key=a b --flag, 1 of 8"] * times
     assert result.output.count(f"({name}") == array  # the prologue's line of facts
 

@@ -1,7 +1,11 @@
 """A tiny task for the trainer's tests, and a program that trains it: ``torchrun … toy.py key=value …``."""
 
 import copy
+import os
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +35,8 @@ class ToyTraining:
     fault: str = "loss"  # what is not finite ("loss", "gradient", "discriminator") or very high ("spike", "steep") …
     fault_at: list[int] = field(default_factory=list)  # … at these positions
     failing_position: int = -1  # reading it fails
+    hang: str = ""  # how the rank that comes to position hang_at hangs ("sample", "forward", "frozen", "suspended")
+    hang_at: int = -1
     stops: list[int] = field(default_factory=list)  # train twice: into run, and into run/pieces with these stops
     adversarial: AdversarialConfig = field(  # weight 0: no discriminator
         default_factory=lambda: AdversarialConfig(weight=0.2, after=48, ramp=64, learning_rate=1e-2)
@@ -51,6 +57,16 @@ class ToyTraining:
             collective_timeout=20.0,
         )
     )
+
+
+def hang(schema: ToyTraining) -> None:
+    if schema.hang == "sample":
+        time.sleep(3600)
+    if schema.hang == "suspended":  # for longer than a hung rank would be waited for
+        seconds = schema.training.collective_timeout + 3
+        subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
+    if schema.hang in ("frozen", "suspended"):
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 class ScaleGradient(torch.autograd.Function):
@@ -79,6 +95,8 @@ class ToyModule(nn.Module):
         self.step = step
 
     def forward(self, batch: dict[str, Tensor]) -> dict:
+        if "asleep" in batch and batch["asleep"].any():
+            time.sleep(3600)
         dtype = self.net[0].weight.dtype
         hidden = self.net[1](self.net[0](self.frozen(batch["x"].to(dtype))))
         out = (self.net[2](hidden) * self.scale).float()
@@ -126,10 +144,15 @@ class ToyData:
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         if position == self.schema.failing_position:
             raise UserError(f"sample {position} cannot be read")
+        if position == self.schema.hang_at:
+            hang(self.schema)
         random = generator(self.schema.training.seed, "toy", position)
         x = torch.from_numpy(random.standard_normal(WIDTH, dtype="float32"))
         y = x.flip(0) + self.schema.noise * torch.from_numpy(random.standard_normal(WIDTH, dtype="float32"))
-        return {"x": x, "y": y, "faulty": torch.tensor(position in self.schema.fault_at)}
+        item = {"x": x, "y": y, "faulty": torch.tensor(position in self.schema.fault_at)}
+        if self.schema.hang == "forward":
+            item["asleep"] = torch.tensor(position == self.schema.hang_at)
+        return item
 
 
 def preview(module: nn.Module, writer: Preview) -> None:
