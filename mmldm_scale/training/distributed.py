@@ -6,8 +6,10 @@ flags, digests of checkpoint files) go over a gloo group of their own, so they n
 
 import logging
 import os
+import time
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -91,6 +93,25 @@ def limit_every_group(timeout: float) -> None:
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group, and wait until its threads have come to rest.
+
+    A thread of gloo's lets go of a tensor after the collective has returned, and waits for Python's interpreter to do
+    so. Were that ending by then, the process would be aborted at its very end.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(0.01)  # without the interpreter, which others may wait for
+        while _gloo_runs():
+            time.sleep(0.01)
+
+
+def _gloo_runs() -> bool:
+    """Return whether a thread of gloo's is running, or is to."""
+    for thread in Path("/proc/self/task").glob("*/stat"):
+        try:
+            name, _, facts = thread.read_text().partition(") ")
+        except OSError:
+            continue  # it ended just now
+        if name.endswith("(pt_gloo_runloop") and facts.startswith("R"):
+            return True
+    return False
