@@ -1,5 +1,6 @@
-"""Several processes on one machine by ``mmldm train --processes``: they meet, and a mistake is shown once."""
+"""Several processes on one machine, by ``mmldm train --processes`` or torchrun: they meet, a mistake is shown once."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,13 @@ import time
 from pathlib import Path
 
 from mmldm_scale.cluster import local
+from tests.training.latent_sets import write_latents
 
+CONFIG = """
+model: {depth: 1, width: 16, heads: 2, context_tokens: 2, context_width: 4}
+training: {total_samples: 16, global_batch: 8, micro_batch: 4, precision: fp32, workers: 0, log_every: 8,
+           checkpoint_every: 16, preview_every: 16, ema_lengths: [0.1]}
+"""
 COMMAND = [sys.executable, "-m", "mmldm_scale.cli", "train", "dit", "--processes", "2"]
 
 
@@ -20,6 +27,21 @@ def test_users_mistake_is_one_line_without_a_traceback(tmp_path: Path) -> None:
     assert done.stderr.count("mmldm: ") == 1
     assert f"{tmp_path / 'no'}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_torchrun_starts_the_same_command(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    settings = ["--config", tmp_path / "tiny.yaml", f"shards={write_latents(tmp_path / 'set')}", f"run={tmp_path}/run"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "mmldm_scale.cli", "train", "dit", *settings],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "run/checkpoints/step-000000000016/manifest.json").read_text())
+    assert manifest["world_size"] == 2
 
 
 def test_status_of_the_processes_becomes_that_of_the_launcher() -> None:
