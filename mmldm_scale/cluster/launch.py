@@ -3,10 +3,11 @@
     mmldm launch train dit --nodes 16 --gpus-per-node 8 --config configs/dit/L.yaml shards=data/latents run=runs/dit_L
 
 The configurations are composed and checked here, where a mistake is one line. What a job needs then lies in
-``RUN/launch-1/`` (the next time ``launch-2``): its configuration, a copy of the code, submitit's files and the logs.
-A job runs ``mmldm train`` with these in one task for each GPU. Signals are the trainer's to answer: all ranks save at
-the same step, and the first queues the job again. submitit's own handler, which acts on one rank alone, has the word
-only until then.
+``RUN/launch-1/`` (the next time ``launch-2``): its configuration, a copy of the code, submitit's files and the log.
+
+submitit submits, and its process, the job's first, runs ``mmldm train`` as the job scripts do (see
+:mod:`mmldm_scale.cluster.restarts`), which starts one task for each GPU. Signals are the trainer's to answer, since its
+ranks have to save together: submitit's own handler calls ``checkpoint()`` on one process alone.
 """
 
 import argparse
@@ -74,7 +75,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Command:
-    """What each task of a job calls: ``mmldm`` with ``arguments``, in the task's own process."""
+    """What a job's first process calls: ``mmldm`` with ``arguments``."""
 
     arguments: tuple[str, ...]
 
@@ -87,7 +88,7 @@ class Command:
             sys.exit(status)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Tell submitit what to do if a signal comes before the trainer listens: the same once more."""
+        """Tell submitit what to do if a signal comes before the command runs: the same once more."""
         return submitit.helpers.DelayedSubmission(self)
 
 
@@ -193,11 +194,12 @@ def _new_folder(base: Path) -> Path:
 def _submit(
     model: str, name: str, runs: Sequence[Run], folder: Path, code: snapshot.Snapshot, ask: TrainingRequest
 ) -> Jobs:
+    srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={ask.cpus}"
     commands = []
     for run in runs:
         file = folder / f"{run.name or 'config'}.yaml"
         file.write_text(config.dump(run.schema))
-        commands.append(Command(("train", model, "--config", str(file))))
+        commands.append(Command(("train", model, "--launch", srun, "--config", str(file))))
     return queue(
         commands,
         folder,
@@ -210,7 +212,7 @@ def _submit(
         array_parallelism=ask.parallel,
         stderr_to_stdout=True,
         setup=_setup(code, ask),
-        srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={ask.cpus}"],
+        use_srun=False,
     )
 
 
