@@ -12,7 +12,7 @@ import pytest
 from tests.training.harness import assert_same_checkpoint
 from tests.training.latent_sets import write_latents
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 120  # seconds that a job may take on a busy machine
