@@ -43,6 +43,12 @@ def test_printed_configuration_reads_back_the_same(tmp_path) -> None:
         ("training: {ema_lengths: [0.3]}", "training.ema_lengths: [0.3]: one or more different numbers"),
         ("training: {ema_lengths: []}", "training.ema_lengths: []: one or more different numbers"),
         ("training: {ema_snapshot_every: 200}", "training.ema_snapshot_every: 200 is no multiple of global_batch"),
+        (
+            "training: {keep_every: 200000}",
+            "training.keep_every: 200000 is no multiple of checkpoint_every = 128000; 25",
+        ),
+        ("training: {keep_every: -128000}", "training.keep_every: must not be negative"),
+        ("training: {checkpoint_every: 0}", "training.checkpoint_every: must be at least 1"),
         ("training: {zero_stage: 5}", "expected one of [0, 1, 2, 3]"),
         ("training: {offload_optimizer: true, zero_stage: 0}", "needs zero_stage 1, 2 or 3"),
         ("diffusion: {audio_conditioned: 0.8, video_conditioned: 0.5}", "must lie in 0..1"),

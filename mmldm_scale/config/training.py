@@ -43,22 +43,29 @@ class TrainingConfig:
     log_every: int = 1_280
     checkpoint_every: int = 128_000
     preview_every: int = 128_000  # pictures, sound and video into TensorBoard
-    keep_checkpoints: int = 3
+    keep_checkpoints: int = 3  # the newest
+    keep_every: int = 0  # checkpoints at multiples of this stay for good; 0: only the newest stay
     skip_limit: int = 10  # steps skipped in a row after which the run goes back to its last checkpoint
     spike_factor: float = 0.0  # a loss or gradient norm so many times the median of the last steps is skipped; 0: none
     collective_timeout: float = 600.0  # seconds after which a process that waits, for others or data, counts as hung
     deepspeed: dict[str, Any] = field(default_factory=dict)  # raw additions to DeepSpeed's configuration
 
     def __post_init__(self) -> None:
-        for key in ("total_samples", "global_batch", "micro_batch", "keep_checkpoints", "skip_limit"):
+        counts = ("total_samples", "global_batch", "micro_batch", "keep_checkpoints", "skip_limit")
+        for key in (*counts, "log_every", "checkpoint_every", "preview_every"):
             require(getattr(self, key) >= 1, f"training.{key}", "must be at least 1")
-        require(self.ema_snapshot_every >= 0, "training.ema_snapshot_every", "must not be negative")
+        for key in ("ema_snapshot_every", "keep_every"):
+            require(getattr(self, key) >= 0, f"training.{key}", "must not be negative")
         for key in ("total_samples", "log_every", "checkpoint_every", "preview_every", "ema_snapshot_every"):
             value, batch = getattr(self, key), self.global_batch
             fit = max(batch, round(value / batch) * batch)
             require(
                 value % batch == 0, f"training.{key}", f"{value} is no multiple of global_batch = {batch}; {fit} fits"
             )
+        value, every = self.keep_every, self.checkpoint_every
+        fit = max(every, round(value / every) * every)
+        problem = f"{value} is no multiple of checkpoint_every = {every}; {fit} fits"
+        require(value % every == 0, "training.keep_every", problem)
         require(
             self.global_batch % self.micro_batch == 0,
             "training.micro_batch",

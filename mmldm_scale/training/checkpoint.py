@@ -1,8 +1,9 @@
 """Checkpoints of a run: whole or absent, verified before they are used.
 
 ``checkpoints/step-SAMPLES/`` holds DeepSpeed's files in ``engine/`` and, where there is one, ``discriminator/``, the
-averaged weights in ``weights/``, and ``manifest.json`` with the size and sha256 of every file. A checkpoint is written
-as ``step-….tmp``: each rank its part, synced to disk; then the manifest; then all ranks meet, the first renames, and
+averaged weights in ``weights/``, and ``manifest.json`` with the size and sha256 of every file. Saving copies all that
+into the host's memory, and a thread of each rank writes it while training goes on. A checkpoint is written as
+``step-….tmp``: each rank its part, synced to disk; then all ranks meet, the first writes the manifest and renames, and
 they meet again. So a name without ``.tmp`` means that everything is there. Loading goes from the newest to the oldest
 checkpoint that verifies.
 
@@ -10,6 +11,7 @@ No file is loaded that would run code (``training/pickles.py``). A number of pro
 checkpoint cuts it anew (``training/repartition.py``).
 """
 
+import functools
 import json
 import os
 import re
@@ -31,7 +33,8 @@ from mmldm_scale.training import pickles
 from mmldm_scale.training.distributed import World
 from mmldm_scale.training.engine import averaged_state
 from mmldm_scale.training.repartition import load_repartitioned
-from mmldm_scale.training.shortage import Shortage
+from mmldm_scale.training.staging import Staging, State
+from mmldm_scale.training.writing import Background, Obstacle
 
 MANIFEST, ENGINE, DISCRIMINATOR, WEIGHTS = "manifest.json", "engine", "discriminator", "weights"
 Engines = dict[str, deepspeed.DeepSpeedEngine]  # the model's as ENGINE, and where there is one a DISCRIMINATOR
@@ -56,57 +59,131 @@ class DamagedCheckpoint(Exception):
     """A checkpoint is not as its manifest says; the message names the file and the difference."""
 
 
-class Checkpoints:
-    """The checkpoints of one run folder."""
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint is to hold, in memory that training does not touch."""
 
-    def __init__(self, run: Path, world: World, keep: int, inputs: dict[str, str]) -> None:
+    samples_seen: int
+    zero_stage: int
+    precision: Precision
+    averages: dict[str, Tensor]  # on the first rank
+    states: dict[Path, State]  # what DeepSpeed writes on this rank, by file
+    tags: tuple[str, ...]
+    write_weights: Callable[[Path, dict[str, Tensor]], None]
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    They are always written beside training: there is no choice to write them in the loop, since the host has room for
+    the copies. A rank's part is at most what it holds on its GPU, and a small share of that where ZeRO divides it.
+
+    Args:
+        keep: how many of the newest stay.
+        keep_every: those at multiples of so many samples stay for good; 0: none does.
+        timeout: seconds that a rank waits for the others to have written their parts.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        world: World,
+        keep: int,
+        inputs: dict[str, str],
+        keep_every: int = 0,
+        timeout: float = 600.0,
+    ) -> None:
         self.folder = run / "checkpoints"
         self._inputs = inputs
         self._world = world
-        self._keep = keep
+        self._keep, self._keep_every = keep, keep_every
+        self._timeout = timeout
+        self._staging = Staging()
+        self._background: Background[int | None] | None = None  # from the first save on
 
     def save(
         self,
         engines: Engines,
         samples_seen: int,
         write_weights: Callable[[Path, dict[str, Tensor]], None],
-    ) -> Path | None:
-        """Write the checkpoint at ``samples_seen``; all ranks call this together. Returns its folder.
+    ) -> None:
+        """Begin to write the checkpoint at ``samples_seen``; all ranks call this together, when no other is in flight.
 
-        If the disk is full it says so, removes what it wrote and returns None: those that were there before stand.
+        Args:
+            write_weights: called on the first rank as ``write_weights(folder, averages)``, in another thread.
         """
-        final = self.folder / f"step-{samples_seen:012d}"
-        aside = final.with_suffix(".tmp")
-        world, shortage = self._world, Shortage()
+        if self._background is None:
+            self._background = Background(self._world, self._timeout)
+        content = Content(
+            samples_seen,
+            zero_stage=int(engines[ENGINE].zero_optimization_stage()),
+            precision=_precision(engines[ENGINE]),
+            averages=averaged_state(engines[ENGINE], self._world),
+            states=self._staging.states(engines, self._aside(samples_seen)),
+            tags=tuple(engines),
+            write_weights=write_weights,
+        )
+        self._background.begin(functools.partial(self._write, content))
+
+    @property
+    def failed(self) -> bool:
+        """Whether :meth:`finish` would raise by now; ranks may see it at different times."""
+        return self._background is not None and self._background.failed
+
+    def finish(self) -> int | None:
+        """Wait until the checkpoint that is being written stands; return its ``samples_seen``, the same on all ranks.
+
+        None if none is being written, or if the disk was full: then that was said, what had been written is removed,
+        and the checkpoints that were there before stand.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        return self._background.wait() if self._background else None
+
+    def close(self) -> None:
+        """Wait until nothing is being written any more, whatever comes of it."""
+        if self._background:
+            self._background.close()
+            self._background = None
+
+    def _path(self, samples_seen: int) -> Path:
+        return self.folder / f"step-{samples_seen:012d}"
+
+    def _aside(self, samples_seen: int) -> Path:
+        return self._path(samples_seen).with_suffix(".tmp")
+
+    def _write(self, content: Content, world: World) -> int | None:
+        """Write this rank's part and, on the first, what makes it a checkpoint; in the background, on all ranks."""
+        aside, obstacle = self._aside(content.samples_seen), Obstacle()
         if world.first:
             shutil.rmtree(aside, ignore_errors=True)
-            with shortage.noted(aside):
-                for name in (WEIGHTS, *engines):
+            with obstacle.noted(aside):
+                for name in (WEIGHTS, *content.tags):
                     (aside / name).mkdir(parents=True)
-        if self._given_up(aside, shortage):
+        if self._given_up(aside, obstacle, world):
             return None
-        state = averaged_state(engines[ENGINE], world)
         if world.first:
-            with shortage.noted(aside / WEIGHTS):
-                write_weights(aside / WEIGHTS, state)
-        del state
-        for tag, engine in engines.items():
-            shortage.save_engine(engine, aside, tag)
+            with obstacle.noted(aside / WEIGHTS):
+                content.write_weights(aside / WEIGHTS, content.averages)
+        for path, state in content.states.items():
+            # To a stream, not a path: torch hides what the system said of a path.
+            with obstacle.noted(path), path.open("wb") as stream:
+                torch.save(state, stream)
         digests: dict[str, tuple[int, str]] = {}
-        with shortage.noted(aside):
+        with obstacle.noted(aside):
             digests = _digests(aside, _own_files(aside, world.rank))
         parts = world.gather(digests)
-        if self._given_up(aside, shortage):
+        if self._given_up(aside, obstacle, world):
             return None
         if world.first:
-            with shortage.noted(aside):
-                self._commit(engines, aside, final, samples_seen, {k: v for part in parts for k, v in part.items()})
-        return None if self._given_up(aside, shortage) else final
+            with obstacle.noted(aside):
+                self._commit(content, {name: digest for part in parts for name, digest in part.items()})
+        return None if self._given_up(aside, obstacle, world) else content.samples_seen
 
-    def _given_up(self, aside: Path, shortage: Shortage) -> bool:
+    def _given_up(self, aside: Path, obstacle: Obstacle, world: World) -> bool:
         """Return whether any rank found the disk full, after removing ``aside``; all ranks call this together."""
-        world = self._world
-        path = next((path for path in world.gather(shortage.path) if path), None)
+        path = obstacle.meet(world)
         if path and world.first:
             written = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file())
             shutil.rmtree(aside, ignore_errors=True)
@@ -163,32 +240,27 @@ class Checkpoints:
                 raise UserError(f"{folder}: its {tag} is of another model or configuration: {reason}") from None
         return manifest.samples_seen
 
-    def _commit(
-        self,
-        engines: Engines,
-        aside: Path,
-        final: Path,
-        samples_seen: int,
-        files: dict[str, tuple[int, str]],
-    ) -> None:
+    def _commit(self, content: Content, files: dict[str, tuple[int, str]]) -> None:
+        """Make a checkpoint of what all ranks have written, and remove those that are not to be kept."""
+        aside, final = self._aside(content.samples_seen), self._path(content.samples_seen)
         manifest = Manifest(
-            samples_seen=samples_seen,
+            samples_seen=content.samples_seen,
             world_size=self._world.size,
-            zero_stage=int(engines[ENGINE].zero_optimization_stage()),
-            precision=_precision(engines[ENGINE]),
+            zero_stage=content.zero_stage,
+            precision=content.precision,
             inputs=self._inputs,
             versions={"torch": torch.__version__, "deepspeed": deepspeed.__version__},
             files=dict(sorted(files.items())),
         )
         (aside / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-        for path in (aside / MANIFEST, aside / WEIGHTS, *(aside / tag for tag in engines), aside):
+        for path in (aside / MANIFEST, aside / WEIGHTS, *(aside / tag for tag in content.tags), aside):
             sync(path)
         shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be in the way
         os.rename(aside, final)
         sync(self.folder)
-        whole = sorted(self.folder.glob("step-*[0-9]"))
-        for old in whole[: -self._keep]:
-            shutil.rmtree(old)
+        for old in sorted(self.folder.glob("step-*[0-9]"))[: -self._keep]:
+            if not self._keep_every or int(old.name.removeprefix("step-")) % self._keep_every:
+                shutil.rmtree(old)
 
     def _check_fit(self, engines: Engines, folder: Path, manifest: Manifest) -> None:
         stage, precision = int(engines[ENGINE].zero_optimization_stage()), _precision(engines[ENGINE])

@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,16 +130,22 @@ def trained_names(engine: deepspeed.DeepSpeedEngine) -> list[str]:
     return [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
 
 
-def save(engine: deepspeed.DeepSpeedEngine, folder: Path, tag: str) -> None:
-    """Have DeepSpeed write its files to ``folder / tag``; all ranks call this together.
+def save(
+    engine: deepspeed.DeepSpeedEngine, folder: Path, tag: str, keep: Callable[[Path, dict[str, Any]], None]
+) -> None:
+    """Have DeepSpeed call ``keep(path, state)`` in place of writing a file to ``folder / tag``; all ranks call this.
 
-    Under ``TRAINED`` they hold the names of the trained parameters too, which ZeRO 0 would not write.
+    Under ``TRAINED`` they hold the names of the trained parameters too, which ZeRO 0 would not write. The tensors are
+    those in use.
     """
+    engine.checkpoint_engine.save = lambda state_dict, path: keep(Path(path), state_dict)
+    engine.checkpoint_engine.makedirs = lambda *_, **__: None
+    engine._copy_recovery_script = lambda _: None
     engine.save_checkpoint(str(folder), tag=tag, save_latest=False, client_state={TRAINED: trained_names(engine)})
 
 
 def averaged_state(engine: deepspeed.DeepSpeedEngine, world: World, length: float | None = None) -> dict[str, Tensor]:
-    """Gather the average of every trained parameter and the module's buffers, float32 on the first rank's CPU.
+    """Copy the average of every trained parameter and the module's buffers, float32, to the first rank's CPU.
 
     Of the averages it is that of ``length``, or else the first one. All ranks must call this, after at least one step;
     the others get an empty dictionary.
@@ -156,10 +162,10 @@ def averaged_state(engine: deepspeed.DeepSpeedEngine, world: World, length: floa
         else:
             average = safe_get_full_optimizer_state(parameter, key)  # a collective
         if world.first:
-            state[name] = average.detach().reshape(_shape(parameter)).float().cpu()
+            state[name] = average.detach().reshape(_shape(parameter)).to("cpu", torch.float32, copy=True)
     if world.first:
         persistent = module.state_dict().keys() - dict(module.named_parameters()).keys()
-        state |= {name: b.detach().cpu() for name, b in module.named_buffers() if name in persistent}
+        state |= {name: b.detach().to("cpu", copy=True) for name, b in module.named_buffers() if name in persistent}
     return state
 
 

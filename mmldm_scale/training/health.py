@@ -33,6 +33,10 @@ class State:
     losses: list[float] = field(default_factory=list)  # of the last WINDOW steps taken
     gradient_norms: list[float] = field(default_factory=list)
 
+    def write(self, checkpoint: Path) -> None:
+        """Put it into the folder ``checkpoint``."""
+        (checkpoint / HEALTH).write_text(json.dumps(asdict(self)) + "\n")
+
 
 class Health:
     """The rule by which steps are skipped; a pure function of what it is told, which is the same on all processes.
@@ -86,10 +90,9 @@ class Health:
         """Whether too many steps in a row were skipped."""
         return self.streak >= self._limit
 
-    def write(self, checkpoint: Path) -> None:
-        """Put what is remembered into the folder ``checkpoint``."""
-        state = State(self.skipped_steps, self.streak, list(self._losses), list(self._norms))
-        (checkpoint / HEALTH).write_text(json.dumps(asdict(state)) + "\n")
+    def state(self) -> State:
+        """Return a copy of what is remembered."""
+        return State(self.skipped_steps, self.streak, list(self._losses), list(self._norms))
 
     def _highest(self, values: Sequence[float]) -> float:
         return self._factor * median(values) if self._factor and len(values) == WINDOW else math.inf

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale import counter
-from mmldm_scale.config import KLVAETraining
+from mmldm_scale.config import KLVAETraining, MediaConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import sha256
 from mmldm_scale.media.audio_image import AudioImage
+from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.pixels import to_signal
 from mmldm_scale.models import lpips, pretrained
 from mmldm_scale.models.autoencoder import kl_vae, patch_discriminator
@@ -34,7 +35,7 @@ from mmldm_scale.training.adversarial import AdversarialLoss
 from mmldm_scale.training.clip_data import Clips, signals, strips
 from mmldm_scale.training.task import Discriminator, Preview, StepInfo, Task
 
-MEASURED_CLIPS = 16  # whose latents' standard deviation sets the scaling factor
+MEASURED_CLIPS = 16  # all over the set, whose latents' standard deviation sets the scaling factor
 SHOWN_CLIPS = 4
 DECODER = ("decoder.", "post_quant_conv.")  # names of what fine-tuning trains
 
@@ -51,6 +52,7 @@ def build_task(config: KLVAETraining) -> Task:
     _check_sizes(config, vae, clips.media.size)
     whole = copy.deepcopy(vae).cpu().float().eval()  # an engine casts the module's
     module = PictureReconstruction(config, vae, AudioImage(clips.media))
+    measured = [] if config.kl_vae else clips.spread(MEASURED_CLIPS)
     inputs = {"shards": clips.samples.mixture.fingerprint}
     if config.kl_vae:
         inputs["kl_vae"] = pretrained.fingerprint(kl_vae.find(Path(config.kl_vae)))
@@ -62,7 +64,7 @@ def build_task(config: KLVAETraining) -> Task:
         dataset=PictureDataset(config, clips, vae),
         inputs=inputs,
         flops_per_sample=_forward_flops(config, vae, clips.media.size),
-        write_weights=functools.partial(_write_weights, config, whole, clips),
+        write_weights=functools.partial(_write_weights, whole, measured, clips.media),
         preview=functools.partial(_show, clips),
         quarantine=clips.samples.quarantine,
         weights=module.weights,
@@ -187,25 +189,26 @@ def _only_fake(_real: Tensor, fake: Tensor) -> list[Tensor]:
 
 
 def _write_weights(
-    config: KLVAETraining, whole: AutoencoderKL, clips: Clips, folder: Path, state: dict[str, Tensor]
+    whole: AutoencoderKL, measured: list[Clip], media: MediaConfig, folder: Path, state: dict[str, Tensor]
 ) -> None:
     """Write the averaged ``state`` of a :class:`PictureReconstruction` as a weights folder of kind "kl_vae".
 
-    What is not trained stays as it is in ``whole``, the float32 KL-VAE that the run began with.
+    What is not trained stays as it is in ``whole``, the float32 KL-VAE that the run began with. One that began from
+    scratch is scaled by its latents of the clips ``measured``.
     """
     vae = copy.deepcopy(whole)
     averaged = {name.removeprefix("vae."): tensor for name, tensor in state.items()}
     vae.load_state_dict({**vae.state_dict(), **averaged})
-    if not config.kl_vae:
-        vae.register_to_config(scaling_factor=_scaling_factor(vae, clips))
+    if measured:
+        vae.register_to_config(scaling_factor=_scaling_factor(vae, measured, media))
     kl_vae.save(folder, vae)
 
 
 @torch.no_grad()
-def _scaling_factor(vae: AutoencoderKL, clips: Clips) -> float:
-    """Return 1 / the standard deviation of latents: of one frame and the audio image of clips all over the set."""
+def _scaling_factor(vae: AutoencoderKL, clips: list[Clip], media: MediaConfig) -> float:
+    """Return 1 / the standard deviation of latents: of one frame and the audio image of each clip."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    frames, audio = signals(clips.spread(MEASURED_CLIPS), AudioImage(clips.media), device)
+    frames, audio = signals(clips, AudioImage(media), device)
     latents = kl_vae.encode(vae.to(device), torch.cat([frames[:, 0], audio])) / vae.config.scaling_factor
     vae.to("cpu")
     return 1.0 / latents.std().item()

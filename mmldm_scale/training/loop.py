@@ -102,7 +102,8 @@ class Trainer:
         self.engine = engines.build(task.module, config, world)
         self.guard = Guard(self.engine)
         self.saved_engines = {ENGINE: self.engine} | ({DISCRIMINATOR: self.adversary.engine} if self.adversary else {})
-        self.checkpoints = Checkpoints(run, world, config.keep_checkpoints, task.inputs)
+        timeout = config.collective_timeout + GRACE
+        self.checkpoints = Checkpoints(run, world, config.keep_checkpoints, task.inputs, config.keep_every, timeout)
         self.left_out = _left_out(run, world)
         self.watchdog = Watchdog(run, world, config.collective_timeout)
         self._begin(self.checkpoints.newest())
@@ -125,10 +126,17 @@ class Trainer:
         """Train to the end or to a wish to stop; return whether it stopped early.
 
         Raises:
-            UserError: too many steps in a row were skipped, and going back to a checkpoint cannot help.
+            UserError: too many steps in a row were skipped, and going back to a checkpoint cannot help; or a checkpoint
+                cannot be written, for another reason than a full disk.
         """
         with self.watchdog:
-            return self._run(wish)
+            try:
+                return self._run(wish)
+            except BaseException:
+                restore_handlers()  # as in train(): what is being written is waited for, unless the launcher ends it
+                raise
+            finally:
+                self.checkpoints.close()
 
     def _run(self, wish: StopRequest) -> bool:
         config = self.config
@@ -147,6 +155,8 @@ class Trainer:
                 snapshots.write(self.folder, self.engine, self.samples_seen, self.world)
             if saving:
                 self._save()
+            if done or stopping:
+                self._finish_saving()
             if done and self.saved != self.samples_seen and self._learned():
                 raise UserError(f"{self.folder}: the end is not saved; run the same command again to carry on")
             if stopping and not done:
@@ -208,10 +218,15 @@ class Trainer:
         """Decide with all processes, in one exchange, on the step whose gradients are there.
 
         Returns: whether any process is to stop, the mean loss, and why the step is not to be taken, if it is not.
+
+        Raises:
+            UserError: a checkpoint that was being written cannot be.
         """
         finite = self.guard.finite() and (not self.adversary or self.adversary.guard.finite())
         loss = torch.stack(losses).double().sum().item() if finite else 0.0
-        wishes, broken, total = self.world.sum([bool(wish), not finite, loss])
+        wishes, broken, failures, total = self.world.sum([bool(wish), not finite, self.checkpoints.failed, loss])
+        if failures:
+            self._finish_saving()  # which raises on all processes, since all know of it by now
         mean = total / self.config.global_batch
         objection = self.health.objection(int(broken), mean)
         self.guard.closed, self.guard.highest_norm = objection is not None, self.health.highest_norm
@@ -235,6 +250,7 @@ class Trainer:
         Raises:
             UserError: there is none, or the run went back to it before.
         """
+        self._finish_saving()
         self.watchdog.at("way back", self.samples_seen)
         limit, checkpoint = self.config.skip_limit, self.checkpoints.newest()
         failure = f"{self.folder}: {limit} steps in a row were skipped up to {self.samples_seen:,} samples"
@@ -303,14 +319,22 @@ class Trainer:
         self.engine.train()
 
     def _save(self) -> None:
-        if self.saved != self.samples_seen and self._learned():
-            self.watchdog.at("saving", self.samples_seen)
-            written = self.checkpoints.save(self.saved_engines, self.samples_seen, self._write_weights)
-            self.saved = self.samples_seen if written else self.saved
+        """Begin to write a checkpoint, once the one before stands."""
+        self._finish_saving()
+        if self.saved == self.samples_seen or not self._learned():
+            return
+        health = self.health.state()
 
-    def _write_weights(self, folder: Path, state: dict[str, Tensor]) -> None:
-        self.task.write_weights(folder, state)
-        self.health.write(folder.parent)
+        def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
+            self.task.write_weights(folder, state)
+            health.write(folder.parent)
+
+        self.checkpoints.save(self.saved_engines, self.samples_seen, write_weights)
+
+    def _finish_saving(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one."""
+        self.watchdog.at("saving", self.samples_seen)
+        self.saved = self.checkpoints.finish() or self.saved
 
     def _learned(self) -> bool:
         """Return whether any step was taken yet: before, there are no averages to write."""

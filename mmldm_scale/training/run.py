@@ -29,6 +29,7 @@ FREE = {
     "training.checkpoint_every",
     "training.preview_every",
     "training.keep_checkpoints",
+    "training.keep_every",
     "training.ema_snapshot_every",
     "training.skip_limit",
     "training.spike_factor",

@@ -85,7 +85,8 @@ class Task:
         inputs: Fingerprints of what it learns from, by configuration key: a run is not carried on with others.
         flops_per_sample: Floating-point operations of one sample's forward pass (twice the MACs).
         write_weights: Called as ``write_weights(folder, state)`` with the averaged float32 ``state`` of ``module``
-            (names as in ``module.state_dict()``).
+            (names as in ``module.state_dict()``), on the first rank, while training goes on: what else it reads must
+            not change, nor may it read ``dataset``.
         preview: Called on every rank as ``preview(module, preview)`` at intervals; must be deterministic.
         quarantine: The samples found damaged; how many there are is logged.
         weights: How much each "term/NAME" counts in "loss", by NAME; logged.

@@ -4,6 +4,8 @@
 each with [exit status, what they said] when they have ended.
 """
 
+import errno
+import itertools
 import json
 import os
 import signal
@@ -18,12 +20,12 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (DeepSpeed impo
 import torch
 from torch import Tensor
 
-from mmldm_scale import config
+from mmldm_scale import config, files
 from mmldm_scale.errors import UserError
 from mmldm_scale.training import loop
 from mmldm_scale.training.distributed import start, stop
-from mmldm_scale.training.engine import save
 from mmldm_scale.training.repartition import load_repartitioned
+from mmldm_scale.training.staging import Staging
 from mmldm_scale.training.task import Dataset, Task
 from tests.training import toy
 
@@ -53,6 +55,22 @@ def train(*overrides: str) -> int:
     return loop.train(build_task, config.load(toy.ToyTraining, [], overrides))
 
 
+def train_on_failing_disk(fault: str, rank: int, sync: int, *overrides: str) -> int:
+    """Train the toy; when ``rank`` brings something to its disk the ``sync``th time, that fails, or kills the rank."""
+    done, times = files._sync, itertools.count(1)
+
+    def fail(descriptor: int) -> None:
+        if "/checkpoints" in os.readlink(f"/proc/self/fd/{descriptor}") and next(times) == sync:
+            if fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        done(descriptor)
+
+    if int(os.environ["RANK"]) == rank:
+        files._sync = fail
+    return train(*overrides)
+
+
 def repartition(source: str, written_by: int, to: str, *overrides: str) -> int:
     """Load the engines of the checkpoint ``source``, and save them at once to ``to``."""
     schema = config.load(toy.ToyTraining, [], [f"run={to}", *overrides])
@@ -62,7 +80,9 @@ def repartition(source: str, written_by: int, to: str, *overrides: str) -> int:
     trainer = loop.Trainer(toy.build_task(schema), schema.training, Path(to), world)
     for tag, engine in trainer.saved_engines.items():
         load_repartitioned(engine, Path(source) / tag, written_by, world)
-        save(engine, Path(to), tag)
+        for file, state in Staging().states({tag: engine}, Path(to)).items():
+            file.parent.mkdir(exist_ok=True)
+            torch.save(state, file)
     stop()
     return 0
 
@@ -85,7 +105,8 @@ def child(rank: int, size: int, port: int, output: IO[str], function: str, argum
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     status = 1
     try:
-        status = {"train": train, "repartition": repartition}[function](*arguments)
+        functions = (train, train_on_failing_disk, repartition)
+        status = {known.__name__: known for known in functions}[function](*arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         status = 2

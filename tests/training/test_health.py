@@ -59,7 +59,7 @@ def test_it_is_carried_on_from_a_checkpoint_as_it_was(tmp_path: Path) -> None:
     for step in range(WINDOW + 7):
         health.taken(1 / (3 + step), math.sqrt(step))
     health.skipped()
-    health.write(tmp_path)
+    health.state().write(tmp_path)
     again = Health(2, 4, read_state(tmp_path))
     assert (again.skipped_steps, again.failed, again.highest_norm) == (1, False, health.highest_norm)
     assert [again.objection(0, 4 / n) for n in range(3, 70)] == [health.objection(0, 4 / n) for n in range(3, 70)]
