@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import signal
 import sys
 import time
 import traceback
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmldm_scale.errors import UserError
+from mmldm_scale.processes import die_with_launcher
 
 EPILOG = """\
 examples:
@@ -158,6 +160,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _train_here(model: str, schema: object) -> int:
+    die_with_launcher(signal.SIGTERM)
     from mmldm_scale.training import loop
 
     if model == "kl-vae":

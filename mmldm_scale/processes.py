@@ -7,12 +7,22 @@ import socket
 from pathlib import Path
 from typing import Any
 
+LAUNCHER = "MMLDM_LAUNCHER"  # the environment variable that tells processes which one started them
 _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(by: signal.Signals) -> None:
     """Have the kernel send ``by`` to this process when its parent is gone, were that even killed (``preexec_fn``)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)
+
+
+def die_with_launcher(by: signal.Signals) -> None:
+    """Do so if a parent asked for it, which has put its number under LAUNCHER; if it is gone already, at once."""
+    launcher = os.environ.pop(LAUNCHER, None)
+    if launcher is not None:
+        die_with_parent(by)
+        if os.getppid() != int(launcher):
+            os.kill(os.getpid(), by)
 
 
 def identity(pid: int) -> dict[str, Any]:

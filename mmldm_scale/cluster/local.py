@@ -1,7 +1,8 @@
 """Several processes on this machine alone, without SLURM: torch's elastic launcher, called from Python.
 
 ``run(4, ["train", "dit", …])`` does what ``torchrun --standalone --nproc-per-node 4 -m mmldm_scale.cli train dit …``
-does, but a failing process shows its own message once, without the launcher's traceback around it.
+does, but a failing process shows its own message once, without the launcher's traceback around it, and no process
+outlives the launcher.
 """
 
 import logging
@@ -13,6 +14,8 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from mmldm_scale.processes import LAUNCHER
+
 
 def run(processes: int, arguments: Sequence[str]) -> int:
     """Run ``mmldm`` with ``arguments`` in ``processes`` processes; return the first failure's exit status, or 0.
@@ -20,6 +23,7 @@ def run(processes: int, arguments: Sequence[str]) -> int:
     A signal that ends the launcher, SIGTERM or Ctrl-C, is passed on to the processes first.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ[LAUNCHER] = str(os.getpid())  # killed, or signalled while it starts them, it leaves the processes behind
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     launch = LaunchConfig(
         min_nodes=1,

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from mmldm_scale.cluster import local
 from tests.training.latent_sets import write_latents
 
@@ -48,17 +50,17 @@ def test_status_of_the_processes_becomes_that_of_the_launcher() -> None:
     assert local.run(1, ["train", "no-such-model"]) == 2
 
 
-def test_signal_ends_launcher_and_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_signal_ends_launcher_and_processes(tmp_path: Path, number: signal.Signals) -> None:
+    """At the moment when they have just been started, too, where the launcher does not yet know of them."""
     launcher = subprocess.Popen(
         [*COMMAND, f"shards={tmp_path}", f"run={tmp_path / 'run'}"], stderr=subprocess.PIPE, text=True
     )
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
     deadline = time.monotonic() + 60
     while len(children.read_text().split()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    workers = children.read_text().split()
-    os.kill(launcher.pid, signal.SIGTERM)
-    _, output = launcher.communicate(timeout=60)
+        time.sleep(0.01)
+    os.kill(launcher.pid, number)
+    _, output = launcher.communicate(timeout=60)  # until the last process that could still say something is gone
     assert launcher.returncode != 0
-    assert not any(Path(f"/proc/{pid}/stat").exists() for pid in workers)
     assert "SignalException" not in output
