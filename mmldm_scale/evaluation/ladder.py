@@ -3,8 +3,8 @@
 A ladder is a YAML file of rungs (``configs/ladder/table5.yaml``: the steps of the paper's Table 5). Each rung is a run
 of its own, ``OUTPUT/NAME/``: ``mmldm train autoencoder`` with the data set's configuration and the rung's settings,
 then ``mmldm reconstruct`` of its newest checkpoint. Both are started as a user would start them, so that a rung carries
-on where it was stopped and what is finished is not done again. The table goes to the terminal and to
-``OUTPUT/ladder.md``.
+on where it was stopped and what is finished is not done again. The table goes to the terminal, to
+``OUTPUT/ladder.md`` and, for programs, to ``OUTPUT/ladder.json``.
 """
 
 import argparse
@@ -14,12 +14,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING
 
-from mmldm_scale.config import AutoencoderTraining, load, require
+from mmldm_scale.config import AutoencoderTraining, Reconstructing, load, require
 from mmldm_scale.errors import UserError
 from mmldm_scale.evaluation.reconstruction import RESULTS
 from mmldm_scale.files import write_whole
@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
             print(say, file=sys.stderr, flush=True)
             return stop.status
         write_whole(args.output / "ladder.md", table(rows).encode())
+        found = [{"name": rung.name, "title": rung.title, "metrics": metrics} for rung, metrics in rows]
+        write_whole(args.output / "ladder.json", json.dumps(found, indent=1).encode() + b"\n")
     print(table(rows), end="")
     return 0
 
@@ -104,10 +106,25 @@ def _climb(args: argparse.Namespace, rung: Rung) -> dict[str, float]:
     _train(args, "autoencoder", args.config, _overrides(args, rung))
     weights = pretrained.find(args.output / rung.name, "autoencoder")
     results = args.output / rung.name / "reconstruction" / weights.parent.name  # step-…: of this checkpoint
-    if not (results / RESULTS).exists():
+    if (results / RESULTS).exists():
+        _check_same(args, results / RESULTS)
+    else:
         asked = ["--checkpoint", weights, "--input", args.input, "--num-samples", args.num_samples]
         _call([*MMLDM, "reconstruct", *asked, "--output", results, *_configs(args.reconstruct)])
     return json.loads((results / RESULTS).read_text())["metrics"]
+
+
+def _check_same(args: argparse.Namespace, results: Path) -> None:
+    """Hold what ``results`` were measured with against what is asked for now.
+
+    Raises:
+        UserError: they differ.
+    """
+    found = json.loads(results.read_text())
+    settings = json.loads(json.dumps(asdict(load(Reconstructing, args.reconstruct))))  # tuples become lists
+    asked = (args.num_samples, str(args.input.resolve()), settings)
+    if (found["samples"], found["clips"]["path"], found["settings"]) != asked:
+        raise UserError(f"{results}: measured with other clips or settings than are asked for now; remove its folder")
 
 
 def _overrides(args: argparse.Namespace, rung: Rung) -> list[str]:

@@ -136,7 +136,14 @@ def test_the_real_command_climbs_and_goes_on_after_a_rung_that_failed(data):
     lines = done.stdout.splitlines()[-4:]
     assert lines == (data / "out/ladder.md").read_text().splitlines()
     assert lines[0].startswith("| | psnr | ssim |")
+    rungs = json.loads((data / "out/ladder.json").read_text())
+    assert [rung["name"] for rung in rungs] == ["first", "second"]
     results = data / "out/second/reconstruction/step-000000000008/reconstruction.json"
     assert lines[3].startswith(f"| the second | {json.loads(results.read_text())['metrics']['psnr']:.3f} |")
     finetuned = yaml.safe_load((data / "out/second/config.yaml").read_text())["kl_vae"]
     assert finetuned == str(data / "out/kl_vae")
+
+    (data / "reconstruct.yaml").write_text("decoding: {steps: 2}")
+    other = climb(data, f"kl_vae={data / 'kl_vae'}")
+    assert other.returncode == 2
+    assert "reconstruction.json: measured with other clips or settings than are asked for now" in other.stderr
