@@ -93,6 +93,29 @@ def test_a_killed_rank_ends_the_job_which_is_queued_again_and_carries_on(two_nod
     assert second["samples_seen"] >= 80
 
 
+def test_a_frozen_rank_is_named_and_the_job_carries_on(two_nodes, submit, tmp_path):
+    run = tmp_path / "run"
+    job = submit(*endless(80))
+    two_nodes.wait_until(lambda: len(checkpoints(run)) > 1, job, 90)
+    pid = ranks(run)[1]
+    os.kill(pid, signal.SIGSTOP)
+    output = finish(two_nodes, job, run)
+    assert output.count(f"mmldm: rank 1 (pid {pid} on {os.uname().nodename}) shows no sign of life since ") == 1
+    assert output.count(f"{run}: the training failed (status 70); job {job} is queued again") == 1
+    assert [file.name for file in run.glob("hangs/*/rank-*")] == ["rank-00000.txt"]
+
+
+def test_signalled_it_saves_with_its_loader_workers_alive_and_is_queued_again_once(two_nodes, submit, tmp_path):
+    run = tmp_path / "run"
+    job = submit(*endless(8000000))
+    two_nodes.wait_until((run / "log.jsonl").exists, job, 90)
+    two_nodes.run("scancel", "--signal=USR1", str(job))  # what --signal=USR1@120 sends, to every process of a task
+    output = finish(two_nodes, job, run)
+    assert "after SIGUSR1; saved" in output
+    assert "the training failed" not in output
+    assert starts(run)[1]["samples_seen"] > 0
+
+
 def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(two_nodes, submit, tmp_path):
     run = tmp_path / "run"
     job = submit(*endless(8000000), launch="srun --kill-on-bad-exit=1 timeout --signal=KILL 2")
