@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmldm_scale.errors import UserError
 from mmldm_scale.training.data import MicroBatches, load
+from mmldm_scale.training.signals import WATCHED
 
 
 def global_batches(world: int, micro: int, start: int = 0) -> list[set[int]]:
@@ -46,6 +47,9 @@ class Numbers:
             raise UserError("sample 9 is not there")
         if position == 9 and self.trouble == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if position == 9 and self.trouble == "signals":
+            for number in WATCHED:
+                os.kill(os.getpid(), number)
         if position == 9 and self.trouble == "hang":
             time.sleep(60)
         return {"number": torch.tensor(position)}
@@ -83,6 +87,10 @@ def test_a_worker_that_dies_is_named() -> None:
     with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid\(?s?\)? \d+\) (is killed by signal|exited unexp)"):
         numbers(Numbers("kill"), 2)
     assert time.monotonic() - begun < 10
+
+
+def test_a_worker_lives_through_the_signals_that_slurm_sends_to_every_process() -> None:
+    assert numbers(Numbers("signals"), 2) == list(BATCHES)
 
 
 def test_a_worker_that_hangs_is_not_waited_for_without_end() -> None:
