@@ -1,20 +1,58 @@
-"""Fault trials run at their full count only when asked for (``-m soak``), and say at the end what they counted."""
+"""Fault trials run at their full count only when asked for (``-m soak``), and say at the end what they counted.
+
+What they counted is kept then, and what is on file already is left out (:mod:`tests.soak.results`).
+"""
+
+import time
+from collections.abc import Generator, Iterator
 
 import pytest
 
-from tests.soak import trials
+from tests.soak import results, trials
+from tests.training.harness import Forks
+
+
+@pytest.fixture(scope="package")
+def forks() -> Iterator[Forks]:
+    """Runs the toy of tests/training in processes of its own."""
+    forks = Forks()
+    yield forks
+    forks.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what takes hours, also where another selection is asked for by ``-m``."""
-    if "soak" not in config.getoption("markexpr"):
-        full = [item for item in items if item.get_closest_marker("soak")]
-        config.hook.pytest_deselected(items=full)
-        items[:] = [item for item in items if item not in full]
+    full = [item for item in items if item.get_closest_marker("soak")]
+    if "soak" in config.getoption("markexpr"):
+        full = [item for item in full if results.passed(_name(item), item.callspec.params["count"])]
+        config.stash[ON_FILE] = sorted(map(_name, full))
+    config.hook.pytest_deselected(items=full)
+    items[:] = [item for item in items if item not in full]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Keep what a full test counts, also where it fails."""
+    before, began = len(trials.REPORT), time.monotonic()
+    try:
+        return (yield)
+    finally:
+        if item.get_closest_marker("soak"):
+            for counted in trials.REPORT[before:]:
+                results.keep(_name(item), counted, time.monotonic() - began)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if "soak" in config.getoption("markexpr"):
         terminalreporter.section("fault trials")
-        for line in trials.REPORT:
-            terminalreporter.line(line)
+        for name in config.stash.get(ON_FILE, []):
+            terminalreporter.line(f"{name}: has passed, see {results.FILE.relative_to(results.ROOT)}")
+        for counted in trials.REPORT:
+            terminalreporter.line(str(counted))
+
+
+def _name(item: pytest.Item) -> str:
+    return item.nodeid.split("[")[0]
+
+
+ON_FILE = pytest.StashKey[list[str]]()

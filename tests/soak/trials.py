@@ -5,8 +5,8 @@
         trials.run("cut tars are noticed", count, lambda number: ...)  # raises if trial `number` goes wrong
 
 In the ordinary suite such a test has its short count, or is left out where other tests are its short form; ``make
-soak`` (``pytest -m soak``) runs the full one, times the environment variable SOAK_SHARE. Every trial is a function of
-its number, so that one that failed can be run again.
+soak`` (``pytest -m soak``) runs the full one, times the environment variable SOAK_SHARE, and keeps what it counted
+(:mod:`tests.soak.results`). Every trial is a function of its number, so that one that failed can be run again.
 """
 
 import math
@@ -14,6 +14,7 @@ import os
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
@@ -21,7 +22,23 @@ from data_tools.progress import progress
 
 NORMAL = 1.959964  # of 95 %, two-sided
 SHOWN = 10  # failures that are described
-REPORT: list[str] = []  # a line for each test so far, for the end of the session
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What became of the trials of a test; as text the line for the end of the session."""
+
+    name: str
+    passed: int
+    of: int
+    kinds: dict[str, int]  # of those that passed, the most frequent first
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in self.kinds.items())
+        return f"{self.name}: {bound(self.passed, self.of)} ({kinds or 'nothing else'})"
+
+
+REPORT: list[Counted] = []  # of the session so far
 
 
 def wilson(successes: int, count: int) -> float:
@@ -63,11 +80,15 @@ def one_line(error: Exception, names: str = "") -> str:
 def report(name: str, outcomes: Counter[str], failures: list[str]) -> None:
     """Add the counts of one test to the session's report; fail if there are ``failures``."""
     count = outcomes.total() + len(failures)
-    kinds = ", ".join(f"{number} {kind}" for kind, number in outcomes.most_common())
-    REPORT.append(f"{name}: {bound(outcomes.total(), count)} ({kinds or 'nothing else'})")
-    assert not failures, "\n".join([REPORT[-1], *failures[:SHOWN]])
+    REPORT.append(Counted(name, outcomes.total(), count, dict(outcomes.most_common())))
+    assert not failures, "\n".join([str(REPORT[-1]), *failures[:SHOWN]])
 
 
 def bound(successes: int, count: int) -> str:
     """Say what ``successes`` of ``count`` trials prove: "200 of 200: at least 98.1 % at 95 %"."""
-    return f"{successes:,} of {count:,}: at least {math.floor(1000 * wilson(successes, count)) / 10:.1f} % at 95 %"
+    return f"{successes:,} of {count:,}: at least {lower_percent(successes, count):.1f} % at 95 %"
+
+
+def lower_percent(successes: int, count: int) -> float:
+    """Return :func:`wilson` in percent, rounded down to tenths."""
+    return math.floor(1000 * wilson(successes, count)) / 10

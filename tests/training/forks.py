@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 from typing import IO, NoReturn
@@ -71,6 +72,28 @@ def train_on_failing_disk(fault: str, rank: int, sync: int, *overrides: str) -> 
     return train(*overrides)
 
 
+def train_until_killed(victim: int, goal: int, delay: float, *overrides: str) -> int:
+    """Train the toy; rank ``victim`` is killed ``delay`` seconds after ``goal`` things were written into its folder."""
+    run = Path(config.load(toy.ToyTraining, [], overrides).run)
+    if int(os.environ["RANK"]) == victim:
+        doomed = os.getpid()
+        if os.fork() == 0:
+            while os.getppid() == doomed and progress(run) < goal:
+                time.sleep(0.001)
+            time.sleep(delay)
+            if os.getppid() == doomed:
+                os.kill(doomed, signal.SIGKILL)
+            os._exit(0)
+    return train(*overrides)
+
+
+def progress(run: Path) -> int:
+    """Return how much a run has written: its steps in the log and the files of its checkpoints, begun ones included."""
+    log = run / "log.jsonl"
+    steps = log.read_bytes().count(b"\n") if log.exists() else 0
+    return steps + sum(len(files) for _, _, files in os.walk(run / "checkpoints"))
+
+
 def repartition(source: str, written_by: int, to: str, *overrides: str) -> int:
     """Load the engines of the checkpoint ``source``, and save them at once to ``to``."""
     schema = config.load(toy.ToyTraining, [], [f"run={to}", *overrides])
@@ -105,7 +128,7 @@ def child(rank: int, size: int, port: int, output: IO[str], function: str, argum
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     status = 1
     try:
-        functions = (train, train_on_failing_disk, repartition)
+        functions = (train, train_on_failing_disk, train_until_killed, repartition)
         status = {known.__name__: known for known in functions}[function](*arguments)
     except UserError as error:
         print(error, file=sys.stderr)

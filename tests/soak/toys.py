@@ -1,0 +1,41 @@
+"""Runs of the toy task of tests/training for fault trials: twenty steps, a line in the log for each."""
+
+from pathlib import Path
+
+from tests.training.harness import Finished, Forks
+
+BATCH, STEPS = 16, 20
+SAMPLES = BATCH * STEPS
+OPTIONS = (f"training.total_samples={SAMPLES}", f"training.preview_every={SAMPLES}", "training.keep_checkpoints=100")
+
+
+class Toys:
+    """Trains toys below ``folder``, and keeps those that nothing happened to for others to be held against."""
+
+    def __init__(self, forks: Forks, folder: Path) -> None:
+        self._forks, self.folder = forks, folder
+
+    def train(self, name: str, *overrides: str, processes: int = 2, how: tuple = ("train",)) -> Finished:
+        """Train ``name`` on, by the function of forks.py and its first arguments in ``how``."""
+        run = self.folder / name
+        return Finished(run, *self._forks(processes, *how, f"run={run}", *OPTIONS, *overrides))
+
+    def undisturbed(self, *overrides: str, processes: int = 2) -> Finished:
+        """Return the run with ``overrides`` that was never stopped."""
+        name = "undisturbed " + " ".join(overrides).replace("/", "_")
+        if not (self.folder / name).exists():
+            done = self.train(name, *overrides, processes=processes)
+            assert done.status == 0, done.output
+        return Finished(self.folder / name, 0, "")
+
+
+def carried_on_from(run: Finished) -> int:
+    """Return the samples seen at which a start of the run took it up: 0 if at the beginning."""
+    line = next((line for line in run.output.splitlines() if line.startswith("carrying on from ")), "")
+    return int(line.split()[3].replace(",", "")) if line else 0
+
+
+def steps_read(run: Path) -> list[list[int]]:
+    """Return the positions that were read, by steps: all processes are through with one before they begin the next."""
+    positions = [int(line) for line in (run / "positions").read_text().split()]
+    return [sorted(positions[first : first + BATCH]) for first in range(0, len(positions), BATCH)]
