@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,7 +34,7 @@ IN_ORDER = (2, 75)  # the user's mistake; saved and stopped: what has to follow,
 def supervise(command: Sequence[str], run: Path) -> int:
     """Run ``command``, a training into ``run``. In a SLURM job that then failed, requeue the job or say why not.
 
-    SIGUSR1, SIGUSR2 and SIGTERM are handed on; after SIGTERM, as of scancel, nothing is requeued.
+    SIGUSR1, SIGUSR2 and SIGTERM are handed on; after SIGTERM, as of scancel, only the time limit makes it requeue.
 
     Returns: the status that a rank left word of, else that of ``command``.
 
@@ -43,18 +43,18 @@ def supervise(command: Sequence[str], run: Path) -> int:
     """
     job = slurm.job()
     if job is None:
-        return _Child(command).wait()
+        return _Child(command, lambda: None).wait()
     exhausted = _exhausted(run, job)
     if exhausted:
         raise UserError(exhausted)
     _record_start(run, job)
     word = run.absolute() / f"ended-{job.id}-{job.restarts}"
     os.environ[WORD] = str(word)
-    child = _Child(command)
+    child = _Child(command, lambda: _queue_late(run, job))
     status = child.wait()
     status = _take(word) or status
-    if status not in (0, *IN_ORDER) and not child.cancelled:
-        _queue_again(run, job, status)
+    if status not in (0, *IN_ORDER) and not child.ended:
+        _queue_again(run, job, f"failed (status {status})")
     return status
 
 
@@ -65,12 +65,23 @@ def leave_word(status: int) -> None:
             Path(os.environ[WORD]).write_text(str(status))
 
 
-def _queue_again(run: Path, job: slurm.Job, status: int) -> None:
+def _queue_late(run: Path, job: slurm.Job) -> None:
+    """Requeue the job that SLURM ends, if it does so for the time limit: the training did not save before it."""
+    try:
+        late = slurm.timed_out()
+    except slurm.SlurmError as error:
+        _say(f"mmldm: not queued again: {error}")
+        return
+    if late:
+        _queue_again(run, job, "ran into the time limit")
+
+
+def _queue_again(run: Path, job: slurm.Job, how: str) -> None:
     exhausted = _exhausted(run, job)
     if exhausted:
         _say(f"mmldm: {exhausted}")
         return
-    _say(f"mmldm: {run}: the training failed (status {status}); job {job.id} is queued again")
+    _say(f"mmldm: {run}: the training {how}; job {job.id} is queued again")
     try:
         slurm.requeue()
     except slurm.SlurmError as error:  # it has been requeued by SLURM itself, or may not be
@@ -136,16 +147,17 @@ def _say(line: str) -> None:
 
 
 class _Child:
-    """The command below this process."""
+    """The command below this process; ``at_end`` is called once if SIGTERM comes, which sets ``ended``."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self.cancelled = False
+    def __init__(self, command: Sequence[str], at_end: Callable[[], None]) -> None:
+        self.ended, self._at_end = False, at_end
+        self._process: subprocess.Popen[bytes] | None = None
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, self._hand_on)
         try:
             self._process = subprocess.Popen(command, preexec_fn=lambda: die_with_parent(signal.SIGTERM))
         except FileNotFoundError as error:
             raise UserError(f"--launch: {error.filename}: no such program") from None
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, self._hand_on)
 
     def wait(self) -> int:
         """Return the exit status; 128 and more for a signal."""
@@ -153,5 +165,8 @@ class _Child:
         return status if status >= 0 else 128 - status
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
-        self.cancelled = self.cancelled or number == signal.SIGTERM
-        self._process.send_signal(number)
+        if self._process:
+            self._process.send_signal(number)
+        if number == signal.SIGTERM and not self.ended:
+            self.ended = True
+            self._at_end()

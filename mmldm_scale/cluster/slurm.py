@@ -110,6 +110,15 @@ def requeue() -> None:
     _scontrol("requeue", this.id)  # one task's SLURM_JOB_ID is its array's, which would requeue all of them
 
 
+def timed_out() -> bool:
+    """Return whether SLURM is ending this process's job because its time is up.
+
+    Raises:
+        SlurmError: SLURM does not say.
+    """
+    return "Reason=TimeLimit" in _scontrol("show", "job", job().id, "--oneliner").split()
+
+
 def _from_launcher(env: Mapping[str, str]) -> Rendezvous:
     missing = [name for name in RENDEZVOUS if name not in env]
     if missing:
