@@ -95,7 +95,7 @@ def test_what_ends_in_order_is_left_to_the_training(cluster: Cluster, status: in
 @pytest.mark.parametrize("reason", ["None", "TimeLimit"])
 def test_ended_by_slurm_it_is_queued_again_only_for_the_time_limit(cluster: Cluster, reason: str) -> None:
     cluster.ending_because(reason)
-    process = cluster.start("trap : TERM; touch $MMLDM_WORD.here; sleep 60 2> /dev/null & wait; exit 9")
+    process = cluster.start('trap "exit 9" TERM; touch $MMLDM_WORD.here; sleep 60 2> /dev/null & wait')
     deadline = time.monotonic() + 30
     while not list(cluster.run.glob("*.here")) and time.monotonic() < deadline:
         time.sleep(0.02)
