@@ -2,10 +2,14 @@
 
 import signal
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+if TYPE_CHECKING:
+    from mmldm_scale.training import distributed
 
 
 def pytest_configure() -> None:
@@ -42,3 +46,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def alone() -> Iterator["distributed.World"]:
+    """This process as a world of one."""
+    from mmldm_scale.training import distributed
+
+    yield distributed.start(timeout=20.0)
+    distributed.stop()

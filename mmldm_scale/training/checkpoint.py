@@ -1,8 +1,9 @@
 """Checkpoints of a run: whole or absent, verified before they are used.
 
 ``checkpoints/step-SAMPLES/`` holds DeepSpeed's files in ``engine/`` and, where there is one, ``discriminator/``, the
-averaged weights in ``weights/``, and ``manifest.json`` with the size and sha256 of every file. Saving copies all that
-into the host's memory, and a thread of each rank writes it while training goes on. A checkpoint is written as
+averaged weights in ``weights/``, ``manifest.json`` with the size and sha256 of every file, and ``manifest.sha256`` with
+its own, as sha256sum writes it: a bit that flips in ``samples_seen`` would go unseen else. Saving copies all that into
+the host's memory, and a thread of each rank writes it while training goes on. A checkpoint is written as
 ``step-….tmp``: each rank its part, synced to disk; then all ranks meet, the first writes the manifest and renames, and
 they meet again. So a name without ``.tmp`` means that everything is there. Loading goes from the newest to the oldest
 checkpoint that verifies.
@@ -36,9 +37,10 @@ from mmldm_scale.training.repartition import load_repartitioned
 from mmldm_scale.training.staging import Staging, State
 from mmldm_scale.training.writing import Background, Obstacle
 
-MANIFEST, ENGINE, DISCRIMINATOR, WEIGHTS = "manifest.json", "engine", "discriminator", "weights"
+MANIFEST, SEAL = "manifest.json", "manifest.sha256"
+ENGINE, DISCRIMINATOR, WEIGHTS = "engine", "discriminator", "weights"
 Engines = dict[str, deepspeed.DeepSpeedEngine]  # the model's as ENGINE, and where there is one a DISCRIMINATOR
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -253,8 +255,9 @@ class Checkpoints:
             files=dict(sorted(files.items())),
         )
         (aside / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-        for path in (aside / MANIFEST, aside / WEIGHTS, *(aside / tag for tag in content.tags), aside):
-            sync(path)
+        seal(aside)
+        for name in (MANIFEST, SEAL, WEIGHTS, *content.tags, "."):
+            sync(aside / name)
         shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be in the way
         os.rename(aside, final)
         sync(self.folder)
@@ -304,6 +307,8 @@ class Checkpoints:
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of the checkpoint ``folder``; raise DamagedCheckpoint if it cannot be read."""
     try:
+        if (folder / SEAL).read_bytes() != _seal(folder):
+            raise DamagedCheckpoint(f"{MANIFEST} differs from the sha256 in {SEAL}")
         fields = json.loads((folder / MANIFEST).read_text())
         files = {str(k): (int(v[0]), str(v[1])) for k, v in fields.pop("files").items()}
         manifest = Manifest(files=files, **fields)
@@ -316,6 +321,15 @@ def read_manifest(folder: Path) -> Manifest:
     if outside:
         raise DamagedCheckpoint(f"{MANIFEST} names {outside[0]}, outside the checkpoint")
     return manifest
+
+
+def seal(folder: Path) -> None:
+    """Write the checksum of the manifest in ``folder``."""
+    (folder / SEAL).write_bytes(_seal(folder))
+
+
+def _seal(folder: Path) -> bytes:
+    return f"{sha256(folder / MANIFEST)}  {MANIFEST}\n".encode()
 
 
 def verify(file: Path, size: int, digest: str) -> None:

@@ -80,6 +80,7 @@ def harm(folder: Path, number: int) -> str:
     if kind == 1:
         fields = mutate.value(json.loads((folder / checkpoint.MANIFEST).read_text()), rng)
         (folder / checkpoint.MANIFEST).write_text(json.dumps(fields))
+        checkpoint.seal(folder)
         return "hostile manifest"
     file = rng.choice(sorted(folder.glob("*/*.pt")))
     what = "call in a pickle" if kind == 2 else "damaged pickle"
@@ -91,6 +92,7 @@ def harm(folder: Path, number: int) -> str:
     fields = json.loads((folder / checkpoint.MANIFEST).read_text())
     fields["files"][file.relative_to(folder).as_posix()] = [file.stat().st_size, sha256(file)]
     (folder / checkpoint.MANIFEST).write_text(json.dumps(fields))
+    checkpoint.seal(folder)
     return what
 
 

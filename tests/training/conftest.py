@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmldm_scale.training import distributed, signals
+from mmldm_scale.training import signals
 from tests.training.harness import ENVIRONMENT, EVERY_STEP, Finished, command
 
 
@@ -36,13 +36,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     done = subprocess.run(command(folder, *EVERY_STEP), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return Finished(folder, done.returncode, done.stderr)
-
-
-@pytest.fixture(scope="session")
-def alone() -> Iterator[distributed.World]:
-    """This process as a world of one."""
-    yield distributed.start(timeout=20.0)
-    distributed.stop()
 
 
 @pytest.fixture

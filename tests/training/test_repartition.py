@@ -10,7 +10,7 @@ import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from safetensors.torch import load_file
 
-from mmldm_scale.training.checkpoint import MANIFEST
+from mmldm_scale.training.checkpoint import MANIFEST, seal
 from tests.training.harness import EVERY_STEP, Finished, Forks, assert_same_checkpoint
 
 
@@ -124,6 +124,7 @@ def test_states_that_do_not_cover_a_parameter_are_refused_in_one_line(tmp_path, 
     content = (checkpoint / name).read_bytes()
     manifest["files"][name] = [len(content), hashlib.sha256(content).hexdigest()]
     (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    seal(checkpoint)
     status, said = forks(1, "train", f"run={tmp_path}")
     assert status == 2
     assert "Traceback" not in said

@@ -135,7 +135,7 @@ def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return finished
 
 
-@pytest.mark.parametrize(("rank", "sync"), [(0, 21), (1, 3)])
+@pytest.mark.parametrize(("rank", "sync"), [(0, 22), (1, 3)])
 def test_an_error_on_one_rank_ends_all_with_what_it_was(tmp_path, forks, rank: int, sync: int) -> None:
     run = tmp_path / "run"
     endless = [f"run={run}", "training.total_samples=16000000", *OPTIONS]
@@ -151,10 +151,10 @@ def test_an_error_on_one_rank_ends_all_with_what_it_was(tmp_path, forks, rank: i
 
 
 @pytest.mark.parametrize(
-    ("rank", "sync", "stands"), [(0, 14, 32), (1, 3, 32), (0, 20, 32), (0, 21, 32), (0, 25, 32), (0, 26, 64)]
+    ("rank", "sync", "stands"), [(0, 15, 32), (1, 3, 32), (0, 21, 32), (0, 22, 32), (0, 27, 32), (0, 28, 64)]
 )
 def test_a_kill_at_any_moment_of_writing_leaves_what_stood(tmp_path, forks, whole, rank, sync, stands) -> None:
-    """Of the first rank's 13 syncs a checkpoint 7 are of files, 5 of manifest and folders, 1 follows the renaming."""
+    """Of the first rank's 14 syncs a checkpoint 7 are of files, 6 of manifest and folders, 1 follows the renaming."""
     run = tmp_path / "run"
     status, said = forks(2, "train_on_failing_disk", "kill", rank, sync, f"run={run}", *OPTIONS)
     assert status == signal.SIGKILL, said

@@ -1,0 +1,100 @@
+"""F5: damage to the newest checkpoint is noticed and said, and the one before it is loaded in its place.
+
+A bit is flipped, a file cut off or removed; ``latest`` files, in which DeepSpeed keeps the name of what it would load,
+mislead. What tests/training/test_checkpoint.py does forty times to one run is done here at full count, up to loading.
+"""
+
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmldm_scale import config
+from mmldm_scale.training import signals
+from mmldm_scale.training.loop import Trainer
+from mmldm_scale.training.signals import StopRequest
+from tests.soak import trials
+from tests.training import toy
+
+BEFORE, LAST = 16, 32  # samples
+LIMIT = 5.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory, alone) -> Iterator[Trainer]:
+    """A trainer of the toy, whose run has two checkpoints."""
+    run = tmp_path_factory.mktemp("damaged") / "run"
+    steps = ("training.total_samples=32", "training.checkpoint_every=16", "training.preview_every=32")
+    schema = config.load(toy.ToyTraining, [], [f"run={run}", *steps])
+    run.mkdir()
+    trainer = Trainer(toy.build_task(schema), schema.training, run, alone)
+    trainer.run(StopRequest())
+    yield trainer
+    signals.restore_handlers()
+
+
+def folder(trainer: Trainer, samples_seen: int) -> Path:
+    return trainer.checkpoints.folder / f"step-{samples_seen:012d}"
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.engine.module.parameters()])
+
+
+def harm(checkpoint: Path, kind: str, dice: random.Random) -> None:
+    """Damage one file of ``checkpoint``, any of them with the same chance."""
+    file = dice.choice(sorted(path for path in checkpoint.rglob("*") if path.is_file()))
+    content = bytearray(file.read_bytes())
+    if kind == "flip":
+        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+    elif kind == "cut":
+        del content[dice.randrange(len(content)) :]
+    file.unlink() if kind == "missing" else file.write_bytes(content)
+
+
+def mislead(checkpoints: Path, dice: random.Random) -> None:
+    """Have DeepSpeed's hints name what is not the newest."""
+    name = dice.choice([f"step-{BEFORE:012d}", f"step-{LAST + 16:012d}", f"step-{LAST:012d}.tmp", "engine", ""])
+    for place in (checkpoints, checkpoints / f"step-{BEFORE:012d}", checkpoints / f"step-{LAST:012d}"):
+        (place / "latest").write_text(name)
+
+
+def trial(trainer: Trainer, expected: dict[int, torch.Tensor], aside: Path, capfd, number: int) -> str:
+    """Damage the newest checkpoint, load what the trainer finds, and put all back."""
+    dice = random.Random(5_000 + number)
+    kind, hint = ("flip", "cut", "missing", "latest")[number % 4], number % 8 > 3
+    checkpoints = trainer.checkpoints.folder
+    try:
+        if kind != "latest":
+            harm(folder(trainer, LAST), kind, dice)
+        if hint or kind == "latest":
+            mislead(checkpoints, dice)
+        capfd.readouterr()
+        began = time.monotonic()
+        found = trainer.checkpoints.newest()
+        assert time.monotonic() - began < LIMIT
+        said, good = capfd.readouterr().err, LAST if kind == "latest" else BEFORE
+        assert found == folder(trainer, good)
+        reason = f"{folder(trainer, LAST)}: skipped, "
+        assert [line.startswith(reason) for line in said.splitlines()] == [True] * (good != LAST), said
+        assert trainer.checkpoints.load(trainer.saved_engines, found) == good
+        assert torch.equal(weights(trainer), expected[good])
+    finally:
+        shutil.rmtree(checkpoints)
+        shutil.copytree(aside, checkpoints)
+    return f"{kind}{' with stale hints' if hint and kind != 'latest' else ''}"
+
+
+@trials.counts(full=1000, short=16)
+def test_damage_is_noticed_and_the_good_one_is_loaded(count, trainer, tmp_path, capfd):
+    aside, expected = tmp_path / "aside", {}
+    shutil.copytree(trainer.checkpoints.folder, aside)
+    for samples_seen in (BEFORE, LAST):
+        trainer.checkpoints.load(trainer.saved_engines, folder(trainer, samples_seen))
+        expected[samples_seen] = weights(trainer)
+    assert not torch.equal(*expected.values())
+    trials.run("F5 damaged checkpoints", count, lambda number: trial(trainer, expected, aside, capfd, number))
