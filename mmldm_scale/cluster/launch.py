@@ -13,11 +13,12 @@ ranks have to save together: submitit's own handler calls ``checkpoint()`` on on
 import argparse
 import contextlib
 import itertools
+import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,8 +103,9 @@ def launch(args: argparse.Namespace) -> int:
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     ask = read_request(TrainingRequest, [*args.slurm, *given])
     base, runs = plan(args.model, args.config, args.overrides, args.sweep)
-    for run in runs:
-        _check(args.model, run.schema, ask.nodes * ask.tasks_per_node())
+    with _environment_kept():
+        for run in runs:
+            _check(args.model, run.schema, ask.nodes * ask.tasks_per_node())
     folder = _new_folder(base)
     try:
         code = snapshot.take(folder / "code")
@@ -157,6 +159,20 @@ def _name(combination: dict[str, str]) -> str:
     keys = short if len(set(short)) == len(short) else list(combination)
     name = ",".join(f"{key}={value}" for key, value in zip(keys, combination.values(), strict=True))
     return re.sub(r"[^\w.,=+-]+", "-", name)
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Undo what the block does to the environment, which sbatch hands on to the job.
+
+    Where DeepSpeed is imported, a machine without GPUs is noted in it, and this one need not be like the job's nodes.
+    """
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _check(model: str, schema: ShardTraining, processes: int) -> None:

@@ -1,5 +1,6 @@
 """What ``mmldm launch`` does before SLURM comes into it: sweeps, configurations, and mistakes as one line."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from mmldm_scale import config
 from mmldm_scale.cli import main
 from mmldm_scale.cluster import snapshot
-from mmldm_scale.cluster.launch import plan
+from mmldm_scale.cluster.launch import TrainingRequest, plan
+from mmldm_scale.cluster.submit import read_request
 from mmldm_scale.errors import UserError
 from tests.training.latent_sets import write_latents
 
@@ -74,6 +76,12 @@ def test_a_sweep_that_does_not_fit_is_refused(sweeps, complaint):
         plan("dit", [], ["shards=x"], sweeps)
 
 
+def test_a_request_is_put_together_from_a_file_and_single_settings(tmp_path):
+    (tmp_path / "gpu.yaml").write_text("partition: gpu\nhours: 2\ncpus: 4\n")
+    ask = read_request(TrainingRequest, [str(tmp_path / "gpu.yaml"), "cpus=6", "nodes=2", "gpus=8"])
+    assert (ask.partition, ask.hours, ask.cpus, ask.nodes, ask.tasks_per_node()) == ("gpu", 2.0, 6, 2, 8)
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -106,6 +114,26 @@ def test_the_wrong_kind_of_shards_is_refused(latents, capsys, tmp_path):
     arguments = ["launch", "train", "autoencoder", "--gpus-per-node", "1", "kl_vae=x"]
     assert main([*arguments, f"shards={latents}", f"run={tmp_path}/run"]) == 2
     assert "holds latents, but clips are needed" in capsys.readouterr().err
+
+
+def test_the_job_gets_the_environment_of_the_shell_and_the_user_a_few_lines(latents, tmp_path):
+    for name in ("sbatch", "srun", "squeue", "scancel"):  # stand-ins: nothing is started
+        (tmp_path / name).write_text(f"#!/bin/sh\nenv > {tmp_path}/{name}.env\necho Submitted batch job 4711\n")
+        (tmp_path / name).chmod(0o755)
+    arguments = ["launch", "train", "dit", "--gpus-per-node", "2", f"shards={latents}", f"run={tmp_path}/run"]
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mmldm_scale.cli", *arguments],
+        env=environment | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "DS_ACCELERATOR" not in (tmp_path / "sbatch.env").read_text()  # there is no GPU here, but may be there
+    folder = tmp_path / "run/launch-1"
+    assert "job 4711: mmldm train dit on 1 × 2 tasks\n" in done.stdout
+    assert f"tail -F {folder}/4711_0_log.out\n" in done.stdout
+    assert config.load(config.DiTTraining, [folder / "config.yaml"]).run == str(tmp_path / "run")
 
 
 def test_a_snapshot_is_the_package_that_runs_here(tmp_path):

@@ -1,7 +1,9 @@
 """``mmldm launch`` on the two nodes: it saves, queues up again and carries on, on the code it was launched with."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -80,6 +82,19 @@ def losses(run):
     return {record["samples_seen"]: record["loss"] for record in records}
 
 
+def process_of_rank(rank, job):
+    """Return the id of the process that srun started as task ``rank`` of ``job``."""
+    wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode(), b"SLURM_STEP_ID=0"}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command, environment = ((folder / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+        except OSError:  # gone, or the kernel's
+            continue
+        if b"mmldm_scale.cli" in command and wanted <= set(environment):
+            return int(folder.name)
+    raise AssertionError(f"no task {rank} of job {job}")
+
+
 def test_a_run_is_launched_with_all_that_it_needs_in_its_folder(two_nodes, undisturbed):
     assert losses(undisturbed).keys() == set(range(40, LENGTH + 1, 40))
     launch = undisturbed / "launch-1"
@@ -126,6 +141,20 @@ def test_of_a_sweep_only_the_signalled_run_is_queued_again(two_nodes, launch, un
     assert [losses(run).items() >= losses(undisturbed).items() for run in runs] == [True, False]
     table = [line.split() for line in printed.splitlines()[1:4]]
     assert table == [["task", "training.seed", "run"], *([f"{n}", f"{n}", f"runs/sweep/seed={n}"] for n in (0, 1))]
+
+
+def test_a_killed_rank_is_no_end_it_carries_on_from_the_last_checkpoint(two_nodes, launch, undisturbed, project):
+    job, _ = launch("--nodes", "2", "--tasks-per-node", "1", "training.checkpoint_every=200", "run=runs/killed")
+    run = project / "runs/killed"
+    two_nodes.wait_until(lambda: any(run.glob("checkpoints/step-*[0-9]")), job, LIMIT)
+    os.kill(process_of_rank(1, job), signal.SIGKILL)
+    two_nodes.restart(job, 60)
+    result = two_nodes.wait(job, LIMIT)
+    assert result.state == "COMPLETED", result.output
+    assert f"job {job} is queued again" in result.output
+    assert "carrying on from" in result.output
+    assert losses(run).items() >= losses(undisturbed).items()
+    assert_same_checkpoint(run / LAST, undisturbed / LAST, ("engine", "weights"))
 
 
 def test_cancelled_it_saves_and_stays_cancelled(two_nodes, launch, project):
