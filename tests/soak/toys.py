@@ -14,6 +14,7 @@ class Toys:
 
     def __init__(self, forks: Forks, folder: Path) -> None:
         self._forks, self.folder = forks, folder
+        self._undisturbed: dict[tuple, Finished] = {}
 
     def train(self, name: str, *overrides: str, processes: int = 2, how: tuple = ("train",)) -> Finished:
         """Train ``name`` on, by the function of forks.py and its first arguments in ``how``."""
@@ -22,11 +23,12 @@ class Toys:
 
     def undisturbed(self, *overrides: str, processes: int = 2) -> Finished:
         """Return the run with ``overrides`` that was never stopped."""
-        name = "undisturbed " + " ".join(overrides).replace("/", "_")
-        if not (self.folder / name).exists():
-            done = self.train(name, *overrides, processes=processes)
+        key = (processes, *overrides)
+        if key not in self._undisturbed:
+            done = self.train(f"undisturbed-{len(self._undisturbed)}", *overrides, processes=processes)
             assert done.status == 0, done.output
-        return Finished(self.folder / name, 0, "")
+            self._undisturbed[key] = done
+        return self._undisturbed[key]
 
 
 def carried_on_from(run: Finished) -> int:

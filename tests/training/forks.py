@@ -5,6 +5,7 @@ each with [exit status, what they said] when they have ended.
 """
 
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -22,8 +23,9 @@ import torch
 from torch import Tensor
 
 from mmldm_scale import config, files
+from mmldm_scale.config import DiTTraining
 from mmldm_scale.errors import UserError
-from mmldm_scale.training import loop
+from mmldm_scale.training import dit, loop
 from mmldm_scale.training.distributed import start, stop
 from mmldm_scale.training.repartition import load_repartitioned
 from mmldm_scale.training.staging import Staging
@@ -54,6 +56,32 @@ def train(*overrides: str) -> int:
         return task
 
     return loop.train(build_task, config.load(toy.ToyTraining, [], overrides))
+
+
+class Digested:
+    """A data set that notes in a file the position and a digest of every sample that is read."""
+
+    def __init__(self, dataset: Dataset, file: Path) -> None:
+        self.dataset, self.file = dataset, file
+
+    def __getitems__(self, positions: list[int]) -> list[dict[str, Tensor]]:
+        samples = self.dataset.__getitems__(positions)
+        for position, sample in zip(positions, samples, strict=True):
+            content = b"".join(sample[name].numpy().tobytes() for name in sorted(sample))
+            with self.file.open("a") as file:
+                file.write(f"{position} {hashlib.sha256(content).hexdigest()}\n")
+        return samples
+
+
+def train_dit(*overrides: str) -> int:
+    """Train a DiT; the positions that it reads go to ``samples`` in the run folder, with digests of what is there."""
+
+    def build_task(schema: DiTTraining) -> Task:
+        task = dit.build_task(schema)
+        task.dataset = Digested(task.dataset, Path(schema.run) / "samples")
+        return task
+
+    return loop.train(build_task, config.load(DiTTraining, [], overrides))
 
 
 def train_on_failing_disk(fault: str, rank: int, sync: int, *overrides: str) -> int:
@@ -128,7 +156,7 @@ def child(rank: int, size: int, port: int, output: IO[str], function: str, argum
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     status = 1
     try:
-        functions = (train, train_on_failing_disk, train_until_killed, repartition)
+        functions = (train, train_dit, train_on_failing_disk, train_until_killed, repartition)
         status = {known.__name__: known for known in functions}[function](*arguments)
     except UserError as error:
         print(error, file=sys.stderr)

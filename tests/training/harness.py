@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,23 @@ def _assert_same(what: str, one: Any, other: Any) -> None:
         _assert_same(what, vars(one), vars(other))
     else:
         assert one == other, what
+
+
+def _tensors(what: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield what, value
+    elif isinstance(value, dict):
+        for key in value:
+            yield from _tensors(f"{what}/{key}", value[key])
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _tensors(f"{what}/{number}", item)
+
+
+def learned(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Return the weights, moments and averages of both networks."""
+    files = sorted(checkpoint.rglob("*.pt"))
+    return dict(pair for file in files for pair in _tensors(file.name, torch.load(file, weights_only=False)))
 
 
 def command(run: Path, *overrides: str, processes: int = 2) -> list[str]:

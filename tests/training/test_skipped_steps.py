@@ -1,9 +1,7 @@
 """Steps that must not be taken, in real runs: skipped on all processes, counted, and gone back from if they pile up."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,26 +9,9 @@ import torch
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.signals import StopRequest
 from tests.training import toy
-from tests.training.harness import Finished, assert_same_checkpoint
+from tests.training.harness import Finished, assert_same_checkpoint, learned
 
 EVERY_64 = ("training.checkpoint_every=64", "training.skip_limit=3")
-
-
-def tensors(what: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield what, value
-    elif isinstance(value, dict):
-        for key in value:
-            yield from tensors(f"{what}/{key}", value[key])
-    elif isinstance(value, (list, tuple)):
-        for number, item in enumerate(value):
-            yield from tensors(f"{what}/{number}", item)
-
-
-def learned(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Return the weights, moments and averages of both networks."""
-    files = sorted(checkpoint.rglob("*.pt"))
-    return dict(pair for file in files for pair in tensors(file.name, torch.load(file, weights_only=False)))
 
 
 @pytest.mark.parametrize("fault", ["loss", "gradient", "discriminator"])

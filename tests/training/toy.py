@@ -34,6 +34,7 @@ class ToyTraining:
     noise: float = 0.1
     fault: str = "loss"  # what is not finite ("loss", "gradient", "discriminator") or very high ("spike", "steep") …
     fault_at: list[int] = field(default_factory=list)  # … at these positions
+    not_finite: str = "nan"  # what it is where it is not finite: nan, inf or -inf
     failing_position: int = -1  # reading it fails
     hang: str = ""  # how the rank that comes to position hang_at hangs ("sample", "forward", "frozen", "suspended")
     hang_at: int = -1
@@ -83,9 +84,9 @@ class ScaleGradient(torch.autograd.Function):
 
 
 class ToyModule(nn.Module):
-    def __init__(self, fault: str = "") -> None:
+    def __init__(self, fault: str = "", not_finite: float = float("nan")) -> None:
         super().__init__()
-        self.fault = fault
+        self.fault, self.not_finite = fault, not_finite
         self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
         self.net = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
         self.register_buffer("scale", torch.tensor(2.0))
@@ -101,14 +102,14 @@ class ToyModule(nn.Module):
         hidden = self.net[1](self.net[0](self.frozen(batch["x"].to(dtype))))
         out = (self.net[2](hidden) * self.scale).float()
         real, faulty = batch["y"], batch["faulty"][:, None]
-        y = real.masked_fill(faulty, float("nan")) if self.fault == "loss" else real
+        y = real.masked_fill(faulty, self.not_finite) if self.fault == "loss" else real
         if self.fault == "spike":
             y = torch.where(faulty, 1000 * real, real)
         if self.fault in ("gradient", "steep"):
-            worst = 1000.0 if self.fault == "steep" else float("nan")
+            worst = 1000.0 if self.fault == "steep" else self.not_finite
             out = ScaleGradient.apply(out, torch.where(faulty, worst, 1.0))
         if self.fault == "discriminator":
-            real = real.masked_fill(faulty, float("nan"))
+            real = real.masked_fill(faulty, self.not_finite)
         terms = {"mse": (out - y).square().mean(1), "size": hidden.float().square().mean(1)}  # (B, n) -> (B,)
         loss = sum(WEIGHTS[name] * term for name, term in terms.items())
         results = {"loss": loss, "loss/half": loss / 2} | {f"term/{name}": term for name, term in terms.items()}
@@ -164,7 +165,7 @@ def build_task(schema: ToyTraining) -> Task:
     def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
         pretrained.save(folder, "dit", {"width": WIDTH}, state)
 
-    module, adversarial, discriminator = ToyModule(schema.fault), schema.adversarial, None
+    module, adversarial, discriminator = ToyModule(schema.fault, float(schema.not_finite)), schema.adversarial, None
     if adversarial.weight:
         discriminator = Discriminator(AdversarialLoss(ToyDiscriminator(), arrangements, adversarial.loss), adversarial)
     return Task(
