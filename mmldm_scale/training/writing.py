@@ -37,7 +37,8 @@ class Background(Generic[Result]):
         self._task: Future[Result] | None = None
 
     def begin(self, task: Callable[[World], Result]) -> None:
-        """Have the thread call ``task`` with the world in which it meets the others'; the one before is over."""
+        """Have the thread call ``task`` with the world in which it meets the others'; the one before was waited for."""
+        assert self._task is None
         self._task = self._thread.submit(task, self._world)
 
     @property
