@@ -26,12 +26,12 @@ import submitit
 
 from mmldm_scale import config
 from mmldm_scale.cluster import snapshot
-from mmldm_scale.cluster.submit import Jobs, Resources, queue, read_request, require
+from mmldm_scale.cluster.submit import Jobs, Resources, queue, read_request, require_least
 from mmldm_scale.config import ShardTraining
 from mmldm_scale.errors import UserError
 
 KINDS = {"kl-vae": "clips", "autoencoder": "clips", "dit": "latents"}
-UNLIMITED = 1_000_000  # each time limit finds a training further on
+UNLIMITED = 1_000_000  # requeues by submitit, which are the rare ones: cluster/restarts.py knows when it is no use
 
 
 @dataclass
@@ -46,7 +46,7 @@ class TrainingRequest(Resources):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key, least in (("nodes", 1), ("tasks", 0), ("grace", 1), ("parallel", 1)):
-            require(self, key, least)
+            require_least(self, key, least)
         if self.grace >= 3600 * self.hours:
             raise UserError(f"grace: {self.grace} seconds before the end of {self.hours:g} hours; less fits")
 
@@ -75,8 +75,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Command:
-    """What a job's first process calls: ``mmldm`` with ``arguments``."""
+class FirstProcess:
+    """What submitit calls in a job's first process: ``mmldm`` with ``arguments``."""
 
     arguments: tuple[str, ...]
 
@@ -109,7 +109,7 @@ def launch(args: argparse.Namespace) -> int:
     folder = _new_folder(base)
     try:
         code = snapshot.take(folder / "code")
-        jobs = _submit(args.model, base.name, runs, folder, code, ask)
+        jobs = _submit(args.model, base.resolve().name, runs, folder, code, ask)
     except BaseException:
         shutil.rmtree(folder)
         with contextlib.suppress(OSError):  # it is a run's already
@@ -137,8 +137,10 @@ def plan(model: str, files: Sequence[str], overrides: Sequence[str], sweeps: Seq
         assigned = [f"{key}={value}" for key, value in combination.items()]
         schema = config.load(config.TRAININGS[model], files, [*overrides, *assigned])
         runs.append(Run(_name(combination), combination, schema))
-    if len({run.name for run in runs}) < len(runs):
-        raise UserError(f"--sweep: two combinations are called {max(run.name for run in runs)}; give each value once")
+    names = [run.name for run in runs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"--sweep: two combinations are called {twice[0]}; give each value once")
     base = Path(runs[0].schema.run)
     if not sweeps:
         return base, runs
@@ -195,29 +197,29 @@ def _check(model: str, schema: ShardTraining, processes: int) -> None:
 
 def _new_folder(base: Path) -> Path:
     """Make and return ``base/launch-N``, N the next number."""
-    for number in itertools.count(1):
+    number = 1
+    while True:
         folder = base.resolve() / f"launch-{number}"
         try:
             folder.mkdir(parents=True)
+            return folder
         except FileExistsError:
-            continue
+            number += 1
         except OSError as error:
             raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
-        return folder
-    raise AssertionError
 
 
 def _submit(
     model: str, name: str, runs: Sequence[Run], folder: Path, code: snapshot.Snapshot, ask: TrainingRequest
 ) -> Jobs:
     srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={ask.cpus}"
-    commands = []
+    work = []
     for run in runs:
         file = folder / f"{run.name or 'config'}.yaml"
         file.write_text(config.dump(run.schema))
-        commands.append(Command(("train", model, "--launch", srun, "--config", str(file))))
+        work.append(FirstProcess(("train", model, "--launch", srun, "--config", str(file))))
     return queue(
-        commands,
+        work,
         folder,
         name,
         ask,
@@ -254,6 +256,6 @@ def _report(
         for row in rows:
             print("  ", "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(f"   code    {code.folder} ({code.origin})")
-    print(f"   follow  tail -F {jobs.jobs[0].paths.stdout}")
+    print(f"   follow  tail -F {shlex.quote(str(folder))}/{jobs.id}_*_log.out")
     print(f"   state   squeue --jobs={jobs.id}")
     print(f"   cancel  scancel {jobs.id}   (it saves, and is not queued again)", flush=True)

@@ -40,7 +40,7 @@ class Resources:
 
     def __post_init__(self) -> None:
         for key, least in (("gpus", 0), ("cpus", 1), ("memory_gb", 0)):
-            require(self, key, least)
+            require_least(self, key, least)
         if self.hours <= 0:
             raise UserError(f"hours: {self.hours:g}; more than 0 fits")
 
@@ -53,7 +53,7 @@ class JobRequest(Resources):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "requeues", 0)
+        require_least(self, "requeues", 0)
 
 
 Request = TypeVar("Request", bound=Resources)
@@ -69,7 +69,7 @@ def read_request(kind: type[Request], settings: Sequence[str]) -> Request:
     return config.load(kind, files, [text for text in settings if text not in files])
 
 
-def require(request: Resources, key: str, least: int) -> None:
+def require_least(request: Resources, key: str, least: int) -> None:
     """Raise UserError if the setting ``key`` of ``request`` is below ``least``."""
     if getattr(request, key) < least:
         raise UserError(f"{key}: {getattr(request, key)}; {least} or more fits")

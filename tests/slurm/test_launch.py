@@ -121,8 +121,10 @@ def test_signalled_it_saves_queues_up_again_and_carries_on_whatever_becomes_of_t
         (project / "away").rename(tree)
     assert result.state == "COMPLETED", result.output
     assert two_nodes.tasks(job)[0]["Restarts"] == "1"
-    log = Path(printed.split("tail -F ")[1].splitlines()[0]).read_text()
-    assert log.count("after SIGUSR2; saved") == log.count("carrying on from") == 1
+    followed = Path(printed.split("tail -F ")[1].splitlines()[0])
+    (log,) = followed.parent.glob(followed.name)
+    text = log.read_text()
+    assert text.count("after SIGUSR2; saved") == text.count("carrying on from") == 1
     assert losses(run).items() >= losses(undisturbed).items()  # and where it stopped
     assert_same_checkpoint(run / LAST, undisturbed / LAST, ("engine", "weights"))
 
