@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     _add_reconstruct(commands.add_parser("reconstruct", help="measure how close an autoencoder brings clips back"))
     _add_ladder(commands.add_parser("ladder", help="train an autoencoder's variants and compare them (Tables 5 and 6)"))
     _add_export(commands.add_parser("export", help="write weights out of a run: averaged, raw, or for diffusers"))
+    _add_plan(commands.add_parser("plan", help="what training a dit takes of GPUs: memory, traffic, days"))
     info = commands.add_parser("model-info", help="print the models' sizes, arithmetic and memory in training")
     info.set_defaults(run=_model_info)
     return top
@@ -107,6 +108,25 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     add("--at", type=int, metavar="SAMPLES", help="with --ema: as it was then; by default, when the checkpoint was")
     add("--format", choices=["mmldm", "diffusers"], default="mmldm", help="ours, or diffusers' with ours in it")
     export.set_defaults(run=_export)
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    add = plan.add_argument
+    add("--model", required=True, choices=["S", "B", "L"])
+    add("--gpu", required=True, choices=["v100", "v100-16", "a100", "a800", "h100", "h800", "h200"])
+    add("--nodes", type=int, default=1, metavar="N")
+    add("--gpus-per-node", type=int, default=8, metavar="N")
+    add("--network", type=float, metavar="GB/S", help="between two nodes, in one direction")
+    add("--global-batch", type=int, metavar="N", help="in place of the configuration's")
+    add("--config", action="append", default=[], metavar="FILE", help="YAML after the model's; later files win")
+    add("overrides", nargs="*", metavar="key=value", help="e.g. model.context_tokens=0")
+    plan.set_defaults(run=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from mmldm_scale.cluster import planner
+
+    return planner.run(args)
 
 
 def _launch(args: argparse.Namespace) -> int:

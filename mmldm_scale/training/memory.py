@@ -125,10 +125,10 @@ class MicroStep:
 
 def predict(step: MicroStep, config: TrainingConfig, processes: int) -> Prediction:
     """Return what a training takes of each GPU's memory, whose ``processes``, one a GPU, take such steps."""
-    held = states(_cast(step.module, config), config, processes)
+    held = states(cast(step.module, config), config, processes)
     if step.discriminator is not None:
         settings = replace(config, zero_stage=min(config.zero_stage, 2))  # as training/adversary.py has it
-        held += states(_cast(step.discriminator, config), settings, processes, averaged=False)
+        held += states(cast(step.discriminator, config), settings, processes, averaged=False)
     if step.beside is not None:
         held += States(_bytes(step.beside.parameters()) + _bytes(step.beside.buffers()), 0, 0, 0, 0)
     return Prediction(held, activations(step))
@@ -216,7 +216,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _cast(module: nn.Module, config: TrainingConfig) -> nn.Module:
+def cast(module: nn.Module, config: TrainingConfig) -> nn.Module:
     """Give the parameters of ``module`` the working precision, as DeepSpeed does; it leaves buffers as they are."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to(DTYPES[config.precision])
