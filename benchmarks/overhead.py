@@ -1,6 +1,6 @@
 """What the trainer costs: its step beside a bare loop over the same model, optimizer and precision, in one process.
 
-    python benchmarks/overhead.py --output benchmarks/results/overhead_MACHINE.json
+    python -m benchmarks.overhead --output benchmarks/results/overhead_MACHINE.json
 
 The trainer is what ``mmldm train dit`` runs: shards read by a loader worker, losses and scalars logged every ten steps,
 two averages, the watch over the run. The bare loop gives a plain DeepSpeed engine batches that lie in memory and calls
