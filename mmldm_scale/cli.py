@@ -124,7 +124,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from mmldm_scale.cluster import planner
+    from mmldm_scale.training import planner
 
     return planner.run(args)
 
