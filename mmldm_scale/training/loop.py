@@ -160,7 +160,7 @@ class Trainer:
             if done and self.saved != self.samples_seen and self._learned():
                 raise UserError(f"{self.folder}: the end is not saved; run the same command again to carry on")
             if stopping and not done:
-                at, name = f"at {self.samples_seen:,} samples", wish.signal and wish.signal.name
+                at, name = f"at {self.samples_seen:,} samples", wish.signal.name if wish else "a signal to another rank"
                 self._say(f"stopping {at} after {name}; {'saved' if self.saved == self.samples_seen else 'not saved'}")
                 return True
         if self.monitor:

@@ -102,17 +102,29 @@ def train_on_failing_disk(fault: str, rank: int, sync: int, *overrides: str) -> 
 
 def train_until_killed(victim: int, goal: int, delay: float, *overrides: str) -> int:
     """Train the toy; rank ``victim`` is killed ``delay`` seconds after ``goal`` things were written into its folder."""
+    return train_until_signalled([[victim, signal.SIGKILL, goal, delay]], *overrides)
+
+
+def train_until_signalled(plan: list[tuple[int, int, int, float]], *overrides: str) -> int:
+    """Train the toy, and say how it ends; for each ``[rank, signal, goal, delay]`` of ``plan`` a rank gets a signal.
+
+    It comes ``delay`` seconds after ``goal`` things were written into the run's folder. What had been logged by then is
+    in ``signalled-0`` and so on there.
+    """
     run = Path(config.load(toy.ToyTraining, [], overrides).run)
-    if int(os.environ["RANK"]) == victim:
-        doomed = os.getpid()
-        if os.fork() == 0:
-            while os.getppid() == doomed and progress(run) < goal:
+    for number, (rank, sent, goal, delay) in enumerate(plan):
+        target = os.getpid()
+        if int(os.environ["RANK"]) == rank and os.fork() == 0:
+            while os.getppid() == target and progress(run) < goal:
                 time.sleep(0.001)
             time.sleep(delay)
-            if os.getppid() == doomed:
-                os.kill(doomed, signal.SIGKILL)
+            if os.getppid() == target:
+                os.kill(target, sent)
+                (run / f"signalled-{number}").write_bytes((run / "log.jsonl").read_bytes() if goal else b"")
             os._exit(0)
-    return train(*overrides)
+    status = train(*overrides)
+    print(f"rank {os.environ['RANK']} ends with {status}", flush=True)
+    return status
 
 
 def progress(run: Path) -> int:
@@ -156,7 +168,7 @@ def child(rank: int, size: int, port: int, output: IO[str], function: str, argum
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     status = 1
     try:
-        functions = (train, train_dit, train_on_failing_disk, train_until_killed, repartition)
+        functions = (train, train_dit, train_on_failing_disk, train_until_killed, train_until_signalled, repartition)
         status = {known.__name__: known for known in functions}[function](*arguments)
     except UserError as error:
         print(error, file=sys.stderr)

@@ -13,7 +13,7 @@ from mmldm_scale.training.watchdog import EXIT_HUNG, Report, verdict
 from tests.training.harness import Finished, Forks
 
 LIMIT = "training.collective_timeout=4"
-LINE = re.compile(r"mmldm: (?P<what>rank.*) since \d+ s at 32 samples; stacks: (?P<folder>\S+)")
+LINE = re.compile(r"mmldm: (?P<what>rank.*) since \d+ s at [\d,]+ samples; stacks: (?P<folder>\S+)")
 HOST = os.uname().nodename
 
 

@@ -1,0 +1,56 @@
+"""F10: any rank is signalled to stop, once or more: all save at the same step, at once, and with their own exit status.
+
+The short forms are in tests/training/test_loop.py and tests/slurm.
+"""
+
+import json
+import random
+import re
+import shutil
+import signal
+
+import pytest
+
+from mmldm_scale.training.signals import EXIT_STOPPED, WATCHED
+from tests.soak import trials
+from tests.soak.toys import BATCH, Toys, carried_on_from
+
+ENDLESS = ("training.total_samples=16000000", "training.checkpoint_every=16000000", "training.preview_every=16000000")
+LINE = re.compile(r"stopping at (?P<at>[\d,]+) samples after .*; saved")
+
+
+@pytest.fixture(scope="module")
+def toys(forks, tmp_path_factory) -> Toys:
+    return Toys(forks, tmp_path_factory.mktemp("signalled"))
+
+
+def plan(dice: random.Random, size: int) -> list[tuple[int, int, int, float]]:
+    """Return when which rank gets which signal: first at some step, and often a second one soon after."""
+    goal, delay = dice.randrange(1, 40), 0.05 * dice.random()
+    first = (dice.randrange(size), dice.choice(WATCHED), goal, delay)
+    second = (dice.randrange(size), dice.choice(WATCHED), goal, delay + dice.choice([0.001, 0.1, 0.5]) * dice.random())
+    return [first, second] if dice.random() < 0.7 else [first]
+
+
+@trials.counts(full=50)
+def test_a_signal_to_any_rank_saves_all_at_the_same_step(count, toys):
+    def trial(number: int) -> str:
+        dice = random.Random(10_000 + number)
+        size = dice.choice([2, 2, 4])
+        options = (f"training.workers={dice.randrange(2)}", f"training.zero_stage={dice.randrange(4)}")
+        signals = plan(dice, size)
+        how = ("train_until_signalled", signals)
+        stopped = toys.train(str(number), *ENDLESS, *options, processes=size, how=how)
+        assert stopped.output.count(f" ends with {EXIT_STOPPED}\n") == size, stopped.output
+        (line,) = filter(None, map(LINE.fullmatch, stopped.output.splitlines()))
+        at = int(line["at"].replace(",", ""))
+        logged = (stopped.run / "signalled-0").read_text().rpartition("\n")[0].splitlines()
+        assert at <= json.loads(logged[-1])["samples_seen"] + 2 * BATCH  # that step, or the one that it is too late for
+        assert [folder.name for folder in stopped.checkpoints()] == [f"step-{at:012d}"]
+        again = toys.train(str(number), *options, f"training.total_samples={at + BATCH}", processes=size)
+        assert again.status == 0, again.output
+        assert carried_on_from(again) == at
+        shutil.rmtree(stopped.run)
+        return " and ".join(signal.Signals(sent).name for _, sent, _, _ in signals)
+
+    trials.run("F10 a rank is signalled", count, trial)
