@@ -9,7 +9,6 @@ on where it was stopped and what is finished is not done again. The table goes t
 
 import argparse
 import json
-import shlex
 import signal
 import subprocess
 import sys
@@ -135,8 +134,9 @@ def _overrides(args: argparse.Namespace, rung: Rung) -> list[str]:
 
 def _train(args: argparse.Namespace, model: str, files: Sequence[str], overrides: Sequence[str]) -> None:
     """Train to the end; a run that is there already does nothing."""
-    processes = ["--processes", args.processes] if args.processes else []
-    _call([*shlex.split(args.launch), *MMLDM, "train", model, *_configs(files), *processes, *overrides])
+    how = ["--processes", args.processes] if args.processes else []
+    how += ["--launch", args.launch] if args.launch else []
+    _call([*MMLDM, "train", model, *_configs(files), *how, *overrides])
 
 
 def _configs(files: Sequence[str]) -> list[str]:
@@ -150,9 +150,6 @@ def _call(command: Sequence[object]) -> None:
         Stopped: it ended with another status than 0.
     """
     words = [str(word) for word in command]
-    try:
-        done = subprocess.run(words, preexec_fn=lambda: die_with_parent(signal.SIGTERM))
-    except FileNotFoundError as error:
-        raise UserError(f"--launch: {error.filename}: no such program") from None
+    done = subprocess.run(words, preexec_fn=lambda: die_with_parent(signal.SIGTERM))
     if done.returncode != 0:
         raise Stopped(done.returncode if done.returncode > 0 else 128 - done.returncode)
