@@ -3,6 +3,7 @@
 The short form is tests/training/test_lock.py.
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from mmldm_scale.processes import identity
 from tests.soak import trials
 from tests.soak.test_f13_training_reads import SMALL
 from tests.training.harness import ENVIRONMENT
@@ -25,7 +27,7 @@ PATIENCE = 120.0  # seconds
 
 
 class Job:
-    """``mmldm train`` in one process or several, in a session of their own."""
+    """``mmldm train`` in one process or several."""
 
     def __init__(self, latents: Path, run: Path, output: Path, processes: int, *overrides: str) -> None:
         self._output = output.open("w+")
@@ -36,7 +38,6 @@ class Job:
             env=ENVIRONMENT,
             stdout=self._output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
 
     def said(self) -> str:
@@ -44,9 +45,14 @@ class Job:
         return self._output.read()
 
     def end(self, number: signal.Signals) -> None:
-        """Signal all processes, and wait for the one that started them."""
-        os.killpg(self.process.pid, number)
+        """Signal all its processes, and wait until they are gone."""
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        family = [self.process.pid, *(int(pid) for file in children for pid in file.read_text().split())]
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
         self.process.wait(PATIENCE)
+        wait_until(lambda: not any(map(identity, family)), [self])
 
 
 def wait_until(happened, jobs: list[Job]) -> None:

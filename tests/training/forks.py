@@ -4,6 +4,7 @@
 each with [exit status, what they said] when they have ended.
 """
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -13,6 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -155,13 +157,21 @@ def run(processes: int, function: str, arguments: list) -> tuple[int, str]:
     with tempfile.TemporaryFile("w+") as output:
         port = free_port()
         children = [os.fork() or child(rank, processes, port, output, function, arguments) for rank in range(processes)]
+        end = threading.Timer(LIMIT, kill, [children])
+        end.start()
         status = max(abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) for pid in children)
+        end.cancel()
         output.seek(0)
         return status, output.read()
 
 
+def kill(processes: list[int]) -> None:
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def child(rank: int, size: int, port: int, output: IO[str], function: str, arguments: list) -> NoReturn:
-    signal.alarm(LIMIT)
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}

@@ -30,6 +30,7 @@ def hung(run: Finished) -> tuple[str, dict[int, str]]:
     folder = Path(said["folder"])
     assert folder.parent == run.run / "hangs"
     assert (folder / "verdict.txt").read_text().startswith(said["what"])
+    assert time.time() - (folder / "verdict.txt").stat().st_mtime < 20  # a launcher would wait longer before it kills
     reports = {int(file.stem[-5:]): file.read_text() for file in folder.glob("rank-*.txt")}
     for pid in re.findall(r'(?:pid"?|worker):? (\d+)', "\n".join([said["what"], *reports.values()])):
         deadline = time.monotonic() + 10
@@ -86,7 +87,8 @@ def test_a_process_alone_finds_itself(forks, tmp_path) -> None:
 
 
 def test_a_job_that_was_suspended_goes_on(forks, tmp_path) -> None:
-    run = Finished(tmp_path, *forks(1, "train", f"run={tmp_path}", LIMIT, "hang=suspended", "hang_at=44"))
+    suspended = ("hang=suspended", "hang_at=44")
+    run = Finished(tmp_path, *forks(1, "train", f"run={tmp_path}", "training.collective_timeout=6", *suspended))
     assert run.status == 0, run.output
     assert run.log()[-1]["samples_seen"] == 160
     assert not (tmp_path / "hangs").exists()

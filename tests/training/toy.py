@@ -64,10 +64,13 @@ def hang(schema: ToyTraining) -> None:
     if schema.hang == "sample":
         time.sleep(3600)
     if schema.hang == "suspended":  # for longer than a hung rank would be waited for
+        time.sleep(2)
         seconds = schema.training.collective_timeout + 3
         subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
     if schema.hang in ("frozen", "suspended"):
         os.kill(os.getpid(), signal.SIGSTOP)
+    if schema.hang == "suspended":
+        time.sleep(1)  # slow, but not hung
 
 
 class ScaleGradient(torch.autograd.Function):
