@@ -36,7 +36,7 @@ from mmldm_scale.evaluation.restore import Rendition, Restorer
 from mmldm_scale.files import full_disk, write_whole
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.encode import write_video
-from mmldm_scale.media.pixels import to_frames
+from mmldm_scale.media.pixels import strips, to_frames
 from mmldm_scale.models import lpips, pretrained
 from mmldm_scale.models.autoencoder.decoding import sampler
 from mmldm_scale.models.autoencoder.model import Autoencoder
@@ -44,7 +44,6 @@ from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.manifest import differences
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
-from mmldm_scale.training.clip_data import strips
 
 RESULTS = "reconstruction.json"
 SHOWN_CLIPS, SHOWN_FRAMES = 4, 8

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from mmldm_scale import counter
 from mmldm_scale.config import Reconstructing
-from mmldm_scale.media.audio_image import AudioImage
+from mmldm_scale.media.audio_image import AudioImage, signals
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.vocoder import load_vocoder
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from mmldm_scale.training.clip_data import signals
 
 
 @dataclass(frozen=True)

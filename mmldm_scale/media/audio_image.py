@@ -6,13 +6,17 @@ floats, and the resize is a fixed linear map with an exact inverse as long as th
 spectrogram: nothing is lost to 8 bits or to a bicubic there and back.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchaudio
 
 from mmldm_scale.config import AudioImageConfig, MediaConfig
+from mmldm_scale.media.clip import Clip
+from mmldm_scale.media.pixels import to_signal
 
 MIN_MAGNITUDE = 1e-5  # HiFi-GAN's clamp, -100 dB
 
@@ -104,3 +108,10 @@ def _without_autocast(tensor: torch.Tensor) -> AbstractContextManager:
     """Switch autocast off for work on ``tensor``, if its device has any: "meta", shapes alone, has not."""
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def signals(clips: Sequence[Clip], audio_image: AudioImage, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the frames (B, F, 3, S, S) and audio images (B, 3, S, S) of ``clips``, in [-1, 1] on ``device``."""
+    frames = to_signal(np.stack([clip.frames for clip in clips])).to(device)
+    waveforms = torch.from_numpy(np.stack([clip.waveform for clip in clips])).to(device)  # (B, N)
+    return frames, audio_image.encode(waveforms)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,9 +22,9 @@ from mmldm_scale.diffusion.normalise import Statistics, normalise, restore
 from mmldm_scale.diffusion.sampler import GIVEN, Latents, sample_latents
 from mmldm_scale.diffusion.schedule import scheduler, timesteps
 from mmldm_scale.errors import UserError
-from mmldm_scale.media.audio_image import AudioImage
+from mmldm_scale.media.audio_image import AudioImage, signals
 from mmldm_scale.media.clip import Clip
-from mmldm_scale.media.pixels import to_frames, to_signal
+from mmldm_scale.media.pixels import to_frames
 from mmldm_scale.media.vocoder import load_vocoder
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
@@ -145,9 +144,7 @@ class Pipeline:
 
     def _encode(self, clips: Sequence[Clip], modality: str) -> Tensor:
         """Return the normalised latents (B, C, H, W) of one modality of ``clips``: the means of their posteriors."""
-        frames = to_signal(np.stack([clip.frames for clip in clips])).to(self.device)  # (B, F, 3, S, S)
-        waveforms = torch.from_numpy(np.stack([clip.waveform for clip in clips])).to(self.device)  # (B, N)
-        posteriors = self.autoencoder.encode(frames, self.audio_image.encode(waveforms))
+        posteriors = self.autoencoder.encode(*signals(clips, self.audio_image, self.device))
         return normalise(getattr(posteriors, modality).mean, self.description.statistics[modality])
 
     def _decode(self, task: GenerationTask, indices: Sequence[int], latents: Latents) -> list[Clip]:

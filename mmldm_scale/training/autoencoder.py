@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmldm_scale import counter
 from mmldm_scale.config import AutoencoderTraining, MediaConfig
 from mmldm_scale.errors import UserError
+from mmldm_scale.media.audio_image import signals
 from mmldm_scale.media.clip import Clip
-from mmldm_scale.media.pixels import to_frames
+from mmldm_scale.media.pixels import strips, to_frames
 from mmldm_scale.media.vocoder import load_vocoder
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
@@ -30,7 +31,7 @@ from mmldm_scale.models.autoencoder.stable_diffusion import load_unet
 from mmldm_scale.training.adversarial import AdversarialLoss
 from mmldm_scale.training.autoencoder_data import ClipDataset
 from mmldm_scale.training.autoencoder_objective import Reconstruction, fake_arrangements
-from mmldm_scale.training.clip_data import Clips, signals, strips
+from mmldm_scale.training.clip_data import Clips
 from mmldm_scale.training.task import Discriminator, Preview, Task
 
 SHOWN_CLIPS = 2

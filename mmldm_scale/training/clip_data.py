@@ -2,14 +2,8 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from mmldm_scale.config import AutoencoderTraining, KLVAETraining, MediaConfig
-from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.clip import Clip
-from mmldm_scale.media.pixels import to_signal
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.reader import Sample
 from mmldm_scale.training.samples import Samples
@@ -57,16 +51,3 @@ class Clips:
         if label not in known:
             raise ValueError(f"class {label!r} is none of the {len(known)} that the set names")
         return int(label)
-
-
-def signals(clips: Sequence[Clip], audio_image: AudioImage, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the frames (B, F, 3, S, S) and audio images (B, 3, S, S) of ``clips``, in [-1, 1] on ``device``."""
-    frames = to_signal(np.stack([clip.frames for clip in clips])).to(device)
-    waveforms = torch.from_numpy(np.stack([clip.waveform for clip in clips])).to(device)
-    return frames, audio_image.encode(waveforms)
-
-
-def strips(rows: Sequence[Tensor]) -> Tensor:
-    """Lay ``rows`` of N pictures each, (N, 3, S, S) in [-1, 1], under one another: (3, rows·S, N·S) in [0, 1]."""
-    lines = [torch.cat(list(row), dim=2) for row in rows]  # each (3, S, N·S)
-    return torch.cat(lines, dim=1).float().add(1).div(2).clamp(0, 1).cpu()

@@ -24,15 +24,15 @@ from mmldm_scale import counter
 from mmldm_scale.config import KLVAETraining, MediaConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import sha256
-from mmldm_scale.media.audio_image import AudioImage
+from mmldm_scale.media.audio_image import AudioImage, signals
 from mmldm_scale.media.clip import Clip
-from mmldm_scale.media.pixels import to_signal
+from mmldm_scale.media.pixels import strips, to_signal
 from mmldm_scale.models import lpips, pretrained
 from mmldm_scale.models.autoencoder import kl_vae, patch_discriminator
 from mmldm_scale.models.autoencoder.gaussian import Gaussian
 from mmldm_scale.models.autoencoder.patch_discriminator import PatchDiscriminator
 from mmldm_scale.training.adversarial import AdversarialLoss
-from mmldm_scale.training.clip_data import Clips, signals, strips
+from mmldm_scale.training.clip_data import Clips
 from mmldm_scale.training.task import Discriminator, Preview, StepInfo, Task
 
 MEASURED_CLIPS = 16  # all over the set, whose latents' standard deviation sets the scaling factor
