@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mmldm_scale.files import write_whole
+from mmldm_scale.training.writing import FULL
 
 LOG = "log.jsonl"
+HELD = 1 << 20  # bytes of it that may wait for room on the disk
 
 
 class MediaWriter:
@@ -53,7 +55,7 @@ class Monitor:
 
     def __init__(self, run: Path, samples_seen: int, total_samples: int) -> None:
         _forget_after(run / LOG, samples_seen)
-        self._log = (run / LOG).open("a")
+        self._log = (run / LOG).open("a", buffering=HELD)
         self._writer = SummaryWriter(run / "tensorboard", purge_step=samples_seen + 1)
         self._total = total_samples
         self._start = (samples_seen, time.monotonic())
@@ -63,7 +65,7 @@ class Monitor:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, samples_seen)
         self._log.write(json.dumps({"samples_seen": samples_seen, "time": time.time(), **values}) + "\n")
-        self._log.flush()
+        self._flush()
         self._speak(samples_seen, values)
 
     def media(self, samples_seen: int) -> MediaWriter:
@@ -74,6 +76,14 @@ class Monitor:
         """Write out what is buffered."""
         self._writer.close()
         self._log.close()
+
+    def _flush(self) -> None:
+        """Bring lines to the log; what a full disk has no room for is held, for a checkpoint may yet be given up."""
+        try:
+            self._log.flush()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
 
     def _speak(self, samples_seen: int, values: dict[str, float]) -> None:
         start, began = self._start

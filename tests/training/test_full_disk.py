@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mmldm_scale.training.monitor import Monitor
 from tests.training.harness import ENVIRONMENT, Finished, assert_same_checkpoint, command
 
 LINE = re.compile(
@@ -56,3 +57,18 @@ def test_a_run_on_a_full_disk_goes_on_with_what_it_has_and_ends_with_room(disk: 
     undisturbed = train(*OPTIONS, stage_option)
     assert finished.values() == undisturbed.values()
     assert_same_checkpoint(finished.checkpoints()[-1], undisturbed.checkpoints()[-1])
+
+
+def test_what_is_logged_while_the_disk_is_full_is_there_when_it_is_not(disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (disk / "tensorboard").symlink_to(tmp_path / "elsewhere")
+    monitor = Monitor(disk, 0, 160)
+    with (disk / "filling").open("wb", buffering=0) as filling:
+        filling.write(bytes(1 << 20))  # as much of it as there is room for
+    for samples_seen in (16, 32):
+        monitor.scalars(samples_seen, {"loss": 1.0})
+    assert (disk / "log.jsonl").read_text() == ""
+    (disk / "filling").unlink()
+    monitor.scalars(48, {"loss": 1.0})
+    assert [record["samples_seen"] for record in Finished(disk, 0, "").log()] == [16, 32, 48]
+    monitor.close()
