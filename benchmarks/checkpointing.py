@@ -1,6 +1,6 @@
 """How long training stands still for a checkpoint: written beside training, as it is, and written in the loop.
 
-    python benchmarks/checkpointing.py --output benchmarks/results/checkpointing_MACHINE.json [--folder DIR]
+    python -m benchmarks.checkpointing --output benchmarks/results/checkpointing_MACHINE.json [--folder DIR]
 
 A stack of linear layers of some 100 M parameters is trained by the real engine, ZeRO 2, on 1 process and on 2. In the
 loop is the same code, waited for at once. The two take turns, with steps in between. Times are also given in steps:
@@ -11,8 +11,6 @@ which the memory for the copies is got from the system; its time is on its own.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,10 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import deepspeed
 import torch
 from torch import Tensor, nn
 
+from benchmarks.report import machine, publish
 from mmldm_scale.config import TrainingConfig
 from mmldm_scale.models import pretrained
 from mmldm_scale.training import engine as engines
@@ -47,17 +45,13 @@ def main() -> int:
     if args.measure:
         measure(args.measure)
         return 0
-    results: dict[str, object] = {"machine": machine()}
+    results: dict[str, object] = {"machine": machine("torch", "deepspeed")}
     for processes in PROCESSES:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-            subprocess.run([*launch, __file__, "--measure", folder], check=True)
+            subprocess.run([*launch, "-m", "benchmarks.checkpointing", "--measure", folder], check=True)
             results[f"{processes} process{'es' * (processes > 1)}"] = json.loads(Path(folder, "result").read_text())
-    text = json.dumps(results, indent=2)
-    print(text)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + "\n")
+    publish(results, args.output)
     return 0
 
 
@@ -164,21 +158,6 @@ def summary(
 def rounded(values: dict[str, float]) -> dict[str, float]:
     """Return ``values`` with three digits after the point."""
     return {name: round(value, 3) for name, value in values.items()}
-
-
-def machine() -> dict[str, object]:
-    """Return where this runs, and what else it was doing."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
-    return {
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else name,
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "deepspeed": deepspeed.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How few steps the signal decoder needs: reconstruction error and time by sampler and steps.
 
-    python benchmarks/decoding.py --checkpoint AUTOENCODER --clips SET --output benchmarks/results/decoding_MACHINE.json
+    python -m benchmarks.decoding --checkpoint AUTOENCODER --clips SET --output benchmarks/results/decoding_MACHINE.json
 
 Clips spread evenly over a set are encoded once and decoded with every sampler and number of steps, from the same noise.
 PSNR (frames) and mel L1 (the audio image's, in dB, before any vocoder) hold the result against the original;
@@ -10,18 +10,15 @@ on the CPU, the clock's on a GPU; samplers take turns, clip by clip.
 """
 
 import argparse
-import json
-import os
-import platform
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 
-import diffusers
 import torch
 from tqdm import tqdm
 
+from benchmarks.report import machine, publish
 from mmldm_scale.config import DecodingConfig, Reconstructing
 from mmldm_scale.device import choose_device
 from mmldm_scale.evaluation.distances import mean_absolute, psnr
@@ -51,12 +48,11 @@ def main() -> int:
     device = choose_device(args.device)
     model = Autoencoder.from_pretrained(args.checkpoint, DTYPES[args.precision], device)
     restorer = Restorer(model, Reconstructing(precision=args.precision), device)
-    results = {"machine": machine(device), **measure(restorer, ShardSet(args.clips, "clips"), args.num_samples)}
-    text = json.dumps(results, indent=2)
-    print(text)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + "\n")
+    results = {
+        "machine": machine("torch", "diffusers", device=device),
+        **measure(restorer, ShardSet(args.clips, "clips"), args.num_samples),
+    }
+    publish(results, args.output)
     return 0
 
 
@@ -104,21 +100,6 @@ def clock(device: torch.device) -> float:
         torch.cuda.synchronize(device)
         return time.perf_counter()
     return time.process_time()
-
-
-def machine(device: torch.device) -> dict[str, object]:
-    """Return where this runs, and what else it was doing."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
-    return {
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else name,
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ import deepspeed
 import torch
 from torch.utils.data import default_collate
 
-from benchmarks.reading import machine, make_latents
+from benchmarks.reading import make_latents
+from benchmarks.report import machine, publish
 from mmldm_scale.config import DiTTraining, load
 from mmldm_scale.training import dit, loop
 from mmldm_scale.training.engine import deepspeed_config
@@ -44,12 +45,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the loader worker has a core of its own on the smallest of machines
-    results = {"machine": machine(), **measure(args.turns, MODEL)}
-    text = json.dumps(results, indent=2)
-    print(text)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + "\n")
+    results = {"machine": machine("torch", "deepspeed"), **measure(args.turns, MODEL)}
+    publish(results, args.output)
     return 0
 
 

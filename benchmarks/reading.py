@@ -1,6 +1,6 @@
 """How fast shards are read: our reader beside webdataset's own decode pipeline, on the same tars, in one process.
 
-    python benchmarks/reading.py --output benchmarks/results/reading_MACHINE.json [--latents SET] [--clips SET]
+    python -m benchmarks.reading --output benchmarks/results/reading_MACHINE.json [--latents SET] [--clips SET]
 
 Both end in arrays: latents in batches of float16 arrays, clips frame by frame in RGB with their waveform. Ours reads in
 training's order (a shuffled mixture of one set) and checks every sample's CRC-32; webdataset reads the tars from end to
@@ -10,9 +10,6 @@ cache is warm, the two take turns, and the best of several rounds counts: the le
 
 import argparse
 import io
-import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -25,6 +22,7 @@ import torch
 import webdataset
 from tqdm import tqdm
 
+from benchmarks.report import machine, publish
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.shards.clips import decode_clip, encode_clip
@@ -50,12 +48,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         latents = args.latents or make_latents(Path(folder) / "latents")
         clips = args.clips or make_clips(Path(folder) / "clips")
-        results = {"machine": machine(), "latents": of_latents(latents), "clips": of_clips(clips)}
-    text = json.dumps(results, indent=2)
-    print(text)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + "\n")
+        results = {"machine": machine("webdataset"), "latents": of_latents(latents), "clips": of_clips(clips)}
+    publish(results, args.output)
     return 0
 
 
@@ -149,19 +143,6 @@ def waveform(data: bytes) -> np.ndarray:
     """Return what a WAV file holds, as webdataset has no decoder for it: (N,) float32."""
     with wave.open(io.BytesIO(data)) as file:
         return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
-
-
-def machine() -> dict[str, object]:
-    """Return where this runs, and what else it was doing."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return {
-        "processor": next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?"),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "webdataset": webdataset.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def make_latents(folder: Path, shards: int = 8, samples: int = 256) -> Path:

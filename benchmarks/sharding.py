@@ -1,6 +1,6 @@
 """How fast videos become clips: ``shard.py clips`` beside video2dataset, on the same files and the same windows.
 
-    python benchmarks/sharding.py --videos DIR --video2dataset ENV/bin/python --output benchmarks/results/sharding.json
+    python -m benchmarks.sharding --videos DIR --video2dataset ENV/bin/python --output benchmarks/results/sharding.json
 
 Both write WebDataset tars of clips of 16 frames at 10 fps, 256×256, with their sound: ours as JPEGs and PCM from one
 pass over each video, video2dataset as mp4 and mp3 by its subsamplers, each of which runs ffmpeg, with cuts where it is
@@ -18,7 +18,6 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.report import machine, publish
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.media.decode import SUFFIXES, probe
 from mmldm_scale.shards.reader import ShardSet
@@ -89,12 +89,8 @@ def main() -> int:
         _PR_SET_CHILD_SUBREAPER, 1
     )  # whatever a run leaves behind is ours to wait for, and to count
     with tempfile.TemporaryDirectory() as folder:
-        results = {"machine": machine(), **compare(Path(folder), args)}
-    text = json.dumps(results, indent=1)
-    print(text)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + "\n")
+        results = {"machine": {**machine(), "ffmpeg": ffmpeg_version()}, **compare(Path(folder), args)}
+    publish(results, args.output)
     return 0
 
 
@@ -184,21 +180,12 @@ def run(command: Sequence[str]) -> Cost:
     return Cost(round(time.monotonic() - begin, 2), round(cpu, 2))
 
 
-def machine() -> dict[str, object]:
-    """Return what the figures depend on."""
-    model = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    ffmpeg = (
+def ffmpeg_version() -> str:
+    """Return what the ffmpeg on PATH, which video2dataset runs, says of itself."""
+    found = (
         subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True).stdout if shutil.which("ffmpeg") else ""
     )
-    return {
-        "processor": model[0] if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "ffmpeg": ffmpeg.split(" Copyright")[0],
-    }
+    return found.split(" Copyright")[0]
 
 
 if __name__ == "__main__":

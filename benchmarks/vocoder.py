@@ -1,6 +1,6 @@
 """What sound loses on its way to a mel spectrogram, to a picture, and back: clips of real videos, and a vocoder.
 
-    python benchmarks/vocoder.py VIDEO… --output benchmarks/results/vocoder_MACHINE.json [--vocoder HIFIGAN]
+    python -m benchmarks.vocoder VIDEO… --output benchmarks/results/vocoder_MACHINE.json [--vocoder HIFIGAN]
 
 Each clip (1.6 s, some of each video, spread evenly) becomes a mel spectrogram, and a sound again, directly and by way
 of the audio image. Two distances say how far that is from the clip, both 0 where nothing is lost:
@@ -14,9 +14,6 @@ with --vocoder a HiFi-GAN beside it, in the ways whose mels it was made for.
 """
 
 import argparse
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.report import machine, publish
 from mmldm_scale.config import AudioImageConfig, MediaConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.evaluation.distances import mean_absolute, multi_resolution_stft
@@ -66,16 +64,15 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        results = {"machine": machine(), "griffin_lim": [of_way(way, args.videos, None) for way in tqdm(WAYS, "ways")]}
+        results = {
+            "machine": machine("torch"),
+            "griffin_lim": [of_way(way, args.videos, None) for way in tqdm(WAYS, "ways")],
+        }
         if args.vocoder:
             results["hifi_gan"] = [of_way(way, args.videos, args.vocoder) for way in WAYS if fits(args.vocoder, way)]
     except MediaError as error:
         parser.error(str(error))
-    text = json.dumps(results, indent=2, ensure_ascii=False)
-    print(text)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + "\n")
+    publish(results, args.output)
     return 0
 
 
@@ -135,19 +132,6 @@ def waveforms(video: Path, media: MediaConfig) -> Iterator[np.ndarray]:
         if isinstance(clip, MediaError):
             raise clip
         yield clip.waveform
-
-
-def machine() -> dict[str, object]:
-    """Return where this runs; the distances depend on none of it, the time does."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return {
-        "processor": next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?"),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from benchmarks.reading import machine
+from benchmarks.report import machine
 from tests.soak.trials import Counted, lower_percent
 
 ROOT = Path(__file__).parents[2]
