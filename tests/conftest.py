@@ -1,6 +1,7 @@
 """What holds for all tests: how they are spread over processes (`pytest -n 2`), and that programs hear Ctrl-C."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,15 @@ class Together(LoadScopeScheduling):
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which may be switched off
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together:
     return Together(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _plain_linear_layers() -> Iterator[None]:
+    """Take back what an engine with ZeRO-3 in a test's process does to all linear layers, of later tests, too."""
+    yield
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.nn.functional.linear = torch._C._nn.linear
 
 
 @pytest.fixture(scope="module")

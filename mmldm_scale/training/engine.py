@@ -80,6 +80,10 @@ def build(module: nn.Module, config: TrainingConfig, world: World, averaged: boo
     if config.precision == "fp16" and world.device.type == "cpu":
         raise UserError("training.precision: fp16 needs a GPU; fp32 or bf16 fit here")
     settings = deepspeed_config(config, world.size)
+    if any(getattr(part, "recomputation", None) == "selective" for part in module.modules()):
+        # ZeRO-3's own linear layers add the bias in place, to the very product that selective recomputation keeps:
+        # computed again, they would add it a second time.
+        settings["zero_optimization"]["memory_efficient_linear"] = False
     parameters = [p for p in module.parameters() if p.requires_grad]
     on_gpu = world.device.type == "cuda" and not config.offload_optimizer
     kind = functools.partial(EMAAdamW, lengths=config.ema_lengths) if averaged else torch.optim.AdamW

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmldm_scale.counter import generator
 from mmldm_scale.training.adversarial import AdversarialLoss
-from mmldm_scale.training.distributed import World
+from mmldm_scale.training.distributed import GRACE, World
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.signals import StopRequest
 from tests.training import toy
@@ -119,7 +119,7 @@ def test_every_process_group_of_both_engines_has_the_time_out(tmp_path: Path, al
     made.training.collective_timeout = 19.0
     Trainer(toy.build_task(made), made.training, tmp_path, alone)
     groups = [group._get_backend(alone.device) for group in dist.distributed_c10d._world.pg_map]
-    assert {group.options._timeout.total_seconds() for group in groups} == {19.0}
+    assert {group.options._timeout.total_seconds() for group in groups} == {19.0 + GRACE}
 
 
 class Plain:

@@ -1,10 +1,14 @@
 """DeepSpeed's configuration, derived from ours."""
 
 import pytest
+import torch
 
-from mmldm_scale.config import TrainingConfig
+from mmldm_scale.config import DiTTraining, TrainingConfig, load
 from mmldm_scale.errors import UserError
-from mmldm_scale.training.engine import deepspeed_config
+from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE
+from mmldm_scale.training.distributed import World
+from mmldm_scale.training.engine import averaged_state, build, deepspeed_config
+from mmldm_scale.training.memory import dit_step
 
 
 def training(**changes) -> TrainingConfig:
@@ -41,3 +45,30 @@ def test_offload_and_precision_are_passed_on() -> None:
     assert settings["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
     assert settings["fp16"]["enabled"]
     assert not settings["bf16"]["enabled"]
+
+
+@pytest.mark.parametrize("recomputation", ["selective", "full"])
+@pytest.mark.parametrize("stage", [1, 3])
+def test_recomputation_changes_nothing_of_what_is_learned(alone: World, stage: int, recomputation: str) -> None:
+    """Not with ZeRO-3 either, which has linear layers of its own."""
+    small = ["shards=x", "model.depth=2", "model.width=32", "model.heads=2", "training.precision=fp32"]
+    learned = []
+    for mode in ("none", recomputation):
+        torch.nn.functional.linear = torch._C._nn.linear  # as at the start of a process, before ZeRO-3 replaces it
+        lengths = [f"training.{key}=2" for key in ("global_batch", "micro_batch", "total_samples")]
+        intervals = [f"training.{key}_every=2" for key in ("log", "checkpoint", "preview")]
+        overrides = [f"model.activation_checkpointing={mode}", f"training.zero_stage={stage}"]
+        config = load(DiTTraining, [], [*small, *lengths, *intervals, *overrides])
+        torch.manual_seed(0)
+        step = dit_step(config, AUDIO_SHAPE, VIDEO_SHAPE, "cpu")
+        for parameter in step.module.parameters():
+            if not parameter.any():  # zero-initialised layers, as training opens them
+                torch.nn.init.normal_(parameter, std=0.1)
+        engine = build(step.module, config.training, alone)
+        for group in engine.basic_optimizer.param_groups:
+            group["lr"] = 1e-3
+        engine.backward(engine(step.batch)["loss"].mean())
+        engine.step()
+        learned.append(averaged_state(engine, alone))
+    for name, weight in learned[0].items():
+        torch.testing.assert_close(learned[1][name], weight, rtol=0, atol=1e-6, msg=name)
