@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     ladder = load(Ladder, [args.ladder])
     for rung in ladder.rungs:  # a mistake in the last one is better known before days of training
         load(AutoencoderTraining, args.config, _overrides(args, rung))
+        _check_same(args, rung)
     rows = []
     for number, rung in enumerate(ladder.rungs, start=1):
         print(f"rung {number} of {len(ladder.rungs)}: {rung.name} ({rung.title})", file=sys.stderr, flush=True)
@@ -105,25 +106,26 @@ def _climb(args: argparse.Namespace, rung: Rung) -> dict[str, float]:
     _train(args, "autoencoder", args.config, _overrides(args, rung))
     weights = pretrained.find(args.output / rung.name, "autoencoder")
     results = args.output / rung.name / "reconstruction" / weights.parent.name  # step-…: of this checkpoint
-    if (results / RESULTS).exists():
-        _check_same(args, results / RESULTS)
-    else:
+    if not (results / RESULTS).exists():
         asked = ["--checkpoint", weights, "--input", args.input, "--num-samples", args.num_samples]
         _call([*MMLDM, "reconstruct", *asked, "--output", results, *_configs(args.reconstruct)])
     return json.loads((results / RESULTS).read_text())["metrics"]
 
 
-def _check_same(args: argparse.Namespace, results: Path) -> None:
-    """Hold what ``results`` were measured with against what is asked for now.
+def _check_same(args: argparse.Namespace, rung: Rung) -> None:
+    """Hold what ``rung`` was last measured with, if it was, against what is asked for now.
 
     Raises:
         UserError: they differ.
     """
-    found = json.loads(results.read_text())
+    measured = sorted((args.output / rung.name / "reconstruction").glob(f"*/{RESULTS}"))
+    if not measured:
+        return
+    found = json.loads(measured[-1].read_text())
     settings = json.loads(json.dumps(asdict(load(Reconstructing, args.reconstruct))))  # tuples become lists
     asked = (args.num_samples, str(args.input.resolve()), settings)
     if (found["samples"], found["clips"]["path"], found["settings"]) != asked:
-        raise UserError(f"{results}: measured with other clips or settings than are asked for now; remove its folder")
+        raise UserError(f"{measured[-1]}: measured with other clips or settings than now; remove its folder")
 
 
 def _overrides(args: argparse.Namespace, rung: Rung) -> list[str]:

@@ -1,12 +1,9 @@
 """``mmldm launch`` on the two nodes: it saves, queues up again and carries on, on the code it was launched with."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -143,32 +140,6 @@ def test_of_a_sweep_only_the_signalled_run_is_queued_again(two_nodes, launch, un
     assert [losses(run).items() >= losses(undisturbed).items() for run in runs] == [True, False]
     table = [line.split() for line in printed.splitlines()[1:4]]
     assert table == [["task", "training.seed", "run"], *([f"{n}", f"{n}", f"runs/sweep/seed={n}"] for n in (0, 1))]
-
-
-def test_a_killed_rank_is_no_end_it_carries_on_from_the_last_checkpoint(two_nodes, launch, undisturbed, project):
-    job, _ = launch("--nodes", "2", "--tasks-per-node", "1", "training.checkpoint_every=200", "run=runs/killed")
-    run = project / "runs/killed"
-    two_nodes.wait_until(lambda: any(run.glob("checkpoints/step-*[0-9]")), job, LIMIT)
-    os.kill(process_of_rank(1, job), signal.SIGKILL)
-    two_nodes.restart(job, 60)
-    result = two_nodes.wait(job, LIMIT)
-    assert result.state == "COMPLETED", result.output
-    assert f"job {job} is queued again" in result.output
-    assert "carrying on from" in result.output
-    assert losses(run).items() >= losses(undisturbed).items()
-    assert_same_checkpoint(run / LAST, undisturbed / LAST, ("engine", "weights"))
-
-
-def test_cancelled_it_saves_and_stays_cancelled(two_nodes, launch, project):
-    job, _ = launch("--nodes", "2", "--tasks-per-node", "1", "run=runs/cancelled")
-    run = project / "runs/cancelled"
-    two_nodes.wait_until(lambda: trains(run), job, LIMIT)
-    two_nodes.run("scancel", str(job))
-    result = two_nodes.wait(job, LIMIT)
-    assert "after SIGTERM; saved" in result.output
-    time.sleep(1)
-    assert two_nodes.tasks(job)[0]["JobState"] == "CANCELLED"
-    assert list((run / "checkpoints").glob("step-*[0-9]"))
 
 
 def test_another_configuration_for_a_run_is_refused_before_anything_is_submitted(two_nodes, undisturbed, project):

@@ -31,14 +31,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         os.system(f"umount --lazy {folder}")
 
 
-@pytest.mark.parametrize("stage", [0, 2])
-def test_a_run_on_a_full_disk_goes_on_with_what_it_has_and_ends_with_room(disk: Path, train, stage: int) -> None:
+def test_a_run_on_a_full_disk_goes_on_with_what_it_has_and_ends_with_room(disk: Path, train) -> None:
     """Ten checkpoints are more than fit."""
-    stage_option = f"training.zero_stage={stage}"
 
     def on_disk() -> Finished:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        done = subprocess.run(command(disk / "run", *OPTIONS, stage_option), env=ENVIRONMENT, timeout=120, **pipes)
+        done = subprocess.run(command(disk / "run", *OPTIONS), env=ENVIRONMENT, timeout=120, **pipes)
         return Finished(disk / "run", done.returncode, done.stdout)
 
     full = on_disk()
@@ -54,7 +52,7 @@ def test_a_run_on_a_full_disk_goes_on_with_what_it_has_and_ends_with_room(disk: 
     finished = on_disk()
     assert finished.status == 0, finished.output
     assert "carrying on from" in finished.output
-    undisturbed = train(*OPTIONS, stage_option)
+    undisturbed = train(*OPTIONS)
     assert finished.values() == undisturbed.values()
     assert_same_checkpoint(finished.checkpoints()[-1], undisturbed.checkpoints()[-1])
 

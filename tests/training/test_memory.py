@@ -20,37 +20,36 @@ from tests.training.autoencoders import DISCRIMINATOR
 from tests.training.harness import ENVIRONMENT
 from tests.training.holding import BUCKET, Net, settings
 
-PROGRAM = Path(__file__).with_name("holding.py")
+PROGRAM, PROCESSES = Path(__file__).with_name("holding.py"), 2
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def held(request):
-    """The number of processes, and what each of them held, by stage and precision."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.param)]
+@pytest.fixture(scope="module")
+def held():
+    """What each of PROCESSES held, by stage and precision."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
     done = subprocess.run([*command, str(PROGRAM)], env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    return request.param, json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_states_are_those_that_deepspeed_holds(held, stage, precision):
-    processes, found = held
     module = Net()
     for parameter in module.parameters():
         parameter.data = parameter.data.to(DTYPES[precision])
-    states = memory.states(module, settings(stage, precision), processes)
+    states = memory.states(module, settings(stage, precision), PROCESSES)
     trained = [p for p in module.parameters() if p.requires_grad]
     number = trained[0].element_size()
     bucket = BUCKET * number
-    for stepped, accumulating in found[f"{stage} {precision}"]:
+    for stepped, accumulating in held[f"{stage} {precision}"]:
         always = states.gradients + bucket if stage == 3 else 0
         assert stepped == states.parameters + states.optimizer + always
         more = accumulating - stepped
         if stage < 2:
             assert more == states.gradients + bucket * stage
         elif stage == 2:  # not padded, and parameters that lie in two partitions count in both
-            assert -2 * processes * number <= more - states.gradients <= max(p.numel() for p in trained) * number
+            assert -2 * PROCESSES * number <= more - states.gradients <= max(p.numel() for p in trained) * number
         else:
             assert more == 0
 
