@@ -114,7 +114,8 @@ def words(data: Path, samples: int = 2) -> list[str]:
     names = {"ladder": "ladder", "config": "autoencoder", "finetune": "finetune", "reconstruct": "reconstruct"}
     files = [part for option, name in names.items() for part in (f"--{option}", str(data / f"{name}.yaml"))]
     paths = ["--input", str(data / "clips"), "--output", str(data / "out"), f"shards={data / 'clips'}"]
-    return ["ladder", *files, "--num-samples", str(samples), *paths, f"kl_vae={data / 'kl_vae'}"]
+    under = ["--launch", "env"]  # in the place of srun
+    return ["ladder", *files, "--num-samples", str(samples), *paths, *under, f"kl_vae={data / 'kl_vae'}"]
 
 
 def climb(data: Path) -> subprocess.CompletedProcess:
@@ -126,13 +127,12 @@ def climb(data: Path) -> subprocess.CompletedProcess:
 def test_the_real_command_climbs_and_goes_on_after_a_rung_that_failed(data, capsys):
     (data / "out/first").mkdir(parents=True)
     (data / "out/first/config.yaml").write_text("classification_weight: 7")  # begun by somebody else
-    under = ("--launch", "env")  # in the place of srun
-    stopped = climb(data, *under, f"kl_vae={data / 'kl_vae'}")
+    stopped = climb(data)
     assert stopped.returncode == 2
     assert "rung first ended with status 2" in stopped.stderr
 
     (data / "out/first/config.yaml").unlink()
-    done = climb(data, *under, f"kl_vae={data / 'kl_vae'}")
+    done = climb(data)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()[-4:]
     assert lines == (data / "out/ladder.md").read_text().splitlines()

@@ -103,7 +103,7 @@ def test_number_of_processes_micro_batches_and_workers_changes_nothing(
 
 @pytest.mark.parametrize(
     ("stage", "precision", "tolerance"),
-    [(0, "fp32", 1e-6), (3, "fp32", 1e-6), (0, "bf16", 0.02), (1, "bf16", 0.02), (3, "bf16", 0.02)],
+    [(0, "fp32", 1e-6), (3, "fp32", 1e-6), (1, "bf16", 0.02)],
 )
 def test_every_zero_stage_trains_and_averages_alike_and_carries_on(
     train, undisturbed, stage: int, precision: str, tolerance: float
