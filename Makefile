@@ -22,9 +22,8 @@ CAN_APT = [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null
 demo: install
 	./demo.sh $(if $(VIDEOS),"$(VIDEOS)")
 
-# In three processes, for two cores: many a test waits, those with SLURM most of all.
 test: $(VENV)/installed-dev slurm
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
 
 soak: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -m soak --timeout=0 --capture=no tests/soak
