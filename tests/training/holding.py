@@ -5,6 +5,7 @@
 
 import gc
 import json
+import time
 
 import torch
 from torch import nn
@@ -51,6 +52,7 @@ def held_bytes(known: set[int]) -> int:
 
 
 def storages() -> dict[int, int]:
+    time.sleep(0.2)  # gloo's threads let go of a collective's tensors a little after it has returned
     gc.collect()
     tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, nn.Parameter)]
     tensors += [tensor.grad for tensor in tensors if tensor.grad is not None]
