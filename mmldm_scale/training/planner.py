@@ -13,7 +13,6 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,10 +25,9 @@ from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs, paramet
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.models.recompute import Recomputation
 from mmldm_scale.training.memory import MicroStep, Prediction, activations, cast, dit_step, states
+from mmldm_scale.training.memory_table import CONFIGS, GIB
 from mmldm_scale.training.speed import PEAK_TFLOPS, TRAINING
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-GIB = 2**30
 OWN = 2 * GIB  # what CUDA, NCCL and cuDNN take of a GPU for themselves
 WASTE = 1.06  # PyTorch's allocator takes so many times what is asked of it
 MODES: tuple[Recomputation, ...] = ("none", "selective", "full")

@@ -13,7 +13,8 @@ from mmldm_scale.config import DiTTraining, load
 from mmldm_scale.errors import UserError
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs
 from mmldm_scale.training.memory import dit_step, predict
-from mmldm_scale.training.planner import CLUSTERS, CONFIGS, GIB, Plan, arithmetic, find_plans, report, traffic
+from mmldm_scale.training.memory_table import CONFIGS, GIB
+from mmldm_scale.training.planner import CLUSTERS, Plan, arithmetic, find_plans, report, traffic
 from tests.training.harness import ENVIRONMENT
 
 TINY = ("shards=x", "model.depth=2", "model.width=128", "model.heads=2", "training.micro_batch=1")
