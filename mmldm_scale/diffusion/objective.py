@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmldm_scale import counter
 from mmldm_scale.config import DiffusionConfig
+from mmldm_scale.diffusion.conditions import conditions
 from mmldm_scale.models.dit import DiT, Shape
 
 
@@ -50,8 +51,7 @@ def losses(dit: DiT, schedule: DDIMScheduler, batch: dict[str, Tensor]) -> dict[
     """
     time = batch["time"]
     noisy = [schedule.add_noise(batch[name], batch[f"{name}_noise"], time) for name in ("audio", "video")]
-    clean = [batch[name] * batch[f"{name}_given"].view(-1, 1, 1, 1) for name in ("audio", "video")]  # else null: zeros
-    predicted = dit(*noisy, time, *clean)
+    predicted = dit(*noisy, time, **conditions(batch))
     audio, video = (
         (noise.float() - batch[f"{name}_noise"].float()).square().mean(dim=(1, 2, 3))
         for name, noise in zip(("audio", "video"), predicted, strict=True)

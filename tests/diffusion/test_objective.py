@@ -32,8 +32,8 @@ def batch(size: int) -> dict[str, Tensor]:
 class Recorder(nn.Module):
     """In place of the DiT: keeps what it is given, and predicts noise of ones."""
 
-    def forward(self, audio: Tensor, video: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        self.given = (audio, video, *rest)
+    def forward(self, audio: Tensor, video: Tensor, time: Tensor, **conditions: Tensor) -> tuple[Tensor, Tensor]:
+        self.given, self.conditions = (audio, video, time), conditions
         return torch.ones_like(audio), torch.ones_like(video)
 
 
@@ -70,7 +70,7 @@ def test_the_network_gets_noisy_latents_and_only_the_conditions_drawn():
         (False, True),
     }
     result = losses(network, scheduler(CONFIG), data)
-    audio, video, time, audio_condition, video_condition = network.given
+    audio, video, time = network.given
     betas = np.linspace(0.00085**0.5, 0.0120**0.5, 1000) ** 2
     a = np.cumprod(1 - betas)[data["time"].numpy()].reshape(-1, 1, 1, 1)
     for noisy, name in ((audio, "audio"), (video, "video")):
@@ -79,9 +79,11 @@ def test_the_network_gets_noisy_latents_and_only_the_conditions_drawn():
         by_hand = ((1 - data[f"{name}_noise"].numpy()) ** 2).mean(axis=(1, 2, 3))
         np.testing.assert_allclose(result[f"loss/{name}"].numpy(), by_hand, rtol=1e-5)
     assert torch.equal(time, data["time"])
-    for condition, name in ((audio_condition, "audio"), (video_condition, "video")):
+    assert network.conditions.keys() == {"audio_condition", "video_condition"}
+    for name in ("audio", "video"):
         for i, given in enumerate(data[f"{name}_given"]):
-            assert torch.equal(condition[i], data[name][i] if given else torch.zeros_like(data[name][i]))
+            expected = data[name][i] if given else torch.zeros_like(data[name][i])
+            assert torch.equal(network.conditions[f"{name}_condition"][i], expected)
     torch.testing.assert_close(result["loss"], (result["loss/audio"] + result["loss/video"]) / 2)
 
 
