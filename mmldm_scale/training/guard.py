@@ -35,16 +35,16 @@ class Guard:
     def begin_step(self) -> None:
         """Forget the step before."""
         self.closed, self.highest_norm = False, math.inf
-        self._total = torch.zeros((), device=self._engine.device)
+        self._sums: list[Tensor] = []
 
     @torch.no_grad()
     def watch(self, tensor: Tensor) -> None:
         """Have ``tensor`` count for whether all is finite; this does not wait for the device."""
-        self._total += tensor.sum(dtype=torch.float32)  # infinities and NaNs survive every sum
+        self._sums.append(tensor.sum(dtype=torch.float32))  # infinities and NaNs survive every sum
 
     def finite(self) -> bool:
         """Return whether all that this process saw in this step was finite; this waits for the device."""
-        return math.isfinite(self._total.item())
+        return not self._sums or math.isfinite(torch.stack(self._sums).sum().item())
 
     def _step(self, *arguments: Any, **options: Any) -> Any:
         if self.highest_norm < math.inf:

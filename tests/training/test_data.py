@@ -75,6 +75,30 @@ def test_micro_batches_come_in_order(dataset, workers) -> None:
     assert numbers(dataset(), workers) == list(BATCHES)
 
 
+class Odd:
+    """Tensors of several kinds and odd lengths, a scalar among them."""
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        return {
+            "flag": torch.tensor(position % 2 == 0),
+            "pictures": torch.arange(position, position + 15, dtype=torch.uint8).view(3, 5),
+            "noise": torch.full((7,), position / 3),
+            "label": torch.tensor(position),
+        }
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_micro_batch_is_its_samples_stacked(workers) -> None:
+    for positions, batch in zip(BATCHES, load(Odd(), BATCHES, workers), strict=True):
+        samples = [Odd()[position] for position in positions]
+        assert list(batch) == list(samples[0])
+        for name, tensor in batch.items():
+            expected = torch.stack([sample[name] for sample in samples])
+            assert tensor.dtype == expected.dtype
+            assert torch.equal(tensor, expected)
+            assert tensor.data_ptr() % 64 == 0  # the order of sums depends on it
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_mistake_is_one_line_from_any_process(workers) -> None:
     with pytest.raises(UserError) as error:
