@@ -117,11 +117,15 @@ class DiTConfig:
 
 @dataclass
 class DiffusionConfig:
-    """Noise schedule and task mixture of the DiT (section 3.3, PAPER values)."""
+    """Noise schedule, objective and task mixture of the DiT (section 3.3, PAPER values)."""
 
     steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.0120
+    prediction: Literal["epsilon", "v", "flow"] = "epsilon"  # what the network predicts; see diffusion/process.py
+    min_snr: float = 0.0  # γ of Min-SNR weighting (arXiv 2303.09556 takes 5); 0: all timesteps count alike
+    zero_terminal_snr: bool = False  # the last timestep is pure noise (arXiv 2305.08891)
+    time_distribution: Literal["uniform", "logit_normal"] = "uniform"  # of training's timesteps
     audio_conditioned: float = 0.05  # share of training samples that see the clean audio latent
     video_conditioned: float = 0.05  # share that see the clean video latent
 
@@ -129,6 +133,14 @@ class DiffusionConfig:
         shares = self.audio_conditioned + self.video_conditioned
         require(0 <= shares <= 1, "diffusion", "audio_conditioned + video_conditioned must lie in 0..1")
         require(0 < self.beta_start < self.beta_end < 1, "diffusion.beta_start", "0 < beta_start < beta_end < 1 fits")
+        kind, flow = self.prediction, self.prediction == "flow"
+        require(self.min_snr >= 0, "diffusion.min_snr", "must not be negative")
+        require(not (flow and self.min_snr), "diffusion.min_snr", "weighs prediction=epsilon or v; 0 fits flow")
+        reason = "it reaches pure noise anyway" if flow else "noise predicted from pure noise teaches nothing"
+        fits = kind == "v" or not self.zero_terminal_snr
+        require(fits, "diffusion.zero_terminal_snr", f"needs prediction=v, not {kind}: {reason}")
+        fits = flow or self.time_distribution == "uniform"
+        require(fits, "diffusion.time_distribution", f"{self.time_distribution} needs prediction=flow, not {kind}")
 
 
 @dataclass

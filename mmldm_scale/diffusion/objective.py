@@ -3,17 +3,18 @@
 A sample's draw is a function of (seed, position) alone, so it is the same whichever process makes it. The network
 learns three tasks at once: most samples are unconditioned; a share sees the clean audio latent (a2v) and a share the
 clean video latent (v2a), never both. Both modalities are always corrupted, with one timestep, and both are predicted.
+What of them is predicted says :mod:`~mmldm_scale.diffusion.process`.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from mmldm_scale import counter
 from mmldm_scale.config import DiffusionConfig
 from mmldm_scale.diffusion.conditions import conditions
+from mmldm_scale.diffusion.process import Process
 from mmldm_scale.models.dit import DiT, Shape
 
 
@@ -31,7 +32,7 @@ class Draw:
 def draw(config: DiffusionConfig, audio_shape: Shape, video_shape: Shape, seed: int, position: int) -> Draw:
     """Return the draw of the training sample at global ``position``."""
     random = counter.generator(seed, "dit/objective", position)
-    time = int(random.integers(config.steps))
+    time = _draw_time(config, random)
     chance = random.random()
     audio_given = chance < config.audio_conditioned
     video_given = not audio_given and chance < config.audio_conditioned + config.video_conditioned
@@ -40,20 +41,40 @@ def draw(config: DiffusionConfig, audio_shape: Shape, video_shape: Shape, seed: 
     return Draw(time, audio_given, video_given, audio_noise, video_noise)
 
 
-def losses(dit: DiT, schedule: DDIMScheduler, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return each sample's loss (Eq. 8), in float32: "loss/audio", "loss/video" and their mean "loss", each (B,).
+def _draw_time(config: DiffusionConfig, random: np.random.Generator) -> int:
+    """Return a timestep in [0, steps): each as likely as another, or the logit of its share of noise standard normal.
 
-    Eq. 8's norms are read as mean squared errors, as in the public code.
+    The latter is SD3's (arXiv 2403.03206, m = 0, s = 1): most are drawn where noise and latents are about even.
+    """
+    if config.time_distribution == "uniform":
+        return int(random.integers(config.steps))
+    share = 1 / (1 + np.exp(-random.standard_normal()))
+    return min(int(share * config.steps), config.steps - 1)
+
+
+def losses(dit: DiT, process: Process, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return each sample's losses, (B,) float32.
+
+    "loss/audio" and "loss/video" are the mean squared errors of what is predicted (Eq. 8, whose norms are read so, as
+    in the public code), unweighted, so that they can be compared from step to step. "loss" is what is minimised: their
+    mean, multiplied by the timestep's weight.
 
     Args:
         batch: Clean latents "audio" (B, C, Ha, Wa) and "video" (B, C, Hv, Wv), normalised; "audio_noise" and
             "video_noise" of their shapes; "time" (B,) integer; "audio_given" and "video_given" (B,) boolean.
     """
-    time = batch["time"]
-    noisy = [schedule.add_noise(batch[name], batch[f"{name}_noise"], time) for name in ("audio", "video")]
+    audio, video = errors(dit, process, batch)
+    return {"loss": process.weight(batch["time"]) * (audio + video) / 2, "loss/audio": audio, "loss/video": video}
+
+
+def errors(dit: DiT, process: Process, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the mean squared errors of the predictions for audio and video of ``batch`` (see losses), (B,) float32."""
+    time, names = batch["time"], ("audio", "video")
+    noisy = [process.corrupt(batch[name], batch[f"{name}_noise"], time) for name in names]
+    targets = [process.target(batch[name], batch[f"{name}_noise"], time) for name in names]
     predicted = dit(*noisy, time, **conditions(batch))
     audio, video = (
-        (noise.float() - batch[f"{name}_noise"].float()).square().mean(dim=(1, 2, 3))
-        for name, noise in zip(("audio", "video"), predicted, strict=True)
+        (one.float() - target.float()).square().mean(dim=(1, 2, 3))
+        for one, target in zip(predicted, targets, strict=True)
     )
-    return {"loss": (audio + video) / 2, "loss/audio": audio, "loss/video": video}
+    return audio, video

@@ -1,4 +1,4 @@
-"""From noise to latents: DDIM (η = 0) for joint and conditional generation, with cross-modal guidance (section 3.3).
+"""From noise to latents, for joint and conditional generation, with cross-modal guidance (section 3.3).
 
 Tasks: "svg" makes audio and video together, "a2v" video to given audio, "v2a" audio to given video. Everything random
 comes in as an argument, so a sample is a function of its noise and condition.
@@ -7,11 +7,10 @@ comes in as an argument, so a sample is a function of its noise and condition.
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from mmldm_scale.config import GenerationTask
-from mmldm_scale.diffusion.schedule import timesteps
+from mmldm_scale.diffusion.process import Process
 from mmldm_scale.models.dit import DiT
 
 GIVEN: dict[GenerationTask, str | None] = {"svg": None, "a2v": "audio", "v2a": "video"}  # each task's condition
@@ -28,14 +27,14 @@ class Latents:
 @torch.no_grad()
 def sample_latents(
     dit: DiT,
-    schedule: DDIMScheduler,
+    process: Process,
     task: GenerationTask,
     noise: Latents,
     steps: int,
     guidance: float = 1.0,
     condition: Tensor | None = None,
 ) -> Latents:
-    """Generate latents from ``noise`` in ``steps`` DDIM steps (they must divide the schedule's length).
+    """Generate latents from ``noise`` in ``steps`` steps of ``process`` (they must divide its length).
 
     All latents are (B, C, H, W), audio and video each of its own C, H and W.
 
@@ -45,19 +44,20 @@ def sample_latents(
 
     Guidance acts on the generated modality, in the standard form of classifier-free guidance:
     φ · ε(condition) − (φ − 1) · ε(null) with φ = ``guidance``. Eq. 9 prints (1 − φ) for (φ − 1), which for φ > 1 would
-    add the unconditional prediction. svg has no condition and so no guidance.
+    add the unconditional prediction. svg has no condition and so no guidance. v and a flow's velocity are guided
+    likewise, which is the same: at given latents they are affine in ε, and φ and −(φ − 1) add up to 1.
     """
     given = GIVEN[task]
     latents = {"audio": noise.audio.float(), "video": noise.video.float()}
     first_noise = dict(latents)
-    for time in timesteps(schedule, steps).tolist():
+    for time in process.timesteps(steps).tolist():
         if given:
             when = torch.tensor([time], device=condition.device)
-            latents[given] = schedule.add_noise(condition.float(), first_noise[given], when)
+            latents[given] = process.corrupt(condition.float(), first_noise[given], when)
         predicted = _predict(dit, latents, time, given, condition, guidance)
         for name in latents:
             if name != given:
-                latents[name] = schedule.step(predicted[name], time, latents[name], eta=0.0).prev_sample
+                latents[name] = process.step(predicted[name], time, latents[name])
     if given:
         latents[given] = condition
     return Latents(**latents)
@@ -66,7 +66,7 @@ def sample_latents(
 def _predict(
     dit: DiT, latents: dict[str, Tensor], time: int, given: str | None, condition: Tensor | None, guidance: float
 ) -> dict[str, Tensor]:
-    """Return the predicted noise of each modality, guided where something is given; one forward pass, float32."""
+    """Return what is predicted of each modality, guided where something is given; one forward pass, float32."""
     audio, video = latents["audio"], latents["video"]
     times = torch.full((len(audio),), time, device=audio.device)
     if given is None:

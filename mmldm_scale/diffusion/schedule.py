@@ -1,4 +1,4 @@
-"""The noise schedule shared by audio and video, as diffusers' DDIM scheduler (sections 3.2 and 4.1).
+"""The noise schedule of diffusion, shared by audio and video, as diffusers' DDIM scheduler (sections 3.2 and 4.1).
 
 Training uses its ``add_noise`` (Eq. 5 and 6), sampling its ``step`` with η = 0. Eq. 6 as printed lacks a square root:
 what is meant, and computed here, is z^t = √ᾱ_t · z^0 + √(1 − ᾱ_t) · n^t, the sample of Eq. 5. Besides DDIM there are
@@ -18,16 +18,18 @@ SOLVERS: dict[str, type[Solver]] = {"dpm++": DPMSolverMultistepScheduler, "unipc
 
 
 def scheduler(config: DiffusionConfig) -> DDIMScheduler:
-    """Return the schedule: √β_t linear from √beta_start to √beta_end ("scaled linear"), ε-prediction, no clipping.
+    """Return the schedule: √β_t linear from √beta_start to √beta_end ("scaled linear"), no clipping.
 
-    Sampling visits every (steps / n)-th timestep from the last one down ("trailing") and ends at clean latents.
+    Sampling visits every (steps / n)-th timestep from the last one down ("trailing") and ends at clean latents. With
+    ``zero_terminal_snr``, √ᾱ_t is shifted and scaled so that it is 0 at the last timestep and as before at the first.
     """
     return DDIMScheduler(
         num_train_timesteps=config.steps,
         beta_start=config.beta_start,
         beta_end=config.beta_end,
         beta_schedule="scaled_linear",
-        prediction_type="epsilon",
+        prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[config.prediction],
+        rescale_betas_zero_snr=config.zero_terminal_snr,
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
@@ -41,15 +43,20 @@ def timesteps(schedule: DDIMScheduler, steps: int) -> torch.Tensor:
         UserError: ``steps`` does not divide the schedule's length: DDIM would step to timesteps that it then does
             not visit.
     """
-    length = schedule.config.num_train_timesteps
+    stride(schedule.config.num_train_timesteps, steps)
+    schedule.set_timesteps(steps)
+    return schedule.timesteps
+
+
+def stride(length: int, steps: int) -> int:
+    """Return how many of ``length`` timesteps each of ``steps`` sampling steps takes; raise UserError if uneven."""
     if length % steps:
         fitting = [n for n in range(1, length + 1) if length % n == 0]
         near = sorted(sorted(fitting, key=lambda n: abs(n - steps))[:2])
         raise UserError(
             f"steps: {steps} does not divide the {length} steps of the noise schedule; {near[0]} or {near[1]} fits"
         )
-    schedule.set_timesteps(steps)
-    return schedule.timesteps
+    return length // steps
 
 
 def solver(config: DiffusionConfig, name: Literal["dpm++", "unipc"], steps: int) -> Solver:

@@ -3,7 +3,7 @@
 ::
 
     model_index.json            what lies where, as in a pipeline's folder
-    vae/  unet/  scheduler/     AutoencoderKL, UNet2DConditionModel, DDIMScheduler, as far as the model has them
+    vae/  unet/  scheduler/     AutoencoderKL, UNet2DConditionModel and a scheduler, as far as the model has them
     autoencoder/ or dit/        the whole model once more, for mmldm_scale, with what diffusers has no class for
 
 An autoencoder with a U-Net for each modality has ``unet_audio/`` and ``unet_video/``. A KL-VAE's weights folder has
@@ -17,7 +17,7 @@ import diffusers
 from diffusers import ConfigMixin
 
 from mmldm_scale import config
-from mmldm_scale.diffusion.schedule import scheduler
+from mmldm_scale.diffusion.process import noise_process
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
@@ -49,7 +49,7 @@ def _parts(whole: Path, kind: pretrained.Kind) -> dict[str, ConfigMixin]:
     """Return what diffusers has classes for, by the sub-folder it belongs in."""
     if kind == "dit":
         described = pretrained.read_config(whole, kind)["diffusion"]
-        return {SCHEDULER: scheduler(config.restore(config.DiffusionConfig, described, str(whole)))}
+        return {SCHEDULER: noise_process(config.restore(config.DiffusionConfig, described, str(whole))).scheduler}
     if kind == "kl_vae":
         return {VAE: kl_vae.load(whole)}
     model = Autoencoder.from_pretrained(whole)

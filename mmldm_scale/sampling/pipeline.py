@@ -19,8 +19,8 @@ from torch import Tensor
 from mmldm_scale import counter
 from mmldm_scale.config import DiffusionConfig, DiTConfig, GenerationTask, MediaConfig, Sampling
 from mmldm_scale.diffusion.normalise import Statistics, normalise, restore
+from mmldm_scale.diffusion.process import noise_process
 from mmldm_scale.diffusion.sampler import GIVEN, Latents, sample_latents
-from mmldm_scale.diffusion.schedule import scheduler, timesteps
 from mmldm_scale.errors import UserError
 from mmldm_scale.media.audio_image import AudioImage, signals
 from mmldm_scale.media.clip import Clip
@@ -81,7 +81,7 @@ class Pipeline:
         self.description, self.settings, self.device = description, settings, device
         self.media = description.media
         self.dit, self.autoencoder = dit, autoencoder
-        self.schedule = scheduler(description.diffusion)
+        self.process = noise_process(description.diffusion)
         self.audio_image = AudioImage(self.media)
         self.vocoder = load_vocoder(settings.vocoder, self.media.audio)
 
@@ -105,8 +105,8 @@ class Pipeline:
         settings, device = settings or Sampling(), torch.device(device)
         description = Description.read(checkpoint)
         dtype = DTYPES[settings.precision]
-        timesteps(scheduler(description.diffusion), settings.steps)
-        sampler(settings.decoding)  # says at once what cannot work
+        noise_process(description.diffusion).timesteps(settings.steps)  # says at once what cannot work
+        sampler(settings.decoding)
         choose_backend(settings.attention, device, dtype)
         folder = find_autoencoder(description, autoencoder)
         dit = DiT(
@@ -134,7 +134,7 @@ class Pipeline:
             self._noise(f"sample/{task}/video", indices, self.description.video_shape),
         )
         condition = self._encode(inputs, given) if given else None
-        latents = sample_latents(self.dit, self.schedule, task, noise, self.settings.steps, guidance, condition)
+        latents = sample_latents(self.dit, self.process, task, noise, self.settings.steps, guidance, condition)
         made = self._decode(task, indices, latents)
         if given == "audio":
             return [replace(clip, waveform=source.waveform) for clip, source in zip(made, inputs, strict=True)]

@@ -19,7 +19,7 @@ from mmldm_scale import counter
 from mmldm_scale.config import DiTTraining
 from mmldm_scale.diffusion import objective
 from mmldm_scale.diffusion.normalise import normalise
-from mmldm_scale.diffusion.schedule import scheduler
+from mmldm_scale.diffusion.process import noise_process
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
 from mmldm_scale.models.dit import DiT, Shape
@@ -62,11 +62,11 @@ class NoisePrediction(nn.Module):
     def __init__(self, config: DiTTraining, audio_shape: Shape, video_shape: Shape) -> None:
         super().__init__()
         self.dit = DiT(config.model, audio_shape, video_shape)
-        self.schedule = scheduler(config.diffusion)
+        self.process = noise_process(config.diffusion)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return "loss", "loss/audio" and "loss/video", each (B,); see :func:`diffusion.objective.losses`."""
-        return objective.losses(self.dit, self.schedule, batch)
+        return objective.losses(self.dit, self.process, batch)
 
 
 class LatentDataset:

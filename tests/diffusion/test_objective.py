@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mmldm_scale.config import DiffusionConfig, DiTConfig
 from mmldm_scale.diffusion.objective import draw, losses
-from mmldm_scale.diffusion.schedule import scheduler
+from mmldm_scale.diffusion.process import noise_process
 from mmldm_scale.models.dit import DiT
 
 AUDIO, VIDEO = (4, 2, 2), (4, 3, 3)
@@ -69,7 +69,7 @@ def test_the_network_gets_noisy_latents_and_only_the_conditions_drawn():
         (True, False),
         (False, True),
     }
-    result = losses(network, scheduler(CONFIG), data)
+    result = losses(network, noise_process(CONFIG), data)
     audio, video, time = network.given
     betas = np.linspace(0.00085**0.5, 0.0120**0.5, 1000) ** 2
     a = np.cumprod(1 - betas)[data["time"].numpy()].reshape(-1, 1, 1, 1)
@@ -93,8 +93,8 @@ def test_a_samples_loss_does_not_depend_on_its_batch():
     for parameter in dit.parameters():
         nn.init.normal_(parameter, std=0.2)
     data = batch(6)
-    together = losses(dit, scheduler(CONFIG), data)
+    together = losses(dit, noise_process(CONFIG), data)
     for i in range(6):
-        alone = losses(dit, scheduler(CONFIG), {name: value[i : i + 1] for name, value in data.items()})
+        alone = losses(dit, noise_process(CONFIG), {name: value[i : i + 1] for name, value in data.items()})
         for name in together:
             torch.testing.assert_close(together[name][i : i + 1], alone[name], rtol=1e-5, atol=1e-6)

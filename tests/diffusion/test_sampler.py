@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from mmldm_scale.config import DiffusionConfig, DiTConfig
+from mmldm_scale.diffusion.process import noise_process
 from mmldm_scale.diffusion.sampler import Latents, sample_latents
-from mmldm_scale.diffusion.schedule import scheduler
 from mmldm_scale.models.dit import DiT
 
 AUDIO, VIDEO = (4, 2, 2), (4, 3, 3)
@@ -58,14 +58,14 @@ def numpy_ddim(start: np.ndarray, steps: int, epsilon) -> np.ndarray:
 
 @pytest.mark.parametrize("steps", [5, 50])
 def test_svg_is_ddim(steps):
-    result = sample_latents(Analytic(), scheduler(DiffusionConfig()), "svg", noise(), steps)
+    result = sample_latents(Analytic(), noise_process(DiffusionConfig()), "svg", noise(), steps)
     for z, start in ((result.audio, noise().audio), (result.video, noise().video)):
         np.testing.assert_allclose(z.numpy(), numpy_ddim(start.numpy(), steps, exact_epsilon), atol=2e-4)
 
 
 def test_with_many_steps_the_gaussian_is_sampled():
     many = Latents(torch.randn(2000, 1, 1, 1, generator=torch.Generator().manual_seed(0)), torch.zeros(2000, 1, 1, 1))
-    audio = sample_latents(Analytic(), scheduler(DiffusionConfig()), "svg", many, 250).audio
+    audio = sample_latents(Analytic(), noise_process(DiffusionConfig()), "svg", many, 250).audio
     assert abs(audio.mean() - MEAN) < 0.03
     assert abs(audio.std() - STD) < 0.03
 
@@ -76,7 +76,7 @@ def test_conditional_generation_is_guided_and_keeps_what_is_given(task, given, m
     shape = AUDIO if given == "audio" else VIDEO
     condition = torch.full((2, *shape), 0.2)
     network, start = Analytic(), noise()
-    result = sample_latents(network, scheduler(DiffusionConfig()), task, start, 20, guidance, condition)
+    result = sample_latents(network, noise_process(DiffusionConfig()), task, start, 20, guidance, condition)
     assert torch.equal(getattr(result, given), condition)
     expected = numpy_ddim(  # φ (ε + 0.2) − (φ − 1) ε
         getattr(start, made).numpy(), 20, lambda z, t: exact_epsilon(z, t) + guidance * 0.2
@@ -94,8 +94,8 @@ def test_guidance_one_is_plain_conditional_generation_with_the_real_network():
     dit = DiT(DiTConfig(depth=2, width=32, heads=2, context_tokens=2, context_width=4), AUDIO, VIDEO)
     for parameter in dit.parameters():
         nn.init.normal_(parameter, std=0.1)
-    schedule, start, condition = scheduler(DiffusionConfig()), noise(), torch.randn(2, *AUDIO)
-    guided = sample_latents(dit, schedule, "a2v", start, 10, 1.0, condition)
+    process, start, condition = noise_process(DiffusionConfig()), noise(), torch.randn(2, *AUDIO)
+    guided = sample_latents(dit, process, "a2v", start, 10, 1.0, condition)
 
     def epsilon(z: np.ndarray, time: int) -> np.ndarray:
         a = float(ALPHAS[time])
@@ -105,5 +105,5 @@ def test_guidance_one_is_plain_conditional_generation_with_the_real_network():
         return video.double().numpy()
 
     np.testing.assert_allclose(guided.video.numpy(), numpy_ddim(start.video.numpy(), 10, epsilon), atol=1e-3)
-    strong = sample_latents(dit, schedule, "a2v", start, 10, 4.0, condition)
+    strong = sample_latents(dit, process, "a2v", start, 10, 4.0, condition)
     assert (strong.video - guided.video).abs().max() > 1e-2
