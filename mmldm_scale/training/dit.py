@@ -28,8 +28,9 @@ from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.latents import LatentSample, decode_latent_batch
 from mmldm_scale.shards.mixture import Mixture
 from mmldm_scale.shards.reader import Sample
+from mmldm_scale.training import means
 from mmldm_scale.training.samples import Samples
-from mmldm_scale.training.task import Task
+from mmldm_scale.training.task import StepInfo, Task
 
 
 def build_task(config: DiTTraining) -> Task:
@@ -53,6 +54,7 @@ def build_task(config: DiTTraining) -> Task:
         write_weights=functools.partial(_write_weights, _description(config, mixture)),
         preview=None,
         quarantine=dataset.samples.quarantine,
+        begin_step=module.begin_step,
     )
 
 
@@ -63,10 +65,21 @@ class NoisePrediction(nn.Module):
         super().__init__()
         self.dit = DiT(config.model, audio_shape, video_shape)
         self.process = noise_process(config.diffusion)
+        self.steps, self.logged = config.diffusion.steps, False
+
+    def begin_step(self, step: StepInfo) -> None:
+        """Prepare for an optimizer step."""
+        self.logged = step.logged
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return "loss", "loss/audio" and "loss/video", each (B,); see :func:`diffusion.objective.losses`."""
-        return objective.losses(self.dit, self.process, batch)
+        """Return "loss", "loss/audio" and "loss/video", each (B,); see :func:`diffusion.objective.losses`.
+
+        On logged steps, and in validation, also the latter two by quarter of the schedule (:mod:`training.means`).
+        """
+        results = objective.losses(self.dit, self.process, batch)
+        if self.logged or not self.training:
+            results |= means.by_time(results, batch["time"], self.steps)
+        return results
 
 
 class LatentDataset:

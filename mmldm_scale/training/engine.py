@@ -111,6 +111,11 @@ def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
     return {} if norm is None else {"gradient_norm": float(norm)}
 
 
+def loss_scale(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
+    """Return {"loss_scale": what DeepSpeed multiplies the next loss by} in fp16, else nothing."""
+    return {"loss_scale": float(engine._get_optimizer_loss_scale())} if engine.fp16_enabled() else {}
+
+
 @contextmanager
 def uncounted_backward(module: nn.Module) -> Iterator[None]:
     """Let ``torch.autograd.grad`` go back through ``module`` without ZeRO-3 taking it for the step's backward pass.

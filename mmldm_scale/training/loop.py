@@ -19,7 +19,7 @@ from mmldm_scale.cluster import restarts, slurm
 from mmldm_scale.config import TrainingConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.models.precision import DTYPES
-from mmldm_scale.training import ema, snapshots, speed
+from mmldm_scale.training import ema, means, snapshots, speed
 from mmldm_scale.training import engine as engines
 from mmldm_scale.training.adversary import Adversary
 from mmldm_scale.training.checkpoint import DISCRIMINATOR, ENGINE, Checkpoints, read_manifest
@@ -150,11 +150,13 @@ class Trainer:
             if saving or self._due(config.log_every):
                 self._log(values)
             if done or self._due(config.preview_every):
-                self._preview()
+                with self.meter.standing("preview"):
+                    self._preview()
             if config.ema_snapshot_every and (done or self._due(config.ema_snapshot_every)) and self._learned():
                 snapshots.write(self.folder, self.engine, self.samples_seen, self.world)
             if saving:
-                self._save()
+                with self.meter.standing("saving"):
+                    self._save()
             if done or stopping:
                 self._finish_saving()
             if done and self.saved != self.samples_seen and self._learned():
@@ -285,10 +287,10 @@ class Trainer:
     def _log(self, values: dict[str, list[Tensor]]) -> None:
         """Log the means over the global batch just done, where they are finite, and the speed since the last time."""
         names = sorted(values)
-        sums = self.world.sum([torch.stack(values[name]).double().sum().item() for name in names])
-        means = {name: total / self.config.global_batch for name, total in zip(names, sums, strict=True)}
+        sums = torch.stack([means.sums(values[name]) for name in names])  # (names, 2), still on the device
+        found = means.means(names, self.world.sum(sums.flatten().tolist()))
         if self.monitor:
-            logged = means | self._scalars() | self.meter.read(self.samples_seen)
+            logged = found | self._scalars() | self.meter.read(self.samples_seen)
             finite = {name: value for name, value in logged.items() if math.isfinite(value)}  # a skipped step's are not
             self.monitor.scalars(self.samples_seen, finite)
 
@@ -298,6 +300,7 @@ class Trainer:
         training = {"learning_rate": group["lr"], **engines.gradient_norm(self.engine)}
         for length, decay in zip(self.config.ema_lengths, group["ema_decays"], strict=True):
             training[f"ema_decay_{length}"] = decay
+        training |= engines.loss_scale(self.engine)
         training["skipped_steps"] = float(self.health.skipped_steps)
         training["left_out_samples"] = float(self.left_out.left_out(self.samples_seen - self.config.global_batch))
         scalars = {f"training/{name}": value for name, value in training.items()}

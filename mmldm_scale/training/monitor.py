@@ -6,6 +6,7 @@ a curve shows each step once however often the run was killed.
 
 import io
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,11 +17,12 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from mmldm_scale import run_log
 from mmldm_scale.files import write_whole
 from mmldm_scale.training.writing import FULL
 
-LOG = "log.jsonl"
-HELD = 1 << 20  # bytes of it that may wait for room on the disk
+HELD = 1 << 20  # bytes of the log that may wait for room on the disk
+SPOKEN = re.compile(r"(validation/)?loss(/.*)?")  # tags that the terminal shows
 
 
 class MediaWriter:
@@ -51,20 +53,33 @@ class MediaWriter:
 
 
 class Monitor:
-    """Scalars and media of one run folder, from ``samples_seen`` on."""
+    """Scalars and media of one run folder, from ``samples_seen`` on; made when the first step begins."""
 
     def __init__(self, run: Path, samples_seen: int, total_samples: int) -> None:
-        _forget_after(run / LOG, samples_seen)
-        self._log = (run / LOG).open("a", buffering=HELD)
+        self._file, self._samples_seen, self._log = run / run_log.LOG, samples_seen, None
         self._writer = SummaryWriter(run / "tensorboard", purge_step=samples_seen + 1)
         self._total = total_samples
         self._start = (samples_seen, time.monotonic())
+        before, now = list(run_log.read(run)), time.time()
+        first = min((record.get(run_log.FIRST_START, record["time"]) for record in before), default=now)
+        self._times = {run_log.START: now, run_log.FIRST_START: first}
+        self._goodput = run_log.Goodput()
+        for record in before:
+            if record["samples_seen"] <= samples_seen:
+                self._goodput.add(record)
+        if not before:
+            self._open()
 
     def scalars(self, samples_seen: int, values: dict[str, float]) -> None:
-        """Record ``values`` and tell the terminal how far the run is."""
+        """Record ``values``, all finite, with the run's goodput, and tell the terminal how far the run is."""
+        record = {"samples_seen": samples_seen, "time": time.time(), **self._times, **values}
+        self._goodput.add(record)
+        values = {**values, "speed/goodput": self._goodput.share}
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, samples_seen)
-        self._log.write(json.dumps({"samples_seen": samples_seen, "time": time.time(), **values}) + "\n")
+        if self._log is None:
+            self._open()
+        self._log.write(json.dumps(record | values) + "\n")
         self._flush()
         self._speak(samples_seen, values)
 
@@ -75,7 +90,16 @@ class Monitor:
     def close(self) -> None:
         """Write out what is buffered."""
         self._writer.close()
-        self._log.close()
+        if self._log:
+            self._log.close()
+
+    def _open(self) -> None:
+        """Open the log without the lines beyond the start.
+
+        Not before there is one to write: until then they alone may know when the run began.
+        """
+        _forget_after(self._file, self._samples_seen)
+        self._log = self._file.open("a", buffering=HELD)
 
     def _flush(self) -> None:
         """Bring lines to the log; what a full disk has no room for is held, for a checkpoint may yet be given up."""
@@ -89,7 +113,7 @@ class Monitor:
         start, began = self._start
         rate = (samples_seen - start) / max(time.monotonic() - began, 1e-9)
         left = (self._total - samples_seen) / rate if rate else float("inf")
-        losses = " ".join(f"{tag} {value:.4f}" for tag, value in values.items() if tag.startswith("loss"))
+        losses = " ".join(f"{tag} {value:.4f}" for tag, value in values.items() if SPOKEN.fullmatch(tag))
         print(
             f"{samples_seen:,}/{self._total:,} samples  {losses}  {values.get('speed/samples_per_second', 0):.1f}/s  "
             f"{left / 60:.1f} min left",
@@ -102,12 +126,7 @@ def _forget_after(log: Path, samples_seen: int) -> None:
     """Drop the lines of ``log`` beyond ``samples_seen``, and a last line that was cut off."""
     if not log.exists():
         return
-    kept = []
-    for line in log.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # a killed process leaves at most one half line; its step is done again
-        if record["samples_seen"] <= samples_seen:
-            kept.append(line + "\n")
+    lines = log.read_text(errors="replace").splitlines()
+    records = zip(lines, map(run_log.parse, lines), strict=True)
+    kept = [line + "\n" for line, record in records if record and record["samples_seen"] <= samples_seen]
     write_whole(log, "".join(kept).encode())

@@ -2,7 +2,10 @@
 
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -26,31 +29,44 @@ class Meter:
         self._peak = peak_flops  # of all processes together
         self._last = (samples_seen, time.perf_counter())
         self._waited = 0.0
+        self._stood: dict[str, float] = {}
 
     def waited(self, seconds: float) -> None:
         """Count ``seconds`` in which the device had no data to work on."""
         self._waited += seconds
 
+    @contextmanager
+    def standing(self, name: str) -> Iterator[None]:
+        """Count the time in the block as one in which training stood still for ``name``."""
+        began = time.perf_counter()
+        yield
+        self._stood[name] = self._stood.get(name, 0.0) + time.perf_counter() - began
+
     def read(self, samples_seen: int) -> dict[str, float]:
-        """Return the figures since the last reading."""
+        """Return the figures since the last reading; what training stood still for does not slow it down."""
         (before, began), now = self._last, time.perf_counter()
-        rate = (samples_seen - before) / (now - began)
+        trained = max(now - began - sum(self._stood.values()), 1e-9)
+        rate = (samples_seen - before) / trained
         values = {
             "speed/samples_per_second": rate,
             "speed/tflops": rate * self._flops / 1e12,
             "speed/mfu": rate * self._flops / self._peak,
-            "speed/data_wait_share": self._waited / (now - began),
-            "memory/gib": memory_gib(),
+            "speed/data_wait_share": self._waited / trained,
+            **{f"time/{name}": seconds for name, seconds in self._stood.items()},
+            **memory(),
         }
-        self._last, self._waited = (samples_seen, now), 0.0
+        self._last, self._waited, self._stood = (samples_seen, now), 0.0, {}
         return values
 
 
-def memory_gib() -> float:
-    """Return this process's peak memory in GiB: the GPU's where there is one, else the resident set."""
+def memory() -> dict[str, float]:
+    """Return the peak so far of this process's GPU and host memory, and what its machine has left, in GiB."""
+    found = {"memory/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        found["memory/gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        found["memory/gpu_reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
+    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return found | {"memory/host_free_gib": int(facts["MemAvailable"].split()[0]) / 2**20}
 
 
 @cache

@@ -43,7 +43,9 @@ def test_losses_fall_and_everything_is_logged(undisturbed: Finished) -> None:
     log = undisturbed.log()
     assert [record["samples_seen"] for record in log] == list(range(16, 161, 16))
     assert log[-1]["term/mse"] < 0.8 * log[0]["term/mse"]
-    assert {"loss/half", "training/learning_rate", "training/gradient_norm", "speed/mfu", "memory/gib"} <= log[0].keys()
+    assert {"loss/half", "training/learning_rate", "training/gradient_norm", "speed/mfu"} <= log[0].keys()
+    assert {"speed/goodput", "memory/host_gib", "memory/host_free_gib"} <= log[0].keys()
+    assert {"time/saving", "time/preview"} <= set().union(*log)
     assert {"discriminator/loss", "discriminator/gradient_norm", "discriminator/learning_rate"} <= log[-1].keys()
     assert not [name for record in log[:3] for name in record if "discriminator" in name]
     assert [record["weight/adversarial"] for record in log] == pytest.approx(

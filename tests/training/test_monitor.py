@@ -38,6 +38,21 @@ def test_resumed_run_shows_each_step_once(tmp_path) -> None:
     assert [(e.step, e.value) for e in events(tmp_path).Scalars("loss")] == [(10, 10.0), (20, 20.0), (30, 31.0)]
 
 
+def test_a_runs_first_start_is_remembered_though_all_that_it_logged_is_dropped(tmp_path, monkeypatch) -> None:
+    def start(now: float) -> Monitor:
+        monkeypatch.setattr(time, "time", lambda: now)
+        return Monitor(tmp_path, 0, 100)
+
+    start(1000.0).scalars(10, {"loss": 1.0})
+    start(1100.0).close()  # killed before its first record
+    last = start(1200.0)
+    monkeypatch.setattr(time, "time", lambda: 1300.0)
+    last.scalars(10, {"loss": 1.0})
+    (record,) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert (record["time_of_first_start"], record["time_of_start"]) == (1000.0, 1200.0)
+    assert record["speed/goodput"] == 1 / 3
+
+
 def test_pictures_moving_pictures_and_sound_come_back(tmp_path) -> None:
     monitor = Monitor(tmp_path, 0, 100)
     media = monitor.media(10)
