@@ -12,6 +12,7 @@ from mmldm_scale.config.media import AudioImageConfig, MediaConfig
 from mmldm_scale.config.models import (
     AutoencoderConfig,
     Backend,
+    ContextConfig,
     DecodingConfig,
     DiffusionConfig,
     DiscriminatorConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "AutoencoderConfig",
     "AutoencoderTraining",
     "Backend",
+    "ContextConfig",
     "DecodingConfig",
     "DiTConfig",
     "DiTTraining",

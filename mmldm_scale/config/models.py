@@ -106,6 +106,7 @@ class DiTConfig:
     mlp_ratio: int = 4
     context_tokens: int = 77
     context_width: int = 1024
+    continuation: bool = False  # tokens of the clip before, and a control branch of half the depth that reads them
     attention: Backend = "auto"
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # see mmldm_scale/models/recompute.py
     compile: bool = False  # torch.compile each block: its element-wise work in fewer passes; needs a C++ compiler
@@ -113,6 +114,8 @@ class DiTConfig:
     def __post_init__(self) -> None:
         require(self.width % self.heads == 0, "model.heads", f"must divide model.width = {self.width}")
         require(self.width % 4 == 0, "model.width", "must be a multiple of 4 (2-D sin-cos positions)")
+        fit = self.depth >= 2 or not self.continuation
+        require(fit, "model.depth", "must be at least 2 for model.continuation, whose branch has half as many blocks")
 
 
 @dataclass
@@ -128,10 +131,18 @@ class DiffusionConfig:
     time_distribution: Literal["uniform", "logit_normal"] = "uniform"  # of training's timesteps
     audio_conditioned: float = 0.05  # share of training samples that see the clean audio latent
     video_conditioned: float = 0.05  # share that see the clean video latent
+    continued: float = 0.0  # share that see the latents of the clip before; needs model.continuation
+    without_previous_video: float = 0.2  # share of these that see its sound alone (audio continuation)
+    without_previous_audio: float = 0.2  # share of these that see its pictures alone (video continuation)
 
     def __post_init__(self) -> None:
-        shares = self.audio_conditioned + self.video_conditioned
-        require(0 <= shares <= 1, "diffusion", "audio_conditioned + video_conditioned must lie in 0..1")
+        for keys in (
+            ("audio_conditioned", "video_conditioned", "continued"),
+            ("without_previous_video", "without_previous_audio"),
+        ):
+            shares = [getattr(self, key) for key in keys]
+            fit = min(shares) >= 0 and sum(shares) <= 1
+            require(fit, "diffusion", f"{' + '.join(keys)} must lie in 0..1, each of them too")
         require(0 < self.beta_start < self.beta_end < 1, "diffusion.beta_start", "0 < beta_start < beta_end < 1 fits")
         kind, flow = self.prediction, self.prediction == "flow"
         require(self.min_snr >= 0, "diffusion.min_snr", "must not be negative")
@@ -141,6 +152,20 @@ class DiffusionConfig:
         require(fits, "diffusion.zero_terminal_snr", f"needs prediction=v, not {kind}: {reason}")
         fits = flow or self.time_distribution == "uniform"
         require(fits, "diffusion.time_distribution", f"{self.time_distribution} needs prediction=flow, not {kind}")
+
+
+@dataclass
+class ContextConfig:
+    """What the DiT's context tokens are made of."""
+
+    kind: Literal["none", "class", "text"] = "none"  # learned null tokens; the sample's class; embeddings of a text
+    dropout: float = 0.1  # share of training samples that get the null context: what guidance needs
+    embeddings: str = ""  # text: a safetensors file, (n ≤ context_tokens, context_width) for each video or label
+
+    def __post_init__(self) -> None:
+        require(0 <= self.dropout <= 1, "context.dropout", "must lie in 0..1")
+        fit = (self.kind == "text") == bool(self.embeddings)
+        require(fit, "context.embeddings", "names the file that context.kind=text needs, and no other kind does")
 
 
 @dataclass

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 from mmldm_scale.config.check import require
 from mmldm_scale.config.models import (
     AutoencoderConfig,
+    ContextConfig,
     DecodingConfig,
     DiffusionConfig,
     DiscriminatorConfig,
@@ -196,8 +197,16 @@ class DiTTraining(ShardTraining):
     run: str = "runs/dit"
     model: DiTConfig = field(default_factory=DiTConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
     flip: float = 0.5  # share of samples that use the mirrored video's latent
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fit = self.model.continuation or not self.diffusion.continued
+        require(fit, "diffusion.continued", f"{self.diffusion.continued:g}: needs model.continuation=true")
+        fit = self.model.context_tokens > 0 or self.context.kind == "none"
+        require(fit, "context.kind", f"{self.context.kind}: needs model.context_tokens of at least 1")
 
 
 TRAININGS: dict[str, type[ShardTraining]] = {  # what `mmldm train` can be told to train

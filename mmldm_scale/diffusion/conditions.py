@@ -1,16 +1,78 @@
-"""What a training batch's samples are conditioned on, as the DiT takes it (section 3.3)."""
+"""What a sample is conditioned on, as the DiT takes it: a clean latent, a context, the clip before (section 3.3).
 
+In training, what a sample sees is a function of (seed, position), and :func:`conditions` makes the DiT's arguments of
+a batch; in sampling they come from the user. :func:`null` is what stands for each of them where there is none.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
 from torch import Tensor
 
+from mmldm_scale import counter
+from mmldm_scale.config import DiffusionConfig
 
-def conditions(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+MODALITIES = ("audio", "video")
+TrainingTask = Literal["svg", "a2v", "v2a", "continuation"]
+
+
+def task_at(config: DiffusionConfig, chance: float) -> TrainingTask:
+    """Return the one task of a sample whose draw, evenly distributed in [0, 1), is ``chance``."""
+    for name, share in (
+        ("a2v", config.audio_conditioned),
+        ("v2a", config.video_conditioned),
+        ("continuation", config.continued),
+    ):
+        if chance < share:
+            return name
+        chance -= share
+    return "svg"
+
+
+def previous_seen(config: DiffusionConfig, seed: int, position: int) -> tuple[str, ...]:
+    """Return what the sample at ``position``, if it continues a clip, sees of the one before: "audio", "video"."""
+    chance = counter.generator(seed, "dit/previous/seen", position).random()
+    if chance < config.without_previous_video:
+        return ("audio",)
+    return ("video",) if chance < config.without_previous_video + config.without_previous_audio else MODALITIES
+
+
+def context_dropped(dropout: float, seed: int, position: int) -> bool:
+    """Return whether the sample at ``position`` gets the null context, as a share ``dropout`` of all do."""
+    return counter.generator(seed, "dit/context", position).random() < dropout
+
+
+def conditions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the keyword arguments of ``DiT.forward`` that the samples of ``batch`` are conditioned on.
 
     Args:
         batch: as :func:`mmldm_scale.diffusion.objective.losses` takes it: clean latents "audio" and "video",
-            (B, C, H, W), and "audio_given" and "video_given", (B,) boolean.
+            (B, C, H, W), and "audio_given" and "video_given", (B,) boolean. If the model continues clips
+            "previous_audio", "previous_video", "previous_audio_given" and "previous_video_given" likewise. If it has
+            a context, "label", or "context" and "context_length", which the DiT takes as they are.
 
     Returns:
-        "audio_condition" and "video_condition": the clean latents, zeros (null) for the samples without.
+        "audio_condition" and "video_condition": the clean latents, zeros (null) for the samples without; the others
+        of the arguments if ``batch`` has them.
     """
-    return {f"{name}_condition": batch[name] * batch[f"{name}_given"].view(-1, 1, 1, 1) for name in ("audio", "video")}
+    found = {f"{name}_condition": batch[name] * _over(batch[f"{name}_given"]) for name in MODALITIES}
+    for name in MODALITIES:
+        if f"previous_{name}" in batch:
+            found[f"previous_{name}"] = marked(batch[f"previous_{name}"], batch[f"previous_{name}_given"])
+    return found | {name: batch[name] for name in ("label", "context", "context_length") if name in batch}
+
+
+def marked(latent: Tensor, given: Tensor | None = None) -> Tensor:
+    """Return (B, C + 1, H, W): ``latent`` (B, C, H, W) and a channel of ones; zeros where ``given`` (B,) is false."""
+    whole = torch.cat([latent, torch.ones_like(latent[:, :1])], dim=1)
+    return whole if given is None else whole * _over(given)
+
+
+def null(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what stands for the conditions ``found``, arguments of ``DiT.forward``, in samples that have none."""
+    return {name: torch.full_like(value, -1 if name == "label" else 0) for name, value in found.items()}
+
+
+def _over(given: Tensor) -> Tensor:
+    return given.view(-1, 1, 1, 1)

@@ -1,9 +1,10 @@
 """What the DiT is trained on: each sample's task, timestep and noise, and its loss (sections 3.2 and 3.3).
 
 A sample's draw is a function of (seed, position) alone, so it is the same whichever process makes it. The network
-learns three tasks at once: most samples are unconditioned; a share sees the clean audio latent (a2v) and a share the
-clean video latent (v2a), never both. Both modalities are always corrupted, with one timestep, and both are predicted.
-What of them is predicted says :mod:`~mmldm_scale.diffusion.process`.
+learns several tasks at once: most samples are unconditioned; a share sees the clean audio latent (a2v), a share the
+clean video latent (v2a), and a share the clip before (continuation), never two of them. Both modalities are always
+corrupted, with one timestep, and both are predicted. What of them is predicted says
+:mod:`~mmldm_scale.diffusion.process`.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mmldm_scale import counter
 from mmldm_scale.config import DiffusionConfig
-from mmldm_scale.diffusion.conditions import conditions
+from mmldm_scale.diffusion.conditions import conditions, task_at
 from mmldm_scale.diffusion.process import Process
 from mmldm_scale.models.dit import DiT, Shape
 
@@ -24,7 +25,8 @@ class Draw:
 
     time: int  # timestep in [0, steps)
     audio_given: bool  # the clean audio latent is the condition (a2v)
-    video_given: bool  # the clean video latent is (v2a); never both
+    video_given: bool  # the clean video latent is (v2a)
+    continued: bool  # the clip before is; never two of the three
     audio_noise: np.ndarray  # n_a, float32, shaped like the audio latent
     video_noise: np.ndarray  # n_v, likewise
 
@@ -33,12 +35,10 @@ def draw(config: DiffusionConfig, audio_shape: Shape, video_shape: Shape, seed: 
     """Return the draw of the training sample at global ``position``."""
     random = counter.generator(seed, "dit/objective", position)
     time = _draw_time(config, random)
-    chance = random.random()
-    audio_given = chance < config.audio_conditioned
-    video_given = not audio_given and chance < config.audio_conditioned + config.video_conditioned
+    task = task_at(config, random.random())
     audio_noise = random.standard_normal(audio_shape, dtype=np.float32)
     video_noise = random.standard_normal(video_shape, dtype=np.float32)
-    return Draw(time, audio_given, video_given, audio_noise, video_noise)
+    return Draw(time, task == "a2v", task == "v2a", task == "continuation", audio_noise, video_noise)
 
 
 def _draw_time(config: DiffusionConfig, random: np.random.Generator) -> int:
@@ -61,7 +61,7 @@ def losses(dit: DiT, process: Process, batch: dict[str, Tensor]) -> dict[str, Te
 
     Args:
         batch: Clean latents "audio" (B, C, Ha, Wa) and "video" (B, C, Hv, Wv), normalised; "audio_noise" and
-            "video_noise" of their shapes; "time" (B,) integer; "audio_given" and "video_given" (B,) boolean.
+            "video_noise" of their shapes; "time" (B,) integer; and what :func:`~.conditions.conditions` takes.
     """
     audio, video = errors(dit, process, batch)
     return {"loss": process.weight(batch["time"]) * (audio + video) / 2, "loss/audio": audio, "loss/video": video}

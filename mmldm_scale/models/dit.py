@@ -7,8 +7,15 @@ The latents become tokens, one a position (patch size 1), and go through full se
 Time acts through adaLN-zero in every block. A clean latent given as a condition (section 3.3) is embedded by a
 linear layer that starts at zero and added to its modality's tokens; the null condition is a latent of zeros.
 ``PRESETS`` holds the paper's sizes.
+
+With ``config.continuation`` it also continues a clip (supplementary material, of which we know three things: a control
+branch of half the depth, whose outputs start at zero, reads the previous clip and the noisy latents; the previous
+latents join the context tokens). The rest is inferred, after ControlNet for transformers (PixArt-δ, arXiv 2401.05252):
+the previous latents become tokens behind the context, the branch begins from the same sequence as the trunk, and each
+of its blocks' outputs is added to that of the trunk's block of the same number.
 """
 
+import itertools
 import math
 
 import torch
@@ -32,27 +39,39 @@ class DiT(nn.Module):
     """Noise prediction ε(z_a^t, z_v^t, t; z_a, z_v) for latents of ``audio_shape`` and ``video_shape``, (C, H, W).
 
     Computes in the dtype of its parameters, whatever the dtype of its inputs.
+
+    Args:
+        classes: how many classes a context can be made of; 0: the context is null, or embeddings from elsewhere.
     """
 
-    def __init__(self, config: DiTConfig, audio_shape: Shape, video_shape: Shape) -> None:
+    def __init__(self, config: DiTConfig, audio_shape: Shape, video_shape: Shape, classes: int = 0) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.classes = config, classes
         width = config.width
         self.embed_audio = LatentEmbedding(audio_shape, width)
         self.embed_video = LatentEmbedding(video_shape, width)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, config.activation_checkpointing) for _ in range(config.depth)
-        )
-        if config.compile:
-            for block in self.blocks:
-                block.compile()  # all share one compiled graph
+        self.blocks = nn.ModuleList(self._block() for _ in range(config.depth))
+        controls = config.depth // 2 if config.continuation else 0
+        self.control = nn.ModuleList(ControlBlock(self._block(), width) for _ in range(controls))
+        if config.continuation:
+            self.embed_previous_audio = PreviousEmbedding(audio_shape, width)
+            self.embed_previous_video = PreviousEmbedding(video_shape, width)
         self.final_audio = FinalLayer(audio_shape, width)
         self.final_video = FinalLayer(video_shape, width)
         if config.context_tokens:
             self.null_context = nn.Parameter(torch.empty(config.context_tokens, config.context_width))
             self.embed_context = nn.Linear(config.context_width, width)
+        if classes:
+            self.embed_class = nn.Embedding(classes, config.context_width)
         self._initialise()
+
+    def _block(self) -> "Block":
+        config = self.config
+        block = Block(config.width, config.heads, config.mlp_ratio, config.activation_checkpointing)
+        if config.compile:
+            block.compile()  # all share one compiled graph
+        return block
 
     def forward(
         self,
@@ -61,14 +80,25 @@ class DiT(nn.Module):
         time: Tensor,
         audio_condition: Tensor | None = None,
         video_condition: Tensor | None = None,
+        *,
+        label: Tensor | None = None,
         context: Tensor | None = None,
+        context_length: Tensor | None = None,
+        previous_audio: Tensor | None = None,
+        previous_video: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Predict the noise in ``audio`` (B, C, Ha, Wa) and ``video`` (B, C, Hv, Wv) at timestep ``time`` (B,).
 
         Args:
             audio_condition: Clean audio latents (B, C, Ha, Wa), zeros for samples without; None: none has one.
             video_condition: Clean video latents (B, C, Hv, Wv), likewise.
-            context: (B, context_tokens, context_width); None: the learned null context.
+            label: (B,) integer, each sample's class; -1, or None for all: the learned null context.
+            context: (B, context_tokens, context_width), a context from elsewhere; None: the null context.
+            context_length: (B,) integer, how many tokens of ``context`` are used; null tokens stand for the others.
+                None: all are.
+            previous_audio: (B, C + 1, Ha, Wa), the clean audio latents of the clip before and a channel of ones;
+                zeros, channel and all, for samples without. None: none has one.
+            previous_video: (B, C + 1, Hv, Wv), likewise.
 
         Returns:
             The predicted noise of audio and video, shaped like them.
@@ -76,23 +106,43 @@ class DiT(nn.Module):
         dtype = self.time[0].weight.dtype
         modulation = self.time(sincos(time, FREQUENCIES).to(dtype))[:, None]  # (B, 1, D)
         parts = [
-            *self._context_tokens(len(audio), context),  # (B, context tokens, D), if there are any
+            *self._context_tokens(len(audio), label, context, context_length),  # (B, context tokens, D), if any
+            *self._previous_tokens(audio, video, previous_audio, previous_video),  # (B, Ha·Wa and Hv·Wv, D), if any
             self.embed_audio(audio, audio_condition),  # (B, 1 + Ha·Wa, D)
             self.embed_video(video, video_condition),  # (B, 1 + Hv·Wv, D)
         ]
         x = torch.cat(parts, dim=1)  # (B, N, D)
         backend = choose_backend(self.config.attention, x.device, dtype)
-        for block in self.blocks:
+        branch = x
+        for block, control in itertools.zip_longest(self.blocks, self.control):
             x = block(x, modulation, backend)
+            if control is not None:
+                branch, correction = control(branch, modulation, backend)
+                x = x + correction
         *_, audio_tokens, video_tokens = x.split([part.shape[1] for part in parts], dim=1)
         return self.final_audio(audio_tokens, modulation), self.final_video(video_tokens, modulation)
 
-    def _context_tokens(self, batch: int, context: Tensor | None) -> list[Tensor]:
+    def _context_tokens(
+        self, batch: int, label: Tensor | None, context: Tensor | None, length: Tensor | None
+    ) -> list[Tensor]:
         if not self.config.context_tokens:
             return []
-        if context is None:
-            context = self.null_context.expand(batch, -1, -1)
-        return [self.embed_context(context.to(self.embed_context.weight.dtype))]
+        tokens = self.null_context.expand(batch, -1, -1)  # (B, T, W)
+        if label is not None:  # on all tokens alike, so that none is lost and no class is the null context
+            known = (label >= 0).to(tokens.dtype)
+            tokens = tokens + (known[:, None] * self.embed_class(label.clamp(min=0)))[:, None]
+        if context is not None:
+            places = torch.arange(tokens.shape[1], device=tokens.device)
+            used = places < (len(places) if length is None else length[:, None])  # (T,) or (B, T)
+            tokens = torch.where(used[..., None], context.to(tokens.dtype), tokens)
+        return [self.embed_context(tokens)]
+
+    def _previous_tokens(
+        self, audio: Tensor, video: Tensor, previous_audio: Tensor | None, previous_video: Tensor | None
+    ) -> list[Tensor]:
+        if not self.config.continuation:
+            return []
+        return [self.embed_previous_audio(audio, previous_audio), self.embed_previous_video(video, previous_video)]
 
     def _initialise(self) -> None:
         """Xavier for linear layers, N(0, 0.02²) for embeddings, zero where a path starts closed (adaLN-zero)."""
@@ -107,6 +157,9 @@ class DiT(nn.Module):
             closed += [embed.condition, final.modulation, final.project]
         if self.config.context_tokens:
             embeddings.append(self.null_context)
+        if self.classes:
+            embeddings.append(self.embed_class.weight)
+        closed += [layer for control in self.control for layer in (control.block.modulation, control.out)]
         for weight in embeddings:
             nn.init.normal_(weight, std=0.02)
         for linear in closed:
@@ -138,6 +191,23 @@ class LatentEmbedding(nn.Module):
         x = self.latent(latent) + self.condition(condition)  # (B, H·W, D)
         x = x + self.positions.to(dtype) + self.modality
         return torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
+
+
+class PreviousEmbedding(nn.Module):
+    """One modality of the clip before as tokens, one for each position of its latent, row by row."""
+
+    def __init__(self, shape: Shape, width: int) -> None:
+        super().__init__()
+        channels, rows, columns = shape
+        self.latent = nn.Linear(channels + 1, width)
+        self.register_buffer("positions", sincos_grid(rows, columns, width), persistent=False)
+
+    def forward(self, latent: Tensor, previous: Tensor | None) -> Tensor:
+        """Return the tokens (B, H·W, D) of ``previous`` (B, C + 1, H, W); None: no sample of ``latent`` has one."""
+        if previous is None:
+            previous = latent.new_zeros(len(latent), latent.shape[1] + 1, *latent.shape[2:])
+        dtype = self.latent.weight.dtype
+        return self.latent(previous.to(dtype).flatten(2).mT) + self.positions.to(dtype)
 
 
 class FinalLayer(nn.Module):
@@ -184,6 +254,20 @@ class Block(nn.Module):
         # q, k, v: (B, H, N, D / H) each
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.project(attention(q, k, v, backend).transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+class ControlBlock(nn.Module):
+    """A block of the control branch, with the linear layer, zero at first, through which it acts on the trunk."""
+
+    def __init__(self, block: Block, width: int) -> None:
+        super().__init__()
+        self.block = block
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, modulation: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
+        """Return the branch's ``x`` (B, N, D) a block further, and what is added to the trunk there, (B, N, D)."""
+        x = self.block(x, modulation, backend)
+        return x, self.out(x)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

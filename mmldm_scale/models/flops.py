@@ -45,16 +45,20 @@ def dit_macs(config: DiTConfig, audio_shape: Shape, video_shape: Shape) -> DiTMa
     """Return the MACs of one sample in a DiT: a layer has (4 + 2r)·d²·N + 6·d² in linear layers, 2·N²·d in attention.
 
     r is the MLP ratio, d the width and N the number of all tokens; a layer's adaLN runs once a sample, not per token.
+    A model that continues clips has as many tokens more as the latents have positions, and half as many layers more,
+    each with a linear layer behind it.
     """
-    d = config.width
+    d, controls = config.width, config.depth // 2 if config.continuation else 0
     positions = [shape[1] * shape[2] for shape in (audio_shape, video_shape)]
-    tokens = config.context_tokens + sum(positions) + 2
+    tokens = config.context_tokens + sum(positions) * (2 if config.continuation else 1) + 2
     layer = (4 + 2 * config.mlp_ratio) * d * d * tokens + 6 * d * d
     ends = FREQUENCIES * d + d * d  # time
     ends += config.context_tokens * config.context_width * d
     for shape, count in zip((audio_shape, video_shape), positions, strict=True):
         ends += 3 * shape[0] * d * count + 2 * d * d  # embedding, condition and output; the output's adaLN
-    return DiTMacs(linear=config.depth * layer + ends, attention=config.depth * 2 * tokens**2 * d)
+        ends += (shape[0] + 1) * d * count if config.continuation else 0
+    layers = config.depth + controls
+    return DiTMacs(linear=layers * layer + controls * d * d * tokens + ends, attention=layers * 2 * tokens**2 * d)
 
 
 def parameters(module: nn.Module) -> int:

@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.config import DiTConfig, DiTTraining, load
-from mmldm_scale.models.dit import PRESETS, DiT, sincos_grid
+from mmldm_scale.errors import UserError
+from mmldm_scale.models.dit import FREQUENCIES, PRESETS, DiT, sincos, sincos_grid
 
 CONFIG = DiTConfig(depth=2, width=32, heads=4, context_tokens=3, context_width=8)
 AUDIO, VIDEO = (4, 2, 3), (4, 4, 4)
@@ -156,6 +157,110 @@ def test_without_context_tokens():
     model = dit(replace(CONFIG, context_tokens=0))
     assert model(*batch())[1].shape == (3, *VIDEO)
     assert not [name for name, _ in model.named_parameters() if "context" in name]
+
+
+CONTINUING = replace(CONFIG, depth=5, continuation=True)
+
+
+def previous(size: int = 3) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    latents = {
+        name: torch.randn(size, *shape, generator=generator) for name, shape in (("audio", AUDIO), ("video", VIDEO))
+    }
+    return {f"previous_{name}": torch.cat([x, torch.ones_like(x[:, :1])], dim=1) for name, x in latents.items()}
+
+
+def test_the_control_branch_has_half_the_blocks_and_starts_without_effect():
+    model = dit(CONTINUING)
+    assert len(model.control) == 2
+    for control in model.control:  # as at the start
+        torch.nn.init.zeros_(control.out.weight)
+        torch.nn.init.zeros_(control.out.bias)
+    before = model(*batch(), **previous())
+    for parameter in model.control[0].block.parameters():
+        torch.nn.init.normal_(parameter)
+    assert all(torch.equal(x, y) for x, y in zip(model(*batch(), **previous()), before, strict=True))
+    torch.nn.init.normal_(model.control[1].out.weight, std=0.3)
+    assert not torch.allclose(model(*batch(), **previous())[0], before[0], atol=1e-3)
+    fresh = dit(CONTINUING, opened=False)
+    assert not any(parameter.any() for control in fresh.control for parameter in control.out.parameters())
+
+
+def test_every_parameter_of_the_branch_learns_within_three_steps():
+    """Its way out opens once the trunk's has, and its blocks once its own has."""
+    model = dit(CONTINUING, opened=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        sum((out - 1).square().sum() for out in model(*batch(), **previous())).backward()
+        optimizer.step()
+    silent = [n for n, p in model.named_parameters() if ("control" in n or "previous" in n) and not p.grad.any()]
+    assert silent == []
+
+
+def test_the_branch_corrects_the_trunk_block_by_block():
+    """Against the same written out: both begin from one sequence, and each correction goes into the next block."""
+    model = dit(CONTINUING)
+    audio, video, time = batch()
+    got = model(audio, video, time, **previous())
+    modulation = model.time(sincos(time, FREQUENCIES))[:, None]
+    parts = [model.embed_context(model.null_context).expand(3, -1, -1)]
+    for name in ("audio", "video"):
+        embed, given = getattr(model, f"embed_previous_{name}"), previous()[f"previous_{name}"]
+        parts.append(embed.latent(given.flatten(2).mT) + embed.positions)
+    parts += [model.embed_audio(audio, None), model.embed_video(video, None)]
+    x = branch = torch.cat(parts, dim=1)
+    for i, block in enumerate(model.blocks):
+        x = block(x, modulation, "sdpa")
+        if i < 2:
+            branch = model.control[i].block(branch, modulation, "sdpa")
+            x = x + model.control[i].out(branch)
+    count = model.embed_video.count
+    torch.testing.assert_close(got[1], model.final_video(x[:, -count:], modulation))
+
+
+def test_a_clip_before_that_is_missing_is_not_one_of_zeros():
+    model, inputs, given = dit(CONTINUING), batch(), previous()
+    nothing = model(*inputs)
+    missing = {name: torch.zeros_like(value) for name, value in given.items()}
+    assert all(torch.equal(x, y) for x, y in zip(model(*inputs, **missing), nothing, strict=True))
+    zeros = {name: torch.cat([torch.zeros_like(x[:, :-1]), x[:, -1:]], dim=1) for name, x in given.items()}
+    for one in (*zeros, *given):
+        for values in (zeros, given):
+            changed = model(*inputs, **{one: values[one]})
+            assert all((x - y).abs().max() > 1e-4 for x, y in zip(changed, nothing, strict=True))
+
+
+def test_a_class_moves_all_context_tokens_and_none_is_the_null_context():
+    torch.manual_seed(0)
+    model = DiT(CONFIG, AUDIO, VIDEO, classes=4)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    got = model(*batch(), label=torch.tensor([2, -1, 0]))
+    classes = model.embed_class.weight
+    by_hand = model.null_context + torch.stack([classes[2], torch.zeros(8), classes[0]])[:, None]
+    for x, y in zip(got, model(*batch(), context=by_hand), strict=True):
+        torch.testing.assert_close(x, y)
+    torch.testing.assert_close(got[0][1], model(*batch())[0][1])
+    sum(out.square().sum() for out in got).backward()
+    assert model.embed_class.weight.grad.any(dim=1).tolist() == [True, False, True, False]
+
+
+def test_null_tokens_stand_for_what_a_context_lacks():
+    model = dit()
+    context = torch.randn(3, 3, 8, generator=torch.Generator().manual_seed(3))
+    got = model(*batch(), context=context, context_length=torch.tensor([2, 0, 3]))
+    filled = context.clone()
+    filled[0, 2:], filled[1] = model.null_context[2:], model.null_context
+    for x, y in zip(got, model(*batch(), context=filled), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_parameters_are_there_only_where_they_are_used():
+    names = {name for name, _ in dit().named_parameters()}
+    assert not [name for name in names if "class" in name or "control" in name or "previous" in name]
+    with pytest.raises(UserError, match="model.depth: must be at least 2"):
+        replace(CONFIG, depth=1, continuation=True)
 
 
 @pytest.mark.parametrize("name", PRESETS)

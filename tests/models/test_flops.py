@@ -49,6 +49,14 @@ def test_formula_equals_the_count(name, context_tokens):
     assert macs.flops == 2 * (macs.linear + macs.attention)
 
 
+@pytest.mark.parametrize("depth", [4, 5])
+def test_formula_counts_the_control_branch_and_the_tokens_of_the_clip_before(depth):
+    config = replace(PRESETS["S"], depth=depth, continuation=True)
+    macs = dit_macs(config, AUDIO_SHAPE, VIDEO_SHAPE)
+    assert macs.linear + macs.attention == forward_macs(on_meta(config), *EXAMPLE)
+    assert macs.linear == linear_macs_by_hooks(on_meta(config))
+
+
 def test_forward_macs_of_a_convolution_and_a_linear_layer():
     model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * 8 * 8, 7))
     assert forward_macs(model, torch.zeros(2, 3, 8, 8)) == 2 * (5 * 8 * 8 * 3 * 9 + 5 * 8 * 8 * 7)
