@@ -107,3 +107,49 @@ def test_guidance_one_is_plain_conditional_generation_with_the_real_network():
     np.testing.assert_allclose(guided.video.numpy(), numpy_ddim(start.video.numpy(), 10, epsilon), atol=1e-3)
     strong = sample_latents(dit, process, "a2v", start, 10, 4.0, condition)
     assert (strong.video - guided.video).abs().max() > 1e-2
+
+
+def opened() -> DiT:
+    torch.manual_seed(0)
+    config = DiTConfig(depth=2, width=32, heads=2, context_tokens=3, context_width=4, continuation=True)
+    dit = DiT(config, AUDIO, VIDEO, classes=3)
+    for parameter in dit.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return dit
+
+
+LABEL = {"label": torch.tensor([2, 0])}
+TEXT = {"context": torch.randn(2, 3, 4), "context_length": torch.tensor([3, 1])}
+BEFORE = {"audio": torch.randn(2, *AUDIO), "video": torch.randn(2, *VIDEO)}
+WITH_ONES = {f"previous_{name}": torch.cat([x, torch.ones_like(x[:, :1])], dim=1) for name, x in BEFORE.items()}
+
+
+@pytest.mark.parametrize(
+    ("task", "context", "previous", "told"),
+    [
+        ("svg", LABEL, None, LABEL),
+        ("svg", TEXT, None, TEXT),
+        ("svg", None, BEFORE, WITH_ONES),
+        ("svg", LABEL, {"audio": BEFORE["audio"]}, {**LABEL, "previous_audio": WITH_ONES["previous_audio"]}),
+        ("a2v", LABEL, None, {**LABEL, "audio_condition": BEFORE["audio"]}),
+    ],
+)
+def test_guidance_leaves_out_all_that_is_given_and_each_modality_has_its_own(task, context, previous, told):
+    """One step from noise to clean latents, against its equation: (z − σ (φ ε(all) − (φ − 1) ε(nothing))) / α."""
+    dit, start, condition = opened(), noise(), BEFORE["audio"] if task == "a2v" else None
+    strength, process = {"audio": 1.5, "video": 3.0}, noise_process(DiffusionConfig())
+    got = sample_latents(dit, process, task, start, 1, strength, condition, context, previous)
+    a = float(ALPHAS[999])
+    seen = {"audio": start.audio, "video": start.video}
+    if condition is not None:
+        seen["audio"] = a**0.5 * condition + (1 - a) ** 0.5 * start.audio
+    with torch.no_grad():
+        times = torch.full((2,), 999)
+        with_all, with_nothing = dit(*seen.values(), times, **told), dit(*seen.values(), times)
+    for name, one, other in zip(seen, with_all, with_nothing, strict=True):
+        epsilon = strength[name] * one - (strength[name] - 1) * other
+        expected = (seen[name] - (1 - a) ** 0.5 * epsilon) / a**0.5
+        if name == "audio" and condition is not None:
+            expected = condition
+        assert (one - other).abs().max() > 1e-2  # what is given is seen at all
+        torch.testing.assert_close(getattr(got, name), expected, rtol=1e-3, atol=1e-3)
