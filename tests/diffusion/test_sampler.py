@@ -114,7 +114,7 @@ def opened() -> DiT:
     config = DiTConfig(depth=2, width=32, heads=2, context_tokens=3, context_width=4, continuation=True)
     dit = DiT(config, AUDIO, VIDEO, classes=3)
     for parameter in dit.parameters():
-        nn.init.normal_(parameter, std=0.1)
+        nn.init.normal_(parameter, std=0.3)
     return dit
 
 
