@@ -191,6 +191,18 @@ class AutoencoderTraining(ShardTraining):
 
 
 @dataclass
+class ContrastiveConfig:
+    """The contrastive loss for synchrony; see mmldm_scale/diffusion/contrastive.py."""
+
+    weight: float = 0.0  # in the DiT's loss; 0: no such term. With it a step computes four times as much
+    temperature: float = 0.1  # τ: errors that differ by much more count as told apart
+
+    def __post_init__(self) -> None:
+        require(self.weight >= 0, "contrastive.weight", "must not be negative")
+        require(self.temperature > 0, "contrastive.temperature", "must be positive")
+
+
+@dataclass
 class DiTTraining(ShardTraining):
     """``mmldm train dit``: the diffusion transformer, on latent shards."""
 
@@ -198,6 +210,7 @@ class DiTTraining(ShardTraining):
     model: DiTConfig = field(default_factory=DiTConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     flip: float = 0.5  # share of samples that use the mirrored video's latent
     training: TrainingConfig = field(default_factory=TrainingConfig)
 

@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from mmldm_scale import counter
-from mmldm_scale.config import DiffusionConfig
+from mmldm_scale.config import ContrastiveConfig, DiffusionConfig
 from mmldm_scale.diffusion.conditions import conditions, task_at
+from mmldm_scale.diffusion.contrastive import contrast, wrong_pairings
 from mmldm_scale.diffusion.process import Process
 from mmldm_scale.models.dit import DiT, Shape
 
@@ -52,19 +53,28 @@ def _draw_time(config: DiffusionConfig, random: np.random.Generator) -> int:
     return min(int(share * config.steps), config.steps - 1)
 
 
-def losses(dit: DiT, process: Process, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def losses(
+    dit: DiT, process: Process, batch: dict[str, Tensor], contrastive: ContrastiveConfig | None = None
+) -> dict[str, Tensor]:
     """Return each sample's losses, (B,) float32.
 
     "loss/audio" and "loss/video" are the mean squared errors of what is predicted (Eq. 8, whose norms are read so, as
     in the public code), unweighted, so that they can be compared from step to step. "loss" is what is minimised: their
-    mean, multiplied by the timestep's weight.
+    mean, multiplied by the timestep's weight. If ``contrastive`` has a weight, "term/contrastive" is its term, which
+    "loss" includes by that weight.
 
     Args:
         batch: Clean latents "audio" (B, C, Ha, Wa) and "video" (B, C, Hv, Wv), normalised; "audio_noise" and
-            "video_noise" of their shapes; "time" (B,) integer; and what :func:`~.conditions.conditions` takes.
+            "video_noise" of their shapes; "time" (B,) integer; what :func:`~.conditions.conditions` takes; and for the
+            contrastive term what :func:`~.contrastive.wrong_pairings` does.
     """
     audio, video = errors(dit, process, batch)
-    return {"loss": process.weight(batch["time"]) * (audio + video) / 2, "loss/audio": audio, "loss/video": video}
+    values = {"loss": process.weight(batch["time"]) * (audio + video) / 2, "loss/audio": audio, "loss/video": video}
+    if contrastive and contrastive.weight:
+        wrong = errors(dit, process, wrong_pairings(batch))
+        values["term/contrastive"] = contrast((audio, video), wrong, contrastive.temperature)
+        values["loss"] = values["loss"] + contrastive.weight * values["term/contrastive"]
+    return values
 
 
 def errors(dit: DiT, process: Process, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -89,15 +89,33 @@ class Mixture:
 
     def read(self, positions: Sequence[int]) -> list[Sample]:
         """Return the samples at ``positions``; raise DamagedSample if one of them is damaged."""
-        found: dict[int, Sample] = {}
-        by_set: dict[int, dict[int, int]] = {}
-        for position in positions:
-            number, place = self.locate(position)
-            by_set.setdefault(number, {})[position] = self.orders[number](place)
-        for number, indices in by_set.items():
-            samples = self.sets[number].read(list(indices.values()))
-            found |= zip(indices, (self.relabelled(number, sample) for sample in samples), strict=True)
-        return [found[position] for position in positions]
+        return self.read_indices([self.index(position) for position in positions])
+
+    def read_indices(self, indices: Sequence[tuple[int, int]]) -> list[Sample]:
+        """Return the samples that ``indices`` name by (set number, index), likewise."""
+        found: dict[tuple[int, int], Sample] = {}
+        by_set: dict[int, list[int]] = {}
+        for number, index in dict.fromkeys(indices):
+            by_set.setdefault(number, []).append(index)
+        for number, wanted in by_set.items():
+            for index, sample in zip(wanted, self.sets[number].read(wanted), strict=True):
+                found[number, index] = self.relabelled(number, sample)
+        return [found[which] for which in indices]
+
+    def index(self, position: int) -> tuple[int, int]:
+        """Return (set number, index) of the sample at ``position``."""
+        number, place = self.locate(position)
+        return number, self.orders[number](place)
+
+    def other(self, position: int) -> tuple[int, int]:
+        """Return (set number, index) of another sample than that at ``position``, for them to be held together.
+
+        It is the next in the same pool, whose first follows its last: one of the tars that are in turn has it. Only a
+        pool of one sample has no other.
+        """
+        number, place = self.locate(position)
+        pool = self.orders[number].pool(place)
+        return number, int(pool.indices[(place + 1 - pool.first) % len(pool.indices)])
 
     def place(self, number: int) -> tuple[int, int]:
         """Return (set number, index) of sample ``number`` of all sets laid end to end."""

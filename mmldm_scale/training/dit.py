@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from mmldm_scale import counter
 from mmldm_scale.config import DiTTraining
-from mmldm_scale.diffusion import objective
+from mmldm_scale.diffusion import contrastive, objective
 from mmldm_scale.diffusion.normalise import normalise
 from mmldm_scale.diffusion.process import noise_process
+from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
 from mmldm_scale.models.dit import DiT, Shape
@@ -37,24 +38,29 @@ def build_task(config: DiTTraining) -> Task:
     """Return the task that trains the DiT of ``config`` on its latent shards.
 
     Raises:
-        UserError: the shards are missing, damaged or of another kind, or the attention backend asked for cannot work.
+        UserError: the shards are missing, damaged or of another kind, or the attention backend or contrastive loss
+            asked for cannot work.
     """
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     choose_backend(config.model.attention, device, DTYPES[config.training.precision])  # say so now if it cannot work
     dataset = LatentDataset(config)
     mixture = dataset.samples.mixture
     manifest = mixture.manifest
+    if config.contrastive.weight and manifest.audio_shape[2] < 2:
+        raise UserError("contrastive.weight: audio latents of one column cannot be shifted in time; 0 fits")
+    passes = contrastive.PASSES if config.contrastive.weight else 1
     module = NoisePrediction(config, manifest.audio_shape, manifest.video_shape)
     return Task(
         name="dit",
         module=module,
         dataset=dataset,
         inputs={"shards": mixture.fingerprint},
-        flops_per_sample=dit_macs(config.model, manifest.audio_shape, manifest.video_shape).flops,
+        flops_per_sample=passes * dit_macs(config.model, manifest.audio_shape, manifest.video_shape).flops,
         write_weights=functools.partial(_write_weights, _description(config, mixture)),
         preview=None,
         quarantine=dataset.samples.quarantine,
         begin_step=module.begin_step,
+        weights={"contrastive": config.contrastive.weight} if config.contrastive.weight else {},
     )
 
 
@@ -65,6 +71,7 @@ class NoisePrediction(nn.Module):
         super().__init__()
         self.dit = DiT(config.model, audio_shape, video_shape)
         self.process = noise_process(config.diffusion)
+        self.contrastive = config.contrastive
         self.steps, self.logged = config.diffusion.steps, False
 
     def begin_step(self, step: StepInfo) -> None:
@@ -72,11 +79,12 @@ class NoisePrediction(nn.Module):
         self.logged = step.logged
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return "loss", "loss/audio" and "loss/video", each (B,); see :func:`diffusion.objective.losses`.
+        """Return what :func:`diffusion.objective.losses` does, each (B,).
 
-        On logged steps, and in validation, also the latter two by quarter of the schedule (:mod:`training.means`).
+        On logged steps, and in validation, also "loss/audio" and "loss/video" by quarter of the schedule
+        (:mod:`training.means`).
         """
-        results = objective.losses(self.dit, self.process, batch)
+        results = objective.losses(self.dit, self.process, batch, self.contrastive)
         if self.logged or not self.training:
             results |= means.by_time(results, batch["time"], self.steps)
         return results
@@ -95,9 +103,12 @@ class LatentDataset:
 
     def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Tensor]]:
         """Return the samples at ``positions``; the loader asks for a micro-batch at once, which reads faster."""
-        latents = self.samples.read(positions, self._decode)
-        rows = zip(*(getattr(latents, field.name) for field in dataclasses.fields(latents)), strict=True)
-        return [self._sample(position, LatentSample(*row)) for position, row in zip(positions, rows, strict=True)]
+        samples = [*map(self._sample, positions, _rows(self.samples.read(positions, self._decode)))]
+        if self.config.contrastive.weight:
+            others = _rows(self.samples.read_others(positions, self._decode))
+            for position, sample, other in zip(positions, samples, others, strict=True):
+                sample |= self._partners(position, sample["audio"], other)
+        return samples
 
     def _decode(self, found: Sequence[Sample]) -> LatentSample:
         latents, manifest = decode_latent_batch([sample.members for sample in found]), self.samples.mixture.manifest
@@ -108,24 +119,40 @@ class LatentDataset:
 
     def _sample(self, position: int, latents: LatentSample) -> dict[str, Tensor]:
         """Return the training sample that the posteriors ``latents`` of one clip become at ``position``."""
-        mixture, seed = self.samples.mixture, self.config.training.seed
-        random = counter.generator(seed, "dit/latents", position)
-        video = latents.video_mean, latents.video_logvar
-        if random.random() < self.config.flip:
-            video = latents.mirrored_mean, latents.mirrored_logvar
-        shapes = mixture.manifest.audio_shape, mixture.manifest.video_shape
-        drawn = objective.draw(self.config.diffusion, *shapes, seed, position)
+        manifest, seed = self.samples.mixture.manifest, self.config.training.seed
+        drawn = objective.draw(self.config.diffusion, manifest.audio_shape, manifest.video_shape, seed, position)
+        audio, video = self._latents(latents, counter.generator(seed, "dit/latents", position))
         return {
-            "audio": normalise(
-                _posterior_sample(latents.audio_mean, latents.audio_logvar, random), mixture.statistics["audio"]
-            ),
-            "video": normalise(_posterior_sample(*video, random), mixture.statistics["video"]),
+            "audio": audio,
+            "video": video,
             "audio_noise": torch.from_numpy(drawn.audio_noise),
             "video_noise": torch.from_numpy(drawn.video_noise),
             "time": torch.tensor(drawn.time),
             "audio_given": torch.tensor(drawn.audio_given),
             "video_given": torch.tensor(drawn.video_given),
         }
+
+    def _partners(self, position: int, audio: Tensor, other: LatentSample) -> dict[str, Tensor]:
+        """Return what the sample at ``position`` is held against by the contrastive loss; ``audio`` is its own."""
+        seed = self.config.training.seed
+        other_audio, other_video = self._latents(other, counter.generator(seed, "dit/contrastive/other", position))
+        shift = contrastive.draw_shift(audio.shape[-1], seed, position)
+        return {"other_audio": other_audio, "other_video": other_video, "shifted_audio": audio.roll(shift, dims=-1)}
+
+    def _latents(self, latents: LatentSample, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Return audio and video (C, H, W), normalised, drawn from the posteriors ``latents``, perhaps mirrored."""
+        video = latents.video_mean, latents.video_logvar
+        if random.random() < self.config.flip:
+            video = latents.mirrored_mean, latents.mirrored_logvar
+        drawn = [_posterior_sample(*of, random) for of in ((latents.audio_mean, latents.audio_logvar), video)]
+        statistics = self.samples.mixture.statistics
+        return normalise(drawn[0], statistics["audio"]), normalise(drawn[1], statistics["video"])
+
+
+def _rows(latents: LatentSample) -> list[LatentSample]:
+    """Return the samples that ``latents``, of a batch, hold."""
+    columns = (getattr(latents, field.name) for field in dataclasses.fields(latents))
+    return [LatentSample(*row) for row in zip(*columns, strict=True)]
 
 
 def _posterior_sample(mean: np.ndarray, logvar: np.ndarray, random: np.random.Generator) -> Tensor:

@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from mmldm_scale.config import AutoencoderTraining, DiTTraining, MediaConfig, TrainingConfig
+from mmldm_scale.diffusion.contrastive import PARTNERS
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.discriminator import AudioVideoDiscriminator
 from mmldm_scale.models.dit import Shape
@@ -174,7 +175,9 @@ def dit_step(config: DiTTraining, audio_shape: Shape, video_shape: Shape, device
         noises = {f"{name}_noise": torch.zeros_like(latent) for name, latent in latents.items()}
         given = {f"{name}_given": torch.zeros(batch, dtype=torch.bool) for name in latents}
         time = {"time": torch.zeros(batch, dtype=torch.long)}
-    return MicroStep(module, {**latents, **noises, **given, **time})
+        named = {name: latents[name.partition("_")[2]] for name in PARTNERS} if config.contrastive.weight else {}
+        partners = {name: torch.zeros_like(latent) for name, latent in named.items()}
+    return MicroStep(module, {**latents, **noises, **given, **time, **partners})
 
 
 def autoencoder_step(

@@ -26,6 +26,7 @@ ATTEMPTS = 16  # samples that are tried for one position
 
 Decoded = TypeVar("Decoded")
 Decode = Callable[[Sequence[Sample]], Decoded]
+Find = Callable[[int], tuple[int, int]]  # from a position to (set number, index)
 
 
 class Samples:
@@ -64,12 +65,11 @@ class Samples:
         Raises:
             UserError: more is damaged than ``reading.damaged_share`` allows, or a tar cannot be read at all.
         """
-        if self._ahead:
-            self._look_ahead(positions)
-        try:
-            return decode(self.mixture.read(positions))
-        except (DamagedSample, ValueError):
-            return decode([self._whole(self._candidates(position), decode) for position in positions])
+        return self._read(positions, self.mixture.index, decode)
+
+    def read_others(self, positions: Sequence[int], decode: Decode[Decoded]) -> Decoded:
+        """Return as :meth:`read` another sample for each of ``positions``: :meth:`Mixture.other`."""
+        return self._read(positions, self.mixture.other, decode)
 
     def spread(self, count: int, decode: Decode[Decoded]) -> list[Decoded]:
         """Return ``count`` samples (fewer if there are not as many) spread evenly over all sets, each decoded alone.
@@ -86,10 +86,18 @@ class Samples:
             shards.close()  # tars from all over the sets would stay in the stage for nothing
         return found
 
-    def _candidates(self, position: int) -> Iterable[tuple[int, int]]:
-        number, place = self.mixture.locate(position)
-        others = (self.mixture.replacement(position, attempt) for attempt in range(1, ATTEMPTS))
-        return chain([(number, self.mixture.orders[number](place))], others)
+    def _read(self, positions: Sequence[int], find: Find, decode: Decode[Decoded]) -> Decoded:
+        """Return ``decode(samples)`` of those that ``find`` finds for ``positions``."""
+        if self._ahead:
+            self._look_ahead(positions)
+        try:
+            return decode(self.mixture.read_indices([find(position) for position in positions]))
+        except (DamagedSample, ValueError):
+            return decode([self._whole(self._candidates(position, find), decode) for position in positions])
+
+    def _candidates(self, position: int, find: Find) -> Iterable[tuple[int, int]]:
+        replacements = (self.mixture.replacement(position, attempt) for attempt in range(1, ATTEMPTS))
+        return chain([find(position)], replacements)
 
     def _whole(self, places: Iterable[tuple[int, int]], decode: Decode[Decoded]) -> Sample:
         """Return the first sample of ``places`` (set number, index) that is not damaged; quarantine those before it."""

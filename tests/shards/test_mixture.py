@@ -53,6 +53,21 @@ def test_each_set_goes_through_its_own_epochs(sets):
             assert len(keys) == len(one)
 
 
+def test_another_sample_is_of_the_same_pool_and_never_the_same(sets):
+    stream = mixture(sets, [2, 1, 1], window=2)
+    pairs = [(stream.index(position), stream.other(position)) for position in range(400)]
+    for position, ((own_set, own), (other_set, other)) in enumerate(pairs):
+        number, place = stream.locate(position)
+        assert own_set == other_set == number
+        assert own != other
+        assert {own, other} <= set(stream.orders[number].pool(place).indices.tolist())
+    again = np.random.default_rng(0).permutation(400).tolist()
+    fresh = mixture(sets, [2, 1, 1], window=2)
+    assert [fresh.other(position) for position in again] == [pairs[position][1] for position in again]
+    epoch = [other for (number, _), other in pairs if number == 0][:14]
+    assert len(set(epoch)) == 14  # each comes up equally often
+
+
 def test_without_weights_it_is_like_one_set(sets):
     stream = mixture(sets)
     keys = [sample.key for sample in stream.read(range(28))]

@@ -92,6 +92,55 @@ def test_losses_fall_and_are_reported_for_each_modality(latents):
         assert history[-1][name] < 0.8 * history[0][name]
 
 
+PARTNERS = {"other_audio", "other_video", "shifted_audio"}
+
+
+def test_what_a_sample_is_held_against_is_a_function_of_seed_and_position(latents, tmp_path):
+    more = write_latents(tmp_path / "more", (5, 9), first=100)
+    plain, held = (
+        build_task(configure(latents, f"shards=[{latents},{more}]", *overrides)).dataset
+        for overrides in ([], ["contrastive.weight=0.1"])
+    )
+    positions = [7, 3, 1003, 4, 5, 40]
+    together = held.__getitems__(positions)
+    for position, sample in zip(positions, together, strict=True):
+        alone, own = held[position], plain[position]
+        assert set(sample) == set(own) | PARTNERS
+        assert all(torch.equal(sample[name], alone[name]) for name in sample)  # whatever micro-batch it is in
+        assert all(torch.equal(sample[name], own[name]) for name in own)  # the rest is as without
+        shifts = [own["audio"].roll(shift, dims=-1) for shift in range(1, AUDIO[2])]
+        assert any(torch.equal(sample["shifted_audio"], shifted) for shifted in shifts)
+
+
+def test_a_sample_is_held_against_another_clip_of_its_set(latents):
+    dataset = build_task(configure(latents, "contrastive.weight=0.1", "flip=0")).dataset
+    mixture = dataset.samples.mixture
+    for position in range(0, 60, 7):
+        sample, (_, index) = dataset[position], mixture.other(position)
+        assert index != mixture.orders[0](position)
+        other = latent_sample(index)
+        for name, mean in (("other_audio", other.audio_mean), ("other_video", other.video_mean)):
+            statistics = mixture.statistics[name.partition("_")[2]]
+            centre, spread = (torch.tensor(statistics[key])[:, None, None] for key in ("mean", "std"))
+            off = sample[name] * spread + centre - torch.from_numpy(mean).float()
+            assert off.std() == pytest.approx(
+                np.exp(-1), rel=0.5
+            )  # as its posterior says; other clips are 0.5 to 2 off
+
+
+def test_the_contrastive_term_counts_in_loss_log_and_arithmetic(latents):
+    task, plain = (build_task(configure(latents, f"contrastive.weight={weight}")) for weight in (0.5, 0))
+    assert task.weights == {"contrastive": 0.5}
+    assert plain.weights == {}
+    assert task.flops_per_sample == 4 * plain.flops_per_sample
+    batch = {k: torch.stack([task.dataset[i][k] for i in range(4)]) for k in task.dataset[0]}
+    values = task.module(batch)
+    assert set(values) == {"loss", "loss/audio", "loss/video", "term/contrastive"}
+    assert values["term/contrastive"].shape == (4,)
+    expected = (values["loss/audio"] + values["loss/video"]) / 2 + 0.5 * values["term/contrastive"]
+    torch.testing.assert_close(values["loss"], expected)
+
+
 def test_weights_folder_describes_itself(latents, tmp_path):
     config = configure(latents)
     task = build_task(config)
@@ -141,3 +190,9 @@ def test_flops_are_those_of_the_shapes_in_the_shards(latents):
 def test_what_cannot_work_is_said_at_once(latents, overrides, says):
     with pytest.raises(UserError, match=says):
         build_task(configure(latents, *overrides))
+
+
+def test_sound_that_cannot_be_shifted_is_refused(tmp_path):
+    narrow = write_latents(tmp_path / "narrow", audio_shape=(4, 4, 1))
+    with pytest.raises(UserError, match="contrastive.weight: audio latents of one column"):
+        build_task(configure(narrow, "contrastive.weight=0.1"))

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmldm_scale.config import AdversarialConfig, AutoencoderTraining, DiTConfig, DiTTraining, TrainingConfig
+from mmldm_scale.config import (
+    AdversarialConfig,
+    AutoencoderTraining,
+    ContrastiveConfig,
+    DiTConfig,
+    DiTTraining,
+    TrainingConfig,
+)
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.dit import DiT
 from mmldm_scale.models.precision import DTYPES
@@ -121,3 +128,23 @@ def test_a_dits_total_is_states_and_the_larger_of_activations_and_update():
     assert (
         replace(found, activations=0, states=replace(found.states, communication=0)).total == held + found.states.update
     )
+
+
+def test_the_contrastive_passes_of_a_dit_count():
+    model = DiTConfig(depth=2, width=64, heads=4)
+    plain, contrastive = (
+        memory.activations(
+            memory.dit_step(
+                DiTTraining(
+                    shards=["latents"],
+                    model=model,
+                    contrastive=ContrastiveConfig(weight=weight),
+                    training=TrainingConfig(precision="fp32", micro_batch=2),
+                ),
+                (4, 4, 4),
+                (4, 8, 8),
+            )
+        )
+        for weight in (0.0, 0.1)
+    )
+    assert 3.5 < contrastive / plain < 4.5  # four times as many samples

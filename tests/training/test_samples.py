@@ -67,6 +67,20 @@ def test_another_sample_takes_a_damaged_ones_place(tmp_path, latents, capsys):
     assert capsys.readouterr().err.count("quarantined sample clip_003 of shard-000000 in ") == 1
 
 
+def test_samples_to_compare_with_are_others_and_damaged_ones_are_replaced(tmp_path, latents):
+    def others(samples: Samples) -> list[str]:
+        return samples.read_others(range(26), lambda found: [sample.key for sample in found])
+
+    before = others(open_samples(tmp_path))
+    assert sorted(before) == sorted(own := keys(open_samples(tmp_path), range(26)))
+    assert all(one != other for one, other in zip(own, before, strict=True))
+    bad = damage(latents, 3)
+    after = others(open_samples(tmp_path, damaged_share=0.1))
+    for old, new in zip(before, after, strict=True):
+        assert (new != bad) if old == bad else (new == old)
+    assert [row["key"] for row in quarantined(tmp_path)] == [bad]
+
+
 def test_a_sample_that_decodes_to_something_else_is_damaged_too(tmp_path, latents):
     def refuse_one(found):
         if any(sample.key == "clip_007" for sample in found):

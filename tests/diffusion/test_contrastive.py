@@ -1,0 +1,120 @@
+"""The contrastive loss, held against four passes of the network and sums written here."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmldm_scale.config import ContrastiveConfig, DiffusionConfig
+from mmldm_scale.diffusion.contrastive import draw_shift
+from mmldm_scale.diffusion.objective import losses
+from mmldm_scale.diffusion.process import noise_process
+from mmldm_scale.errors import UserError
+
+AUDIO, VIDEO, SIZE = (3, 2, 4), (3, 2, 2), 5
+CONTRASTIVE = ContrastiveConfig(weight=0.3, temperature=0.2)
+
+
+def batch() -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    shapes = {"audio": AUDIO, "audio_noise": AUDIO, "other_audio": AUDIO, "shifted_audio": AUDIO}
+    shapes |= {"video": VIDEO, "video_noise": VIDEO, "other_video": VIDEO}
+    return {
+        **{name: torch.randn(SIZE, *shape, generator=random) for name, shape in shapes.items()},
+        "time": torch.tensor([5, 200, 500, 800, 999]),
+        "audio_given": torch.tensor([False, True, False, False, True]),
+        "video_given": torch.tensor([True, False, False, True, False]),
+    }
+
+
+class Mixing(nn.Module):
+    """In place of the DiT: each prediction depends on all that goes in."""
+
+    def forward(self, audio: Tensor, video: Tensor, time: Tensor, **conditions: Tensor) -> tuple[Tensor, Tensor]:
+        a, v = (x.mean(dim=(1, 2, 3), keepdim=True) for x in (audio, video))
+        given = [c.mean(dim=(1, 2, 3), keepdim=True) for c in conditions.values()]
+        assert len(given) == 2
+        shared = a - 2 * v + 3 * given[0] - given[1] + time.view(-1, 1, 1, 1) / 1000
+        return 0.5 * audio + shared, 0.2 * video - shared
+
+
+def passes(data: dict[str, Tensor], settings: DiffusionConfig) -> list[dict[str, np.ndarray]]:
+    """Errors for audio and video of the four pairings of each sample, each passed alone."""
+    process, found = noise_process(settings), []
+    for audio, video in (
+        ("audio", "video"),
+        ("other_audio", "video"),
+        ("shifted_audio", "video"),
+        ("audio", "other_video"),
+    ):
+        rows = []
+        for i in range(SIZE):
+            time, clean = data["time"][i : i + 1], {"audio": data[audio][i : i + 1], "video": data[video][i : i + 1]}
+            noises = {name: data[f"{name}_noise"][i : i + 1] for name in clean}
+            noisy = [process.corrupt(clean[name], noises[name], time) for name in clean]
+            given = {f"{name}_condition": clean[name] * data[f"{name}_given"][i] for name in clean}
+            predicted = Mixing()(*noisy, time, **given)
+            targets = [process.target(clean[name], noises[name], time) for name in clean]
+            rows.append([(p - t).square().mean().item() for p, t in zip(predicted, targets, strict=True)])
+        found.append(dict(zip(("audio", "video"), np.array(rows).T, strict=True)))
+    return found
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_snr": 5.0}, {"prediction": "flow"}])
+def test_the_term_is_a_cross_entropy_over_pairings(settings):
+    settings, data = DiffusionConfig(**settings), batch()
+    plain = {name: value for name, value in data.items() if "other" not in name and "shifted" not in name}
+    without = losses(Mixing(), noise_process(settings), plain)
+    result = losses(Mixing(), noise_process(settings), data, CONTRASTIVE)
+    true, other_audio, shifted, other_video = passes(data, settings)
+
+    def entropy(right: np.ndarray, *wrong: np.ndarray) -> np.ndarray:
+        return right / 0.2 + np.log(sum(np.exp(-error / 0.2) for error in (right, *wrong)))
+
+    by_video = entropy(true["video"], other_audio["video"], shifted["video"])
+    by_audio = entropy(true["audio"], other_video["audio"])
+    np.testing.assert_allclose(result["term/contrastive"].numpy(), (by_video + by_audio) / 2, rtol=1e-4, atol=1e-5)
+    for name in ("loss/audio", "loss/video"):
+        assert torch.equal(result[name], without[name])
+    torch.testing.assert_close(result["loss"], without["loss"] + 0.3 * result["term/contrastive"])
+    off = losses(Mixing(), noise_process(settings), plain, ContrastiveConfig())
+    assert off.keys() == without.keys()
+    assert torch.equal(off["loss"], without["loss"])
+
+
+class Listening(nn.Module):
+    """Predicts noise of zeros, but that of a video wrongly, wherever the clean audio given is not ``known``."""
+
+    def __init__(self, known: Tensor) -> None:
+        super().__init__()
+        self.known = known
+
+    def forward(self, audio: Tensor, video: Tensor, time: Tensor, **conditions: Tensor) -> tuple[Tensor, Tensor]:
+        known = self.known.repeat(len(audio) // len(self.known), 1, 1, 1)
+        wrong = (conditions["audio_condition"] != known).flatten(1).any(dim=1).view(-1, 1, 1, 1)
+        return torch.zeros_like(audio), 10 * wrong * torch.ones_like(video)
+
+
+def test_who_hears_what_belongs_together_has_no_loss_and_who_does_not_that_of_guessing():
+    data = batch() | {"audio_given": torch.ones(SIZE, dtype=torch.bool)}
+    data |= {f"{name}_noise": torch.zeros_like(data[name]) for name in ("audio", "video")}
+    hearing, deaf = (
+        losses(Listening(known), noise_process(DiffusionConfig()), data, CONTRASTIVE)["term/contrastive"]
+        for known in (data["audio"], torch.zeros_like(data["audio"]))
+    )
+    torch.testing.assert_close(hearing, torch.full((SIZE,), np.log(2) / 2))  # the audio's half can only be guessed
+    torch.testing.assert_close(deaf, torch.full((SIZE,), (np.log(3) + np.log(2)) / 2))
+
+
+@pytest.mark.parametrize(("columns", "fits"), [(2, {1}), (4, {1, 2, 3}), (8, {2, 3, 4, 5, 6})])
+def test_shifts_are_by_a_quarter_at_least_and_a_function_of_seed_and_position(columns, fits):
+    shifts = [draw_shift(columns, 3, position) for position in range(200)]
+    assert set(shifts) == fits
+    assert shifts == [draw_shift(columns, 3, position) for position in range(200)]
+    assert len(fits) == 1 or shifts != [draw_shift(columns, 4, position) for position in range(200)]
+
+
+@pytest.mark.parametrize(("settings", "key"), [({"weight": -1.0}, "weight"), ({"temperature": 0.0}, "temperature")])
+def test_what_cannot_be_is_refused(settings, key):
+    with pytest.raises(UserError, match=f"contrastive.{key}: must"):
+        ContrastiveConfig(**settings)
