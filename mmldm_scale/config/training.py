@@ -44,6 +44,9 @@ class TrainingConfig:
     log_every: int = 1_280
     checkpoint_every: int = 128_000
     preview_every: int = 128_000  # pictures, sound and video into TensorBoard
+    validate_every: int = 0  # the loss on the held-out sets, where the trainer has any; 0: never
+    validation_samples: int = 512  # of them; powers of two cover the timesteps most evenly
+    profile_steps: int = 0  # to be traced by torch.profiler after each start of the run
     keep_checkpoints: int = 3  # the newest
     keep_every: int = 0  # checkpoints at multiples of this stay for good; 0: only the newest stay
     skip_limit: int = 10  # steps skipped in a row after which the run goes back to its last checkpoint
@@ -52,12 +55,20 @@ class TrainingConfig:
     deepspeed: dict[str, Any] = field(default_factory=dict)  # raw additions to DeepSpeed's configuration
 
     def __post_init__(self) -> None:
-        counts = ("total_samples", "global_batch", "micro_batch", "keep_checkpoints", "skip_limit")
+        counts = (
+            "total_samples",
+            "global_batch",
+            "micro_batch",
+            "keep_checkpoints",
+            "skip_limit",
+            "validation_samples",
+        )
         for key in (*counts, "log_every", "checkpoint_every", "preview_every"):
             require(getattr(self, key) >= 1, f"training.{key}", "must be at least 1")
-        for key in ("ema_snapshot_every", "keep_every"):
+        for key in ("ema_snapshot_every", "keep_every", "validate_every", "profile_steps"):
             require(getattr(self, key) >= 0, f"training.{key}", "must not be negative")
-        for key in ("total_samples", "log_every", "checkpoint_every", "preview_every", "ema_snapshot_every"):
+        intervals = ("log_every", "checkpoint_every", "preview_every", "validate_every", "ema_snapshot_every")
+        for key in ("total_samples", *intervals):
             value, batch = getattr(self, key), self.global_batch
             fit = max(batch, round(value / batch) * batch)
             require(
@@ -212,6 +223,7 @@ class DiTTraining(ShardTraining):
     context: ContextConfig = field(default_factory=ContextConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     flip: float = 0.5  # share of samples that use the mirrored video's latent
+    validation: list[str] = field(default_factory=list)  # held-out sets; see training.validate_every
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:

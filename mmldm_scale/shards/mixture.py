@@ -48,7 +48,9 @@ class Mixture:
         for one in sets:
             if not len(one):
                 raise UserError(f"{one.location}: this set of {one.manifest.kind} is empty; nothing is to be learned")
-            _check_alike(sets[0], one)
+            problem = unlike(sets[0], one)
+            if problem:
+                raise UserError(f"shards: sets that cannot be mixed: {problem}")
         self.sets, self.seed = list(sets), seed
         self.weights = [float(weight) for weight in weights or map(len, sets)]
         self.orders = [Order(one.sizes, seed, window, f"order/{number}") for number, one in enumerate(sets)]
@@ -165,8 +167,8 @@ def _splits(weights: Sequence[float]) -> list[tuple[int, int]]:
     return [(share, sum(whole[number:])) for number, share in enumerate(whole)]
 
 
-def _check_alike(one: ShardSet, other: ShardSet) -> None:
-    """Raise UserError if the two sets must not be mixed (latents of one autoencoder look like no other's)."""
+def unlike(one: ShardSet, other: ShardSet) -> str | None:
+    """Say why the two sets must not be mixed (latents of one autoencoder look like no other's), or return None."""
     identities = []
     for manifest in (one.manifest, other.manifest):
         identity = {"kind": manifest.kind, "media": dataclasses.asdict(manifest.media)}
@@ -175,6 +177,5 @@ def _check_alike(one: ShardSet, other: ShardSet) -> None:
             shapes = {"audio_shape": manifest.audio_shape, "video_shape": manifest.video_shape}
             identity |= {"autoencoder": fingerprint, **shapes}
         identities.append(identity)
-    unlike = differences(*identities, sides=(one.location, other.location))
-    if unlike:
-        raise UserError(f"shards: sets that cannot be mixed: {unlike[0]}")
+    found = differences(*identities, sides=(one.location, other.location))
+    return found[0] if found else None

@@ -29,7 +29,8 @@ from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.latents import LatentSample, decode_latent_batch
 from mmldm_scale.shards.mixture import Mixture
 from mmldm_scale.shards.reader import Sample
-from mmldm_scale.training import means
+from mmldm_scale.training import held_out, means
+from mmldm_scale.training.held_out import HeldOutLatents
 from mmldm_scale.training.samples import Samples
 from mmldm_scale.training.task import StepInfo, Task
 
@@ -59,6 +60,7 @@ def build_task(config: DiTTraining) -> Task:
         write_weights=functools.partial(_write_weights, _description(config, mixture)),
         preview=None,
         quarantine=dataset.samples.quarantine,
+        validation=HeldOutLatents(LatentDataset(held_out.settings(config)), dataset) if config.validation else None,
         begin_step=module.begin_step,
         weights={"contrastive": config.contrastive.weight} if config.contrastive.weight else {},
     )

@@ -4,6 +4,7 @@
 when ``total_samples`` are seen or a signal asks it to stop.
 """
 
+import functools
 import math
 import signal
 import sys
@@ -19,7 +20,7 @@ from mmldm_scale.cluster import restarts, slurm
 from mmldm_scale.config import TrainingConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.models.precision import DTYPES
-from mmldm_scale.training import ema, means, snapshots, speed
+from mmldm_scale.training import ema, means, snapshots, speed, validation
 from mmldm_scale.training import engine as engines
 from mmldm_scale.training.adversary import Adversary
 from mmldm_scale.training.checkpoint import DISCRIMINATOR, ENGINE, Checkpoints, read_manifest
@@ -96,6 +97,10 @@ class Trainer:
     """One run on this process."""
 
     def __init__(self, task: Task, config: TrainingConfig, run: Path, world: World) -> None:
+        if config.validate_every and task.validation is None:
+            raise UserError(
+                "training.validate_every: there is nothing to validate on; validation=DIR fits a dit, else 0"
+            )
         self.task, self.config, self.folder, self.world = task, config, run, world
         self.adversary = Adversary(task.discriminator, config, world) if task.discriminator else None
         self.objective = Objective(task, self.adversary)
@@ -147,8 +152,9 @@ class Trainer:
                 continue
             done = self.samples_seen == config.total_samples
             saving = done or stopping or (self._due(config.checkpoint_every) and not self.health.streak)
-            if saving or self._due(config.log_every):
-                self._log(values)
+            validated = self._validate(done) if config.validate_every else {}
+            if saving or validated or self._due(config.log_every):
+                self._log(values, validated)
             if done or self._due(config.preview_every):
                 with self.meter.standing("preview"):
                     self._preview()
@@ -280,17 +286,27 @@ class Trainer:
             group["ema_decays"] = [
                 ema.decay(ema.exponent(length), config.global_batch, end) for length in config.ema_lengths
             ]
-        intervals = (config.log_every, config.checkpoint_every, config.total_samples)
+        intervals = (config.log_every, config.checkpoint_every, config.validate_every, config.total_samples)
         self.guard.begin_step()
-        self.objective.begin_step(self.samples_seen, logged=any(end % interval == 0 for interval in intervals))
+        self.objective.begin_step(
+            self.samples_seen, logged=any(interval and end % interval == 0 for interval in intervals)
+        )
 
-    def _log(self, values: dict[str, list[Tensor]]) -> None:
+    def _validate(self, done: bool) -> dict[str, float]:
+        """Return the losses on the held-out samples, if it is time for them."""
+        if not (done or self._due(self.config.validate_every)):
+            return {}
+        with self.meter.standing("validation"):
+            alive = functools.partial(self.watchdog.at, "validation", self.samples_seen)
+            return validation.evaluate(self.engine, self.task.validation, self.config.micro_batch, self.world, alive)
+
+    def _log(self, values: dict[str, list[Tensor]], validated: dict[str, float]) -> None:
         """Log the means over the global batch just done, where they are finite, and the speed since the last time."""
         names = sorted(values)
         sums = torch.stack([means.sums(values[name]) for name in names])  # (names, 2), still on the device
         found = means.means(names, self.world.sum(sums.flatten().tolist()))
         if self.monitor:
-            logged = found | self._scalars() | self.meter.read(self.samples_seen)
+            logged = found | validated | self._scalars() | self.meter.read(self.samples_seen)
             finite = {name: value for name, value in logged.items() if math.isfinite(value)}  # a skipped step's are not
             self.monitor.scalars(self.samples_seen, finite)
 

@@ -19,6 +19,7 @@ CONFIG = "config.yaml"
 FREE = {
     "run",
     *(f"preview.{field.name}" for field in dataclasses.fields(config.DecodingConfig)),
+    "validation",
     "reading.stage",
     "reading.stage_gigabytes",
     "reading.damaged_share",
@@ -28,6 +29,9 @@ FREE = {
     "training.log_every",
     "training.checkpoint_every",
     "training.preview_every",
+    "training.validate_every",
+    "training.validation_samples",
+    "training.profile_steps",
     "training.keep_checkpoints",
     "training.keep_every",
     "training.ema_snapshot_every",

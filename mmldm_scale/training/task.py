@@ -24,6 +24,16 @@ class Dataset(Protocol):
         """Return the sample at ``position``, without a batch dimension: a pure function of (seed, position)."""
 
 
+class HeldOut(Protocol):
+    """Samples that are not trained on, by index from 0 on."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
+        """Return the samples ``indices``, each without a batch dimension: a pure function of its index."""
+
+
 class Preview(Protocol):
     """Where a task shows what it makes (TensorBoard)."""
 
@@ -88,6 +98,7 @@ class Task:
             (names as in ``module.state_dict()``), on the first rank, while training goes on: what else it reads must
             not change, nor may it read ``dataset``.
         preview: Called on every rank as ``preview(module, preview)`` at intervals; must be deterministic.
+        validation: The held-out samples that the module is validated on, if there are any.
         quarantine: The samples found damaged; how many there are is logged.
         weights: How much each "term/NAME" counts in "loss", by NAME; logged.
         discriminator: What plays against the module, if anything does.
@@ -101,6 +112,7 @@ class Task:
     flops_per_sample: float
     write_weights: Callable[[Path, dict[str, torch.Tensor]], None]
     preview: Callable[[nn.Module, Preview], None] | None = None
+    validation: HeldOut | None = None
     quarantine: Quarantine | None = None
     weights: dict[str, float] = field(default_factory=dict)
     discriminator: Discriminator | None = None
