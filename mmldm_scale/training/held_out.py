@@ -32,6 +32,7 @@ def settings(config: DiTTraining) -> DiTTraining:
         shards=config.validation,
         weights=[],
         flip=0.0,
+        context=dataclasses.replace(config.context, dropout=0.0),
         reading=dataclasses.replace(reading, window=ReadingConfig().window),
         training=dataclasses.replace(config.training, seed=SEED),
     )
