@@ -1,6 +1,7 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +63,17 @@ def test_tasks_have_their_shares_and_timesteps_and_noise_their_distributions():
     assert abs(noise.std() - 1) < 0.02
 
 
+def test_logit_normal_timesteps_have_a_standard_normal_logit():
+    config = DiffusionConfig(prediction="flow", time_distribution="logit_normal")
+    times = np.array([draw(config, (1, 1, 1), (1, 1, 1), 0, i).time for i in range(4000)])
+    assert times.min() >= 0
+    assert times.max() <= 999
+    share = (times + 0.5) / 1000
+    logit = np.log(share / (1 - share))
+    assert abs(logit.mean()) < 0.06
+    assert abs(logit.std() - 1) < 0.04
+
+
 def test_the_network_gets_noisy_latents_and_only_the_conditions_drawn():
     data, network = batch(30), Recorder()
     assert {(bool(a), bool(v)) for a, v in zip(data["audio_given"], data["video_given"], strict=True)} == {
@@ -85,6 +97,21 @@ def test_the_network_gets_noisy_latents_and_only_the_conditions_drawn():
             expected = data[name][i] if given else torch.zeros_like(data[name][i])
             assert torch.equal(network.conditions[f"{name}_condition"][i], expected)
     torch.testing.assert_close(result["loss"], (result["loss/audio"] + result["loss/video"]) / 2)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_weights_act_on_what_is_minimised_alone(prediction):
+    data = batch(30)
+    plain, weighted = (
+        losses(Recorder(), noise_process(DiffusionConfig(prediction=prediction, min_snr=gamma)), data)
+        for gamma in (0.0, 5.0)
+    )
+    for name in ("loss/audio", "loss/video"):
+        assert torch.equal(plain[name], weighted[name])
+    a = np.cumprod(1 - np.linspace(0.00085**0.5, 0.0120**0.5, 1000) ** 2)[data["time"].numpy()]
+    snr = a / (1 - a)
+    weight = np.minimum(snr, 5) / (snr if prediction == "epsilon" else snr + 1)
+    np.testing.assert_allclose(weighted["loss"].numpy(), weight * plain["loss"].numpy(), rtol=1e-3)
 
 
 def test_a_samples_loss_does_not_depend_on_its_batch():

@@ -67,3 +67,17 @@ def test_dit(tmp_path) -> None:
     found = parts(tmp_path)
     assert found.keys() == {"scheduler"}
     assert_same_schedule(found["scheduler"], scheduler(diffusion))
+
+
+def test_dit_that_predicts_otherwise(tmp_path) -> None:
+    found = {}
+    for settings in ({"prediction": "v", "zero_terminal_snr": True}, {"prediction": "flow", "steps": 500}):
+        folder, described = tmp_path / settings["prediction"], dataclasses.asdict(DiffusionConfig(**settings))
+        whole = diffusers_folder.place(folder, "dit")
+        pretrained.save(whole, "dit", {"diffusion": described}, {"weight": torch.ones(2)})
+        diffusers_folder.write(folder, "dit")
+        found[settings["prediction"]] = parts(folder)["scheduler"]
+    assert_same_schedule(found["v"], scheduler(DiffusionConfig(prediction="v", zero_terminal_snr=True)))
+    assert found["v"].alphas_cumprod[-1] == 0
+    assert isinstance(found["flow"], diffusers.FlowMatchEulerDiscreteScheduler)
+    assert found["flow"].config.num_train_timesteps == 500

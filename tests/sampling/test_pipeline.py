@@ -1,3 +1,4 @@
+import itertools
 import json
 import shutil
 
@@ -92,6 +93,29 @@ def test_weights_of_another_kind_or_without_a_description_are_refused(model, tmp
     (tmp_path / "dit" / "config.json").write_text('{"kind": "dit", "model": {"depth": "x"}}')
     with pytest.raises(UserError, match="describes no DiT of this version"):
         Pipeline.from_pretrained(tmp_path / "dit", SETTINGS)
+
+
+def test_weights_are_sampled_by_what_they_were_trained_to_predict(model, pipeline, tmp_path):
+    shutil.copytree(model.dit, tmp_path / "dit")
+    file = tmp_path / "dit" / "config.json"
+    stored, made = json.loads(file.read_text()), {}
+    new = {"prediction", "min_snr", "zero_terminal_snr", "time_distribution"}
+    older = {name: value for name, value in stored["diffusion"].items() if name not in new}
+    assert len(older) == len(stored["diffusion"]) - len(new)
+    for name, settings in {
+        "older": {},
+        "v": {"prediction": "v"},
+        "zero": {"prediction": "v", "zero_terminal_snr": True, "min_snr": 5.0},
+        "flow": {"prediction": "flow", "time_distribution": "logit_normal"},
+    }.items():
+        file.write_text(json.dumps(stored | {"diffusion": older | settings}))
+        made[name] = Pipeline.from_pretrained(tmp_path / "dit", SETTINGS).generate("svg", [0])[0]
+    assert close(made["older"], pipeline.generate("svg", [0])[0])
+    for one, other in itertools.combinations(made.values(), 2):
+        assert not np.array_equal(one.frames, other.frames)
+    file.write_text(json.dumps(stored | {"diffusion": older | {"prediction": "flow"}}))
+    with pytest.raises(UserError, match="steps: 7 does not divide"):
+        Pipeline.from_pretrained(tmp_path / "dit", Sampling(steps=7))
 
 
 @pytest.mark.parametrize("settings", [Sampling(steps=7), Sampling(decoding=DecodingConfig(steps=7))])
