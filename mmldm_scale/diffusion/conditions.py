@@ -63,6 +63,18 @@ def conditions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found | {name: batch[name] for name in ("label", "context", "context_length") if name in batch}
 
 
+def shares(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return which samples of ``batch`` have a clip before them and a context, where any can, as 0 or 1, (B,)."""
+    found = {}
+    if "previous_audio" in batch:
+        found["data/continued"] = batch["previous_audio_given"] | batch["previous_video_given"]
+    if "label" in batch:
+        found["data/context"] = batch["label"] >= 0
+    if "context" in batch:
+        found["data/context"] = batch["context_length"] > 0
+    return {name: having.float() for name, having in found.items()}
+
+
 def marked(latent: Tensor, given: Tensor | None = None) -> Tensor:
     """Return (B, C + 1, H, W): ``latent`` (B, C, H, W) and a channel of ones; zeros where ``given`` (B,) is false."""
     whole = torch.cat([latent, torch.ones_like(latent[:, :1])], dim=1)

@@ -18,7 +18,7 @@ from mmldm_scale.errors import UserError
 from mmldm_scale.shards.mixture import unlike
 
 if TYPE_CHECKING:
-    from mmldm_scale.training.dit import LatentDataset
+    from mmldm_scale.training.latent_data import LatentDataset
 
 SEED = 0
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from mmldm_scale.config import AutoencoderTraining, DiTTraining, KLVAETraining, ReadingConfig
 from mmldm_scale.errors import UserError
-from mmldm_scale.shards import reader
+from mmldm_scale.shards import neighbours, reader
 from mmldm_scale.shards.ahead import Ahead
 from mmldm_scale.shards.cache import Cache
 from mmldm_scale.shards.manifest import Kind
@@ -85,6 +85,31 @@ class Samples:
         for shards in self.mixture.sets:
             shards.close()  # tars from all over the sets would stay in the stage for nothing
         return found
+
+    def before(self, position: int, sample: Sample, decode: Decode[Decoded]) -> Decoded | None:
+        """Return ``decode([earlier])`` of the sample that ends where ``sample``, read at ``position``, begins.
+
+        None if its set has none, if that one is damaged, or if ``sample`` stands in for a damaged one.
+
+        Raises:
+            UserError: as :meth:`read`.
+        """
+        number, index = self.mixture.index(position)
+        shards = self.mixture.sets[number]
+        found = neighbours.before(shards, index) if shards.key(index) == sample.key else None
+        if found is None:
+            return None
+        try:
+            earlier = shards[found]
+            return decode([earlier]) if neighbours.follows(sample, earlier, shards.manifest.media) else None
+        except (DamagedSample, ValueError) as error:
+            self.quarantine.add(shards, found, str(error))
+            return None
+
+    def count_continuing(self, count: int) -> int:
+        """Return how many of the first ``count`` samples have, by their keys, one before them in their set."""
+        places = (self.mixture.index(position) for position in range(count))
+        return sum(neighbours.before(self.mixture.sets[number], index) is not None for number, index in places)
 
     def _read(self, positions: Sequence[int], find: Find, decode: Decode[Decoded]) -> Decoded:
         """Return ``decode(samples)`` of those that ``find`` finds for ``positions``."""
