@@ -170,14 +170,30 @@ def dit_step(config: DiTTraining, audio_shape: Shape, video_shape: Shape, device
     backend = config.model.attention if config.model.attention == "math" else "sdpa"  # "meta" has no other
     model = replace(config.model, attention=backend, compile=False)
     with torch.device(device):
-        module = NoisePrediction(replace(config, model=model), audio_shape, video_shape)
+        classes = int(config.context.kind == "class")  # one, as how many there are is nothing beside the model
+        module = NoisePrediction(replace(config, model=model), audio_shape, video_shape, classes)
         latents = {"audio": torch.zeros(batch, *audio_shape), "video": torch.zeros(batch, *video_shape)}
         noises = {f"{name}_noise": torch.zeros_like(latent) for name, latent in latents.items()}
         given = {f"{name}_given": torch.zeros(batch, dtype=torch.bool) for name in latents}
         time = {"time": torch.zeros(batch, dtype=torch.long)}
         named = {name: latents[name.partition("_")[2]] for name in PARTNERS} if config.contrastive.weight else {}
         partners = {name: torch.zeros_like(latent) for name, latent in named.items()}
-    return MicroStep(module, {**latents, **noises, **given, **time, **partners})
+        conditions = _conditions(config, latents)
+    return MicroStep(module, {**latents, **noises, **given, **time, **partners, **conditions})
+
+
+def _conditions(config: DiTTraining, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a batch with ``latents`` holds of the clips before and of contexts, as ``config`` asks for them."""
+    batch, model, found = config.training.micro_batch, config.model, {}
+    if config.diffusion.continued:
+        found |= {f"previous_{name}": torch.zeros_like(latent) for name, latent in latents.items()}
+        found |= {f"previous_{name}_given": torch.zeros(batch, dtype=torch.bool) for name in latents}
+    if config.context.kind == "class":
+        found["label"] = torch.zeros(batch, dtype=torch.long)
+    if config.context.kind == "text":
+        found["context"] = torch.zeros(batch, model.context_tokens, model.context_width)
+        found["context_length"] = torch.zeros(batch, dtype=torch.long)
+    return found
 
 
 def autoencoder_step(

@@ -1,12 +1,13 @@
 """Small sets of latent shards: each sample its own numbers, so that it can be told by them."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mmldm_scale.config import MediaConfig
-from mmldm_scale.shards.latents import LatentSample, encode_latents, statistics, sums
+from mmldm_scale.shards.latents import LatentSample, Sums, encode_latents, statistics, sums
 from mmldm_scale.shards.manifest import Manifest, ShardEntry
 from mmldm_scale.shards.reader import ShardSet
 from mmldm_scale.shards.writer import ShardWriter
@@ -36,14 +37,20 @@ def write_latents(folder: Path, sizes: tuple[int, ...] = (20,), first: int = 0, 
             entries.append(ShardEntry.of(shard.commit()))
         parts.append(sums(samples))
         number += size
-    manifest = Manifest(
+    dataclasses.replace(_manifest(entries, parts), **fields).write(folder)
+    return folder
+
+
+def _manifest(entries: list[ShardEntry], parts: list[Sums]) -> Manifest:
+    count = sum(entry.samples for entry in entries)
+    return Manifest(
         kind="latents",
         media=MediaConfig(size=64),
         classes=[],
-        videos=sum(sizes),
+        videos=count,
         failed_files=0,
-        candidates=sum(sizes),
-        samples=sum(sizes),
+        candidates=count,
+        samples=count,
         dropped=0,
         reasons={},
         shards=entries,
@@ -52,7 +59,33 @@ def write_latents(folder: Path, sizes: tuple[int, ...] = (20,), first: int = 0, 
         video_shape=VIDEO,
         statistics=statistics(parts),
     )
-    dataclasses.replace(manifest, **fields).write(folder)
+
+
+def write_windows(
+    folder: Path,
+    windows: Sequence[tuple[str, int]],
+    media: MediaConfig,
+    size: int,
+    key: str = "{video}-{start:06d}",
+    labels: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a set of clips (video, first frame), ``size`` a shard, cut as ``media`` says; sample i has number i."""
+    folder.mkdir(parents=True)
+    entries, parts = [], []
+    classes = sorted(set((labels or {}).values()))
+    for number, first in enumerate(range(0, len(windows), size)):
+        shard_of = windows[first : first + size]
+        samples = [latent_sample(first + i) for i in range(len(shard_of))]
+        with ShardWriter(folder, number) as shard:
+            for (video, start), sample in zip(shard_of, samples, strict=True):
+                label = (labels or {}).get(video)
+                meta = {"path": f"{video}.mp4", "start": start / media.fps, "label": label}
+                meta["class"] = None if label is None else classes.index(label)
+                shard.add(key.format(video=video, start=start), encode_latents(sample), meta)
+            entries.append(ShardEntry.of(shard.commit()))
+        parts.append(sums(samples))
+    manifest = _manifest(entries, parts)
+    dataclasses.replace(manifest, media=media, classes=classes).write(folder)
     return folder
 
 
