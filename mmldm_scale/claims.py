@@ -148,6 +148,20 @@ class Claims:
                     os.utime(self._folder / name)
 
 
+def peek(folder: Path, name: str) -> tuple[dict[str, Any], bool] | None:
+    """Return who holds the claim ``name`` on ``folder`` and whether it seems alive, without claiming anything; or None.
+
+    A holder elsewhere seems so if its last touch is no older than that of a living one by the clock here.
+    """
+    holder, touched = _read(folder / CLAIMS / name)
+    if touched is None:
+        return None
+    if _same_machine(holder, identity(os.getpid())):
+        process = identity(holder["pid"])
+        return holder, bool(process) and process.items() <= holder.items()
+    return holder, time.time() - touched / 1e9 < SILENCE
+
+
 def _read(path: Path) -> tuple[dict[str, Any], int | None]:
     """Return who holds the claim ``path`` and when (ns, its file system's clock) it was touched; None without a claim.
 

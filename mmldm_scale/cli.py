@@ -21,6 +21,7 @@ examples:
   mmldm sample --checkpoint runs/dit_S --task svg --num-samples 16 --output runs/dit_S/samples
   mmldm reconstruct --checkpoint runs/autoencoder --input data/clips --num-samples 256 --output runs/reconstruction
   mmldm export --checkpoint runs/dit_S --ema 0.08 --output weights/dit_S
+  mmldm status runs/dit_S
   mmldm model-info
 """
 MODELS = ("kl-vae", "autoencoder", "dit")
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     _add_ladder(commands.add_parser("ladder", help="train an autoencoder's variants and compare them (Tables 5 and 6)"))
     _add_export(commands.add_parser("export", help="write weights out of a run: averaged, raw, or for diffusers"))
     _add_plan(commands.add_parser("plan", help="what training a dit takes of GPUs: memory, traffic, days"))
+    _add_status(commands.add_parser("status", help="say how runs are doing"))
     info = commands.add_parser("model-info", help="print the models' sizes, arithmetic and memory in training")
     info.set_defaults(run=_model_info)
     return top
@@ -127,6 +129,17 @@ def _plan(args: argparse.Namespace) -> int:
     from mmldm_scale.training import planner
 
     return planner.run(args)
+
+
+def _add_status(status: argparse.ArgumentParser) -> None:
+    status.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or one that holds runs")
+    status.set_defaults(run=_status)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from mmldm_scale import status
+
+    return status.run(args)
 
 
 def _launch(args: argparse.Namespace) -> int:

@@ -74,7 +74,7 @@ class Monitor:
         """Record ``values``, all finite, with the run's goodput, and tell the terminal how far the run is."""
         record = {"samples_seen": samples_seen, "time": time.time(), **self._times, **values}
         self._goodput.add(record)
-        values = {**values, "speed/goodput": self._goodput.share}
+        values = {**values, "speed/goodput": self._goodput.share, "speed/progress": samples_seen / self._total}
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, samples_seen)
         if self._log is None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmldm_scale import status
 from mmldm_scale.training.ema import exponent
 from tests.training.harness import ENVIRONMENT, EVERY_STEP, Finished, assert_same_checkpoint, command
 
@@ -54,6 +55,18 @@ def test_losses_fall_and_everything_is_logged(undisturbed: Finished) -> None:
     assert log[0]["data/quarantined"] == 0
     assert log[0]["loss/half"] == pytest.approx(log[0]["loss"] / 2)
     assert list((undisturbed.run / "tensorboard").iterdir())
+
+
+def test_status_says_how_the_run_went(undisturbed: Finished) -> None:
+    lines = status.page(status.read(undisturbed.run))
+    said = {line[2:14].strip(): line[15:] for line in lines[1:]}
+    assert "batch 16, fp32, ZeRO-2" in lines[0]
+    assert said["progress"].startswith("160 of 160 samples (100.0%)")
+    assert said["state"].startswith("finished, last record")
+    loss = undisturbed.losses()
+    assert f"{loss[160]:.4f} ({loss[160] / loss[144] - 1:+.1%})" in said["loss"]
+    assert said["checkpoints"].startswith("last at 160 (")
+    assert "10 kept (16 … 128 144 160)" in said["checkpoints"]
 
 
 def test_killed_while_saving_and_while_training_ends_with_the_same_weights(tmp_path, train, undisturbed) -> None:
