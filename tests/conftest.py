@@ -11,6 +11,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from mmldm_scale.training import distributed
+    from tests.training.harness import Forks
 
 
 def pytest_configure() -> None:
@@ -65,3 +66,13 @@ def alone() -> Iterator["distributed.World"]:
 
     yield distributed.start(timeout=20.0)
     distributed.stop()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator["Forks"]:
+    """Runs commands, and the toy of tests/training, in processes of their own."""
+    from tests.training.harness import Forks
+
+    forks = Forks()
+    yield forks
+    forks.close()

@@ -4,20 +4,11 @@ What they counted is kept then, and what is on file already is left out (:mod:`t
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 
 import pytest
 
 from tests.soak import results, trials
-from tests.training.harness import Forks
-
-
-@pytest.fixture(scope="package")
-def forks() -> Iterator[Forks]:
-    """Runs the toy of tests/training in processes of its own."""
-    forks = Forks()
-    yield forks
-    forks.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

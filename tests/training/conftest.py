@@ -1,41 +1,31 @@
 """The fixture that trains the toy task."""
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mmldm_scale.training import signals
-from tests.training.harness import ENVIRONMENT, EVERY_STEP, Finished, command
+from tests.training.harness import EVERY_STEP, Finished, Forks
 
 
 @pytest.fixture
-def train(tmp_path: Path) -> Callable[..., Finished]:
+def train(forks: Forks, tmp_path: Path) -> Callable[..., Finished]:
     """Train the toy in ``tmp_path / name`` to its end, in processes of its own."""
 
     def run(*overrides: str, name: str = "run", processes: int = 2) -> Finished:
-        folder = tmp_path / name
-        done = subprocess.run(
-            command(folder, *overrides, processes=processes),
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-        )
-        return Finished(folder, done.returncode, done.stdout)
+        return Finished(tmp_path / name, *forks(processes, "train", f"run={tmp_path / name}", *overrides))
 
     return run
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def undisturbed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run of two processes, ZeRO-2 and ten steps, with a checkpoint after each."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = subprocess.run(command(folder, *EVERY_STEP), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return Finished(folder, done.returncode, done.stderr)
+    status, output = forks(2, "train", f"run={folder}", *EVERY_STEP)
+    assert status == 0, output
+    return Finished(folder, status, output)
 
 
 @pytest.fixture

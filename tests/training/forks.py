@@ -1,4 +1,4 @@
-"""Runs the toy in processes forked from one that has imported everything, which saves seconds each time.
+"""Runs the toy, or a command, in processes forked from one that has imported everything, which saves seconds each time.
 
 ``python forks.py`` reads lines of JSON, [number of processes, name of a function below, its arguments], and answers
 each with [exit status, what they said] when they have ended.
@@ -24,7 +24,8 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (DeepSpeed impo
 import torch
 from torch import Tensor
 
-from mmldm_scale import config, files
+from data_tools import shard
+from mmldm_scale import cli, config, files
 from mmldm_scale.config import DiTTraining
 from mmldm_scale.errors import UserError
 from mmldm_scale.training import dit, loop
@@ -51,13 +52,16 @@ class Recorded:
 
 def train(*overrides: str) -> int:
     """Train the toy; the positions that it reads go to ``positions`` in the run folder."""
+    schema = config.load(toy.ToyTraining, [], overrides)
+    if schema.stops:
+        return toy.train_twice(schema)
 
     def build_task(schema: toy.ToyTraining) -> Task:
         task = toy.build_task(schema)
         task.dataset = Recorded(task.dataset, Path(schema.run) / "positions")
         return task
 
-    return loop.train(build_task, config.load(toy.ToyTraining, [], overrides))
+    return loop.train(build_task, schema)
 
 
 class Digested:
@@ -152,6 +156,15 @@ def repartition(source: str, written_by: int, to: str, *overrides: str) -> int:
     return 0
 
 
+def command(folder: str, *words: str) -> int:
+    """Run a command of ours, as a shell in ``folder`` would."""
+    os.chdir(folder)
+    if words[:2] == ("python", "data_tools/shard.py"):
+        return shard.main(words[2:])
+    assert words[0] == "mmldm", words
+    return cli.main(words[1:])
+
+
 def run(processes: int, function: str, arguments: list) -> tuple[int, str]:
     """Call one of the functions above in ``processes``; return the worst status and their output."""
     with tempfile.TemporaryFile("w+") as output:
@@ -178,8 +191,9 @@ def child(rank: int, size: int, port: int, output: IO[str], function: str, argum
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     status = 1
     try:
-        functions = (train, train_dit, train_on_failing_disk, train_until_killed, train_until_signalled, repartition)
-        status = {known.__name__: known for known in functions}[function](*arguments)
+        functions = (train, train_dit, train_on_failing_disk, train_until_killed, train_until_signalled)
+        known = {known.__name__: known for known in (*functions, repartition, command)}
+        status = known[function](*arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         status = 2

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.autoencoders import write_data
-from tests.training.harness import ENVIRONMENT
+from tests.training.harness import ENVIRONMENT, Forks
 
 CONFIG = """
 model:
@@ -42,19 +43,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(data: Path, run: Path, processes: int, *overrides: str) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def words(data: Path, run: Path, *overrides: str) -> list[str]:
     paths = [f"shards={data / 'clips'}", f"kl_vae={data / 'kl_vae'}", f"run={run}"]
-    trainer = ["-m", "mmldm_scale.cli", "train", "autoencoder", "--config", str(data / "config.yaml"), *paths]
-    return [sys.executable, *(launcher if processes > 1 else []), *trainer, *overrides]
+    return ["train", "autoencoder", "--config", str(data / "config.yaml"), *paths, *overrides]
 
 
-def train(data: Path, run: Path, processes: int, *overrides: str) -> list[dict[str, float]]:
+@pytest.fixture(scope="module")
+def train(forks: Forks, data: Path) -> Callable[..., list[dict[str, float]]]:
     """Train to the end and return the log."""
-    options = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 240}
-    done = subprocess.run(command(data, run, processes, *overrides), **options)
-    assert done.returncode == 0, done.stderr
-    return log(run)
+
+    def train(run: Path, processes: int, *overrides: str) -> list[dict[str, float]]:
+        status, output = forks(processes, "command", str(data), "mmldm", *words(data, run, *overrides))
+        assert status == 0, output
+        return log(run)
+
+    return train
 
 
 def log(run: Path) -> list[dict[str, float]]:
@@ -64,9 +67,9 @@ def log(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data: Path) -> Path:
+def undisturbed(data: Path, train: Callable) -> Path:
     """A run of two processes that take the four clips of a group at once, twice a step."""
-    train(data, data / "undisturbed", 2)
+    train(data / "undisturbed", 2)
     return data / "undisturbed"
 
 
@@ -83,20 +86,22 @@ def test_every_term_is_learned_and_logged(undisturbed):
     assert second["loss"] == pytest.approx(total, rel=1e-4)
 
 
-def test_number_of_processes_changes_nothing(data, tmp_path, undisturbed):
+def test_number_of_processes_changes_nothing(train, tmp_path, undisturbed):
     """Not even what the discriminator learned, which the loss hangs on."""
-    other = train(data, tmp_path / "run", 1, "training.micro_batch=8")
+    other = train(tmp_path / "run", 1, "training.micro_batch=8")
     for one, two in zip(log(undisturbed), other, strict=True):
         assert one.keys() == two.keys()
         for name, value in one.items():
             assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-8), (name, one["samples_seen"])
 
 
-def test_killed_and_carried_on_ends_with_the_same_weights(data, tmp_path, undisturbed):
+def test_killed_and_carried_on_ends_with_the_same_weights(data, train, tmp_path, undisturbed):
     """Both engines: the discriminator's weights and moments decide the losses that follow."""
     run = tmp_path / "run"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    launcher = subprocess.Popen(command(data, run, 2), env=ENVIRONMENT, **pipes)
+    under = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = [*under, "-m", "mmldm_scale.cli", *words(data, run)]
+    launcher = subprocess.Popen(program, env=ENVIRONMENT, **pipes)
     deadline = time.monotonic() + 120
     while not (run / "checkpoints/step-000000000016").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -104,7 +109,7 @@ def test_killed_and_carried_on_ends_with_the_same_weights(data, tmp_path, undist
     os.kill(int(children[1]), signal.SIGKILL)
     launcher.communicate(timeout=60)
     assert not (run / "checkpoints/step-000000000032").exists()
-    assert train(data, run, 2) == log(undisturbed)
+    assert train(run, 2) == log(undisturbed)
     file = "checkpoints/step-000000000032/weights/model.safetensors"
     ours, theirs = load_file(run / file), load_file(undisturbed / file)
     assert ours.keys() == theirs.keys()

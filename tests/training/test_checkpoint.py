@@ -6,7 +6,6 @@ import os
 import pickle
 import random
 import shutil
-import subprocess
 import zipfile
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from mmldm_scale.training.distributed import World
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.signals import StopRequest
 from tests.training import toy
-from tests.training.harness import ENVIRONMENT, EVERY_STEP, command
+from tests.training.harness import EVERY_STEP
 
 LAST, BEFORE = "step-000000000160", "step-000000000144"
 
@@ -145,19 +144,13 @@ def test_discriminator_that_would_run_code_is_refused(tmp_path, alone, restored_
     assert not (tmp_path / "proof").exists()
 
 
-def test_checkpoint_that_would_run_code_is_refused(run, tmp_path) -> None:
+def test_checkpoint_that_would_run_code_is_refused(run, forks, tmp_path) -> None:
     folder, proof = run / "checkpoints" / LAST, tmp_path / "proof"
     Evil(proof).make(folder, "engine/mp_rank_00_model_states.pt")
-    done = subprocess.run(
-        command(run, *EVERY_STEP, "training.total_samples=320"),
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode != 0
-    assert "mkdir" in done.stderr
-    assert "not loaded" in done.stderr
+    status, said = forks(2, "train", f"run={run}", *EVERY_STEP, "training.total_samples=320")
+    assert status != 0
+    assert "mkdir" in said
+    assert "not loaded" in said
     assert not proof.exists()
 
 
@@ -168,26 +161,18 @@ def test_checkpoint_that_would_run_code_is_refused(run, tmp_path) -> None:
         ("training.precision=bf16", 2, "begun with training.precision=fp32"),
     ],
 )
-def test_checkpoint_that_does_not_fit_is_refused_in_one_line(run, override, processes, complaint) -> None:
-    done = subprocess.run(
-        command(run, *EVERY_STEP, "training.total_samples=320", override, processes=processes),
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode != 0
-    assert complaint in done.stderr
+def test_checkpoint_that_does_not_fit_is_refused_in_one_line(run, forks, override, processes, complaint) -> None:
+    status, said = forks(processes, "train", f"run={run}", *EVERY_STEP, "training.total_samples=320", override)
+    assert status == 2
+    assert complaint in said
 
 
-def test_run_is_not_carried_on_with_other_data(run) -> None:
+def test_run_is_not_carried_on_with_other_data(run, forks) -> None:
     manifest = run / "checkpoints" / LAST / MANIFEST
     fields = json.loads(manifest.read_text())
     fields["inputs"] = {"noise": "of another set"}
     manifest.write_text(json.dumps(fields))
     seal(manifest.parent)
-    done = subprocess.run(
-        command(run, *EVERY_STEP, "training.total_samples=320"), env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert done.returncode != 0
-    assert "learned from other noise than there are now" in done.stderr
+    status, said = forks(2, "train", f"run={run}", *EVERY_STEP, "training.total_samples=320")
+    assert status == 2
+    assert "learned from other noise than there are now" in said

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale.training.monitor import Monitor
-from tests.training.harness import ENVIRONMENT, Finished, assert_same_checkpoint, command
+from tests.training.harness import Finished, assert_same_checkpoint
 
 LINE = re.compile(
     r"/\S+/step-\d{12}\.tmp\S*: the disk is full after [\d,]+ bytes of this checkpoint, which is removed; "
@@ -31,13 +31,11 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         os.system(f"umount --lazy {folder}")
 
 
-def test_a_run_on_a_full_disk_goes_on_with_what_it_has_and_ends_with_room(disk: Path, train) -> None:
+def test_a_run_on_a_full_disk_goes_on_with_what_it_has_and_ends_with_room(disk: Path, train, forks) -> None:
     """Ten checkpoints are more than fit."""
 
     def on_disk() -> Finished:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        done = subprocess.run(command(disk / "run", *OPTIONS), env=ENVIRONMENT, timeout=120, **pipes)
-        return Finished(disk / "run", done.returncode, done.stdout)
+        return Finished(disk / "run", *forks(2, "train", f"run={disk / 'run'}", *OPTIONS))
 
     full = on_disk()
     assert full.status != 0

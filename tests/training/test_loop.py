@@ -149,30 +149,25 @@ def test_averaged_weights_are_the_average_of_the_weights(undisturbed: Finished) 
         torch.testing.assert_close(saved[name].double(), average, rtol=1e-5, atol=1e-6)
 
 
-def test_finished_run_started_again_does_nothing(train, undisturbed: Finished) -> None:
+def test_finished_run_started_again_does_nothing(forks, undisturbed: Finished) -> None:
     before = {p: p.stat().st_mtime_ns for p in (undisturbed.run / "checkpoints").rglob("*")}
-    again = subprocess.run(command(undisturbed.run, *EVERY_STEP), env=ENVIRONMENT, capture_output=True, timeout=120)
-    assert again.returncode == 0
+    status, said = forks(2, "train", f"run={undisturbed.run}", *EVERY_STEP)
+    assert status == 0, said
     assert {p: p.stat().st_mtime_ns for p in (undisturbed.run / "checkpoints").rglob("*")} == before
     assert len(undisturbed.log()) == 10
 
 
-def test_one_ranks_error_ends_all_quickly_and_is_shown_once(train) -> None:
+def test_one_ranks_error_ends_all_quickly_and_is_shown_once(tmp_path) -> None:
     began = time.monotonic()
-    broken = train("failing_position=70", "training.total_samples=16000")
-    assert broken.status != 0
-    assert broken.output.count("sample 70 cannot be read") == 1
+    program = command(tmp_path / "run", "failing_position=70", "training.total_samples=16000")
+    broken = subprocess.run(program, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert broken.returncode != 0
+    assert broken.stderr.count("sample 70 cannot be read") == 1
     assert time.monotonic() - began < 60
 
 
-def test_another_configuration_is_refused_on_the_same_run(train, undisturbed: Finished) -> None:
-    done = subprocess.run(
-        command(undisturbed.run, *EVERY_STEP, "training.seed=1", processes=1),
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2
-    assert "begun with training.seed=0, now 1" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_another_configuration_is_refused_on_the_same_run(forks, undisturbed: Finished) -> None:
+    status, said = forks(1, "train", f"run={undisturbed.run}", *EVERY_STEP, "training.seed=1")
+    assert status == 2
+    assert "begun with training.seed=0, now 1" in said
+    assert "Traceback" not in said

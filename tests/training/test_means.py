@@ -1,7 +1,6 @@
 """Means of what concerns only some samples of a global batch."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,18 +9,10 @@ import torch
 from mmldm_scale.config import DiTTraining, load
 from mmldm_scale.training import means
 from mmldm_scale.training.dit import LatentDataset
-from tests.training.harness import Forks
 from tests.training.latent_sets import write_latents
 
 TINY = ["model.depth=1", "model.width=16", "model.heads=2", "model.context_tokens=2", "model.context_width=4"]
 SIZES = [f"training.{name}=32" for name in ("total_samples", "global_batch", "log_every", "checkpoint_every")]
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    forks = Forks()
-    yield forks
-    forks.close()
 
 
 def test_a_sample_that_is_not_finite_spoils_only_the_means_in_which_it_counts() -> None:

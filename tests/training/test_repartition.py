@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,6 @@ from safetensors.torch import load_file
 
 from mmldm_scale.training.checkpoint import MANIFEST, seal
 from tests.training.harness import EVERY_STEP, Finished, Forks, assert_same_checkpoint
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    forks = Forks()
-    yield forks
-    forks.close()
 
 
 @pytest.fixture(scope="module")

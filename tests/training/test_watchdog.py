@@ -3,25 +3,17 @@
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mmldm_scale.processes import identity
 from mmldm_scale.training.watchdog import EXIT_HUNG, Report, verdict
-from tests.training.harness import Finished, Forks
+from tests.training.harness import Finished
 
 LIMIT = "training.collective_timeout=4"
 LINE = re.compile(r"mmldm: (?P<what>rank.*) since \d+ s at [\d,]+ samples; stacks: (?P<folder>\S+)")
 HOST = os.uname().nodename
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    forks = Forks()
-    yield forks
-    forks.close()
 
 
 def hung(run: Finished) -> tuple[str, dict[int, str]]:

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -114,13 +114,6 @@ def test_multiples_of_an_interval_stay(tmp_path, alone) -> None:
     assert more.trainer.samples_seen == 160
     more.run()
     assert names(tmp_path / "run") == [48, 96, 144, 176, 192]
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    forks = Forks()
-    yield forks
-    forks.close()
 
 
 OPTIONS = ("training.checkpoint_every=32", "training.preview_every=16000000", "training.keep_checkpoints=9")

@@ -186,7 +186,7 @@ def build_task(schema: ToyTraining) -> Task:
     )
 
 
-def train_twice(schema: ToyTraining) -> None:
+def train_twice(schema: ToyTraining) -> int:
     """Train to the end, and once more in pieces, each of which has nothing but the run folder from the one before."""
     world, wish, run, total = start(20.0), StopRequest(), Path(schema.run), schema.training.total_samples
     for folder, until in [(run, total), *((run / "pieces", until) for until in (*schema.stops, total))]:
@@ -196,14 +196,12 @@ def train_twice(schema: ToyTraining) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         loop.Trainer(build_task(piece), piece.training, folder, world).run(wish)
     stop()
+    return 0
 
 
 if __name__ == "__main__":
-    schema = config.load(ToyTraining, [], sys.argv[1:])
-    if schema.stops:
-        sys.exit(train_twice(schema))
     try:
-        sys.exit(loop.train(build_task, schema))
+        sys.exit(loop.train(build_task, config.load(ToyTraining, [], sys.argv[1:])))
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
