@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     _add_reconstruct(commands.add_parser("reconstruct", help="measure how close an autoencoder brings clips back"))
     _add_ladder(commands.add_parser("ladder", help="train an autoencoder's variants and compare them (Tables 5 and 6)"))
     _add_export(commands.add_parser("export", help="write weights out of a run: averaged, raw, or for diffusers"))
-    _add_plan(commands.add_parser("plan", help="what training a dit takes of GPUs: memory, traffic, days"))
+    _add_plan(commands.add_parser("plan", help="what a training takes of GPUs: memory, traffic, days"))
     _add_status(commands.add_parser("status", help="say how runs are doing"))
     info = commands.add_parser("model-info", help="print the models' sizes, arithmetic and memory in training")
     info.set_defaults(run=_model_info)
@@ -113,22 +113,27 @@ def _add_export(export: argparse.ArgumentParser) -> None:
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:
+    from mmldm_scale.cluster.hardware import CLUSTERS
+
     add = plan.add_argument
-    add("--model", required=True, choices=["S", "B", "L"])
-    add("--gpu", required=True, choices=["v100", "v100-16", "a100", "a800", "h100", "h800", "h200"])
+    add("--model", required=True, choices=["S", "B", "L", "autoencoder"])
+    add("--gpu", required=True, choices=list(CLUSTERS))
     add("--nodes", type=int, default=1, metavar="N")
     add("--gpus-per-node", type=int, default=8, metavar="N")
     add("--network", type=float, metavar="GB/S", help="between two nodes, in one direction")
     add("--global-batch", type=int, metavar="N", help="in place of the configuration's")
-    add("--config", action="append", default=[], metavar="FILE", help="YAML after the model's; later files win")
+    add("--samples", type=int, metavar="N", help="to train on, in place of the configuration's")
+    add(
+        "--config", action="append", default=[], metavar="FILE", help="YAML after the model's; an autoencoder needs one"
+    )
     add("overrides", nargs="*", metavar="key=value", help="e.g. model.context_tokens=0")
     plan.set_defaults(run=_plan)
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from mmldm_scale.training import planner
+    from mmldm_scale.training import plan_report
 
-    return planner.run(args)
+    return plan_report.run(args)
 
 
 def _add_status(status: argparse.ArgumentParser) -> None:

@@ -47,7 +47,7 @@ class Allocations(TorchDispatchMode):
     def __enter__(self) -> "Allocations":
         for parameter in self._learning:
             self._exits.callback(parameter.register_post_accumulate_grad_hook(_drop_gradient).remove)
-        self._exits.enter_context(_fused_attention())
+        self._exits.enter_context(fused_attention())
         super().__enter__()
         return self
 
@@ -116,7 +116,7 @@ SHORTCUTS: dict[Callable, Callable] = {
 
 
 @contextmanager
-def _fused_attention() -> Iterator[None]:
+def fused_attention() -> Iterator[None]:
     """Make attention without data one operator, which keeps its inputs, its output and one number a row.
 
     So do the kernels of all GPUs and of the CPU, but the device "meta" has none, and would write out the weights. (The

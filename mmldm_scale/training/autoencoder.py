@@ -63,7 +63,7 @@ def build_task(config: AutoencoderTraining) -> Task:
             "shards": clips.samples.mixture.fingerprint,
             "kl_vae": pretrained.fingerprint(kl_vae.find(Path(config.kl_vae))),
         },
-        flops_per_sample=_forward_flops(config, module.autoencoder),
+        flops_per_sample=forward_flops(config, module.autoencoder),
         write_weights=functools.partial(_write_weights, module.autoencoder, frozen),
         preview=functools.partial(_show, config, clips),
         quarantine=clips.samples.quarantine,
@@ -121,7 +121,7 @@ def _listen(preview: Preview, number: int, clip: Clip, restored: Tensor, media: 
     preview.audio(f"clip_{number}/sound_restored", restored.cpu(), media.audio.sample_rate)
 
 
-def _forward_flops(config: AutoencoderTraining, model: Autoencoder) -> float:
+def forward_flops(config: AutoencoderTraining, model: Autoencoder) -> float:
     """Return a sample's forward FLOPs, of which training takes three times as many.
 
     What of it runs less often is counted in thirds: the KL-VAE's encoder runs forward only. With a discriminator, which

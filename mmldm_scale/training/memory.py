@@ -126,35 +126,50 @@ class MicroStep:
 
 def predict(step: MicroStep, config: TrainingConfig, processes: int) -> Prediction:
     """Return what a training takes of each GPU's memory, whose ``processes``, one a GPU, take such steps."""
-    held = states(cast(step.module, config), config, processes)
-    if step.discriminator is not None:
-        settings = replace(config, zero_stage=min(config.zero_stage, 2))  # as training/adversary.py has it
-        held += states(cast(step.discriminator, config), settings, processes, averaged=False)
-    if step.beside is not None:
-        held += States(_bytes(step.beside.parameters()) + _bytes(step.beside.buffers()), 0, 0, 0, 0)
-    return Prediction(held, activations(step))
+    return Prediction(held(step, config, processes), activations(step))
+
+
+def held(step: MicroStep, config: TrainingConfig, processes: int) -> States:
+    """Return what all engines hold on each of ``processes``; gives the networks their working precision."""
+    total = States(_bytes(step.beside.parameters()) + _bytes(step.beside.buffers()) if step.beside else 0, 0, 0, 0, 0)
+    for module, settings in engines(step, config):
+        total += states(cast(module, config), settings, processes, averaged=module is step.module)
+    return total
+
+
+def engines(step: MicroStep, config: TrainingConfig) -> list[tuple[nn.Module, TrainingConfig]]:
+    """Return the networks that engines train in ``step``, and how."""
+    found = [(step.module, config)]
+    if step.discriminator is not None:  # as training/adversary.py has it
+        found.append((step.discriminator, replace(config, zero_stage=min(config.zero_stage, 2))))
+    return found
 
 
 def activations(step: MicroStep) -> int:
     """Return the bytes that live at most during ``step``: the module's passes, then the discriminator's own."""
-    discriminator = step.discriminator
-    networks = [network for network in (step.module, discriminator) if network is not None]
+    networks = [network for network in (step.module, step.discriminator) if network is not None]
     with Allocations([p for network in networks for p in network.parameters()]) as memory:
-        results = step.module(step.batch)
-        loss = results["loss"].mean()
-        exhibits = results.get("exhibits")
-        if exhibits:
-            discriminator.requires_grad_(False)
-            results["term/adversarial"] = exhibits["weight"] * discriminator.generator_loss(exhibits["fake"])
-            discriminator.requires_grad_(True)
-            loss = loss + results["term/adversarial"].mean()
-        _measure_gradients(results)
-        loss.backward()
-        if exhibits:
-            shown = [exhibits[name].detach() for name in ("real", "fake", "weight")]
-            del results, exhibits, loss
-            discriminator(*shown)["loss"].mean().backward()
+        take(step)
     return memory.peak
+
+
+def take(step: MicroStep) -> None:
+    """Take ``step``, forward and backward, and then the discriminator's own if it takes part."""
+    discriminator = step.discriminator
+    results = step.module(step.batch)
+    loss = results["loss"].mean()
+    exhibits = results.get("exhibits")
+    if exhibits:
+        discriminator.requires_grad_(False)
+        results["term/adversarial"] = exhibits["weight"] * discriminator.generator_loss(exhibits["fake"])
+        discriminator.requires_grad_(True)
+        loss = loss + results["term/adversarial"].mean()
+    _measure_gradients(results)
+    loss.backward()
+    if exhibits:
+        shown = [exhibits[name].detach() for name in ("real", "fake", "weight")]
+        del results, exhibits, loss
+        discriminator(*shown)["loss"].mean().backward()
 
 
 def _measure_gradients(results: dict) -> None:

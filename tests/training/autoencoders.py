@@ -1,11 +1,13 @@
 """The autoencoder's task on tiny clips of two classes and of none, with a tiny discriminator."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.utils.data import default_collate
 
 from mmldm_scale.config import (
+    AdversarialConfig,
     AutoencoderConfig,
     AutoencoderTraining,
     DecodingConfig,
@@ -13,6 +15,7 @@ from mmldm_scale.config import (
     TrainingConfig,
 )
 from mmldm_scale.models.autoencoder import kl_vae
+from mmldm_scale.training import memory
 from mmldm_scale.training.autoencoder import build_task
 from mmldm_scale.training.task import Task
 from tests.models.autoencoder import tiny
@@ -47,3 +50,22 @@ def batch(one: Task, positions: range) -> dict[str, torch.Tensor]:
 def losses(one: Task, positions: range) -> dict[str, torch.Tensor]:
     """Return what the module makes of the samples at ``positions``."""
     return one.module(batch(one, positions))
+
+
+def settings_of(weight: float = 0.1, recomputed: bool = False, **settings) -> AutoencoderTraining:
+    """Return how a tiny autoencoder trains, with a discriminator whose term has that ``weight``."""
+    return AutoencoderTraining(
+        shards=["shards"],
+        kl_vae="kl_vae",
+        model=replace(tiny.CONFIG, activation_checkpointing=recomputed),
+        discriminator=DISCRIMINATOR,
+        adversarial=AdversarialConfig(weight=weight),
+        training=TrainingConfig(**({"precision": "fp32", "micro_batch": 4} | settings)),
+    )
+
+
+def micro_step(config: AutoencoderTraining, device: str = "meta") -> memory.MicroStep:
+    """Return a micro-step of it, on shapes alone or for real."""
+    with torch.device(device):
+        vae = kl_vae.build(tiny.KL_VAE)
+    return memory.autoencoder_step(config, tiny.MEDIA, vae, ["bar", "tone"], device)

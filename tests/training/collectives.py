@@ -1,33 +1,37 @@
-"""A program that prints what a DiT's training on CPU sends: bytes by ZeRO stage and accumulation, as DeepSpeed logs it.
+"""A program that prints what training on CPU sends: bytes by model, ZeRO stage and accumulation, as DeepSpeed logs it.
 
-``torchrun … collectives.py key=value …`` takes the overrides of a training.
+``torchrun … -m tests.training.collectives key=value …`` takes the overrides of a DiT's training; the
+autoencoder is the tests' own, with its discriminator.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import deepspeed
 
-from mmldm_scale.config import DiTTraining, load
+from mmldm_scale.config import DiTTraining, TrainingConfig, load
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE
 from mmldm_scale.training import engine as engines
+from mmldm_scale.training import memory
 from mmldm_scale.training.distributed import World, start, stop
-from mmldm_scale.training.memory import dit_step
+from tests.training.autoencoders import micro_step, settings_of
 
+CASES = ((1, 2), (2, 1), (2, 2), (3, 2))  # ZeRO stage, accumulation
 SENT = {"all_reduce": 2, "all_gather_into_tensor": 1, "reduce_scatter_tensor": 1}  # times (N - 1) / N of the message
 
 
-def of_a_step(config: DiTTraining, world: World) -> float:
+def of_a_step(step: memory.MicroStep, training: TrainingConfig, world: World) -> float:
     """Return the bytes that a process sends in a step."""
-    step = dit_step(config, AUDIO_SHAPE, VIDEO_SHAPE, "cpu")
-    engine = engines.build(step.module, config.training, world)
+    found = [engines.build(module, how, world) for module, how in memory.engines(step, training)]
     log = deepspeed.comm.comm.comms_logger
     for _ in range(2):  # the first step is not like the others
         log.comms_dict.clear()
-        for _ in range(engine.gradient_accumulation_steps()):
-            engine.backward(engine(step.batch)["loss"].mean())
-            engine.step()
+        for _ in range(found[0].gradient_accumulation_steps()):
+            _micro_step(step, *found)
+            for engine in found:
+                engine.step()
     total = 0.0
     for name, factor in SENT.items():
         for size, (count, *_) in log.comms_dict.get(name, {}).items():
@@ -36,19 +40,41 @@ def of_a_step(config: DiTTraining, world: World) -> float:
     return total
 
 
-if __name__ == "__main__":
-    world = start(60.0)
-    given, found = load(DiTTraining, [], sys.argv[1:]), {}
+def _micro_step(
+    step: memory.MicroStep,
+    engine: deepspeed.DeepSpeedEngine,
+    discriminator: deepspeed.DeepSpeedEngine | None = None,
+) -> None:
+    results = engine(step.batch)
+    engine.backward(results["loss"].mean())
+    if discriminator is not None:  # the model's term sends nothing
+        shown = [results["exhibits"][name].detach() for name in ("real", "fake", "weight")]
+        discriminator.backward(discriminator(*shown)["loss"].mean())
+
+
+def trained(given: TrainingConfig, stage: int, accumulation: int) -> TrainingConfig:
+    """Return ``given`` for two processes of a sample each."""
     settings = {"comms_logger": {"enabled": True, "prof_all": True, "verbose": False}}
     settings["zero_optimization"] = {"stage3_param_persistence_threshold": 0}  # no weight of a real model is that small
-    for stage in (1, 2, 3):
-        for accumulation in (1, 2):
-            batch = 2 * accumulation
-            intervals = dict.fromkeys(("global_batch", "total_samples", "log_every", "preview_every"), batch)
-            training = replace(
-                given.training, zero_stage=stage, checkpoint_every=batch, **intervals, deepspeed=settings
-            )
-            found[f"{stage} {accumulation}"] = of_a_step(replace(given, training=training), world)
+    batch = 2 * accumulation
+    intervals = dict.fromkeys(
+        ("global_batch", "total_samples", "log_every", "preview_every", "checkpoint_every"), batch
+    )
+    return replace(given, micro_batch=1, zero_stage=stage, **intervals, deepspeed=settings)
+
+
+if __name__ == "__main__":
+    world = start(60.0)
+    dit, autoencoder = load(DiTTraining, [], sys.argv[1:]), settings_of(micro_batch=1, precision="bf16")
+    makers: dict[str, Callable[[], memory.MicroStep]] = {
+        "dit": lambda: memory.dit_step(dit, AUDIO_SHAPE, VIDEO_SHAPE, "cpu"),
+        "autoencoder": lambda: micro_step(autoencoder, "cpu"),
+    }
+    found = {}
+    for model, given in (("dit", dit.training), ("autoencoder", autoencoder.training)):
+        for stage, accumulation in CASES:
+            training = trained(given, stage, accumulation)
+            found[f"{model} {stage} {accumulation}"] = of_a_step(makers[model](), training, world)
     if world.first:
         print(json.dumps(found))
     stop()

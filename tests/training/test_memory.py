@@ -9,21 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmldm_scale.config import (
-    AdversarialConfig,
-    AutoencoderTraining,
-    ContrastiveConfig,
-    DiTConfig,
-    DiTTraining,
-    TrainingConfig,
-)
+from mmldm_scale.config import ContrastiveConfig, DiTConfig, DiTTraining, TrainingConfig
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.dit import DiT
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.training import memory
 from tests.models.allocator import allocated
 from tests.models.autoencoder import tiny
-from tests.training.autoencoders import DISCRIMINATOR
+from tests.training.autoencoders import micro_step, settings_of
 from tests.training.harness import ENVIRONMENT
 from tests.training.holding import BUCKET, Net, settings
 
@@ -61,29 +54,12 @@ def test_states_are_those_that_deepspeed_holds(held, stage, precision):
             assert more == 0
 
 
-def autoencoder(weight: float = 0.1, recomputed: bool = False, **settings) -> AutoencoderTraining:
-    return AutoencoderTraining(
-        shards=["shards"],
-        kl_vae="kl_vae",
-        model=replace(tiny.CONFIG, activation_checkpointing=recomputed),
-        discriminator=DISCRIMINATOR,
-        adversarial=AdversarialConfig(weight=weight),
-        training=TrainingConfig(**({"precision": "fp32", "micro_batch": 4} | settings)),
-    )
-
-
-def step_of(config: AutoencoderTraining, device: str = "meta") -> memory.MicroStep:
-    with torch.device(device):
-        vae = kl_vae.build(tiny.KL_VAE)
-    return memory.autoencoder_step(config, tiny.MEDIA, vae, ["bar", "tone"], device)
-
-
 @pytest.mark.parametrize(("weight", "recomputed"), [(0.1, False), (0.0, False), (0.0, True)])
 def test_an_autoencoders_step_on_shapes_is_the_real_one(weight, recomputed):
-    config = autoencoder(weight, recomputed)
+    config = settings_of(weight, recomputed)
     counted = {}
     for device in ("meta", "cpu"):
-        step = step_of(config, device)
+        step = micro_step(config, device)
         memory.activations(step)  # the audio image's matrices move to the device
         counted[device] = memory.activations(step)
     assert counted["meta"] == pytest.approx(counted["cpu"], rel=1e-3)  # a few copies depend on a CPU's memory formats
@@ -92,17 +68,17 @@ def test_an_autoencoders_step_on_shapes_is_the_real_one(weight, recomputed):
 
 
 def test_the_discriminator_takes_part_and_recomputation_saves():
-    plain, adversarial = (memory.predict(step_of(c), c.training, 8) for c in (autoencoder(0.0), autoencoder()))
+    plain, adversarial = (memory.predict(micro_step(c), c.training, 8) for c in (settings_of(0.0), settings_of()))
     assert adversarial.activations > 2 * plain.activations  # pictures are decoded, with gradients
     assert adversarial.states.optimizer > plain.states.optimizer
-    assert memory.activations(step_of(autoencoder(0.0, recomputed=True))) < plain.activations
+    assert memory.activations(micro_step(settings_of(0.0, recomputed=True))) < plain.activations
 
 
 def test_the_kl_vae_is_whole_on_each_gpu_and_in_float32_beside_fp16():
     sizes = {}
     for precision in ("fp32", "bf16", "fp16"):
-        config = autoencoder(precision=precision, zero_stage=3)
-        step = step_of(config)
+        config = settings_of(precision=precision, zero_stage=3)
+        step = micro_step(config)
         held = [
             memory.predict(part, config.training, 8).states.parameters for part in (step, replace(step, beside=None))
         ]

@@ -1,6 +1,5 @@
-"""The planner against what DeepSpeed sends, what the formulas give, and the configurations that are shipped."""
+"""The planner against what DeepSpeed sends, what torch counts, the formulas, and the shipped configurations."""
 
-import itertools
 import json
 import subprocess
 import sys
@@ -8,17 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from mmldm_scale.config import DiTTraining, load
+from mmldm_scale.cluster.hardware import CLUSTERS
+from mmldm_scale.config import AutoencoderTraining, DiTTraining, load
 from mmldm_scale.errors import UserError
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs
-from mmldm_scale.training.memory import dit_step, predict
+from mmldm_scale.training.memory import Prediction as Predicted
+from mmldm_scale.training.memory import States, dit_step, predict, take
 from mmldm_scale.training.memory_table import CONFIGS, GIB
-from mmldm_scale.training.planner import CLUSTERS, Plan, arithmetic, find_plans, report, traffic
+from mmldm_scale.training.planner import Plan, find_plans, memory_parts, traffic
+from mmldm_scale.training.speed import PEAK_TFLOPS
+from mmldm_scale.training.workload import Workload, arithmetic, of_dit
+from tests.models.autoencoder import tiny as tiny_autoencoder
+from tests.training.autoencoders import micro_step, settings_of
+from tests.training.collectives import CASES, trained
 from tests.training.harness import ENVIRONMENT
 
 TINY = ("shards=x", "model.depth=2", "model.width=128", "model.heads=2", "training.micro_batch=1")
-PROGRAM = Path(__file__).with_name("collectives.py")
 
 
 def preset(model: str, *overrides: str, cluster: str | None = None) -> DiTTraining:
@@ -30,28 +38,68 @@ def test_traffic_is_what_deepspeed_sends() -> None:
     overrides = [*TINY, "training.precision=bf16"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launcher, str(PROGRAM), *overrides], env=ENVIRONMENT, capture_output=True, text=True, timeout=200
+        [*launcher, "-m", "tests.training.collectives", *overrides],
+        cwd=Path(__file__).parents[2],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    config = load(DiTTraining, [], overrides)
-    for stage, accumulation in itertools.product((1, 2, 3), (1, 2)):
-        expected = traffic(config, stage, 2, accumulation)
-        assert found[f"{stage} {accumulation}"] == pytest.approx(expected, rel=0.02), (stage, accumulation)
+    dit, autoencoder = load(DiTTraining, [], overrides), settings_of(micro_batch=1, precision="bf16")
+    steps = {
+        "dit": (dit, dit_step(dit, AUDIO_SHAPE, VIDEO_SHAPE)),
+        "autoencoder": (autoencoder, micro_step(autoencoder)),
+    }
+    for model, (config, step) in steps.items():
+        for stage, accumulation in CASES:
+            expected = traffic(step, trained(config.training, stage, accumulation), 2, accumulation)
+            sent = found[f"{model} {stage} {accumulation}"]
+            assert sent == pytest.approx(expected, rel=0.001), (model, stage, accumulation)
 
 
 @pytest.mark.parametrize(("mode", "passes"), [("none", 3), ("selective", 3), ("full", 4)])
 def test_arithmetic_is_that_of_the_formula_and_of_recomputation(mode: str, passes: int) -> None:
-    config = preset("S", f"model.activation_checkpointing={mode}", "training.micro_batch=2")
+    config = preset("S", "model.depth=2", f"model.activation_checkpointing={mode}", "training.micro_batch=2")
     forward = 2 * dit_macs(config.model, AUDIO_SHAPE, VIDEO_SHAPE).flops
-    assert arithmetic(dit_step(config, AUDIO_SHAPE, VIDEO_SHAPE)) == pytest.approx(passes * forward, rel=0.02)
+    found = sum(arithmetic(dit_step(config, AUDIO_SHAPE, VIDEO_SHAPE)).values())
+    assert found == pytest.approx(passes * forward, rel=0.02)
+
+
+def test_an_autoencoders_arithmetic_is_what_torch_counts_in_a_real_step() -> None:
+    config = settings_of()
+    counted = arithmetic(micro_step(config))
+    step = micro_step(config, "cpu")
+    step.module.begin_step(replace(step.module.step, logged=False))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it counts no CPU's other kernels
+        take(step)
+    assert counted == {torch.float32: counter.get_total_flops()}
+
+
+def test_the_kl_vae_beside_fp16_is_arithmetic_in_float32() -> None:
+    config = settings_of(0.0, precision="fp16")
+    step = micro_step(config)
+    predict(step, config.training, 1)  # gives the networks their precision
+    model = step.module.autoencoder
+    pictures = torch.empty(
+        4 * (tiny_autoencoder.MEDIA.frames + 1), 3, *2 * (tiny_autoencoder.MEDIA.size,), device="meta"
+    )
+    with FlopCounterMode(display=False) as counter:
+        model.picture_latents(pictures)
+    counted = arithmetic(step)
+    assert counted[torch.float32] == pytest.approx(counter.get_total_flops(), rel=0.1)  # and the mel spectrogram
+    assert counted[torch.float16] > 0
 
 
 @pytest.fixture(scope="module")
 def plans() -> dict[tuple[str, str], list[Plan]]:
     """The plans for the shipped configurations of the smallest and the largest model."""
-    wanted = {("S", "a800"): 8, ("L", "v100"): 16}
-    return {(model, gpu): find_plans(preset(model), CLUSTERS[gpu], gpus) for (model, gpu), gpus in wanted.items()}
+    wanted = {("S", "a800"): 1, ("L", "v100"): 2}
+    return {
+        (model, gpu): find_plans(of_dit(f"DiT-{model}", preset(model)), CLUSTERS[gpu], nodes)
+        for (model, gpu), nodes in wanted.items()
+    }
 
 
 def test_the_shipped_settings_come_out_of_it(plans) -> None:
@@ -65,41 +113,59 @@ def test_the_shipped_settings_come_out_of_it(plans) -> None:
 
 def test_a_plan_has_the_predicted_memory_and_the_next_larger_micro_batch_no_room(plans) -> None:
     plan, cluster = plans["L", "v100"][0], CLUSTERS["v100"]
-    needed = [
-        1.06 * predict(dit_step(tried, AUDIO_SHAPE, VIDEO_SHAPE), tried.training, 16).total + 2 * GIB
+    found = [
+        predict(dit_step(tried, AUDIO_SHAPE, VIDEO_SHAPE), tried.training, 16)
         for tried in (preset("L", "training.precision=fp16", f"training.micro_batch={n}") for n in (12, 24))
     ]
+    needed = [1.06 * prediction.total + 2 * GIB for prediction in found]
     assert (plan.zero_stage, plan.recomputation, plan.micro_batch, plan.accumulation) == (1, "none", 12, 2)
-    assert plan.memory == pytest.approx(needed[0], rel=0.01)
+    assert plan.total == pytest.approx(needed[0], rel=0.01)
+    assert plan.memory["activations"] == pytest.approx(found[0].activations, rel=0.01)
+    assert plan.memory["optimizer"] == found[0].states.optimizer
     assert needed[1] > cluster.gibibytes * GIB
 
 
-def tiny(batch: int) -> DiTTraining:
+def test_memory_by_part_is_that_of_the_worst_instant() -> None:
+    parts = memory_parts(Predicted(States(100, 20, 300, communication=7, update=40), activations=50))
+    assert list(parts) == ["weights", "gradients", "optimizer", "buckets", "activations", "allocator", "CUDA and NCCL"]
+    assert sum(parts.values()) == pytest.approx(1.06 * (100 + 20 + 300 + 7 + 50) + 2 * GIB)
+    parts = memory_parts(Predicted(States(100, 20, 300, communication=7, update=90), activations=50))
+    assert parts["optimizer's step"] == 90
+    assert sum(parts.values()) == pytest.approx(1.06 * (100 + 20 + 300 + 90) + 2 * GIB)
+
+
+def tiny(batch: int) -> Workload:
     intervals = ("global_batch", "total_samples", "log_every", "checkpoint_every", "preview_every")
-    return load(DiTTraining, [], [*TINY, *(f"training.{key}={batch}" for key in intervals)])
+    return of_dit("tiny", load(DiTTraining, [], [*TINY, *(f"training.{key}={batch}" for key in intervals)]))
 
 
-def test_time_is_computing_plus_sending() -> None:
-    config, cluster = tiny(384), replace(CLUSTERS["a800"], network=10.0)
-    near, far = (find_plans(config, cluster, gpus, 8)[0] for gpus in (8, 16))
-    flops = 3 * dit_macs(config.model, AUDIO_SHAPE, VIDEO_SHAPE).flops
-    assert near.seconds == pytest.approx(48 * flops / (0.38 * 312e12) + near.traffic / 200e9, rel=0.02)
-    assert far.seconds == pytest.approx(24 * flops / (0.38 * 312e12) + far.traffic / 10e9, rel=0.02)
-    assert near.mfu == pytest.approx(48 * flops / near.seconds / 312e12)
+def test_time_is_computing_and_sending_and_the_optimizers_memory() -> None:
+    workload, cluster = tiny(384), replace(CLUSTERS["a800"], network=10.0)
+    near, far = (find_plans(workload, cluster, nodes)[0] for nodes in (1, 2))
+    flops, peak = workload.useful, PEAK_TFLOPS["A800"][torch.bfloat16] * 1e12
+    assert near.computing == pytest.approx(48 * flops / (0.38 * peak), rel=0.02)
+    assert far.computing == pytest.approx(24 * flops / (0.38 * peak), rel=0.02)
+    assert near.sending == pytest.approx(near.traffic / 200e9)
+    assert far.sending == pytest.approx(far.traffic / 10e9)
+    # Adam reads and writes master weights, two moments and two averages, and reads gradients in two precisions.
+    count = near.traffic / (3 * 2 * 7 / 8)
+    assert near.zero_stage == 1
+    assert near.updating == pytest.approx((count / 8 * (2 * 5 * 4 + 4 + 2) + count * 2) / 2039e9, rel=0.001)
+    assert near.mfu == pytest.approx(48 * flops / near.seconds / peak)
 
 
 def test_thousands_of_gpus_and_what_does_not_divide() -> None:
-    with pytest.raises(UserError, match="384 samples do not divide over 1024 GPUs; 1024 fits"):
-        find_plans(tiny(384), CLUSTERS["h100"], 1024)
-    assert find_plans(tiny(4096), CLUSTERS["h100"], 4096)[0].micro_batch == 1
+    with pytest.raises(
+        UserError, match="384 samples do not divide over 4096 GPUs; --global-batch 4096 fits, or --nodes 48"
+    ):
+        find_plans(tiny(384), CLUSTERS["h100"], 512)
+    assert find_plans(tiny(4096), CLUSTERS["h100"], 512)[0].micro_batch == 1
 
 
-def test_the_report_names_the_best_plan_s_settings_and_cost(plans) -> None:
-    found = plans["S", "a800"]
-    lines = report("S", preset("S"), CLUSTERS["a800"], (1, 8), found).splitlines()
-    assert lines[0] == "DiT-S on 1 × 8 A800 80 GB, bf16, 384 samples a step"
-    assert [line for line in lines if line.startswith("→")] == [lines[2]]
-    hours = 8 * found[0].seconds * 38_400_000 / 384 / 3600
-    assert f"{hours:,.0f} GPU-hours" in lines[-3]
-    assert lines[-2] == "settings: training.precision=bf16 training.zero_stage=1 training.micro_batch=48"
-    assert "not measured" in lines[-1]
+def test_clips_that_are_compared_have_to_be_there_at_once() -> None:
+    files = [CONFIGS / "autoencoder/landscape.yaml"]
+    config = load(AutoencoderTraining, files, ["shards=x", "kl_vae=x"])
+    workload = replace(tiny(160), training=config.training, compared=config.contrastive_batch)
+    assert {plan.micro_batch for plan in find_plans(workload, CLUSTERS["a800"], 1)} == {20}
+    with pytest.raises(UserError, match="groups of 640 clips .* 8 GPUs .* at most 160; contrastive_batch=160 fits"):
+        find_plans(replace(workload, compared=640), CLUSTERS["a800"], 1)
