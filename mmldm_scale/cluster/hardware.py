@@ -23,6 +23,7 @@ class Cluster:
         network: GB/s that a node sends to another, all its adapters together.
         transformers: share of the dense peak at which a DiT of some width computes, by width; assumed.
         convolutions: the same of the autoencoder's networks.
+        float32: the same, of float32's peak, for what computes in it beside a lower precision (the KL-VAE beside fp16).
     """
 
     name: str
@@ -33,11 +34,12 @@ class Cluster:
     network: float
     transformers: Mapping[int, float]
     convolutions: float
+    float32: float
 
 
-AMPERE = {768: 0.38, 1024: 0.46, 1536: 0.53}, 0.30
-HOPPER = {768: 0.28, 1024: 0.35, 1536: 0.41}, 0.22
-VOLTA = {768: 0.22, 1024: 0.27, 1536: 0.32}, 0.20
+AMPERE = {768: 0.38, 1024: 0.46, 1536: 0.53}, 0.30, 0.30
+HOPPER = {768: 0.28, 1024: 0.35, 1536: 0.41}, 0.22, 0.22
+VOLTA = {768: 0.22, 1024: 0.27, 1536: 0.32}, 0.20, 0.60  # without matrix units for float32, nearly all of a small peak
 CLUSTERS = {
     "v100": Cluster("V100 32 GB", 31.7, "fp16", 900, 150, 25, *VOLTA),
     "v100-16": Cluster("V100 16 GB", 15.8, "fp16", 900, 150, 25, *VOLTA),

@@ -183,8 +183,12 @@ def _plan(
 ) -> Plan:
     share = training.global_batch // fleet.gpus
     cluster, accumulation = fleet.cluster, share // size
-    peak = fleet.peak(DTYPES[training.precision])
-    computing = share * sum(count / fleet.peak(dtype) for dtype, count in flops.items()) / workload.efficiency(cluster)
+    precision = DTYPES[training.precision]
+    peak = fleet.peak(precision)
+    computing = share * sum(
+        count / fleet.peak(dtype) / (workload.efficiency(cluster) if dtype == precision else cluster.float32)
+        for dtype, count in flops.items()
+    )
     sent = traffic(step, training, fleet.gpus, accumulation)
     states = held(step, training, fleet.gpus)
     times = {
