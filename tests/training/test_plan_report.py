@@ -17,13 +17,12 @@ def test_the_report_names_memory_time_settings_and_cost(capsys) -> None:
     lines = printed(capsys, "--model", "S", "--nodes", "1", "--samples", "1000000")
     assert lines[0] == "DiT-S on 1 × 8 A800 80 GB, bf16, 384 samples a step"
     (best,) = (line for line in lines if line.startswith("→"))
-    parts = next(line for line in lines if line.startswith("memory, GiB: "))
-    assert [part.rpartition(" ")[0].strip() for part in parts.partition(":")[2].split(",")] == [
+    (memory,) = (line for line in lines if line.startswith("memory, GiB: "))
+    parts = [part.strip().rpartition(" ") for part in memory.partition(":")[2].split(",")]
+    assert [name for name, _, _ in parts] == [
         *("weights", "gradients", "optimizer", "buckets", "activations", "allocator", "CUDA and NCCL")
     ]
-    assert sum(float(part.split()[-1]) for part in parts.partition(":")[2].split(",")) == pytest.approx(
-        float(best.split()[6]), abs=0.3
-    )
+    assert sum(float(size) for *_, size in parts) == pytest.approx(float(best.split()[6]), abs=0.3)
     assert any(line.startswith("step, s: computing ") for line in lines)
     assert any(line.startswith("1,000,000 samples: 0.0 days, ") for line in lines)
     assert lines[-2] == "settings: training.precision=bf16 training.zero_stage=1 training.micro_batch=48"
