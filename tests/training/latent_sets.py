@@ -15,11 +15,11 @@ from mmldm_scale.shards.writer import ShardWriter
 AUDIO, VIDEO = (4, 2, 2), (4, 3, 3)
 
 
-def latent_sample(number: int) -> LatentSample:
-    """Return sample ``number``, float16."""
+def latent_sample(number: int, shift: float = 0.0) -> LatentSample:
+    """Return sample ``number``, float16, with ``shift`` added to its means."""
     random = np.random.default_rng(number)
     scale = np.array([1, 2, 3, 4])[:, None, None]
-    audio, video = (random.normal(1, 0.5, shape) * scale for shape in (AUDIO, VIDEO))
+    audio, video = (random.normal(1, 0.5, shape) * scale + shift for shape in (AUDIO, VIDEO))
     deviation = [np.full(shape, -2.0) for shape in (AUDIO, VIDEO)]
     half = [x.astype(np.float16) for x in (audio, deviation[0], video, deviation[1], video[..., ::-1], deviation[1])]
     return LatentSample(*half)
@@ -68,14 +68,19 @@ def write_windows(
     size: int,
     key: str = "{video}-{start:06d}",
     labels: Mapping[str, str] | None = None,
+    shift: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write a set of clips (video, first frame), ``size`` a shard, cut as ``media`` says; sample i has number i."""
+    """Write a set of clips (video, first frame), ``size`` a shard, cut as ``media`` says.
+
+    Sample i has number i; ``labels`` are those of the videos, and ``shift`` is added to all means of a label's samples.
+    """
     folder.mkdir(parents=True)
     entries, parts = [], []
     classes = sorted(set((labels or {}).values()))
     for number, first in enumerate(range(0, len(windows), size)):
         shard_of = windows[first : first + size]
-        samples = [latent_sample(first + i) for i in range(len(shard_of))]
+        by = [(shift or {}).get((labels or {}).get(video), 0.0) for video, _ in shard_of]
+        samples = [latent_sample(first + i, by[i]) for i in range(len(shard_of))]
         with ShardWriter(folder, number) as shard:
             for (video, start), sample in zip(shard_of, samples, strict=True):
                 label = (labels or {}).get(video)
