@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-samples", required=True, type=int, metavar="N")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--input", type=Path, metavar="PATH", help="a2v, v2a: a video or a folder of videos")
+    parser.add_argument("--label", metavar="NAME", help="the class of all samples, for a model trained on classes")
     parser.add_argument("--autoencoder", metavar="DIR", help="if it no longer lies where the latents were made with it")
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")

@@ -45,15 +45,17 @@ def run(args: argparse.Namespace) -> int:
     settings = load(Sampling, args.config, args.overrides)
     _check(args)
     description = Description.read(args.checkpoint)
+    if args.label is not None:
+        description.class_number(args.label)  # says at once if there is none
     share = _part(args.part) if args.part else slurm.array_share()
     videos = list_videos(args.input) if args.input else []
-    _begin(args.output, args.task, _record(description, settings, videos))
+    _begin(args.output, args.task, _record(description, settings, videos, args.label))
     blocks = _blocks(args.num_samples, settings.batch_size)[share[0] :: share[1]]
     todo = [block for block in blocks if any(not _file(args.output, args.task, i).exists() for i in block)]
     if todo:
         inputs = usable(videos, args.num_samples, description.media, GIVEN[args.task] == "audio") if videos else []
         pipeline = Pipeline.from_pretrained(args.checkpoint, settings, args.autoencoder, choose_device(args.device))
-        Job(pipeline, args.task, args.output, inputs).make(todo)
+        Job(pipeline, args.task, args.output, inputs, args.label).make(todo)
     page = gallery.write(args.output)
     there = sum(_file(args.output, args.task, i).exists() for i in range(args.num_samples))
     print(f"{args.task}: {there} of {args.num_samples} samples are in {args.output}; look at them in {page}")
@@ -63,8 +65,11 @@ def run(args: argparse.Namespace) -> int:
 class Job:
     """Makes blocks of samples into a folder."""
 
-    def __init__(self, pipeline: Pipeline, task: GenerationTask, output: Path, inputs: list[Path]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, task: GenerationTask, output: Path, inputs: list[Path], label: str | None = None
+    ) -> None:
         self.pipeline, self.task, self.output, self.inputs = pipeline, task, output, inputs
+        self._labels = [] if label is None else [label]
         self._shown = 0
 
     def make(self, blocks: list[range]) -> None:
@@ -78,7 +83,7 @@ class Job:
         ):
             for block in blocks:
                 sources = self._sources(block)
-                clips = self.pipeline.generate(self.task, block, sources)
+                clips = self.pipeline.generate(self.task, block, sources, self._labels * len(block))
                 for position, index in enumerate(block):
                     self._write(index, clips[position], sources[position] if sources else None, events)
                     progress.update()
@@ -148,7 +153,7 @@ def _part(text: str) -> tuple[int, int]:
     return int(index) - 1, int(count)
 
 
-def _record(description: Description, settings: Sampling, videos: Iterable[Path]) -> dict[str, Any]:
+def _record(description: Description, settings: Sampling, videos: Iterable[Path], label: str | None) -> dict[str, Any]:
     """Return what decides how samples come out: two jobs may fill one folder only if it is the same for both."""
     decisive = dataclasses.asdict(settings)
     del decisive["attention"], decisive["decoding"]["pictures"]  # change nothing but rounding
@@ -156,6 +161,7 @@ def _record(description: Description, settings: Sampling, videos: Iterable[Path]
         "checkpoint": pretrained.fingerprint(description.folder),
         **decisive,
         "inputs": [str(video.resolve()) for video in videos],
+        "label": label,
     }
 
 

@@ -46,6 +46,8 @@ class Description:
     statistics: dict[str, Statistics]  # of "audio" and "video"
     media: MediaConfig
     autoencoder: dict[str, str]  # path and fingerprint of the one that the latents came from
+    context: str  # what its context is made of: "none", "class" or "text"
+    classes: list[str]  # names of the classes that it may be made of
 
     @classmethod
     def read(cls, checkpoint: str | Path) -> "Description":
@@ -55,7 +57,7 @@ class Description:
             UserError: there is none, it is of another kind, or its description is not whole.
         """
         folder = pretrained.find(checkpoint, "dit")
-        stored = pretrained.read_config(folder, "dit")
+        stored = {"context": {"kind": "none", "classes": []}, **pretrained.read_config(folder, "dit")}
         try:
             return cls(
                 folder=folder,
@@ -66,10 +68,19 @@ class Description:
                 statistics={name: stored["statistics"][name] for name in ("audio", "video")},
                 media=_configured(MediaConfig, stored["media"]),
                 autoencoder={name: str(stored["autoencoder"][name]) for name in ("path", "fingerprint")},
+                context=str(stored["context"]["kind"]),
+                classes=[str(name) for name in stored["context"]["classes"]],
             )
         except (KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{folder / pretrained.CONFIG}: describes no DiT of this version: {reason}") from None
+
+    def class_number(self, label: str) -> int:
+        """Return the number of the class named ``label``; raise UserError if the model knows none of that name."""
+        if label in self.classes:
+            return self.classes.index(label)
+        known = f"it knows {', '.join(self.classes)}" if self.classes else "it was not trained on classes"
+        raise UserError(f"label {label!r:.80}: no class of the model in {self.folder}; {known}")
 
 
 class Pipeline:
@@ -109,38 +120,82 @@ class Pipeline:
         sampler(settings.decoding)
         choose_backend(settings.attention, device, dtype)
         folder = find_autoencoder(description, autoencoder)
-        dit = DiT(
-            replace(description.model, attention=settings.attention), description.audio_shape, description.video_shape
-        )
+        model = replace(description.model, attention=settings.attention)
+        dit = DiT(model, description.audio_shape, description.video_shape, len(description.classes))
         pretrained.load_into(dit, description.folder)
         decoder = Autoencoder.from_pretrained(folder, dtype, device)
         torch.backends.cudnn.deterministic = True  # a sample made again is the same
         return cls(description, dit.to(device, dtype).eval(), decoder, settings, device)
 
     @torch.no_grad()
-    def generate(self, task: GenerationTask, indices: Sequence[int], inputs: Sequence[Clip] = ()) -> list[Clip]:
+    def generate(
+        self,
+        task: GenerationTask,
+        indices: Sequence[int],
+        inputs: Sequence[Clip] = (),
+        labels: Sequence[str] = (),
+        embeddings: Sequence[Tensor] = (),
+    ) -> list[Clip]:
         """Make the samples ``indices`` of ``task`` in one batch.
 
         Args:
             inputs: for a2v and v2a one clip for each sample, cut as ``self.media`` says. What is given of it, sound
                 or pictures, is taken into the result as it is.
+            labels: for a model trained on classes, the name of each sample's; none: without a class.
+            embeddings: for a model trained on texts, each sample's, (n ≤ context_tokens, context_width), by the
+                encoder that made those of its training; none: without a text.
+
+        Raises:
+            UserError: the model knows no class of that name, or no texts, or embeddings of another shape.
         """
-        given = GIVEN[task]
-        if given and len(inputs) != len(indices):
-            raise ValueError(f"{task} needs one input for each sample: {len(indices)}, not {len(inputs)}")
-        guidance = {"svg": 1.0, "a2v": self.settings.video_guidance, "v2a": self.settings.audio_guidance}[task]
+        made = self._decode(task, indices, self.latents(task, indices, inputs, labels, embeddings))
+        if GIVEN[task] == "audio":
+            return [replace(clip, waveform=source.waveform) for clip, source in zip(made, inputs, strict=True)]
+        if GIVEN[task] == "video":
+            return [replace(clip, frames=source.frames) for clip, source in zip(made, inputs, strict=True)]
+        return made
+
+    @torch.no_grad()
+    def latents(
+        self,
+        task: GenerationTask,
+        indices: Sequence[int],
+        inputs: Sequence[Clip] = (),
+        labels: Sequence[str] = (),
+        embeddings: Sequence[Tensor] = (),
+    ) -> Latents:
+        """Return the normalised latents that :meth:`generate` makes clips of."""
+        given, count = GIVEN[task], len(indices)
+        if given and len(inputs) != count:
+            raise ValueError(f"{task} needs one input for each sample: {count}, not {len(inputs)}")
+        for name, values in (("labels", labels), ("embeddings", embeddings)):
+            if len(values) not in (0, count):
+                raise ValueError(f"{name}: one is needed for each sample: {count}, not {len(values)}")
         noise = Latents(
             self._noise(f"sample/{task}/audio", indices, self.description.audio_shape),
             self._noise(f"sample/{task}/video", indices, self.description.video_shape),
         )
+        guidance = {"audio": self.settings.audio_guidance, "video": self.settings.video_guidance}
         condition = self._encode(inputs, given) if given else None
-        latents = sample_latents(self.dit, self.process, task, noise, self.settings.steps, guidance, condition)
-        made = self._decode(task, indices, latents)
-        if given == "audio":
-            return [replace(clip, waveform=source.waveform) for clip, source in zip(made, inputs, strict=True)]
-        if given == "video":
-            return [replace(clip, frames=source.frames) for clip, source in zip(made, inputs, strict=True)]
-        return made
+        context = self._context(labels, embeddings)
+        return sample_latents(self.dit, self.process, task, noise, self.settings.steps, guidance, condition, context)
+
+    def _context(self, labels: Sequence[str], embeddings: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return what the DiT is told of the context of each sample; nothing: all have the null context."""
+        if labels:
+            return {"label": torch.tensor([self.description.class_number(name) for name in labels], device=self.device)}
+        if not embeddings:
+            return {}
+        model, kind = self.description.model, self.description.context
+        if kind != "text":
+            raise UserError(f"embeddings: the model in {self.description.folder} was not trained on texts, but {kind}")
+        tokens, width = model.context_tokens, model.context_width
+        context = torch.zeros(len(embeddings), tokens, width, device=self.device)
+        for one, embedding in zip(context, embeddings, strict=True):
+            if embedding.ndim != 2 or not 1 <= len(embedding) <= tokens or embedding.shape[1] != width:
+                raise UserError(f"embeddings: (n, {width}) fits, n from 1 to {tokens}, not {tuple(embedding.shape)}")
+            one[: len(embedding)] = embedding
+        return {"context": context, "context_length": torch.tensor([*map(len, embeddings)], device=self.device)}
 
     def _encode(self, clips: Sequence[Clip], modality: str) -> Tensor:
         """Return the normalised latents (B, C, H, W) of one modality of ``clips``: the means of their posteriors."""

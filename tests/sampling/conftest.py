@@ -63,6 +63,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return TinyModel(folder / "dit", folder / "autoencoder", folder / "other_autoencoder", MEDIA)
 
 
+def with_context(model: TinyModel, folder: Path, kind: str, classes: list[str]) -> Path:
+    """Return a weights folder like ``model``'s DiT, but trained on contexts of ``kind``."""
+    stored = pretrained.read_config(model.dit, "dit")
+    config = DiTConfig(**stored["model"])
+    torch.manual_seed(1)
+    dit = DiT(config, tuple(stored["audio_shape"]), tuple(stored["video_shape"]), len(classes))
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    pretrained.save(folder, "dit", stored | {"context": {"kind": kind, "classes": classes}}, dit.state_dict())
+    return folder
+
+
 def save_autoencoder(folder: Path) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     config = AutoencoderConfig(
         latent_channels=4,

@@ -12,7 +12,7 @@ from mmldm_scale.errors import UserError
 from mmldm_scale.media.decode import probe, read_clips
 from mmldm_scale.sampling import arguments as arguments_of_sample
 from mmldm_scale.sampling import job
-from tests.sampling.conftest import MEDIA
+from tests.sampling.conftest import MEDIA, TinyModel, with_context
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -181,3 +181,16 @@ def test_an_output_that_cannot_be_written_is_told(model, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be used as output folder"):
         sample(model, tmp_path / "file" / "out")
+
+
+def test_samples_of_a_label_are_not_mixed_with_those_of_another(model, tmp_path):
+    folder = with_context(model, tmp_path / "dit", "class", ["rain", "wind"])
+    labelled = TinyModel(folder, model.autoencoder, model.other_autoencoder, MEDIA)
+    with pytest.raises(UserError, match="label 'storm': .* it knows rain, wind"):
+        sample(labelled, tmp_path / "out", "--label", "storm", number=1)
+    assert not (tmp_path / "out").exists()
+    sample(labelled, tmp_path / "out", "--label", "rain", number=1)
+    sample(labelled, tmp_path / "without", number=1)
+    assert videos_in(tmp_path / "out") != videos_in(tmp_path / "without")
+    with pytest.raises(UserError, match="made with another label; another --output fits"):
+        sample(labelled, tmp_path / "out", "--label", "wind", number=1)

@@ -11,6 +11,7 @@ from mmldm_scale.errors import UserError
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.sampling.inputs import read_first_clip
 from mmldm_scale.sampling.pipeline import Pipeline
+from tests.sampling.conftest import with_context
 
 SETTINGS = Sampling(steps=2, decoding=DecodingConfig(steps=2))
 
@@ -130,3 +131,54 @@ def test_the_autoencoder_decodes_by_a_faster_sampler_too(model, pipeline, sample
     clip = fast.generate("svg", [0])[0]
     assert clip.frames.shape == (4, 32, 32, 3)
     assert not close(clip, pipeline.generate("svg", [0])[0])
+
+
+@pytest.fixture(scope="module")
+def classes(model, tmp_path_factory) -> Pipeline:
+    """One that was trained on two classes."""
+    folder = tmp_path_factory.mktemp("classes") / "dit"
+    return Pipeline.from_pretrained(with_context(model, folder, "class", ["rain", "wind"]), SETTINGS)
+
+
+def test_a_label_steers_its_sample_and_no_other(classes):
+    rain, wind, again = classes.generate("svg", [0, 0, 0], labels=["rain", "wind", "rain"])
+    without = classes.generate("svg", [0])[0]
+    assert close(rain, again)
+    for one, other in ((rain, wind), (rain, without), (wind, without)):
+        assert not close(one, other)
+
+
+@pytest.mark.parametrize("modality", ["audio", "video"])
+def test_each_modality_of_a_labelled_sample_is_guided_by_its_own_setting(model, classes, modality):
+    folder, other = classes.description.folder, {"audio": "video", "video": "audio"}[modality]
+    plain, strong = (
+        Pipeline.from_pretrained(folder, Sampling(steps=1, **{f"{modality}_guidance": strength})).latents(
+            "svg", [0], labels=["wind"]
+        )
+        for strength in (2.5, 4.0)
+    )
+    assert torch.equal(getattr(plain, other), getattr(strong, other))  # in one step it has not seen the guided one
+    assert not torch.allclose(getattr(plain, modality), getattr(strong, modality))
+
+
+def test_a_label_that_the_model_does_not_know_is_refused_with_those_that_it_does(classes, pipeline):
+    with pytest.raises(UserError, match="label 'storm': .* it knows rain, wind"):
+        classes.generate("svg", [0], labels=["storm"])
+    with pytest.raises(UserError, match="label 'rain': .* it was not trained on classes"):
+        pipeline.generate("svg", [0], labels=["rain"])
+    with pytest.raises(ValueError, match="one is needed for each sample"):
+        classes.generate("svg", [0, 1], labels=["rain"])
+
+
+def test_embeddings_steer_a_model_that_was_trained_on_texts(model, classes, tmp_path):
+    texts = Pipeline.from_pretrained(with_context(model, tmp_path / "dit", "text", []), SETTINGS)
+    one, other = torch.full((1, 4), 2.0), torch.full((2, 4), -2.0)
+    made = texts.generate("svg", [0, 0, 0], embeddings=[one, other, one])
+    assert close(made[0], made[2])
+    assert not close(made[0], made[1])
+    assert not close(made[0], texts.generate("svg", [0])[0])
+    for wrong in (torch.ones(3, 4), torch.ones(1, 5), torch.ones(4)):
+        with pytest.raises(UserError, match=r"embeddings: \(n, 4\) fits, n from 1 to 2"):
+            texts.generate("svg", [0], embeddings=[wrong])
+    with pytest.raises(UserError, match="was not trained on texts, but class"):
+        classes.generate("svg", [0], embeddings=[one])
