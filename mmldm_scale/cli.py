@@ -22,6 +22,7 @@ examples:
   mmldm reconstruct --checkpoint runs/autoencoder --input data/clips --num-samples 256 --output runs/reconstruction
   mmldm export --checkpoint runs/dit_S --ema 0.08 --output weights/dit_S
   mmldm status runs/dit_S
+  mmldm doctor --shards data/latents --run runs/dit_S
   mmldm model-info
 """
 MODELS = ("kl-vae", "autoencoder", "dit")
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     _add_ladder(commands.add_parser("ladder", help="train an autoencoder's variants and compare them (Tables 5 and 6)"))
     _add_export(commands.add_parser("export", help="write weights out of a run: averaged, raw, or for diffusers"))
     _add_plan(commands.add_parser("plan", help="what a training takes of GPUs: memory, traffic, days"))
+    _add_doctor(commands.add_parser("doctor", help="say whether machine, environment and data are in order"))
     _add_status(commands.add_parser("status", help="say how runs are doing"))
     info = commands.add_parser("model-info", help="print the models' sizes, arithmetic and memory in training")
     info.set_defaults(run=_model_info)
@@ -134,6 +136,32 @@ def _plan(args: argparse.Namespace) -> int:
     from mmldm_scale.training import plan_report
 
     return plan_report.run(args)
+
+
+def _add_doctor(doctor: argparse.ArgumentParser) -> None:
+    add = doctor.add_argument
+    add("--quick", action="store_true", help="as the first step of a job, in seconds")
+    add("--shards", action="append", default=[], metavar="DIR", help="a shard set to look at; give it again for more")
+    add("--run", dest="folder", metavar="DIR", help="where a run goes; runs by default")
+    add("--processes", type=int, metavar="N", help="start N on this machine, to try what is between them")
+    add("--model", choices=MODELS, default="dit", help="that the configuration is of")
+    add("--config", action="append", default=[], metavar="FILE", help="as for train")
+    add("overrides", nargs="*", metavar="key=value", help="as for train")
+    doctor.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    if args.processes:
+        from mmldm_scale.cluster import local
+
+        given = [("--shards", text) for text in args.shards] + [("--config", text) for text in args.config]
+        given += [("--run", args.folder)] if args.folder else []
+        options = [part for pair in given for part in pair] + (["--quick"] if args.quick else [])
+        return local.run(args.processes, ["doctor", "--model", args.model, *options, *args.overrides])
+    die_with_launcher(signal.SIGTERM)
+    from mmldm_scale.cluster.doctor import examination
+
+    return examination.run(args)
 
 
 def _add_status(status: argparse.ArgumentParser) -> None:

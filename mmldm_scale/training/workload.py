@@ -20,9 +20,10 @@ from mmldm_scale.config import AutoencoderTraining, DiTTraining, KLVAEConfig, Me
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs
 from mmldm_scale.models.memory import SHORTCUTS, fused_attention
+from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.models.recompute import Recomputation
 from mmldm_scale.training.autoencoder import forward_flops
-from mmldm_scale.training.memory import MicroStep, autoencoder_step, dit_step, take
+from mmldm_scale.training.memory import MASTER, MicroStep, autoencoder_step, dit_step, engines, take
 from mmldm_scale.training.speed import TRAINING
 from mmldm_scale.training.task import StepInfo
 
@@ -149,3 +150,20 @@ class Arithmetic(TorchDispatchMode):
         if formula:
             self.flops[args[0].dtype] += formula(*args, **kwargs, out_val=result)
         return result
+
+
+def checkpoint_bytes(workload: Workload) -> int:
+    """Return the bytes of a checkpoint, about: DeepSpeed's files of each network, and the averaged weights.
+
+    Those hold the weights in working precision and, in float32, master weights, Adam's two moments and the averages.
+    """
+    training = workload.training
+    step = workload.step(workload.given, training)
+    number, total = DTYPES[training.precision].itemsize, 0
+    for module, settings in engines(step, training):
+        count = sum(parameter.numel() for parameter in module.parameters())
+        masters = int(settings.zero_stage > 0 or number < MASTER)
+        averages = len(training.ema_lengths) if module is step.module else 0
+        total += count * (number + MASTER * (masters + 2 + averages + bool(averages)))
+    beside = step.beside.parameters() if step.beside else ()
+    return total + MASTER * sum(parameter.numel() for parameter in beside)
