@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmldm_scale.config import ContrastiveConfig, DiTConfig, DiTTraining, TrainingConfig
+from mmldm_scale.config import ContextConfig, ContrastiveConfig, DiffusionConfig, DiTConfig, DiTTraining, TrainingConfig
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.dit import DiT
 from mmldm_scale.models.precision import DTYPES
@@ -104,6 +104,26 @@ def test_a_dits_total_is_states_and_the_larger_of_activations_and_update():
     assert (
         replace(found, activations=0, states=replace(found.states, communication=0)).total == held + found.states.update
     )
+
+
+@pytest.mark.parametrize("kind", ["class", "text"])
+def test_a_dits_step_with_all_its_conditions_is_the_real_one_on_shapes_too(kind):
+    training = TrainingConfig(precision="fp32", micro_batch=2)
+    plain = DiTTraining(shards=["latents"], model=DiTConfig(depth=3, width=64, heads=4), training=training)
+    conditioned = replace(
+        plain,
+        model=replace(plain.model, continuation=True),
+        diffusion=DiffusionConfig(continued=0.2),
+        context=ContextConfig(kind, embeddings="texts.safetensors" if kind == "text" else ""),
+    )
+    shapes = (4, 4, 4), (4, 8, 8)
+    steps = {device: memory.dit_step(conditioned, *shapes, device) for device in ("meta", "cpu")}
+    counted = {device: memory.activations(step) for device, step in steps.items()}
+    assert counted["meta"] == counted["cpu"]
+    assert counted["cpu"] > 1.5 * memory.activations(memory.dit_step(plain, *shapes))  # the branch, and its tokens
+    names = {name for name, _ in steps["cpu"].module.named_parameters()}
+    assert ("dit.embed_class.weight" in names) == (kind == "class")
+    assert "dit.control.0.out.weight" in names
 
 
 def test_the_contrastive_passes_of_a_dit_count():
