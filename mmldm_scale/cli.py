@@ -234,7 +234,7 @@ def _train_here(model: str, schema: object) -> int:
     elif model == "autoencoder":
         from mmldm_scale.training import autoencoder as task
     else:
-        from mmldm_scale.training import dit as task
+        from mmldm_scale.sampling import preview as task
     return loop.train(task.build_task, schema)
 
 

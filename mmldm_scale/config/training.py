@@ -214,6 +214,20 @@ class ContrastiveConfig:
 
 
 @dataclass
+class PreviewConfig:
+    """What a DiT in training shows of its averaged weights: samples of svg, always of the same noise."""
+
+    samples: int = 2  # 0: none
+    steps: int = 25  # DDIM steps of the DiT
+    decoding_steps: int = 20  # of the autoencoder's signal decoder
+    autoencoder: str = ""  # where it lies now; none: where it lay when the latents were made
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 0, "preview.samples", "must not be negative")
+        require(min(self.steps, self.decoding_steps) >= 1, "preview", "steps and decoding_steps are at least 1")
+
+
+@dataclass
 class DiTTraining(ShardTraining):
     """``mmldm train dit``: the diffusion transformer, on latent shards."""
 
@@ -224,6 +238,7 @@ class DiTTraining(ShardTraining):
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     flip: float = 0.5  # share of samples that use the mirrored video's latent
     validation: list[str] = field(default_factory=list)  # held-out sets; see training.validate_every
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:

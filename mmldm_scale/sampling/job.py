@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -30,7 +29,7 @@ from mmldm_scale.models import pretrained
 from mmldm_scale.sampling import gallery
 from mmldm_scale.sampling.inputs import list_videos, read_first_clip, usable
 from mmldm_scale.sampling.pipeline import Description, Pipeline
-from mmldm_scale.training.monitor import MediaWriter
+from mmldm_scale.training.monitor import MediaWriter, show
 
 SHOWN = 4  # samples of a job in TensorBoard
 INPUTS = "inputs"
@@ -108,14 +107,7 @@ class Job:
         _write_clip(file, clip, self.pipeline.media)
         if self._shown < SHOWN:
             self._shown += 1
-            self._show(MediaWriter(events, 0), f"{self.task}/{index:06d}", clip)
-
-    def _show(self, writer: MediaWriter, tag: str, clip: Clip) -> None:
-        media = self.pipeline.media
-        strip = torch.from_numpy(clip.frames).permute(3, 1, 0, 2).flatten(2) / 255  # (3, S, F·S)
-        writer.image(f"{tag}/pictures", strip)
-        writer.video(f"{tag}/video", clip.frames, media.fps)
-        writer.audio(f"{tag}/sound", torch.from_numpy(clip.waveform), media.audio.sample_rate)
+            show(MediaWriter(events, 0), f"{self.task}/{index:06d}", clip, self.pipeline.media)
 
 
 def _write_clip(file: Path, clip: Clip, media: MediaConfig) -> None:

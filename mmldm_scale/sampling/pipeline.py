@@ -232,7 +232,9 @@ def find_autoencoder(description: Description, path: str | Path | None = None) -
     try:
         folder = pretrained.find(path or known["path"], "autoencoder")
     except UserError as error:
-        raise UserError(str(error) if path else f"{error}; --autoencoder says where it lies now") from None
+        raise UserError(
+            str(error) if path else f"{error}; --autoencoder says where it lies now (in training: preview.autoencoder)"
+        ) from None
     found = pretrained.fingerprint(folder)
     if found != known["fingerprint"]:
         raise UserError(

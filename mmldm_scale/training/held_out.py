@@ -8,7 +8,6 @@ in whatever way training draws them. The task mixture is training's.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +15,7 @@ from torch import Tensor
 from mmldm_scale.config import DiTTraining, ReadingConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.shards.mixture import unlike
-
-if TYPE_CHECKING:
-    from mmldm_scale.training.latent_data import LatentDataset
+from mmldm_scale.training.latent_data import LatentDataset
 
 SEED = 0
 
@@ -41,7 +38,7 @@ def settings(config: DiTTraining) -> DiTTraining:
 class HeldOutLatents:
     """The first samples of ``held_out``, in its order."""
 
-    def __init__(self, held_out: "LatentDataset", training: "LatentDataset") -> None:
+    def __init__(self, held_out: LatentDataset, training: LatentDataset) -> None:
         """Take the sets of ``held_out``, normalised as those of ``training`` are.
 
         Raises:

@@ -32,6 +32,8 @@ from mmldm_scale.training.lock import locked
 from mmldm_scale.training.monitor import Monitor
 from mmldm_scale.training.objective import Objective
 from mmldm_scale.training.optimizer import learning_rate
+from mmldm_scale.training.previews import Previews
+from mmldm_scale.training.profile import Profile
 from mmldm_scale.training.run import begin
 from mmldm_scale.training.signals import EXIT_STOPPED, StopRequest, restore_handlers
 from mmldm_scale.training.task import Task
@@ -111,6 +113,8 @@ class Trainer:
         self.checkpoints = Checkpoints(run, world, config.keep_checkpoints, task.inputs, config.keep_every, timeout)
         self.left_out = _left_out(run, world)
         self.watchdog = Watchdog(run, world, config.collective_timeout)
+        self.previews = Previews(task, self.engine, world, self.watchdog)
+        self.profile = Profile(run, config.profile_steps if world.first else 0)
         self._begin(self.checkpoints.newest())
 
     def _begin(self, checkpoint: Path | None) -> None:
@@ -141,12 +145,14 @@ class Trainer:
                 restore_handlers()  # as in train(): what is being written is waited for, unless the launcher ends it
                 raise
             finally:
+                self.profile.close()
                 self.checkpoints.close()
 
     def _run(self, wish: StopRequest) -> bool:
         config = self.config
         while self.samples_seen < config.total_samples:
             values, stopping = self._step(wish)
+            self.profile.step(self.samples_seen)
             if self.health.failed:
                 self._go_back()
                 continue
@@ -155,9 +161,9 @@ class Trainer:
             validated = self._validate(done) if config.validate_every else {}
             if saving or validated or self._due(config.log_every):
                 self._log(values, validated)
-            if done or self._due(config.preview_every):
+            if done or (self._due(config.preview_every) and not stopping):
                 with self.meter.standing("preview"):
-                    self._preview()
+                    self.previews.show(self.samples_seen, self.monitor, averaged=self._learned())
             if config.ema_snapshot_every and (done or self._due(config.ema_snapshot_every)) and self._learned():
                 snapshots.write(self.folder, self.engine, self.samples_seen, self.world)
             if saving:
@@ -327,16 +333,6 @@ class Trainer:
             scalars["data/quarantined"] = float(len(self.task.quarantine))
         return scalars
 
-    def _preview(self) -> None:
-        if self.task.preview is None:
-            return
-        self.watchdog.at("preview", self.samples_seen)
-        self.engine.eval()
-        with torch.no_grad():
-            writer = self.monitor.media(self.samples_seen) if self.monitor else Unseen()
-            self.task.preview(self.engine.module, writer)
-        self.engine.train()
-
     def _save(self) -> None:
         """Begin to write a checkpoint, once the one before stands."""
         self._finish_saving()
@@ -365,12 +361,3 @@ class Trainer:
     def _say(self, line: str) -> None:
         if self.world.first:
             print(line, file=sys.stderr, flush=True)
-
-
-class Unseen:
-    """The preview of the ranks that do not write: nothing."""
-
-    def image(self, *_: Any) -> None:
-        """Show nothing."""
-
-    video = audio = image

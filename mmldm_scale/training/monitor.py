@@ -12,13 +12,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mmldm_scale import run_log
+from mmldm_scale.config import MediaConfig
 from mmldm_scale.files import write_whole
+from mmldm_scale.media.clip import Clip
+from mmldm_scale.training.task import Preview
 from mmldm_scale.training.writing import FULL
 
 HELD = 1 << 20  # bytes of the log that may wait for room on the disk
@@ -50,6 +54,14 @@ class MediaWriter:
         """Offer ``waveform``, (N,) in [-1, 1] at ``sample_rate`` Hz."""
         sound = waveform.detach().float().cpu().clamp(-1, 1)
         self._writer.add_audio(tag, sound[None], self._step, sample_rate)
+
+
+def show(preview: Preview, tag: str, clip: Clip, media: MediaConfig) -> None:
+    """Show ``clip`` as a strip of its pictures, as a moving picture, and its sound."""
+    strip = torch.from_numpy(clip.frames).permute(3, 1, 0, 2).flatten(2) / 255  # (F, S, S, 3) -> (3, S, F·S)
+    preview.image(f"{tag}/pictures", strip)
+    preview.video(f"{tag}/video", clip.frames, media.fps)
+    preview.audio(f"{tag}/sound", torch.from_numpy(clip.waveform), media.audio.sample_rate)
 
 
 class Monitor:

@@ -18,7 +18,11 @@ from mmldm_scale.training.distributed import World
 CONFIG = "config.yaml"
 FREE = {
     "run",
-    *(f"preview.{field.name}" for field in dataclasses.fields(config.DecodingConfig)),
+    *(
+        f"preview.{field.name}"
+        for kind in (config.DecodingConfig, config.PreviewConfig)
+        for field in dataclasses.fields(kind)
+    ),
     "validation",
     "reading.stage",
     "reading.stage_gigabytes",

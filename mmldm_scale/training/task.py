@@ -4,7 +4,7 @@
 ``training/dit.py``) and hands it to :func:`mmldm_scale.training.loop.train`, which knows of no model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -98,6 +98,8 @@ class Task:
             (names as in ``module.state_dict()``), on the first rank, while training goes on: what else it reads must
             not change, nor may it read ``dataset``.
         preview: Called on every rank as ``preview(module, preview)`` at intervals; must be deterministic.
+        samples: Called on the first rank as ``samples(state, preview)``, with the averaged ``state`` as above: an
+            iterator that shows samples, a piece at a time, while the other ranks wait.
         validation: The held-out samples that the module is validated on, if there are any.
         quarantine: The samples found damaged; how many there are is logged.
         weights: How much each "term/NAME" counts in "loss", by NAME; logged.
@@ -112,6 +114,7 @@ class Task:
     flops_per_sample: float
     write_weights: Callable[[Path, dict[str, torch.Tensor]], None]
     preview: Callable[[nn.Module, Preview], None] | None = None
+    samples: Callable[[dict[str, torch.Tensor], Preview], Iterator[None]] | None = None
     validation: HeldOut | None = None
     quarantine: Quarantine | None = None
     weights: dict[str, float] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmldm_scale import status
 from mmldm_scale.training.ema import exponent
@@ -54,7 +55,10 @@ def test_losses_fall_and_everything_is_logged(undisturbed: Finished) -> None:
     )
     assert log[0]["data/quarantined"] == 0
     assert log[0]["loss/half"] == pytest.approx(log[0]["loss"] / 2)
-    assert list((undisturbed.run / "tensorboard").iterdir())
+    events = EventAccumulator(str(undisturbed.run / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    for shown in ("network", "averages/net.0.weight", "averages/net.2.weight"):
+        assert [event.step for event in events.Images(shown)] == [64, 128, 160]
 
 
 def test_status_says_how_the_run_went(undisturbed: Finished) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,6 +165,12 @@ def preview(module: nn.Module, writer: Preview) -> None:
     writer.image("network", module.net(columns).float()[None].expand(3, -1, -1))
 
 
+def samples(state: dict[str, Tensor], writer: Preview) -> Iterator[None]:
+    for name in ("net.0.weight", "net.2.weight"):
+        writer.image(f"averages/{name}", state[name][None].expand(3, -1, -1))
+        yield
+
+
 def build_task(schema: ToyTraining) -> Task:
     def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
         pretrained.save(folder, "dit", {"width": WIDTH}, state)
@@ -179,6 +186,7 @@ def build_task(schema: ToyTraining) -> Task:
         flops_per_sample=6.0 * WIDTH * WIDTH,
         write_weights=write_weights,
         preview=preview,
+        samples=samples,
         quarantine=Quarantine(Path(schema.run) / "quarantine", 0),
         weights=WEIGHTS,
         discriminator=discriminator,

@@ -1,0 +1,65 @@
+"""The task "dit" of ``mmldm train`` with samples of its averaged weights to look at and listen to.
+
+Training shows them at ``training.preview_every``, but cannot sample by itself: what turns weights into clips is here.
+"""
+
+import dataclasses
+import functools
+import gc
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmldm_scale.config import DecodingConfig, DiTTraining, Sampling
+from mmldm_scale.sampling.pipeline import Pipeline
+from mmldm_scale.training import dit
+from mmldm_scale.training.monitor import show
+from mmldm_scale.training.task import Preview, Task
+
+Write = Callable[[Path, dict[str, Tensor]], None]
+
+
+def build_task(config: DiTTraining) -> Task:
+    """Return the task of :mod:`mmldm_scale.training.dit` with its samples; raise UserError as that does."""
+    task = dit.build_task(config)
+    if not config.preview.samples:
+        return task
+    return dataclasses.replace(task, samples=functools.partial(_samples, config, task.write_weights))
+
+
+def _samples(config: DiTTraining, write_weights: Write, state: dict[str, Tensor], preview: Preview) -> Iterator[None]:
+    """Show samples of the weights ``state``, the same in noise every time; between them, let the caller breathe.
+
+    The weights pass through a folder, as those do that ``mmldm sample`` reads, and no model stays in memory.
+
+    Raises:
+        UserError: the autoencoder is not where it lay, or the settings cannot work.
+    """
+    folder = Path(config.run) / "preview.tmp"
+    settings = Sampling(
+        steps=config.preview.steps,
+        decoding=DecodingConfig(steps=config.preview.decoding_steps),
+        attention=config.model.attention,
+        precision=config.training.precision,
+    )
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    try:
+        write_weights(folder, state)
+        yield
+        pipeline = Pipeline.from_pretrained(folder, settings, config.preview.autoencoder or None, device)
+        yield
+        for index in range(config.preview.samples):
+            with torch.compiler.set_stance("force_eager"):  # a graph for so few steps would take longer than they do
+                (clip,) = pipeline.generate("svg", [index])
+            show(preview, f"svg/{index}", clip, pipeline.media)
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        pipeline = None
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()

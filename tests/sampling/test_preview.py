@@ -1,0 +1,93 @@
+"""What a DiT in training shows and leaves in its folder: samples of its averages, and a trace if one is asked for."""
+
+import gzip
+import json
+import wave
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mmldm_scale.config import DecodingConfig, DiTTraining, Sampling, load
+from mmldm_scale.sampling.pipeline import Description, Pipeline
+from mmldm_scale.sampling.preview import build_task
+from mmldm_scale.training import signals
+from mmldm_scale.training.loop import Trainer
+from mmldm_scale.training.signals import StopRequest
+from tests.training import latent_sets
+
+TINY = ["model.depth=1", "model.width=16", "model.heads=2", "model.context_tokens=2", "model.context_width=4"]
+SIZES = [f"training.{name}=16" for name in ("global_batch", "micro_batch", "log_every", "checkpoint_every")]
+STEPS = ["training.total_samples=96", "training.preview_every=48", "training.learning_rate=0.01", "training.workers=0"]
+PREVIEW = ["preview.samples=2", "preview.steps=2", "preview.decoding_steps=2"]
+
+
+@pytest.fixture
+def latents(tmp_path, model, monkeypatch) -> Path:
+    """A set of latents that the tiny autoencoder could have made."""
+    description = Description.read(model.dit)
+    monkeypatch.setattr(latent_sets, "AUDIO", description.audio_shape)
+    monkeypatch.setattr(latent_sets, "VIDEO", description.video_shape)
+    fields = {"media": model.media, "autoencoder": description.autoencoder}
+    shapes = {"audio_shape": description.audio_shape, "video_shape": description.video_shape}
+    return latent_sets.write_latents(tmp_path / "latents", **fields, **shapes)
+
+
+@pytest.fixture
+def restored_handlers() -> Iterator[None]:
+    yield
+    signals.restore_handlers()
+
+
+def train(latents: Path, run: Path, world, *overrides: str) -> dict[int, float]:
+    """Train in this process; return the losses."""
+    settings = [f"shards={latents}", f"run={run}", "training.precision=fp32", *TINY, *SIZES, *STEPS, *PREVIEW]
+    config = load(DiTTraining, overrides=[*settings, *overrides])
+    run.mkdir()
+    torch.manual_seed(0)
+    assert not Trainer(build_task(config), config.training, run, world).run(StopRequest())
+    records = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return {record["samples_seen"]: record["loss"] for record in records}
+
+
+def test_a_run_shows_samples_of_its_averages_and_is_not_changed_by_that(
+    latents, model, tmp_path, alone, capsys, restored_handlers
+) -> None:
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    losses = train(latents, run, alone, "training.profile_steps=2")
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0, "audio": 0})
+    events.Reload()
+    clip = Pipeline.from_pretrained(run, Sampling(steps=2, decoding=DecodingConfig(steps=2))).generate("svg", [1])[0]
+    for index in (0, 1):
+        assert [event.step for event in events.Images(f"svg/{index}/video")] == [48, 96]
+    strip = Image.open(BytesIO(events.Images("svg/1/pictures")[1].encoded_image_string))
+    shown = np.stack(np.split(np.array(strip), 4, axis=1)).astype(int)  # (S, F·S, 3) -> (F, S, S, 3)
+    assert np.abs(shown - clip.frames).max() <= 1
+    with wave.open(BytesIO(events.Audio("svg/1/sound")[1].encoded_audio_string)) as sound:
+        assert (sound.getframerate(), sound.getnframes()) == (8000, 3200)
+    assert not (run / "preview.tmp").exists()
+
+    (trace,) = (run / "profile").glob("*.json.gz")
+    assert trace.name == "step-000000000080.json.gz"  # three steps to warm up, and two
+    assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert "aten::" in trace.with_name("step-000000000080.txt").read_text()
+    assert "profiled 2 steps" in capsys.readouterr().err
+
+    losses = {seen: loss for seen, loss in losses.items() if seen <= 48}
+    short = "training.total_samples=48"
+    assert train(latents, tmp_path / "unseen", alone, short, "preview.samples=0") == losses
+    (model.autoencoder).rename(moved)
+    try:
+        assert train(latents, tmp_path / "lost", alone, short, "training.preview_every=16") == losses
+        said = [line for line in capsys.readouterr().err.splitlines() if "no samples are shown" in line]
+        assert len(said) == 1
+        assert "preview.autoencoder" in said[0]
+        assert train(latents, tmp_path / "found", alone, short, f"preview.autoencoder={moved}") == losses
+        assert "no samples" not in capsys.readouterr().err
+    finally:
+        moved.rename(model.autoencoder)
