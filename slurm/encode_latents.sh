@@ -27,4 +27,5 @@
 set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
+examine
 exec srun --kill-on-bad-exit=1 python data_tools/shard.py latents "$@"

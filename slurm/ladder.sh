@@ -30,4 +30,5 @@
 set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
+examine
 exec mmldm ladder --launch "srun --kill-on-bad-exit=1" "$@"

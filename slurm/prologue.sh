@@ -1,4 +1,5 @@
-# What the jobs beside this file have in common: the folder, the Python environment, the threads, one line of facts.
+# What the jobs beside this file have in common: the folder, the Python environment, the threads, one line of facts, and
+# `examine`, with which each begins.
 #
 # Not a job of its own: they source it by way of SLURM_SUBMIT_DIR, because SLURM runs a copy of a job's script far from
 # here. This is the place for what every job on your cluster needs.
@@ -24,3 +25,12 @@ export PYTHONUNBUFFERED=1  # the log shows a line when it is printed
 echo "$(date --iso-8601=seconds) job $SLURM_JOB_ID" \
     "($SLURM_JOB_NAME${SLURM_ARRAY_TASK_ID:+, array task $SLURM_ARRAY_TASK_ID}), restart ${SLURM_RESTART_COUNT:-0}:" \
     "${SLURM_NTASKS:-1} task(s) on $SLURM_JOB_NODELIST, ${SLURM_GPUS_ON_NODE:-0} GPU(s) a node, $(command -v mmldm)"
+
+# Looks on all nodes, in seconds, whether machines, environment and data are in order; trouble ends the job, which is not
+# queued again. MMLDM_DOCTOR=off leaves it out.
+examine() {
+    if [[ "${MMLDM_DOCTOR:-on}" != off ]] && ! srun --kill-on-bad-exit=1 mmldm doctor --quick "$@"; then
+        echo "slurm/prologue.sh: not begun, because of the trouble above; MMLDM_DOCTOR=off begins all the same" >&2
+        exit 1
+    fi
+}

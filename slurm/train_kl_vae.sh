@@ -32,5 +32,6 @@
 set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
-exec mmldm train kl-vae --launch "srun --kill-on-bad-exit=1" \
-    --config configs/autoencoder/kl_vae_finetune.yaml --config configs/cluster/a800.yaml "$@"
+set -- --config configs/autoencoder/kl_vae_finetune.yaml --config configs/cluster/a800.yaml "$@"
+examine --model kl-vae "$@"
+exec mmldm train kl-vae --launch "srun --kill-on-bad-exit=1" "$@"

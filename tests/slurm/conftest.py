@@ -79,6 +79,7 @@ class TwoNodes:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "CUDA_VISIBLE_DEVICES": "",  # the cluster's GPUs are none, so its jobs shall not see real ones
             "OMP_NUM_THREADS": "1",
+            "MMLDM_DOCTOR": "off",  # which would take each job some seconds; tests that want it say so
         }
         self._daemons: list[subprocess.Popen[bytes]] = []
 

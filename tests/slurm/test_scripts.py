@@ -34,7 +34,7 @@ def project(tmp_path_factory):
     for name in ("mmldm", "python"):
         program = folder / ".venv/bin" / name
         program.unlink(missing_ok=True)
-        program.write_text(f'#!/bin/sh\necho "started: {name} $*, $OMP_NUM_THREADS of $SLURM_CPUS_PER_TASK"\n')
+        program.write_text(f'#!/bin/sh\necho "started: {name} $*, $OMP_NUM_THREADS of $SLURM_CPUS_PER_TASK"\n[ "$1" != "$FAILS" ]\n')
         program.chmod(0o755)
     return folder
 
@@ -43,10 +43,19 @@ def test_every_script_is_tried():
     assert {script.stem for script in (ROOT / "slurm").glob("*.sh")} == {*SCRIPTS, "prologue"}
 
 
+def examined(command: str) -> str:
+    """Return what the doctor is told of the training that ``command`` starts: all that it is."""
+    if not command.startswith("mmldm train"):
+        return ""
+    model, configs = command.split()[2], command.partition(LAUNCH)[2]
+    return f" --model {model}{configs} key=a b --flag"
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_asks_for_its_nodes_and_starts_its_tasks(two_nodes, project, name):
     nodes, gpus, array, command = SCRIPTS[name]
-    job = two_nodes.submit(f"slurm/{name}.sh", "key=a b", "--flag", array=array > 1, cwd=project)
+    options = ("--export=ALL,MMLDM_DOCTOR=on",)
+    job = two_nodes.submit(f"slurm/{name}.sh", "key=a b", "--flag", options=options, array=array > 1, cwd=project)
     result = two_nodes.wait(job, 30)
     assert result.state == "COMPLETED", result.output
     tasks = two_nodes.tasks(job)
@@ -59,7 +68,12 @@ def test_a_script_asks_for_its_nodes_and_starts_its_tasks(two_nodes, project, na
         assert task["Requeue"] == "1"
     started = [line for line in result.output.splitlines() if line.startswith("started")]
     times = 1 if LAUNCH in command else nodes * gpus * array  # it starts its tasks itself
-    assert started == [f"started: {command} key=a b --flag, 1 of 8"] * times
+    first, begun = (
+        f"started: mmldm doctor --quick{examined(command)}, 1 of 8",
+        f"started: {command} key=a b --flag, 1 of 8",
+    )
+    assert sorted(started) == sorted([first] * nodes * gpus * array + [begun] * times)
+    assert array > 1 or started.index(begun) == nodes * gpus  # it comes after all ranks were looked at
     assert result.output.count(f"({name}") == array  # the prologue's line of facts
 
 
@@ -85,3 +99,13 @@ def test_without_mmldm_the_job_says_what_to_install(two_nodes, project, tmp_path
     result = two_nodes.wait(two_nodes.submit("slurm/sample.sh", options=options, cwd=tmp_path), 30)
     assert result.state == "FAILED"
     assert f"no mmldm in {tmp_path}/.venv nor on PATH" in result.output
+
+
+def test_trouble_ends_a_job_before_it_begins(two_nodes, project):
+    options = ("--export=ALL,MMLDM_DOCTOR=on,FAILS=doctor",)
+    job = two_nodes.submit("slurm/train_dit_S.sh", options=options, cwd=project)
+    result = two_nodes.wait(job, 30)
+    assert (result.state, result.exit_code) == ("FAILED", 1)
+    assert two_nodes.tasks(job)[0]["Restarts"] == "0"
+    assert "not begun, because of the trouble above" in result.output
+    assert "started: mmldm train" not in result.output

@@ -6,6 +6,7 @@ Every rank looks at its GPU; the first of each node at the machine and the shard
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,11 +60,19 @@ def run(args: argparse.Namespace) -> int:
     try:
         found = [finding for check in checks(request, here) for finding in examine(check)]
         by_rank, hosts = here.gather(found), here.gather(ranks.host())
+        if here.rank == 0:
+            print("\n".join(report(by_rank, hosts)), flush=True)
+            _be_heard()
+        here.gather(None)  # srun ends all ranks when the first of them leaves with trouble
     finally:
         ranks.leave()
-    if here.rank == 0:
-        print("\n".join(report(by_rank, hosts)), flush=True)
     return int(worst(by_rank) == "trouble")
+
+
+def _be_heard() -> None:
+    """Under srun, wait a moment: it may cut off what a task was still saying when it ends the step."""
+    if "SLURM_STEP_ID" in os.environ:
+        time.sleep(1)
 
 
 def read_request(args: argparse.Namespace) -> Request:
