@@ -34,7 +34,9 @@ def project(tmp_path_factory):
     for name in ("mmldm", "python"):
         program = folder / ".venv/bin" / name
         program.unlink(missing_ok=True)
-        program.write_text(f'#!/bin/sh\necho "started: {name} $*, $OMP_NUM_THREADS of $SLURM_CPUS_PER_TASK"\n[ "$1" != "$FAILS" ]\n')
+        program.write_text(
+            f'#!/bin/sh\necho "started: {name} $*, $OMP_NUM_THREADS of $SLURM_CPUS_PER_TASK"\n[ "$1" != "$FAILS" ]\n'
+        )
         program.chmod(0o755)
     return folder
 

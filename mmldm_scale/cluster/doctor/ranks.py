@@ -45,8 +45,9 @@ class Ranks:
 
 def join(seconds: float) -> Ranks:
     """Meet the other ranks that SLURM, torchrun or ``--processes`` started, within ``seconds``."""
-    place = slurm.export_rendezvous()
+    place = slurm.find_rendezvous(os.environ)
     if place.world_size > 1:
+        slurm.export_rendezvous()
         dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
     return Ranks(place.rank, place.local_rank, place.world_size)
 
