@@ -182,7 +182,7 @@ def page(status: Status) -> list[str]:
         "state": _state(status),
         "loss": _losses(status.curve, "loss"),
         "validation": _losses(status.validation, "validation/loss"),
-        "learning": _values(
+        "optimizer": _values(
             last,
             ("learning rate", "training/learning_rate", "{:.3g}"),
             ("gradient norm", "training/gradient_norm", "{:.3g}"),
@@ -289,7 +289,7 @@ def _model(status: Status) -> str:
         facts = [f"dit {PRESETS[size]}" if size in PRESETS else "dit", size]
     weights = [*status.run.glob("checkpoints/step-*[0-9]/weights/model.safetensors")]
     with contextlib.suppress(OSError):
-        facts += [f"{file.stat().st_size / 4e6:,.1f} M numbers" for file in weights[-1:]]  # float32
+        facts += [f"{file.stat().st_size / 4e6:,.1f} M weights" for file in weights[-1:]]  # float32
     for key, says in (("global_batch", "batch {}"), ("precision", "{}"), ("zero_stage", "ZeRO-{}")):
         facts += [says.format(training[key])] if key in training else []
     shards = config.get("shards")

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.config import DecodingConfig, DiTTraining, Sampling
-from mmldm_scale.sampling.pipeline import Pipeline
 from mmldm_scale.training import dit
 from mmldm_scale.training.monitor import show
 from mmldm_scale.training.task import Preview, Task
@@ -38,6 +37,8 @@ def _samples(config: DiTTraining, write_weights: Write, state: dict[str, Tensor]
     Raises:
         UserError: the autoencoder is not where it lay, or the settings cannot work.
     """
+    from mmldm_scale.sampling.pipeline import Pipeline  # a training that shows nothing would wait for its libraries
+
     folder = Path(config.run) / "preview.tmp"
     settings = Sampling(
         steps=config.preview.steps,

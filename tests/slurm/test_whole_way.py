@@ -54,6 +54,7 @@ preview: {steps: 2}
 """
 DIT = """
 model: {depth: 1, width: 16, heads: 2, context_tokens: 2, context_width: 4}
+preview: {samples: 1, steps: 2, decoding_steps: 2}
 """
 
 
