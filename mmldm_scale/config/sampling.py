@@ -15,7 +15,7 @@ class Sampling:
     """``mmldm sample``: the sampler's settings."""
 
     seed: int = 0
-    steps: int = 50  # DDIM steps of the DiT
+    steps: int = 50  # steps of the DiT
     audio_guidance: float = 2.5  # of a generated audio latent, conditioned on video (Landscape, AIST++; AudioSet 1.5)
     video_guidance: float = 2.5  # of a generated video latent, conditioned on audio (Landscape, AIST++; AudioSet 3.0)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
