@@ -4,7 +4,8 @@
 
 Every objective trains configs/dit/demo.yaml anew with the same seed, in this process. Its losses before and after are
 those of the same batch, whose noise and timesteps no training step had. Between objectives they are not to be compared
-where what is predicted, or the distribution of timesteps, differs. What is sampled at the end should have the mean, 0, and the standard deviation, 1, of normalised latents.
+where what is predicted, or the distribution of timesteps, differs. What is sampled at the end should have the mean, 0,
+and the standard deviation, 1, of normalised latents.
 """
 
 import argparse
