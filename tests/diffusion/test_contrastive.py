@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmldm_scale.config import ContrastiveConfig, DiffusionConfig
-from mmldm_scale.diffusion.contrastive import draw_shift
+from mmldm_scale.diffusion.contrastive import draw_shift, wrong_pairings
 from mmldm_scale.diffusion.objective import losses
 from mmldm_scale.diffusion.process import noise_process
 from mmldm_scale.errors import UserError
@@ -104,6 +104,16 @@ def test_who_hears_what_belongs_together_has_no_loss_and_who_does_not_that_of_gu
     )
     torch.testing.assert_close(hearing, torch.full((SIZE,), np.log(2) / 2))  # the audio's half can only be guessed
     torch.testing.assert_close(deaf, torch.full((SIZE,), (np.log(3) + np.log(2)) / 2))
+
+
+def test_wrong_pairings_exchange_one_latent_and_leave_all_else():
+    data = batch() | {"label": torch.arange(SIZE)}
+    pairings = [{name: value.chunk(3)[number] for name, value in wrong_pairings(data).items()} for number in range(3)]
+    for pairing, exchanged in zip(pairings, ("other_audio", "shifted_audio", "other_video"), strict=True):
+        expected = {name: value for name, value in data.items() if "other" not in name and "shifted" not in name}
+        expected[exchanged.partition("_")[2]] = data[exchanged]
+        assert pairing.keys() == expected.keys()
+        assert all(torch.equal(pairing[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(("columns", "fits"), [(2, {1}), (4, {1, 2, 3}), (8, {2, 3, 4, 5, 6})])
