@@ -20,7 +20,7 @@ from mmldm_scale.training.memory import States, dit_step, predict, take
 from mmldm_scale.training.memory_table import CONFIGS, GIB
 from mmldm_scale.training.planner import Plan, find_plans, memory_parts, traffic
 from mmldm_scale.training.speed import PEAK_TFLOPS
-from mmldm_scale.training.workload import Workload, arithmetic, of_dit
+from mmldm_scale.training.workload import Workload, arithmetic, checkpoint_bytes, of_dit
 from tests.models.autoencoder import tiny as tiny_autoencoder
 from tests.training.autoencoders import micro_step, settings_of
 from tests.training.collectives import CASES, trained
@@ -152,6 +152,14 @@ def test_time_is_computing_and_sending_and_the_optimizers_memory() -> None:
     assert near.zero_stage == 1
     assert near.updating == pytest.approx((count / 8 * (2 * 5 * 4 + 4 + 2) + count * 2) / 2039e9, rel=0.001)
     assert near.mfu == pytest.approx(48 * flops / near.seconds / peak)
+
+
+def test_a_checkpoint_holds_weights_and_float32_masters_moments_and_averages_twice() -> None:
+    config = load(DiTTraining, [], [*TINY, "training.precision=bf16", "training.ema_lengths=[0.05,0.1]"])
+    step = dit_step(config, AUDIO_SHAPE, VIDEO_SHAPE)
+    count = sum(parameter.numel() for parameter in step.module.parameters())
+    # the first average is written once more, as weights
+    assert checkpoint_bytes(of_dit("tiny", config)) == count * (2 + 4 * (1 + 2 + 2) + 4)
 
 
 def test_thousands_of_gpus_and_what_does_not_divide() -> None:

@@ -62,17 +62,14 @@ def run(args: argparse.Namespace) -> int:
         by_rank, hosts = here.gather(found), here.gather(ranks.host())
         if here.rank == 0:
             print("\n".join(report(by_rank, hosts)), flush=True)
-            _be_heard()
-        here.gather(None)  # srun ends all ranks when the first of them leaves with trouble
+        here.gather(None)
     finally:
         ranks.leave()
-    return int(worst(by_rank) == "trouble")
-
-
-def _be_heard() -> None:
-    """Under srun, wait a moment: it may cut off what a task was still saying when it ends the step."""
-    if "SLURM_STEP_ID" in os.environ:
+    if here.rank or worst(by_rank) != "trouble":
+        return 0
+    if "SLURM_STEP_ID" in os.environ:  # srun would end the others as well, and might cut off what was just said
         time.sleep(1)
+    return 1
 
 
 def read_request(args: argparse.Namespace) -> Request:
