@@ -29,7 +29,7 @@ class Profile:
             return
         if self._done == WARM_UP:
             gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-            self._profiler = profile(activities=[ProfilerActivity.CPU, *gpu])
+            self._profiler = profile(activities=[ProfilerActivity.CPU, *gpu], acc_events=True)
             self._profiler.start()
         elif self._done == WARM_UP + self._steps:
             self._write(samples_seen)

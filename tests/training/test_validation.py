@@ -11,9 +11,10 @@ from torch.utils.data import default_collate
 from mmldm_scale.config import DiTTraining, load
 from mmldm_scale.errors import UserError
 from mmldm_scale.training import engine as engines
-from mmldm_scale.training import validation
+from mmldm_scale.training import signals, validation
 from mmldm_scale.training.distributed import World
 from mmldm_scale.training.dit import build_task
+from mmldm_scale.training.latent_data import LatentDataset
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.signals import StopRequest
 from tests.training.harness import Forks
@@ -111,16 +112,38 @@ def test_it_disturbs_neither_training_nor_carrying_on(data, tmp_path, alone, res
     assert validated[64]["validation/loss"] != validated[32]["validation/loss"]
 
 
-def test_it_is_the_same_on_any_processes_and_with_any_micro_batch(
-    data, tmp_path, alone, forks, restored_handlers
-) -> None:
-    one = train(configure(data, "training.total_samples=32", "training.micro_batch=8"), tmp_path / "one", alone)
+@pytest.fixture(scope="module")
+def one_step(data, tmp_path_factory, alone, forks) -> dict[int, dict[str, float]]:
+    """What is logged of a run of one step, by its number of processes."""
+    folder = tmp_path_factory.mktemp("one_step")
+    one = train(configure(data, "training.total_samples=32", "training.micro_batch=8"), folder / "one", alone)
+    signals.restore_handlers()
     settings = [*SETTINGS, *VALIDATE, "training.total_samples=32", "training.micro_batch=2", "training.zero_stage=3"]
     sets = [f"shards={data / 'learned'}", f"validation={data / 'held_out'}"]
-    status, output = forks(2, "train_dit", *sets, *settings, f"run={tmp_path / 'two'}")
+    status, output = forks(2, "train_dit", *sets, *settings, f"run={folder / 'two'}")
     assert status == 0, output
-    assert len(of(one, "validation")[32]) == 11
-    assert of(logged(tmp_path / "two"), "validation")[32] == pytest.approx(of(one, "validation")[32], rel=1e-4)
+    return {1: one[32], 2: logged(folder / "two")[32]}
+
+
+def test_it_is_the_same_on_any_processes_and_with_any_micro_batch(one_step) -> None:
+    one, two = (of(one_step, "validation")[processes] for processes in (1, 2))
+    assert len(one) == 11
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_losses_by_time_are_means_over_the_samples_of_the_whole_batch(data, one_step, processes) -> None:
+    """The network begins with a prediction of zero, so that a sample's first loss is its noise's mean square."""
+    dataset = LatentDataset(configure(data))
+    samples = [dataset[position] for position in range(32)]
+    seen = 0
+    for name in ("audio", "video"):
+        for first in range(0, 1000, 250):
+            there = [s[f"{name}_noise"].square().mean() for s in samples if first <= s["time"] < first + 250]
+            seen += len(there)
+            value = one_step[processes][f"loss_by_time/{name}/{first}-{first + 249}"]
+            assert value == pytest.approx(float(sum(there)) / len(there))
+    assert seen == 64
 
 
 @pytest.mark.parametrize(
