@@ -117,6 +117,8 @@ def working_precision(where: torch.device) -> torch.dtype:
 
 def attention(where: torch.device, dtype: torch.dtype, wanted: Backend = "auto") -> Iterator[Finding]:
     """Hold each backend that can run on ``where`` in ``dtype`` against float64, forward and backward."""
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
     try:
         chosen = kernels.choose_backend(wanted, where, dtype)
     except UserError as error:

@@ -57,12 +57,16 @@ def run(args: argparse.Namespace) -> int:
     if here is None:
         print(meeting.line(), file=sys.stderr, flush=True)
         return 1
+    found = [finding for check in checks(request, here) for finding in examine(check)]
     try:
-        found = [finding for check in checks(request, here) for finding in examine(check)]
         by_rank, hosts = here.gather(found), here.gather(ranks.host())
         if here.rank == 0:
             print("\n".join(report(by_rank, hosts)), flush=True)
         here.gather(None)
+    except RuntimeError as error:  # a rank has died, or hangs: each tells what it knows
+        lost = Finding("trouble", "ranks", f"lost while they were looked at: {' '.join(str(error).split())[:200]}")
+        print("\n".join(finding.line(ranks.host()) for finding in [*found, lost]), flush=True)
+        return 1
     finally:
         ranks.leave()
     if here.rank or worst(by_rank) != "trouble":

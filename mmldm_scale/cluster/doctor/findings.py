@@ -71,15 +71,14 @@ def report(by_rank: list[list[Finding]], hosts: list[str]) -> list[str]:
     for findings, host in zip(by_rank, hosts, strict=True):
         for finding in findings:
             together.setdefault(finding, []).append(host)
-    subjects = {finding.subject: None for finding in together}
     lines = []
-    for subject in subjects:
+    for subject in dict.fromkeys(finding.subject for finding in together):
         alike = {finding: where for finding, where in together.items() if finding.subject == subject}
-        fine = [finding for finding in alike if finding.level == "ok"]
+        fine = all(finding.level == "ok" for finding in alike)
+        speaking = next(findings for findings in by_rank if any(f.subject == subject for f in findings))
         for finding, where in alike.items():
-            if finding.level != "ok" or finding is fine[0]:  # of several fine ones, as of free space, one will do
-                everywhere = set(where) == set(hosts) or (finding in fine and len(fine) == len(alike))
-                lines.append(finding.line("" if everywhere else _names(where)))
+            if finding.level != "ok" or finding in speaking:  # that others have more space left is no news
+                lines.append(finding.line("" if fine or set(where) == set(hosts) else _names(where)))
     return lines
 
 

@@ -32,6 +32,13 @@ def test_what_all_ranks_find_is_one_line() -> None:
     assert report([[FINE], [FREE]], ["n1", "n2"]) == ["ok       disk           5 GiB free"]
 
 
+def test_several_things_of_one_kind_are_a_line_each() -> None:
+    one, other = (Finding("ok", "shards", f"{name}: 9 samples") for name in "ab")
+    assert report([[one, other], [one, other]], ["n1", "n2"]) == [one.line(), other.line()]
+    slow = Finding("warning", "shards", "b: slow")
+    assert report([[one, slow], [one, other]], ["n1", "n2"]) == [one.line(), slow.line("n1")]
+
+
 def test_what_some_find_names_them() -> None:
     by_rank = [[FINE], [FULL], [FULL]]
     assert report(by_rank, ["n1", "n2", "n2"]) == [

@@ -1,22 +1,32 @@
 """Two ranks that look at one another, forked from this process: one may have another code or another time."""
 
 import multiprocessing
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mmldm_scale.cluster.doctor import ranks, software
+from mmldm_scale import cli
+from mmldm_scale.cluster.doctor import examination, ranks, software
 from mmldm_scale.cluster.doctor.findings import Check, Finding, examine
 
 
-def _rank(rank: int, port: int, break_it: Callable[[int], None], results: multiprocessing.Queue) -> None:
-    import os
-
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def _place(rank: int, port: int) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     os.environ["SLURMD_NODENAME"] = f"n{rank + 1}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _rank(rank: int, port: int, break_it: Callable[[int], None], results: multiprocessing.Queue) -> None:
+    _place(rank, port)
     break_it(rank)
     here = ranks.join(30)
     looks = (ranks.agreement, ranks.clocks, lambda here: ranks.all_reduce(here, 4))
@@ -26,11 +36,8 @@ def _rank(rank: int, port: int, break_it: Callable[[int], None], results: multip
 
 def findings(break_it: Callable[[int], None]) -> list[Finding]:
     """Return what the first of two ranks finds, after ``break_it(rank)`` on each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    results = context.Queue()
+    results, port = context.Queue(), _free_port()
     processes = [context.Process(target=_rank, args=(rank, port, break_it, results)) for rank in (0, 1)]
     for process in processes:
         process.start()
@@ -83,6 +90,30 @@ def test_what_one_rank_has_otherwise_is_trouble(break_it, subject, text) -> None
     (trouble,) = (f for f in findings(break_it) if f.level != "ok")
     assert (trouble.level, trouble.subject) == ("trouble", subject)
     assert trouble.text.startswith(text)
+
+
+def _examined(rank: int, port: int, results: multiprocessing.Queue) -> None:
+    _place(rank, port)
+    if rank == 1:
+        ranks.agreement = lambda here: os._exit(3)
+    lines: list[str] = []
+    examination.print = lambda text, **_: lines.append(text)
+    status = examination.run(cli.parser().parse_args(["doctor", "--quick"]))
+    results.put((status, "\n".join(lines)))
+
+
+def test_what_is_known_is_said_though_a_rank_dies() -> None:
+    context = multiprocessing.get_context("fork")
+    results, port = context.Queue(), _free_port()
+    processes = [context.Process(target=_examined, args=(rank, port, results)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    status, said = results.get(timeout=60)
+    for process in processes:
+        process.join(30)
+    assert status == 1
+    assert "ok       versions       n1: Python" in said
+    assert "trouble  ranks          n1: lost while they were looked at" in said
 
 
 def test_the_fingerprint_of_the_code_follows_its_content(tmp_path: Path, monkeypatch) -> None:
