@@ -96,11 +96,11 @@ class Samples:
         """
         number, index = self.mixture.index(position)
         shards = self.mixture.sets[number]
-        found = neighbours.before(shards, index) if shards.key(index) == sample.key else None
+        found = neighbours.before(shards, index)
         if found is None:
             return None
         try:
-            earlier = shards[found]
+            earlier = shards[found]  # which does not precede one that stands in for a damaged one
             return decode([earlier]) if neighbours.follows(sample, earlier, shards.manifest.media) else None
         except (DamagedSample, ValueError) as error:
             self.quarantine.add(shards, found, str(error))

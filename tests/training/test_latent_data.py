@@ -96,6 +96,15 @@ def test_a_sample_is_the_same_alone_in_a_batch_and_in_a_worker(windows):
             assert all(torch.equal(sample[name], other[name]) for name in sample)
 
 
+def test_the_clip_before_is_the_same_from_a_stage_that_holds_few_tars(windows, tmp_path):
+    plain, staged = (
+        build_task(configure(windows, *CONTINUING, "reading.window=1", *options)).dataset
+        for options in ([], [f"reading.stage={tmp_path / 'stage'}"])
+    )
+    for one, other in zip(plain.__getitems__(range(42)), staged.__getitems__(range(42)), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_a_damaged_clip_before_is_quarantined_and_its_successor_trained_without(windows):
     index = WINDOWS.index(("b", 0))
     damage(windows, index)
