@@ -55,7 +55,8 @@ def locate(path: str | Path, kind: str = "model's") -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such folder; a {kind} run, checkpoint or weights folder fits")
+        article = "an" if kind.startswith("a") else "a"
+        raise UserError(f"{path}: no such folder; {article} {kind} run, checkpoint or weights folder fits")
     newest = sorted(path.glob("checkpoints/step-*[0-9]/weights"), reverse=True)
     for folder in (path, path / "weights", *newest):
         if (folder / CONFIG).is_file():

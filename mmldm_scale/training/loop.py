@@ -161,14 +161,14 @@ class Trainer:
             validated = self._validate(done) if config.validate_every else {}
             if saving or validated or self._due(config.log_every):
                 self._log(values, validated)
-            if done or (self._due(config.preview_every) and not stopping):
-                with self.meter.standing("preview"):
-                    self.previews.show(self.samples_seen, self.monitor, averaged=self._learned())
             if config.ema_snapshot_every and (done or self._due(config.ema_snapshot_every)) and self._learned():
                 snapshots.write(self.folder, self.engine, self.samples_seen, self.world)
             if saving:
                 with self.meter.standing("saving"):
                     self._save()
+            if (done or self._due(config.preview_every)) and not stopping:  # while the checkpoint is being written
+                with self.meter.standing("preview"):
+                    self.previews.show(self.samples_seen, self.monitor, averaged=self._learned())
             if done or stopping:
                 self._finish_saving()
             if done and self.saved != self.samples_seen and self._learned():
