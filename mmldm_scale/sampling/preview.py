@@ -8,7 +8,9 @@ import functools
 import gc
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,11 +52,12 @@ def _samples(config: DiTTraining, write_weights: Write, state: dict[str, Tensor]
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     try:
         write_weights(folder, state)
+        del state
         yield
         pipeline = Pipeline.from_pretrained(folder, settings, config.preview.autoencoder or None, device)
         yield
         for index in range(config.preview.samples):
-            with torch.compiler.set_stance("force_eager"):  # a graph for so few steps would take longer than they do
+            with _uncompiled(config):
                 (clip,) = pipeline.generate("svg", [index])
             show(preview, f"svg/{index}", clip, pipeline.media)
             yield
@@ -64,3 +67,8 @@ def _samples(config: DiTTraining, write_weights: Write, state: dict[str, Tensor]
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _uncompiled(config: DiTTraining) -> AbstractContextManager[Any]:
+    """Return a context without torch.compile: a graph for so few steps would take longer than they do."""
+    return torch.compiler.set_stance("force_eager") if config.model.compile else nullcontext()
