@@ -102,6 +102,9 @@ class DiT(nn.Module):
 
         Returns:
             The predicted noise of audio and video, shaped like them.
+
+        Raises:
+            ValueError: it is given a context or a clip before, and is not made for such.
         """
         dtype = self.time[0].weight.dtype
         modulation = self.time(sincos(time, FREQUENCIES).to(dtype))[:, None]  # (B, 1, D)
@@ -125,6 +128,9 @@ class DiT(nn.Module):
     def _context_tokens(
         self, batch: int, label: Tensor | None, context: Tensor | None, length: Tensor | None
     ) -> list[Tensor]:
+        if (label is not None and not self.classes) or (context is not None and not self.config.context_tokens):
+            size = f"{self.classes} classes and {self.config.context_tokens} context tokens"
+            raise ValueError(f"a context for a DiT with {size}")
         if not self.config.context_tokens:
             return []
         tokens = self.null_context.expand(batch, -1, -1)  # (B, T, W)
@@ -141,6 +147,8 @@ class DiT(nn.Module):
         self, audio: Tensor, video: Tensor, previous_audio: Tensor | None, previous_video: Tensor | None
     ) -> list[Tensor]:
         if not self.config.continuation:
+            if not (previous_audio is None and previous_video is None):
+                raise ValueError("a clip before for a DiT that continues none: model.continuation is off")
             return []
         return [self.embed_previous_audio(audio, previous_audio), self.embed_previous_video(video, previous_video)]
 

@@ -256,6 +256,17 @@ def test_null_tokens_stand_for_what_a_context_lacks():
         torch.testing.assert_close(x, y)
 
 
+def test_conditions_that_it_is_not_made_for_are_refused():
+    without = dit(replace(CONFIG, context_tokens=0))
+    for model, told in (
+        (dit(), {"label": torch.zeros(3, dtype=torch.long)}),
+        (without, {"context": torch.zeros(3, 0, 8)}),
+        (dit(), previous()),
+    ):
+        with pytest.raises(ValueError, match="for a DiT"):
+            model(*batch(), **told)
+
+
 def test_parameters_are_there_only_where_they_are_used():
     names = {name for name, _ in dit().named_parameters()}
     assert not [name for name in names if "class" in name or "control" in name or "previous" in name]
