@@ -9,7 +9,9 @@ at which the GPUs compute, and the speed of the links. Computing and sending are
 in DeepSpeed's ZeRO-1 and 2 by default; ZeRO-3 may hide a part of what it sends.
 """
 
-from collections.abc import Iterator
+import bisect
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +21,7 @@ from mmldm_scale.config import TrainingConfig
 from mmldm_scale.errors import UserError
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.models.recompute import Recomputation
-from mmldm_scale.training.memory import MicroStep, Prediction, activations, engines, held
+from mmldm_scale.training.memory import MicroStep, Prediction, States, activations, engines, held
 from mmldm_scale.training.memory_table import GIB
 from mmldm_scale.training.speed import PEAK_TFLOPS
 from mmldm_scale.training.workload import Workload, arithmetic
@@ -139,21 +141,27 @@ def _fitting(
     workload: Workload, training: TrainingConfig, fleet: Fleet, mode: Recomputation, sizes: list[int]
 ) -> Iterator[Plan]:
     """Yield for each ZeRO stage the plan with the largest micro-batch of ``sizes`` that there is room for."""
-    single, double = (workload.step(workload.modes[mode], _taking(training, n)) for n in (1, 2))
-    for step in (single, double):
-        held(step, training, 1)  # gives them their precision
-    first = activations(single)
-    further = activations(double) - first  # each sample more takes as much
+
+    @functools.cache
+    def living(size: int) -> int:  # counted for each: the worst instant of a small batch need not be a large one's
+        step = workload.step(workload.modes[mode], _taking(training, size))
+        held(step, training, 1)  # gives it its precision
+        return activations(step)
+
+    single = workload.step(workload.modes[mode], _taking(training, 1))
+    held(single, training, 1)
     flops = arithmetic(single)
     for stage in STAGES:
         settings = replace(training, zero_stage=stage)
         states = held(single, settings, fleet.gpus)
-        for size in sizes:
-            prediction = Prediction(states, first + (size - 1) * further)
-            memory = memory_parts(prediction)
-            if sum(memory.values()) <= fleet.cluster.gibibytes * GIB:
-                yield _plan(workload, single, settings, fleet, mode, size, memory, flops)
-                break
+        fits = functools.partial(_fits, fleet, states, living)
+        for size in sizes[bisect.bisect_left(sizes, True, key=fits) :][:1]:
+            memory = memory_parts(Prediction(states, living(size)))
+            yield _plan(workload, single, settings, fleet, mode, size, memory, flops)
+
+
+def _fits(fleet: Fleet, states: States, living: Callable[[int], int], size: int) -> bool:
+    return sum(memory_parts(Prediction(states, living(size))).values()) <= fleet.cluster.gibibytes * GIB
 
 
 def memory_parts(prediction: Prediction) -> dict[str, float]:
