@@ -35,7 +35,7 @@ from mmldm_scale.training.staging import Staging
 from mmldm_scale.training.task import Dataset, Task
 from tests.training import toy
 
-LIMIT = 60  # seconds that a process lives
+LIMIT = 240  # seconds that a process lives
 
 
 class Recorded:

@@ -1,0 +1,68 @@
+"""The recipes' commands work as they stand on their pages, one after the other, in small.
+
+Those of Landscape are in tests/slurm/test_recipe.py, as jobs; here each job's own command runs, in two processes.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mmldm_scale import cli
+from tests.docs.recipes import ROOT, commands, costs, inner, put_videos, small_world
+from tests.training.harness import Forks
+
+PAGES = sorted((ROOT / "docs/recipes").glob("*.md"))
+AIST = ["{}/gBR_sBM_cAll_d04_mBR0_ch01.mp4", "{}/gPO_sBM_cAll_d10_mPO1_ch02.mp4"]
+IDS = [f"{letter * 11}" for letter in "abcdef"]
+LISTS = {
+    "unbalanced_train_segments.csv": "# Segments csv\n# num_ytids=6\n# YTID, start_seconds, end_seconds, positive_labels\n"
+    + "".join(f'{name}, 0.000, 1.200, "/m/{"dog" if name < "d" * 11 else "rain"}"\n' for name in IDS),
+    "class_labels_indices.csv": 'index,mid,display_name\n0,/m/dog,"Dog"\n1,/m/rain,"Rain"\n',
+    "ontology.json": json.dumps([{"id": f"/m/{name.lower()}", "name": name, "child_ids": []} for name in ("Dog", "Rain")]),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A project in small, with what the recipes say is needed."""
+    folder = small_world(tmp_path_factory.mktemp("project"))
+    put_videos(folder / "data/aist/videos", [name.format(part) for part in ("train", "test") for name in AIST])
+    put_videos(folder / "data/audioset/videos", [f"{name}.mp4" for name in IDS])
+    (folder / "data/audioset/lists").mkdir()
+    for name, text in LISTS.items():
+        (folder / "data/audioset/lists" / name).write_text(text)
+    return folder
+
+
+def run(forks: Forks, world: Path, words: list[str]) -> tuple[int, str]:
+    """Return the exit status of a command, and what it said."""
+    if words[0] == "python" and "latents" not in words:  # without torch, a process of its own begins faster
+        done = subprocess.run([sys.executable, *words[1:]], cwd=world, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+    return forks(2 if words[:2] == ["mmldm", "train"] else 1, "command", str(world), *words)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["aist", "audioset"])
+def test_every_command_works_as_it_stands_on_the_page(forks, world, name):
+    for words in commands(ROOT / f"docs/recipes/{name}.md"):
+        status, output = run(forks, world, inner(world, words) if words[0] == "sbatch" else words)
+        assert status == 0, f"{' '.join(words)}\n{output}"
+    runs = world / "runs" / name
+    for model in ("kl_vae", "autoencoder", "dit_S", "dit_B", "dit_L"):
+        assert (runs / model / "checkpoints/step-000000000016/manifest.json").is_file()
+    assert len(list((runs / "samples").glob("svg_*.mp4"))) == 3
+
+
+COSTS = {words: hours for page in PAGES for words, hours in costs(page)}
+QUICK = ("--model S", "configs/autoencoder/landscape.yaml")  # the planner takes ten seconds and more for the others
+
+
+@pytest.mark.parametrize("words", sorted(words for words in COSTS if any(mark in words for mark in QUICK)))
+def test_costs_are_the_planners(words, capsys):
+    assert cli.main(["plan", *words.split()]) == 0
+    assert f", {COSTS[words]} GPU-hours" in capsys.readouterr().out
