@@ -44,7 +44,7 @@ class TrainingConfig:
     log_every: int = 1_280
     checkpoint_every: int = 128_000
     preview_every: int = 128_000  # pictures, sound and video into TensorBoard
-    validate_every: int = 0  # the loss on the held-out sets, where the trainer has any; 0: never
+    validate_every: int = 0  # the loss on held-out sets, where there are any; 0: with each checkpoint
     validation_samples: int = 512  # of them; powers of two cover the timesteps most evenly
     profile_steps: int = 0  # to be traced by torch.profiler after each start of the run
     keep_checkpoints: int = 3  # the newest
@@ -237,7 +237,7 @@ class DiTTraining(ShardTraining):
     context: ContextConfig = field(default_factory=ContextConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     flip: float = 0.5  # share of samples that use the mirrored video's latent
-    validation: list[str] = field(default_factory=list)  # held-out sets; see training.validate_every
+    validation: list[str] = field(default_factory=list)  # held-out sets, on which the loss is measured
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 

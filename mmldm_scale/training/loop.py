@@ -103,6 +103,7 @@ class Trainer:
             raise UserError(
                 "training.validate_every: there is nothing to validate on; validation=DIR fits a dit, else 0"
             )
+        self.validate_every = (config.validate_every or config.checkpoint_every) if task.validation else 0
         self.task, self.config, self.folder, self.world = task, config, run, world
         self.adversary = Adversary(task.discriminator, config, world) if task.discriminator else None
         self.objective = Objective(task, self.adversary)
@@ -158,7 +159,7 @@ class Trainer:
                 continue
             done = self.samples_seen == config.total_samples
             saving = done or stopping or (self._due(config.checkpoint_every) and not self.health.streak)
-            validated = self._validate(done) if config.validate_every else {}
+            validated = self._validate(done) if self.validate_every else {}
             if saving or validated or self._due(config.log_every):
                 self._log(values, validated)
             if config.ema_snapshot_every and (done or self._due(config.ema_snapshot_every)) and self._learned():
@@ -292,7 +293,7 @@ class Trainer:
             group["ema_decays"] = [
                 ema.decay(ema.exponent(length), config.global_batch, end) for length in config.ema_lengths
             ]
-        intervals = (config.log_every, config.checkpoint_every, config.validate_every, config.total_samples)
+        intervals = (config.log_every, config.checkpoint_every, self.validate_every, config.total_samples)
         self.guard.begin_step()
         self.objective.begin_step(
             self.samples_seen, logged=any(interval and end % interval == 0 for interval in intervals)
@@ -300,7 +301,7 @@ class Trainer:
 
     def _validate(self, done: bool) -> dict[str, float]:
         """Return the losses on the held-out samples, if it is time for them."""
-        if not (done or self._due(self.config.validate_every)):
+        if not (done or self._due(self.validate_every)):
             return {}
         with self.meter.standing("validation"):
             alive = functools.partial(self.watchdog.at, "validation", self.samples_seen)

@@ -102,7 +102,7 @@ def train(config: DiTTraining, run: Path, world: World) -> dict[int, dict[str, f
 
 def test_it_disturbs_neither_training_nor_carrying_on(data, tmp_path, alone, restored_handlers) -> None:
     whole = ["training.total_samples=64", "training.micro_batch=8"]
-    plain = train(configure(data, *whole, "training.validate_every=0"), tmp_path / "plain", alone)
+    plain = train(configure(data, *whole, "training.validate_every=0", "validation=[]"), tmp_path / "plain", alone)
     validated = train(configure(data, *whole), tmp_path / "validated", alone)
     train(configure(data, *whole, "training.total_samples=32"), tmp_path / "pieces", alone)
     pieces = train(configure(data, *whole), tmp_path / "pieces", alone)
