@@ -68,6 +68,7 @@ def report(workload: Workload, fleet: Fleet, plans: Sequence[Plan], samples: int
     """Return the table of ``plans``, and what ``samples`` take with the first of them."""
     cluster, best, batch = fleet.cluster, plans[0], workload.training.global_batch
     seconds = best.seconds * samples / batch
+    length = f"{seconds / DAY:.1f} days" if seconds >= DAY else f"{seconds / 3600:.1f} hours"
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in best.memory.items())
     rows = [
         f"{workload.name} on {fleet.nodes} × {fleet.gpus_per_node} {cluster.name}, {cluster.precision}, "
@@ -76,7 +77,7 @@ def report(workload: Workload, fleet: Fleet, plans: Sequence[Plan], samples: int
         f"memory, GiB: {parts}",
         f"step, s: computing {best.computing:.3g}, sending {best.traffic / 1e9:.3g} GB {best.sending:.3g}, "
         f"optimizer {best.updating:.2g}",
-        f"{samples:,} samples: {seconds / DAY:.1f} days, {fleet.gpus * seconds / 3600:,.0f} GPU-hours",
+        f"{samples:,} samples: {length}, {fleet.gpus * seconds / 3600:,.0f} GPU-hours",
         f"settings: {best.settings}",
         *_warnings(fleet, best),
         f"assumed, not measured: {workload.efficiency(cluster):.0%} of the dense peak while computing; "
