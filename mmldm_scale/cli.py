@@ -216,8 +216,9 @@ def _train(args: argparse.Namespace) -> int:
     if args.launch:
         from mmldm_scale.cluster import restarts
 
-        command = [*shlex.split(args.launch), sys.executable, "-m", "mmldm_scale.cli", *same]
-        return restarts.supervise(command, Path(schema.run))
+        program = [*shlex.split(args.launch), sys.executable, "-m", "mmldm_scale.cli"]
+        doctor = [*program, "doctor", "--quick", "--model", *same[1:]]
+        return restarts.supervise([*program, *same], Path(schema.run), doctor)
     if args.processes:
         from mmldm_scale.cluster import local
 

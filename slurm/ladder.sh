@@ -31,4 +31,5 @@ set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
 examine
+export MMLDM_DOCTOR=off  # each rung would ask it again
 exec mmldm ladder --launch "srun --kill-on-bad-exit=1" "$@"

@@ -1,5 +1,5 @@
 # What the jobs beside this file have in common: the folder, the Python environment, the threads, one line of facts, and
-# `examine`, with which each begins.
+# `examine`, with which each begins that `mmldm train --launch` does not begin: that one asks the doctor by itself.
 #
 # Not a job of its own: they source it by way of SLURM_SUBMIT_DIR, because SLURM runs a copy of a job's script far from
 # here. This is the place for what every job on your cluster needs.

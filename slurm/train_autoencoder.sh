@@ -30,6 +30,5 @@
 set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
-set -- --config configs/autoencoder/audioset.yaml --config configs/cluster/a800.yaml "$@"
-examine --model autoencoder "$@"
-exec mmldm train autoencoder --launch "srun --kill-on-bad-exit=1" "$@"
+exec mmldm train autoencoder --launch "srun --kill-on-bad-exit=1" \
+    --config configs/autoencoder/audioset.yaml --config configs/cluster/a800.yaml "$@"

@@ -30,6 +30,5 @@
 set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
-set -- --config configs/dit/B.yaml --config configs/cluster/a800.yaml "$@"
-examine --model dit "$@"
-exec mmldm train dit --launch "srun --kill-on-bad-exit=1" "$@"
+exec mmldm train dit --launch "srun --kill-on-bad-exit=1" \
+    --config configs/dit/B.yaml --config configs/cluster/a800.yaml "$@"

@@ -32,6 +32,5 @@
 set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
-set -- --config configs/autoencoder/kl_vae_finetune.yaml --config configs/cluster/a800.yaml "$@"
-examine --model kl-vae "$@"
-exec mmldm train kl-vae --launch "srun --kill-on-bad-exit=1" "$@"
+exec mmldm train kl-vae --launch "srun --kill-on-bad-exit=1" \
+    --config configs/autoencoder/kl_vae_finetune.yaml --config configs/cluster/a800.yaml "$@"

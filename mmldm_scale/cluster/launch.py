@@ -218,7 +218,6 @@ def _submit(
     for run, file in zip(runs, files, strict=True):
         file.write_text(config.dump(run.schema))
         work.append(FirstProcess(("train", model, "--launch", srun, "--config", str(file))))
-    examined = ["--model", model, "--config", str(files[0])]  # of a sweep, machines and data are the same for all
     return queue(
         work,
         folder,
@@ -230,19 +229,18 @@ def _submit(
         signal_delay_s=ask.grace,
         array_parallelism=ask.parallel,
         stderr_to_stdout=True,
-        setup=_setup(code, ask, examined),
+        setup=_setup(code, ask),
         use_srun=False,
     )
 
 
-def _setup(code: snapshot.Snapshot, ask: TrainingRequest, examined: list[str]) -> list[str]:
+def _setup(code: snapshot.Snapshot, ask: TrainingRequest) -> list[str]:
     """Return the lines of shell that come before the tasks: what the job scripts do, too, and the copied code."""
     return [
         *([f"source {shlex.quote(str(code.prologue))}"] if code.prologue else []),
         f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{ask.cpus}}}"',
         f'export PYTHONPATH={shlex.quote(str(code.folder))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         "export PYTHONSAFEPATH=1  # else the folder that the job starts in would come first",
-        *([f"examine {shlex.join(examined)}"] if code.prologue else []),
     ]
 
 

@@ -28,11 +28,15 @@ from mmldm_scale.processes import die_with_parent
 LIMIT = 3  # starts in a row from one checkpoint
 STARTS = "starts.jsonl"
 WORD = "MMLDM_WORD"  # in the environment: the file in which ranks leave word
+DOCTOR = "MMLDM_DOCTOR"  # in the environment: "off" begins without an examination
 IN_ORDER = (2, 75)  # the user's mistake; saved and stopped: what has to follow, the training itself has asked for
 
 
-def supervise(command: Sequence[str], run: Path) -> int:
+def supervise(command: Sequence[str], run: Path, examination: Sequence[str] = ()) -> int:
     """Run ``command``, a training into ``run``. In a SLURM job that then failed, requeue the job or say why not.
+
+    A job begins with ``examination``, if there is one, and goes on only if that has found no trouble. What it finds in
+    a job that was queued again may be another node's: that one is queued once more.
 
     SIGUSR1, SIGUSR2 and SIGTERM are handed on; after SIGTERM, as of scancel, only the time limit makes it requeue.
 
@@ -48,6 +52,10 @@ def supervise(command: Sequence[str], run: Path) -> int:
     if exhausted:
         raise UserError(exhausted)
     _record_start(run, job)
+    if examination and os.environ.get(DOCTOR) != "off":
+        status = _examine(examination, run, job)
+        if status:
+            return status
     word = run.absolute() / f"ended-{job.id}-{job.restarts}"
     os.environ[WORD] = str(word)
     child = _Child(command, lambda: _queue_late(run, job))
@@ -63,6 +71,19 @@ def leave_word(status: int) -> None:
     if WORD in os.environ:
         with contextlib.suppress(OSError):  # unheard, it counts as a failure
             Path(os.environ[WORD]).write_text(str(status))
+
+
+def _examine(examination: Sequence[str], run: Path, job: slurm.Job) -> int:
+    """Return the status of ``examination``; if it found trouble, requeue the job or say that it is not begun."""
+    child = _Child(examination, lambda: None)
+    status = child.wait()
+    if status in (0, *IN_ORDER) or child.ended:
+        return status
+    if job.restarts:
+        _queue_again(run, job, "was not begun, because of the trouble above")
+    else:
+        _say(f"mmldm: {run}: not begun, because of the trouble above; {DOCTOR}=off begins all the same")
+    return status
 
 
 def _queue_late(run: Path, job: slurm.Job) -> None:

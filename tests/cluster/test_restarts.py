@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,12 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.run, self._calls, program = folder / "run", folder / "calls", folder / "scontrol"
-        self._env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_NTASKS": "16"}
+        self._env = {
+            **os.environ,
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "SLURM_NTASKS": "16",
+            "MMLDM_DOCTOR": "off",
+        }
         program.write_text(f'#!/bin/sh\necho "$@" >> {self._calls}\necho $REASON\n')
         program.chmod(0o755)
 
@@ -29,15 +35,19 @@ class Cluster:
         """Have scontrol give ``reason`` for the end of the job."""
         self._env["REASON"] = f"JobId=17 JobState=COMPLETING Reason={reason} Dependency=(null)"
 
-    def start(self, training: str, job: str = "17", restart: int = 0) -> subprocess.Popen[str]:
-        """Start the shell text ``training`` in the place of the ranks."""
+    def start(
+        self, training: str, job: str = "17", restart: int = 0, trouble: int | None = None
+    ) -> subprocess.Popen[str]:
+        """Start the shell text ``training`` in the place of the ranks; ``trouble``: and of the doctor's, to end so."""
         env = self._env | {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restart)} if job else self._env
+        if trouble is not None:
+            env |= {"MMLDM_DOCTOR": "on", "TROUBLE": str(trouble)}
         command = [sys.executable, "-c", PROGRAM, *TRAIN, f"run={self.run}", "--launch", f"sh -c '{training}'"]
         return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
-    def finish(self, training: str, job: str = "17", restart: int = 0) -> tuple[int, str]:
-        """Return the exit status and what was said."""
-        process = self.start(training, job, restart)
+    def finish(self, training: str, **options: Any) -> tuple[int, str]:
+        """Return the exit status and what was said; ``options`` as for :meth:`start`."""
+        process = self.start(training, **options)
         said = process.communicate(timeout=60)[1]
         return process.returncode, said
 
@@ -73,6 +83,20 @@ def test_a_failure_is_queued_again_until_three_starts_found_the_same_checkpoint(
     assert f"see the job's log and {cluster.run}/hangs/2026-11-21T18-00-00, and" in cluster.finish("exit 7")[1]
     assert cluster.finish("exit 7", job="18")[0] == 7  # a person has submitted it anew
     assert cluster.requeued() == ["requeue 17"] * 2 + ["requeue 18"]
+
+
+def test_trouble_that_the_doctor_finds_ends_a_job_unless_it_was_queued_again(cluster: Cluster) -> None:
+    """Then it may be that of another node than the user has seen the job begin on."""
+    training = 'case "$*" in *" doctor --quick --model dit "*) exit $TROUBLE;; esac; echo trained >&2'
+    refused = f"mmldm: {cluster.run}: not begun, because of the trouble above; MMLDM_DOCTOR=off begins all the same\n"
+    again = f"{cluster.run}: the training was not begun, because of the trouble above; job 17 is queued again\n"
+    assert cluster.finish(training, trouble=0) == (0, "trained\n")
+    assert cluster.finish(training, trouble=1) == (1, refused)
+    assert cluster.finish(training, trouble=2) == (2, "")  # a mistake, of which the doctor has spoken
+    assert cluster.requeued() == []
+    assert cluster.finish(training, trouble=1, restart=1, job="18")[0] == 1
+    assert cluster.finish(training, trouble=1, restart=1) == (1, f"mmldm: {again}")
+    assert cluster.requeued() == ["requeue 18", "requeue 17"]
 
 
 def test_with_a_new_checkpoint_the_count_begins_anew(cluster: Cluster) -> None:
