@@ -35,7 +35,7 @@ from mmldm_scale.training.staging import Staging
 from mmldm_scale.training.task import Dataset, Task
 from tests.training import toy
 
-LIMIT = 240  # seconds that a process lives
+LIMIT, COMMAND_LIMIT = 60, 240  # seconds that a process of the toy, or a command, lives
 
 
 class Recorded:
@@ -170,7 +170,7 @@ def run(processes: int, function: str, arguments: list) -> tuple[int, str]:
     with tempfile.TemporaryFile("w+") as output:
         port = free_port()
         children = [os.fork() or child(rank, processes, port, output, function, arguments) for rank in range(processes)]
-        end = threading.Timer(LIMIT, kill, [children])
+        end = threading.Timer(COMMAND_LIMIT if function == "command" else LIMIT, kill, [children])
         end.start()
         status = max(abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) for pid in children)
         end.cancel()
