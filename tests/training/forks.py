@@ -7,6 +7,7 @@ each with [exit status, what they said] when they have ended.
 import contextlib
 import errno
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -165,6 +166,12 @@ def command(folder: str, *words: str) -> int:
     return cli.main(words[1:])
 
 
+def call(function: str, *arguments: str) -> int:
+    """Call any other function, named "module:function", that returns an exit status."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)(*arguments)
+
+
 def run(processes: int, function: str, arguments: list) -> tuple[int, str]:
     """Call one of the functions above in ``processes``; return the worst status and their output."""
     with tempfile.TemporaryFile("w+") as output:
@@ -192,7 +199,7 @@ def child(rank: int, size: int, port: int, output: IO[str], function: str, argum
     status = 1
     try:
         functions = (train, train_dit, train_on_failing_disk, train_until_killed, train_until_signalled)
-        known = {known.__name__: known for known in (*functions, repartition, command)}
+        known = {known.__name__: known for known in (*functions, repartition, command, call)}
         status = known[function](*arguments)
     except UserError as error:
         print(error, file=sys.stderr)

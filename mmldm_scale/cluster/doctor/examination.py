@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(finding.line(ranks.host()) for finding in [*found, lost]), flush=True)
         return 1
     finally:
-        ranks.leave()
+        ranks.leave(here)
     if here.rank or worst(by_rank) != "trouble":
         return 0
     if "SLURM_STEP_ID" in os.environ:  # srun would end the others as well, and might cut off what was just said

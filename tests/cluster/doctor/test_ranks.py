@@ -1,9 +1,9 @@
 """Two ranks that look at one another, forked from this process: one may have another code or another time."""
 
-import multiprocessing
+import json
 import os
-import socket
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,40 +11,33 @@ import pytest
 from mmldm_scale import cli
 from mmldm_scale.cluster.doctor import examination, ranks, software
 from mmldm_scale.cluster.doctor.findings import Check, Finding, examine
+from tests.training.harness import Forks
 
 
-def _place(rank: int, port: int) -> None:
-    place = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    os.environ["SLURMD_NODENAME"] = f"n{rank + 1}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _rank(rank: int, port: int, break_it: Callable[[int], None], results: multiprocessing.Queue) -> None:
-    _place(rank, port)
-    break_it(rank)
+def look(break_it: str) -> int:
+    """Print what this of two ranks finds, after the function of this name, as JSON."""
+    rank = _place()
+    globals()[break_it](rank)
     here = ranks.join(30)
     looks = (ranks.agreement, ranks.clocks, lambda here: ranks.all_reduce(here, 4))
-    results.put((rank, [f for look in looks for f in examine(Check("ranks", lambda look=look: look(here), 30))]))
-    ranks.leave()
+    found = [f for look in looks for f in examine(Check("ranks", lambda look=look: look(here), 30))]
+    ranks.leave(here)
+    if rank == 0:
+        print(json.dumps([asdict(finding) for finding in found]), flush=True)
+    return 0
 
 
-def findings(break_it: Callable[[int], None]) -> list[Finding]:
+def _place() -> int:
+    rank = int(os.environ["RANK"])
+    os.environ["SLURMD_NODENAME"] = f"n{rank + 1}"
+    return rank
+
+
+def findings(forks: Forks, break_it: Callable[[int], None]) -> list[Finding]:
     """Return what the first of two ranks finds, after ``break_it(rank)`` on each."""
-    context = multiprocessing.get_context("fork")
-    results, port = context.Queue(), _free_port()
-    processes = [context.Process(target=_rank, args=(rank, port, break_it, results)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    found = dict(results.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join(30)
-    return found[0]
+    status, said = forks(2, "call", f"{__name__}:look", break_it.__name__)
+    assert status == 0, said
+    return [Finding(**finding) for finding in json.loads(said.splitlines()[-1])]
 
 
 def nothing(rank: int) -> None:
@@ -71,8 +64,8 @@ def wrong_sum(rank: int) -> None:
     ranks.dist.all_reduce = all_reduce
 
 
-def test_ranks_of_one_kind_agree() -> None:
-    found = findings(nothing)
+def test_ranks_of_one_kind_agree(forks) -> None:
+    found = findings(forks, nothing)
     assert [(f.level, f.subject) for f in found] == [("ok", s) for s in ("agreement", "clocks", "all-reduce")]
     assert "2 ranks on 2 node(s) run the same code" in found[0].text
     assert "GB/s bus bandwidth, gloo, 4 MB over 2 ranks" in found[2].text
@@ -86,31 +79,21 @@ def test_ranks_of_one_kind_agree() -> None:
         (wrong_sum, "all-reduce", "a wrong sum (gloo)"),
     ],
 )
-def test_what_one_rank_has_otherwise_is_trouble(break_it, subject, text) -> None:
-    (trouble,) = (f for f in findings(break_it) if f.level != "ok")
+def test_what_one_rank_has_otherwise_is_trouble(forks, break_it, subject, text) -> None:
+    (trouble,) = (f for f in findings(forks, break_it) if f.level != "ok")
     assert (trouble.level, trouble.subject) == ("trouble", subject)
     assert trouble.text.startswith(text)
 
 
-def _examined(rank: int, port: int, results: multiprocessing.Queue) -> None:
-    _place(rank, port)
-    if rank == 1:
-        ranks.agreement = lambda here: os._exit(3)
-    lines: list[str] = []
-    examination.print = lambda text, **_: lines.append(text)
-    status = examination.run(cli.parser().parse_args(["doctor", "--quick"]))
-    results.put((status, "\n".join(lines)))
+def examined() -> int:
+    """Be examined as one of two ranks, of which the second dies."""
+    if _place() == 1:
+        ranks.agreement = lambda here: os._exit(0)
+    return examination.run(cli.parser().parse_args(["doctor", "--quick"]))
 
 
-def test_what_is_known_is_said_though_a_rank_dies() -> None:
-    context = multiprocessing.get_context("fork")
-    results, port = context.Queue(), _free_port()
-    processes = [context.Process(target=_examined, args=(rank, port, results)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    status, said = results.get(timeout=60)
-    for process in processes:
-        process.join(30)
+def test_what_is_known_is_said_though_a_rank_dies(forks) -> None:
+    status, said = forks(2, "call", f"{__name__}:examined")
     assert status == 1
     assert "ok       versions       n1: Python" in said
     assert "trouble  ranks          n1: lost while they were looked at" in said
