@@ -25,6 +25,11 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (DeepSpeed impo
 import torch
 from torch import Tensor
 
+import mmldm_scale.evaluation.reconstruction
+import mmldm_scale.sampling.job
+import mmldm_scale.sampling.preview
+import mmldm_scale.training.autoencoder
+import mmldm_scale.training.kl_vae  # noqa: F401
 from data_tools import shard
 from mmldm_scale import cli, config, files
 from mmldm_scale.config import DiTTraining
