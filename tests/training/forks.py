@@ -25,6 +25,7 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (DeepSpeed impo
 import torch
 from torch import Tensor
 
+# What commands import only when they run, and each fork would import for itself:
 import mmldm_scale.evaluation.reconstruction
 import mmldm_scale.sampling.job
 import mmldm_scale.sampling.preview
