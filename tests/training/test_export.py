@@ -88,7 +88,8 @@ def test_every_zero_stage_gives_its_masters_and_averages_to_the_bit(
     _, trained = export(tmp_path / "run", "--weights", "raw", name="raw")
     _, averaged = export(tmp_path / "run", "--ema", "0.2", name="ema")
     for name in TRAINED:
-        assert torch.equal(tensors(trained)[name], masters[name].detach().float().view(parameters[name].shape)), name
+        stored = tensors(trained)[name]
+        assert torch.equal(stored, masters[name].detach().float().view(stored.shape)), name
         assert torch.equal(tensors(averaged)[name], averages[name]), name
 
 
