@@ -121,7 +121,8 @@ def _write_shard(output: Path, number: int, cuts: Iterable[Cut], claims: Claims)
             else:
                 writer.drop(cut.window.key, cut.window.video.path, cut.fault.reason, cut.fault.detail)
         if claims.holds(name):  # else this process was taken for dead, and another one makes it
-            writer.commit()
+            with claims.finishing(name):
+                writer.commit()
     claims.release(name)
 
 

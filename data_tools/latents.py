@@ -196,7 +196,8 @@ def _write_shard(
         if claims.holds(shard_name(number)):  # else this process was taken for dead, and another one makes it
             totals = sums(written)
             _check_rounding(output, number, errors, statistics([totals]))
-            writer.commit(totals)
+            with claims.finishing(shard_name(number)):
+                writer.commit(totals)
     claims.release(shard_name(number))
 
 

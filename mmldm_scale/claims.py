@@ -19,6 +19,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -72,6 +73,18 @@ class Claims:
     def holds(self, name: str) -> bool:
         """Return whether ``name`` is still ours: a process that was frozen may have lost it."""
         return name in self._held and _read(self._folder / name)[0].get("token") == self._me["token"]
+
+    @contextlib.contextmanager
+    def finishing(self, name: str) -> Iterator[None]:
+        """Let the block give the files of ``name`` their names, unless what it wrote aside is gone.
+
+        Then this process was frozen and taken for dead since it last looked, and another one makes them.
+        """
+        try:
+            yield
+        except FileNotFoundError:
+            if self.holds(name):
+                raise
 
     def release(self, name: str) -> None:
         """Give ``name`` back."""

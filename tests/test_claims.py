@@ -24,6 +24,16 @@ def test_one_holder_at_a_time_and_nothing_left(tmp_path):
     assert not (tmp_path / "set").exists()
 
 
+def test_files_of_a_part_may_be_gone_if_another_makes_it(tmp_path):
+    with Claims(tmp_path) as claims:
+        claims.take("a")
+        with pytest.raises(FileNotFoundError), claims.finishing("a"):
+            (tmp_path / "aside").rename(tmp_path / "a")
+        (tmp_path / "claims/a").unlink()  # taken for dead
+        with claims.finishing("a"):
+            (tmp_path / "aside").rename(tmp_path / "a")
+
+
 def test_an_exception_gives_everything_back(tmp_path):
     with contextlib.suppress(KeyboardInterrupt), Claims(tmp_path) as claims:
         claims.take("a")

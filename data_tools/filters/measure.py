@@ -130,7 +130,8 @@ def _make(
             rows.append(_row(video, {} if _fault(video) else next(results)))
             bar.update()
         if claims.holds(part_name(number)):  # else this process was taken for dead, and another one makes it
-            write_part(output, number, rows)
+            with claims.finishing(part_name(number)):
+                write_part(output, number, rows)
         claims.release(part_name(number))
 
     def with_candidates() -> Iterator[int]:

@@ -76,6 +76,8 @@ class ShardWriter:
         self._tar.commit()
         try:
             index.write(self._folder)
+        except FileNotFoundError:  # another process has removed it, and makes the shard: the tar may be that one's
+            raise
         except BaseException:
             self._tar.path.unlink()  # it would only take room until the next run removes it
             raise

@@ -113,6 +113,23 @@ def fill(shard):
     shard.commit()
 
 
+def test_a_tar_that_another_process_has_made_meanwhile_stays(tmp_path, monkeypatch):
+    """This one was taken for dead before its index had its name, and what it wrote aside was removed."""
+    rename = files._rename
+
+    def remove_first(old, new):
+        if new.suffix == ".json":
+            old.unlink()
+        rename(old, new)
+
+    monkeypatch.setattr(files, "_rename", remove_first)
+    with ShardWriter(tmp_path, 0) as writer:
+        writer.add("a", {"txt": b"1"}, {})
+        with pytest.raises(FileNotFoundError):
+            writer.commit()
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-000000.tar"]
+
+
 def test_a_really_full_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
