@@ -214,8 +214,8 @@ def _submit(
 ) -> Jobs:
     srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={ask.cpus}"
     work = []
-    files = [folder / f"{run.name or 'config'}.yaml" for run in runs]
-    for run, file in zip(runs, files, strict=True):
+    for run in runs:
+        file = folder / f"{run.name or 'config'}.yaml"
         file.write_text(config.dump(run.schema))
         work.append(FirstProcess(("train", model, "--launch", srun, "--config", str(file))))
     return queue(
