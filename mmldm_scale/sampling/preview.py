@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.config import DecodingConfig, DiTTraining, Sampling
+from mmldm_scale.errors import UserError
+from mmldm_scale.models import pretrained
 from mmldm_scale.training import dit
 from mmldm_scale.training.monitor import show
 from mmldm_scale.training.task import Preview, Task
@@ -24,10 +26,22 @@ Write = Callable[[Path, dict[str, Tensor]], None]
 
 
 def build_task(config: DiTTraining) -> Task:
-    """Return the task of :mod:`mmldm_scale.training.dit` with its samples; raise UserError as that does."""
+    """Return the task of :mod:`mmldm_scale.training.dit` with its samples, or a remark on why there are none.
+
+    Raises:
+        UserError: as there, or the autoencoder is not where the configuration says.
+    """
     task = dit.build_task(config)
     if not config.preview.samples:
         return task
+    lay = task.dataset.samples.mixture.manifest.autoencoder["path"]
+    try:
+        pretrained.find(config.preview.autoencoder or lay, "autoencoder")
+    except UserError as error:
+        if config.preview.autoencoder:
+            raise UserError(f"preview.autoencoder: {error}") from None
+        remark = f"no samples are shown: {error}; preview.autoencoder says where it lies now"
+        return dataclasses.replace(task, remarks=[*task.remarks, remark])
     return dataclasses.replace(task, samples=functools.partial(_samples, config, task.write_weights))
 
 

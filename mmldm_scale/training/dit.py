@@ -6,12 +6,10 @@ know: sizes, schedule, statistics, classes, what a clip is, and which autoencode
 
 import dataclasses
 import functools
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmldm_scale.config import DiTTraining
@@ -43,9 +41,6 @@ def build_task(config: DiTTraining) -> Task:
     dataset = LatentDataset(config)
     mixture = dataset.samples.mixture
     manifest = mixture.manifest
-    remarks = dataset.remarks()
-    if remarks and not (dist.is_initialized() and dist.get_rank()):
-        print("\n".join(remarks), file=sys.stderr, flush=True)
     if config.contrastive.weight and manifest.audio_shape[2] < 2:
         raise UserError("contrastive.weight: audio latents of one column cannot be shifted in time; 0 fits")
     passes = contrastive.PASSES if config.contrastive.weight else 1
@@ -63,6 +58,7 @@ def build_task(config: DiTTraining) -> Task:
         validation=HeldOutLatents(held, dataset) if held else None,
         begin_step=module.begin_step,
         weights={"contrastive": config.contrastive.weight} if config.contrastive.weight else {},
+        remarks=dataset.remarks(),
     )
 
 

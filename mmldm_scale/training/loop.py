@@ -116,6 +116,8 @@ class Trainer:
         self.watchdog = Watchdog(run, world, config.collective_timeout)
         self.previews = Previews(task, self.engine, world, self.watchdog)
         self.profile = Profile(run, config.profile_steps if world.first else 0)
+        for remark in task.remarks:
+            self._say(remark)
         self._begin(self.checkpoints.newest())
 
     def _begin(self, checkpoint: Path | None) -> None:

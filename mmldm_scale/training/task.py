@@ -105,6 +105,7 @@ class Task:
         weights: How much each "term/NAME" counts in "loss", by NAME; logged.
         discriminator: What plays against the module, if anything does.
         begin_step: Called before each optimizer step.
+        remarks: Lines that the user should read when a run begins.
     """
 
     name: Literal["kl_vae", "autoencoder", "dit"]
@@ -120,3 +121,4 @@ class Task:
     weights: dict[str, float] = field(default_factory=dict)
     discriminator: Discriminator | None = None
     begin_step: Callable[[StepInfo], None] | None = None
+    remarks: list[str] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import wave
 from collections.abc import Iterator
 from io import BytesIO
@@ -14,6 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmldm_scale.config import DecodingConfig, DiTTraining, Sampling, load
+from mmldm_scale.errors import UserError
 from mmldm_scale.sampling.pipeline import Description, Pipeline
 from mmldm_scale.sampling.preview import build_task
 from mmldm_scale.training import signals
@@ -58,7 +60,7 @@ def train(latents: Path, run: Path, world, *overrides: str) -> dict[int, float]:
 def test_a_run_shows_samples_of_its_averages_and_is_not_changed_by_that(
     latents, model, tmp_path, alone, capsys, restored_handlers
 ) -> None:
-    run, moved = tmp_path / "run", tmp_path / "moved"
+    run = tmp_path / "run"
     losses = train(latents, run, alone, "training.profile_steps=2")
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0, "audio": 0})
     events.Reload()
@@ -81,13 +83,33 @@ def test_a_run_shows_samples_of_its_averages_and_is_not_changed_by_that(
     losses = {seen: loss for seen, loss in losses.items() if seen <= 48}
     short = "training.total_samples=48"
     assert train(latents, tmp_path / "unseen", alone, short, "preview.samples=0") == losses
-    (model.autoencoder).rename(moved)
+
+
+def test_an_autoencoder_that_is_not_there_or_another_is_said_once(
+    latents, model, tmp_path, alone, capsys, restored_handlers
+) -> None:
+    short, often, moved = "training.total_samples=48", "training.preview_every=16", tmp_path / "moved"
+    losses = train(latents, tmp_path / "unseen", alone, short, "preview.samples=0")
+    other = shutil.copytree(model.autoencoder, tmp_path / "other")
+    (other / "more.txt").write_text("not that which made the latents")
+    capsys.readouterr()
+    assert train(latents, tmp_path / "another", alone, short, often, f"preview.autoencoder={other}") == losses
+    assert f"no samples are shown from here on: {other}" in spoken(capsys)[0]
+
+    model.autoencoder.rename(moved)
     try:
-        assert train(latents, tmp_path / "lost", alone, short, "training.preview_every=16") == losses
-        said = [line for line in capsys.readouterr().err.splitlines() if "no samples are shown" in line]
-        assert len(said) == 1
-        assert "preview.autoencoder" in said[0]
+        assert train(latents, tmp_path / "lost", alone, short, often) == losses
+        assert spoken(capsys)[0].startswith(f"no samples are shown: {model.autoencoder}: no such folder")
         assert train(latents, tmp_path / "found", alone, short, f"preview.autoencoder={moved}") == losses
-        assert "no samples" not in capsys.readouterr().err
+        assert not spoken(capsys)
+        with pytest.raises(UserError, match=f"^preview.autoencoder: {tmp_path}/nowhere: no such folder"):
+            train(latents, tmp_path / "mistaken", alone, f"preview.autoencoder={tmp_path}/nowhere")
     finally:
         moved.rename(model.autoencoder)
+
+
+def spoken(capsys) -> list[str]:
+    """Return the line that says that there are no samples, if one does."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no samples" in line]
+    assert len(lines) <= 1
+    return lines

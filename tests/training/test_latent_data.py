@@ -126,9 +126,9 @@ def test_sets_in_which_no_clip_follows_another_are_refused(tmp_path):
         build_task(configure(apart, *CONTINUING))
 
 
-def test_how_many_samples_can_continue_a_clip_is_said(windows, capsys):
-    build_task(configure(windows, *CONTINUING))
-    assert "diffusion.continued: 15 of the first 21 samples have a clip before them" in capsys.readouterr().err
+def test_how_many_samples_can_continue_a_clip_is_said(windows):
+    task = build_task(configure(windows, *CONTINUING))
+    assert task.remarks == ["diffusion.continued: 15 of the first 21 samples have a clip before them"]
 
 
 def label_of(number: int) -> int:
@@ -193,10 +193,10 @@ def test_embeddings_are_found_by_path_stem_or_label_and_padded(windows, tmp_path
     assert all(torch.equal(copy[0][name], dataset[0][name]) for name in dataset[0])
 
 
-def test_how_many_samples_have_an_embedding_is_said_and_a_run_keeps_to_its_file(windows, tmp_path, capsys):
+def test_how_many_samples_have_an_embedding_is_said_and_a_run_keeps_to_its_file(windows, tmp_path):
     files = [embeddings(tmp_path / f"{i}.safetensors", rain=(2, 4)) for i in range(2)]
     tasks = [build_task(configure(windows, "context.kind=text", f"context.embeddings={file}")) for file in files]
-    assert "context.embeddings: 7 of the first 21 samples have an embedding" in capsys.readouterr().err
+    assert tasks[0].remarks == ["context.embeddings: 7 of the first 21 samples have an embedding"]
     assert tasks[0].inputs["context.embeddings"] != tasks[1].inputs["context.embeddings"]
 
 
