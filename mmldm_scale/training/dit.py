@@ -43,7 +43,6 @@ def build_task(config: DiTTraining) -> Task:
     manifest = mixture.manifest
     if config.contrastive.weight and manifest.audio_shape[2] < 2:
         raise UserError("contrastive.weight: audio latents of one column cannot be shifted in time; 0 fits")
-    passes = contrastive.PASSES if config.contrastive.weight else 1
     module = NoisePrediction(config, manifest.audio_shape, manifest.video_shape, len(dataset.classes))
     held = LatentDataset(held_out.settings(config), dataset.classes) if config.validation else None
     return Task(
@@ -51,7 +50,7 @@ def build_task(config: DiTTraining) -> Task:
         module=module,
         dataset=dataset,
         inputs={"shards": mixture.fingerprint, **dataset.inputs},
-        flops_per_sample=passes * dit_macs(config.model, manifest.audio_shape, manifest.video_shape).flops,
+        flops_per_sample=forward_flops(config, manifest.audio_shape, manifest.video_shape),
         write_weights=functools.partial(_write_weights, _description(config, mixture, dataset.classes)),
         preview=None,
         quarantine=dataset.samples.quarantine,
@@ -60,6 +59,12 @@ def build_task(config: DiTTraining) -> Task:
         weights={"contrastive": config.contrastive.weight} if config.contrastive.weight else {},
         remarks=dataset.remarks(),
     )
+
+
+def forward_flops(config: DiTTraining, audio_shape: Shape, video_shape: Shape) -> float:
+    """Return a sample's forward FLOPs, of which training takes three times as many; contrastive passes are counted."""
+    passes = contrastive.PASSES if config.contrastive.weight else 1
+    return passes * dit_macs(config.model, audio_shape, video_shape).flops
 
 
 class NoisePrediction(nn.Module):

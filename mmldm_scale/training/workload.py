@@ -18,10 +18,11 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from mmldm_scale.cluster.hardware import Cluster
 from mmldm_scale.config import AutoencoderTraining, DiTTraining, KLVAEConfig, MediaConfig, TrainingConfig
 from mmldm_scale.models.autoencoder import kl_vae
-from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs
+from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE
 from mmldm_scale.models.memory import SHORTCUTS, fused_attention
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.models.recompute import Recomputation
+from mmldm_scale.training import dit
 from mmldm_scale.training.autoencoder import forward_flops
 from mmldm_scale.training.memory import MASTER, MicroStep, autoencoder_step, dit_step, engines, take
 from mmldm_scale.training.speed import TRAINING
@@ -71,7 +72,7 @@ def of_dit(name: str, config: DiTTraining) -> Workload:
         return float(np.interp(config.model.width, *zip(*cluster.transformers.items(), strict=True)))
 
     modes = {mode: mode for mode in ("none", "selective", "full")}
-    useful = TRAINING * dit_macs(config.model, AUDIO_SHAPE, VIDEO_SHAPE).flops
+    useful = TRAINING * dit.forward_flops(config, AUDIO_SHAPE, VIDEO_SHAPE)
     return Workload(name, config.training, step, modes, config.model.activation_checkpointing, useful, efficiency)
 
 

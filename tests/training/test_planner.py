@@ -67,6 +67,16 @@ def test_arithmetic_is_that_of_the_formula_and_of_recomputation(mode: str, passe
     assert found == pytest.approx(passes * forward, rel=0.02)
 
 
+def test_the_contrastive_loss_takes_four_passes_and_all_count_as_useful() -> None:
+    config = preset("S", "model.depth=2", "model.activation_checkpointing=none", "contrastive.weight=1")
+    forward = dit_macs(config.model, AUDIO_SHAPE, VIDEO_SHAPE).flops
+    config = replace(config, training=replace(config.training, micro_batch=1))
+    workload = of_dit("", config)
+    found = sum(arithmetic(workload.step("none", config.training)).values())
+    assert found == pytest.approx(4 * 3 * forward, rel=0.02)
+    assert workload.useful == pytest.approx(found, rel=0.02)
+
+
 def test_an_autoencoders_arithmetic_is_what_torch_counts_in_a_real_step() -> None:
     config = settings_of()
     counted = arithmetic(micro_step(config))
