@@ -6,6 +6,7 @@ a curve shows each step once however often the run was killed.
 
 import io
 import json
+import math
 import re
 import sys
 import time
@@ -57,9 +58,12 @@ class MediaWriter:
 
 
 def show(preview: Preview, tag: str, clip: Clip, media: MediaConfig) -> None:
-    """Show ``clip`` as a strip of its pictures, as a moving picture, and its sound."""
-    strip = torch.from_numpy(clip.frames).permute(3, 1, 0, 2).flatten(2) / 255  # (F, S, S, 3) -> (3, S, F·S)
-    preview.image(f"{tag}/pictures", strip)
+    """Show ``clip`` as its pictures, row by row, as a moving picture, and its sound."""
+    from torchvision.utils import make_grid  # a training that shows no clips would wait for it
+
+    pictures = torch.from_numpy(clip.frames).permute(0, 3, 1, 2) / 255  # (F, 3, S, S)
+    square = make_grid(pictures, nrow=math.ceil(math.sqrt(len(pictures))), padding=0)  # (3, rows·S, columns·S)
+    preview.image(f"{tag}/pictures", square)
     preview.video(f"{tag}/video", clip.frames, media.fps)
     preview.audio(f"{tag}/sound", torch.from_numpy(clip.waveform), media.audio.sample_rate)
 

@@ -137,8 +137,8 @@ def test_tensorboard_has_pictures_and_sound(whole):
     assert "svg/000000/video" in images
     assert "svg/000000/sound" in sounds
     assert len(sounds) == job.SHOWN
-    strip = events.Images("svg/000000/pictures")[0]
-    assert (strip.height, strip.width) == (32, 4 * 32)
+    pictures = events.Images("svg/000000/pictures")[0]
+    assert (pictures.height, pictures.width) == (2 * 32, 2 * 32)
 
 
 @pytest.mark.parametrize(

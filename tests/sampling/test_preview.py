@@ -67,8 +67,9 @@ def test_a_run_shows_samples_of_its_averages_and_is_not_changed_by_that(
     clip = Pipeline.from_pretrained(run, Sampling(steps=2, decoding=DecodingConfig(steps=2))).generate("svg", [1])[0]
     for index in (0, 1):
         assert [event.step for event in events.Images(f"svg/{index}/video")] == [48, 96]
-    strip = Image.open(BytesIO(events.Images("svg/1/pictures")[1].encoded_image_string))
-    shown = np.stack(np.split(np.array(strip), 4, axis=1)).astype(int)  # (S, F·S, 3) -> (F, S, S, 3)
+    square = np.array(Image.open(BytesIO(events.Images("svg/1/pictures")[1].encoded_image_string))).astype(int)
+    rows = np.split(square, 2)  # (2·S, 2·S, 3) -> 2 of (S, 2·S, 3)
+    shown = np.stack([picture for row in rows for picture in np.split(row, 2, axis=1)])  # (F, S, S, 3)
     assert np.abs(shown - clip.frames).max() <= 1
     with wave.open(BytesIO(events.Audio("svg/1/sound")[1].encoded_audio_string)) as sound:
         assert (sound.getframerate(), sound.getnframes()) == (8000, 3200)
