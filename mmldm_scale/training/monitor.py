@@ -23,6 +23,7 @@ from mmldm_scale import run_log
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.files import write_whole
 from mmldm_scale.media.clip import Clip
+from mmldm_scale.training import charts
 from mmldm_scale.training.task import Preview
 from mmldm_scale.training.writing import FULL
 
@@ -75,6 +76,7 @@ class Monitor:
         self._file, self._samples_seen, self._log = run / run_log.LOG, samples_seen, None
         self._writer = SummaryWriter(run / "tensorboard", purge_step=samples_seen + 1)
         self._total = total_samples
+        self._charted: set[str] = set()
         self._start = (samples_seen, time.monotonic())
         before, now = list(run_log.read(run)), time.time()
         first = min((record.get(run_log.FIRST_START, record["time"]) for record in before), default=now)
@@ -93,6 +95,9 @@ class Monitor:
         values = {**values, "speed/goodput": self._goodput.share, "speed/progress": samples_seen / self._total}
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, samples_seen)
+        if not values.keys() <= self._charted:  # a first record, or the first with a validation
+            self._charted |= values.keys()
+            self._writer.add_custom_scalars(charts.layout(self._charted))
         if self._log is None:
             self._open()
         self._log.write(json.dumps(record | values) + "\n")

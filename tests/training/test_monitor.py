@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from mmldm_scale.training.monitor import Monitor
 
@@ -68,3 +69,21 @@ def test_pictures_moving_pictures_and_sound_come_back(tmp_path) -> None:
     assert Image.open(BytesIO(reader.Images("still")[0].encoded_image_string)).size == (6, 6)
     with wave.open(BytesIO(reader.Audio("sound")[0].encoded_audio_string)) as sound:
         assert (sound.getframerate(), sound.getnframes()) == (8000, 800)
+
+
+def test_tensorboard_draws_into_one_chart_what_belongs_together(tmp_path) -> None:
+    monitor = Monitor(tmp_path, 0, 100)
+    monitor.scalars(10, {"loss": 1.0, "training/gradient_norm": 2.0})
+    monitor.scalars(20, {"loss": 0.9, "validation/loss": 0.8, "validation/loss_by_time/audio/0-249": 0.7})
+    monitor.close()
+    written = events(tmp_path).Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    pages = Layout.FromString(written).category
+    charts = {page.title: {chart.title: [*chart.multiline.tag] for chart in page.chart} for page in pages}
+    assert charts == {
+        "Does it learn?": {
+            "loss": ["loss$", "validation/loss$"],
+            "held-out loss by timestep, audio": ["validation/loss_by_time/audio/"],
+        },
+        "Is it stable?": {"gradient norm": ["training/gradient_norm$"]},
+        "Is it quick?": {"shares": ["speed/mfu$", "speed/data_wait_share$", "speed/goodput$"]},
+    }

@@ -1,0 +1,52 @@
+"""TensorBoard's page "Custom scalars": curves that only say something side by side, drawn into one chart each.
+
+They are laid out by the questions of somebody who has to decide whether a run goes on (docs/monitor.md).
+"""
+
+import re
+from collections.abc import Collection
+
+Layout = dict[str, dict[str, list[str | list[str]]]]
+
+CHARTS = {
+    "Does it learn?": {
+        "loss": ["loss$", "validation/loss$"],
+        "loss, audio": ["loss/audio$", "validation/loss/audio$"],
+        "loss, video": ["loss/video$", "validation/loss/video$"],
+        "loss by timestep, audio": ["loss_by_time/audio/"],
+        "loss by timestep, video": ["loss_by_time/video/"],
+        "held-out loss by timestep, audio": ["validation/loss_by_time/audio/"],
+        "held-out loss by timestep, video": ["validation/loss_by_time/video/"],
+        "terms of the loss": ["term/"],
+        "how strongly each term pulls": ["gradient_norm/"],
+        "discriminator's logits": ["discriminator/logit_"],
+    },
+    "Is it stable?": {
+        "gradient norm": ["training/gradient_norm$"],
+        "learning rate": ["training/learning_rate$"],
+        "loss scale": ["training/loss_scale$"],
+        "left out": ["training/skipped_steps$", "training/left_out_samples$", "data/quarantined$"],
+    },
+    "Is it quick?": {
+        "samples per second": ["speed/samples_per_second$"],
+        "shares": ["speed/mfu$", "speed/data_wait_share$", "speed/goodput$"],
+        "seconds that training stood still": ["time/"],
+        "memory, GiB": ["memory/"],
+    },
+}
+
+
+def layout(tags: Collection[str]) -> Layout:
+    """Return the charts, as TensorBoard takes them, that a run with curves of these ``tags`` has something for.
+
+    A chart's patterns are matched from a tag's beginning.
+    """
+    pages = {
+        page: {title: ["Multiline", patterns] for title, patterns in charts.items() if _any(patterns, tags)}
+        for page, charts in CHARTS.items()
+    }
+    return {page: charts for page, charts in pages.items() if charts}
+
+
+def _any(patterns: Collection[str], tags: Collection[str]) -> bool:
+    return any(re.match(pattern, tag) for pattern in patterns for tag in tags)
