@@ -51,10 +51,10 @@ def train(build_task: Callable[[Any], Task], schema: Any) -> int:
     world = start(config.collective_timeout)
     try:
         run = Path(schema.run)
-        begin(run, schema, world)
         torch.manual_seed(config.seed)  # the initial weights; all else is keyed by position
         torch.backends.cudnn.deterministic = True
         with locked(run, world):
+            begin(run, schema, world)
             task = build_task(schema)
             trainer = Trainer(task, config, run, world)
             stopped = trainer.run(wish)

@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--nodes {args.nodes} --gpus-per-node {args.gpus_per_node}: 1 or more of each fits")
     if args.samples is not None and args.samples < 1:
         raise UserError(f"--samples {args.samples}: 1 or more fits")
+    if args.network is not None and not 0 < args.network < math.inf:
+        raise UserError(f"--network {args.network:g}: GB/s from node to node, above 0, fits")
     workload = _workload(args)
     cluster = CLUSTERS[args.gpu]
     if args.network is not None:

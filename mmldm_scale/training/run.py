@@ -1,7 +1,8 @@
 """The folder of a run, ``runs/NAME/``: begun once with a configuration, carried on only with the same.
 
 ``config.yaml`` is what the run was begun with. What changes a result (model, data, seed, batch, …) must stay; what does
-not (lengths, intervals, workers, …) may change when the run is carried on.
+not (lengths, intervals, workers, …) may change when the run is carried on. A start that failed before it had logged or
+saved anything, such as one on the wrong data, has begun nothing: the next one's configuration takes its place.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mmldm_scale import config
+from mmldm_scale import config, run_log
 from mmldm_scale.errors import UserError
 from mmldm_scale.files import write_whole
 from mmldm_scale.training.distributed import World
@@ -51,7 +52,9 @@ FREE = {
 
 
 def begin(run: Path, schema: Any, world: World) -> None:
-    """Make ``run`` with its configuration, or check that ``schema`` carries on what it holds; all ranks call this.
+    """Write the configuration of ``run``, or check that ``schema`` carries on what it holds; all ranks call this.
+
+    Hold the run's lock.
 
     Raises:
         UserError: the run was begun with other settings, or the folder cannot be written.
@@ -68,7 +71,7 @@ def check(run: Path, schema: Any) -> None:
         UserError: the run was begun with other settings.
     """
     file = run / CONFIG
-    problem = _difference(file, config.load(type(schema), [file]), schema) if file.exists() else None
+    problem = _difference(file, config.load(type(schema), [file]), schema) if _begun(run) else None
     if problem:
         raise UserError(problem)
 
@@ -76,15 +79,19 @@ def check(run: Path, schema: Any) -> None:
 def _begin(run: Path, schema: Any) -> str | None:
     file = run / CONFIG
     try:
-        run.mkdir(parents=True, exist_ok=True)
         check(run, schema)
-        if not file.exists():
+        if not _begun(run):
             write_whole(file, config.dump(schema).encode())
     except OSError as error:
         return f"{run}: cannot be used as a run folder: {error.strerror}"
     except UserError as error:
         return str(error)
     return None
+
+
+def _begun(run: Path) -> bool:
+    saved, logged = any((run / "checkpoints").glob("step-*[0-9]")), next(run_log.read(run), None)
+    return (run / CONFIG).exists() and (saved or logged is not None)
 
 
 def _difference(file: Path, begun: Any, now: Any) -> str | None:

@@ -109,7 +109,7 @@ def _read(location: str, random: np.random.Generator, seconds: float) -> float:
     """
     samples = ShardSet(location)
     began, count = time.monotonic(), 0
-    while (taken := time.monotonic() - began) < seconds / 2 or not count:
+    while (taken := time.monotonic() - began) < seconds or not count:
         samples.read(random.integers(len(samples), size=BATCH).tolist())
         count += BATCH
     samples.close()
