@@ -71,8 +71,9 @@ def start(timeout: float) -> World:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     limit = timedelta(seconds=timeout + GRACE)
     backend = "nccl" if cuda else "gloo"
-    # On CPUs DeepSpeed would compile a shared-memory all-reduce first, for a minute, that only its inference calls.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed would try its compilers for a second, and on CPUs compile a shared-memory all-reduce for a minute, that
+    # only its inference calls: this is where it notes which of its operators can be built.
+    deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=limit, verbose=False)
     return World(
         rank=dist.get_rank(),
