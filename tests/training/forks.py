@@ -6,6 +6,7 @@ each with [exit status, what they said] when they have ended.
 
 import contextlib
 import errno
+import gc
 import hashlib
 import importlib
 import itertools
@@ -18,8 +19,9 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (DeepSpeed imports it late, and torch's compiler with it)
 import torch
@@ -42,7 +44,7 @@ from mmldm_scale.training.staging import Staging
 from mmldm_scale.training.task import Dataset, Task
 from tests.training import toy
 
-LIMIT, COMMAND_LIMIT = 60, 240  # seconds that a process of the toy, or a command, lives
+LIMIT, COMMAND_LIMIT = 60, 240  # seconds that a process of the toy, or of anything else, lives
 
 
 class Recorded:
@@ -178,12 +180,31 @@ def call(function: str, *arguments: str) -> int:
     return getattr(importlib.import_module(module), name)(*arguments)
 
 
+def signalled(rank: int, number: int, sight: str, function: str, *arguments: Any) -> int:
+    """Call another of these functions; ``rank`` gets the signal ``number`` once there is a file ``sight``."""
+    target = os.getpid()
+    if int(os.environ["RANK"]) == rank and os.fork() == 0:
+        while os.getppid() == target and not os.path.exists(sight):
+            time.sleep(0.001)
+        if os.getppid() == target:
+            os.kill(target, number)
+        os._exit(0)
+    return known()[function](*arguments)
+
+
+def known() -> dict[str, Callable[..., int]]:
+    """Return the functions that may be asked for, by name."""
+    functions = (train, train_dit, train_on_failing_disk, train_until_killed, train_until_signalled)
+    return {one.__name__: one for one in (*functions, repartition, command, call, signalled)}
+
+
 def run(processes: int, function: str, arguments: list) -> tuple[int, str]:
     """Call one of the functions above in ``processes``; return the worst status and their output."""
     with tempfile.TemporaryFile("w+") as output:
         port = free_port()
         children = [os.fork() or child(rank, processes, port, output, function, arguments) for rank in range(processes)]
-        end = threading.Timer(COMMAND_LIMIT if function == "command" else LIMIT, kill, [children])
+        limit = LIMIT if function.startswith("train") else COMMAND_LIMIT
+        end = threading.Timer(limit, kill, [children])
         end.start()
         status = max(abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) for pid in children)
         end.cancel()
@@ -204,9 +225,7 @@ def child(rank: int, size: int, port: int, output: IO[str], function: str, argum
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     status = 1
     try:
-        functions = (train, train_dit, train_on_failing_disk, train_until_killed, train_until_signalled)
-        known = {known.__name__: known for known in (*functions, repartition, command, call)}
-        status = known[function](*arguments)
+        status = known()[function](*arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         status = 2
@@ -225,5 +244,6 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported is no garbage: looking through it would have each fork copy it
     for line in sys.stdin:
         print(json.dumps(run(*json.loads(line))), flush=True)

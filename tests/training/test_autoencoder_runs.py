@@ -1,11 +1,7 @@
 """The autoencoder's training by the real command, with contrast and a discriminator, on tiny clips."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.autoencoders import write_data
-from tests.training.harness import ENVIRONMENT, Forks
+from tests.training.harness import Forks
 
 CONFIG = """
 model:
@@ -95,19 +91,12 @@ def test_number_of_processes_changes_nothing(train, tmp_path, undisturbed):
             assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-8), (name, one["samples_seen"])
 
 
-def test_killed_and_carried_on_ends_with_the_same_weights(data, train, tmp_path, undisturbed):
+def test_killed_and_carried_on_ends_with_the_same_weights(forks, data, train, tmp_path, undisturbed):
     """Both engines: the discriminator's weights and moments decide the losses that follow."""
     run = tmp_path / "run"
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    under = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    program = [*under, "-m", "mmldm_scale.cli", *words(data, run)]
-    launcher = subprocess.Popen(program, env=ENVIRONMENT, **pipes)
-    deadline = time.monotonic() + 120
-    while not (run / "checkpoints/step-000000000016").exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    os.kill(int(children[1]), signal.SIGKILL)
-    launcher.communicate(timeout=60)
+    how = (1, signal.SIGKILL, f"{run}/checkpoints/step-000000000016")
+    status, said = forks(2, "signalled", *how, "command", str(data), "mmldm", *words(data, run))
+    assert status == signal.SIGKILL, said
     assert not (run / "checkpoints/step-000000000032").exists()
     assert train(run, 2) == log(undisturbed)
     file = "checkpoints/step-000000000032/weights/model.safetensors"

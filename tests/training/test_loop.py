@@ -1,6 +1,5 @@
 """The trainer on the real DeepSpeed engine, in real processes: exactness, resuming, and what ends a run."""
 
-import os
 import signal
 import subprocess
 import time
@@ -13,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mmldm_scale import status
 from mmldm_scale.training.ema import exponent
+from mmldm_scale.training.signals import EXIT_STOPPED
 from tests.training.harness import ENVIRONMENT, EVERY_STEP, Finished, assert_same_checkpoint, command
 
 
@@ -23,22 +23,6 @@ def weights(run: Path, step: int = 160) -> dict[str, torch.Tensor]:
 def assert_same_run(one: Finished, other: Finished) -> None:
     assert one.values() == other.values()
     assert_same_checkpoint(one.checkpoints()[-1], other.checkpoints()[-1])
-
-
-def workers_of(launcher: subprocess.Popen) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
-
-
-def run_until(folder: Path, sight: str, number: signal.Signals, *overrides: str) -> subprocess.CompletedProcess:
-    """Start the toy, send ``number`` to its second rank when ``sight`` appears in the run folder, wait for the end."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    launcher = subprocess.Popen(command(folder, *overrides), env=ENVIRONMENT, **pipes)
-    deadline = time.monotonic() + 60
-    while not (folder / sight).exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(workers_of(launcher)[1], number)
-    output, _ = launcher.communicate(timeout=60)
-    return subprocess.CompletedProcess(launcher.args, launcher.returncode, output)
 
 
 def test_losses_fall_and_everything_is_logged(undisturbed: Finished) -> None:
@@ -73,24 +57,28 @@ def test_status_says_how_the_run_went(undisturbed: Finished) -> None:
     assert "10 kept (16 … 128 144 160)" in said["checkpoints"]
 
 
-def test_killed_while_saving_and_while_training_ends_with_the_same_weights(tmp_path, train, undisturbed) -> None:
+def test_killed_while_saving_and_while_training_ends_with_the_same_weights(tmp_path, forks, train, undisturbed) -> None:
     """Before the discriminator begins to play and while its weight rises; after that in the test of the ZeRO stages."""
+    run = tmp_path / "run"
     for sight in ("checkpoints/step-000000000032.tmp", "checkpoints/step-000000000064"):
-        killed = run_until(tmp_path / "run", sight, signal.SIGKILL, *EVERY_STEP)
-        assert killed.returncode != 0
-        assert not (tmp_path / "run/checkpoints/step-000000000160").exists()
+        how = (1, signal.SIGKILL, f"{run}/{sight}")
+        status, said = forks(2, "signalled", *how, "train", f"run={run}", *EVERY_STEP)
+        assert status == signal.SIGKILL, said
+        assert not (run / "checkpoints/step-000000000160").exists()
     finished = train(*EVERY_STEP)
     assert finished.status == 0, finished.output
     assert "carrying on from" in finished.output
     assert_same_run(finished, undisturbed)
 
 
-def test_signal_to_one_rank_saves_on_all_and_carries_on(tmp_path, train, undisturbed) -> None:
-    sparse = ("training.total_samples=1600",)
-    stopped = run_until(tmp_path / "run", "log.jsonl", signal.SIGUSR1, *sparse)
-    assert "stopping at" in stopped.stdout
-    assert "Traceback (most recent call last)" not in stopped.stdout.split("torch/distributed")[0]
-    saved = sorted((tmp_path / "run/checkpoints").iterdir())[-1]
+def test_signal_to_one_rank_saves_on_all_and_carries_on(tmp_path, forks, train, undisturbed) -> None:
+    run = tmp_path / "run"
+    how = (1, signal.SIGUSR1, f"{run}/log.jsonl")
+    status, said = forks(2, "signalled", *how, "train", f"run={run}", "training.total_samples=1600")
+    assert status == EXIT_STOPPED, said
+    assert said.count("stopping at") == 1
+    assert "Traceback" not in said
+    saved = sorted((run / "checkpoints").iterdir())[-1]
     at = int(saved.name.removeprefix("step-"))
     assert at < 1600
     finished = train("training.total_samples=160") if at < 160 else train("training.total_samples=1600")
