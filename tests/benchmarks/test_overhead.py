@@ -1,23 +1,23 @@
 import json
-import subprocess
-import sys
+from pathlib import Path
 
-from tests.training.harness import ENVIRONMENT
-
-PROGRAM = """
-import json
 from benchmarks import overhead
-overhead.TURN = 2
-overhead.keep_freed_memory()
-sizes = {"depth": 1, "width": 16, "heads": 2, "context_tokens": 2, "context_width": 4}
-print(json.dumps(overhead.measure(1, sizes)))
-"""
+
+MODEL = {"depth": 1, "width": 16, "heads": 2, "context_tokens": 2, "context_width": 4}
 
 
-def test_the_trainer_and_the_bare_loops_take_turns():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+def measure(file: str) -> int:
+    """Write what is found in turns of two steps to ``file``."""
+    overhead.TURN = 2
+    overhead.keep_freed_memory()
+    Path(file).write_text(json.dumps(overhead.measure(1, MODEL)))
+    return 0
+
+
+def test_the_trainer_and_the_bare_loops_take_turns(forks, tmp_path):
+    status, said = forks(1, "call", f"{__name__}:measure", str(tmp_path / "found.json"))
+    assert status == 0, said
+    found = json.loads((tmp_path / "found.json").read_text())
     assert found["turns"] == 1
     for name in ("seconds_per_step", "computing_seconds_per_step"):
         assert [*found[name]] == ["trainer", "bare loop", "bare loop without averages"]

@@ -1,13 +1,13 @@
-"""A program that prints what training on CPU sends: bytes by model, ZeRO stage and accumulation, as DeepSpeed logs it.
+"""What training on CPU sends, in several processes: bytes by model, ZeRO stage and accumulation, as DeepSpeed logs it.
 
-``torchrun … -m tests.training.collectives key=value …`` takes the overrides of a DiT's training; the
-autoencoder is the tests' own, with its discriminator.
+``record(file, "key=value", …)`` takes the overrides of a DiT's training; the autoencoder is the tests' own, with its
+discriminator.
 """
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import deepspeed
 
@@ -63,9 +63,10 @@ def trained(given: TrainingConfig, stage: int, accumulation: int) -> TrainingCon
     return replace(given, micro_batch=1, zero_stage=stage, **intervals, deepspeed=settings)
 
 
-if __name__ == "__main__":
+def record(file: str, *overrides: str) -> int:
+    """Write to ``file``, as JSON, the bytes that a process sends in a step: by "model stage accumulation"."""
     world = start(60.0)
-    dit, autoencoder = load(DiTTraining, [], sys.argv[1:]), settings_of(micro_batch=1, precision="bf16")
+    dit, autoencoder = load(DiTTraining, [], overrides), settings_of(micro_batch=1, precision="bf16")
     makers: dict[str, Callable[[], memory.MicroStep]] = {
         "dit": lambda: memory.dit_step(dit, AUDIO_SHAPE, VIDEO_SHAPE, "cpu"),
         "autoencoder": lambda: micro_step(autoencoder, "cpu"),
@@ -76,5 +77,6 @@ if __name__ == "__main__":
             training = trained(given, stage, accumulation)
             found[f"{model} {stage} {accumulation}"] = of_a_step(makers[model](), training, world)
     if world.first:
-        print(json.dumps(found))
+        Path(file).write_text(json.dumps(found))
     stop()
+    return 0

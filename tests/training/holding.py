@@ -1,11 +1,12 @@
-"""A network for the tests of predicted memory, and a program that prints what an engine holds of it.
+"""A network for the tests of predicted memory, and what an engine holds of it, for several processes to look at.
 
-``torchrun … holding.py`` tries every ZeRO stage and precision that work without a GPU.
+``record(file)`` tries every ZeRO stage and precision that work without a GPU.
 """
 
 import gc
 import json
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -73,9 +74,11 @@ def measure(world: World, stage: int, precision: str) -> list[tuple[int, int]]:
     return world.gather((stepped, held_bytes(before)))
 
 
-if __name__ == "__main__":
+def record(file: str) -> int:
+    """Write what each process held to ``file``, as JSON by stage and precision."""
     world = start(60.0)
     found = {f"{stage} {name}": measure(world, stage, name) for stage in range(4) for name in ("fp32", "bf16")}
     if world.first:
-        print(json.dumps(found))
+        Path(file).write_text(json.dumps(found))
     stop()
+    return 0

@@ -1,10 +1,7 @@
 """Predicted memory, held against what real engines hold and what real tensors take."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,19 +14,18 @@ from mmldm_scale.training import memory
 from tests.models.allocator import allocated
 from tests.models.autoencoder import tiny
 from tests.training.autoencoders import micro_step, settings_of
-from tests.training.harness import ENVIRONMENT
 from tests.training.holding import BUCKET, Net, settings
 
-PROGRAM, PROCESSES = Path(__file__).with_name("holding.py"), 2
+PROCESSES = 2
 
 
 @pytest.fixture(scope="module")
-def held():
+def held(forks, tmp_path_factory):
     """What each of PROCESSES held, by stage and precision."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
-    done = subprocess.run([*command, str(PROGRAM)], env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    file = tmp_path_factory.mktemp("held") / "held.json"
+    status, said = forks(PROCESSES, "call", "tests.training.holding:record", str(file))
+    assert status == 0, said
+    return json.loads(file.read_text())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

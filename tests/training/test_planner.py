@@ -1,10 +1,7 @@
 """The planner against what DeepSpeed sends, what torch counts, the formulas, and the shipped configurations."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +21,6 @@ from mmldm_scale.training.workload import Workload, arithmetic, checkpoint_bytes
 from tests.models.autoencoder import tiny as tiny_autoencoder
 from tests.training.autoencoders import micro_step, settings_of
 from tests.training.collectives import CASES, trained
-from tests.training.harness import ENVIRONMENT
 
 TINY = ("shards=x", "model.depth=2", "model.width=128", "model.heads=2", "training.micro_batch=1")
 
@@ -34,19 +30,11 @@ def preset(model: str, *overrides: str, cluster: str | None = None) -> DiTTraini
     return load(DiTTraining, files, ["shards=x", *overrides])
 
 
-def test_traffic_is_what_deepspeed_sends() -> None:
-    overrides = [*TINY, "training.precision=bf16"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, "-m", "tests.training.collectives", *overrides],
-        cwd=Path(__file__).parents[2],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_traffic_is_what_deepspeed_sends(forks, tmp_path) -> None:
+    overrides, file = [*TINY, "training.precision=bf16"], tmp_path / "sent.json"
+    status, said = forks(2, "call", "tests.training.collectives:record", str(file), *overrides)
+    assert status == 0, said
+    found = json.loads(file.read_text())
     dit, autoencoder = load(DiTTraining, [], overrides), settings_of(micro_batch=1, precision="bf16")
     steps = {
         "dit": (dit, dit_step(dit, AUDIO_SHAPE, VIDEO_SHAPE)),

@@ -1,7 +1,6 @@
 """The loss on held-out samples: what it is taken over, and that it is the same however taken and disturbs nothing."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from mmldm_scale.training.dit import build_task
 from mmldm_scale.training.latent_data import LatentDataset
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.signals import StopRequest
-from tests.training.harness import Forks
 from tests.training.latent_sets import write_latents
 
 TINY = ["model.depth=1", "model.width=16", "model.heads=2", "model.context_tokens=2", "model.context_width=4"]
@@ -32,13 +30,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_latents(folder / "learned")
     write_latents(folder / "held_out", (9,), first=100)
     return folder
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    forks = Forks()
-    yield forks
-    forks.close()
 
 
 def configure(data: Path, *overrides: str) -> DiTTraining:
