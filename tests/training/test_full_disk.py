@@ -31,7 +31,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         os.system(f"umount --lazy {folder}")
 
 
-def test_a_run_on_a_full_disk_goes_on_with_what_it_has_and_ends_with_room(disk: Path, train, forks) -> None:
+def test_a_run_on_a_full_disk_goes_on_with_what_it_has_and_ends_with_room(disk: Path, forks, undisturbed) -> None:
     """Ten checkpoints are more than fit."""
 
     def on_disk() -> Finished:
@@ -50,7 +50,6 @@ def test_a_run_on_a_full_disk_goes_on_with_what_it_has_and_ends_with_room(disk: 
     finished = on_disk()
     assert finished.status == 0, finished.output
     assert "carrying on from" in finished.output
-    undisturbed = train(*OPTIONS)
     assert finished.values() == undisturbed.values()
     assert_same_checkpoint(finished.checkpoints()[-1], undisturbed.checkpoints()[-1])
 
