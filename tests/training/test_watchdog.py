@@ -42,13 +42,6 @@ def test_a_frozen_rank_is_named_and_killed(forks, tmp_path, frozen: int) -> None
     assert "in train" in reports[1 - frozen]
 
 
-def test_with_a_frozen_rank_the_launcher_ends_too(train) -> None:
-    """It would wait for half a minute before it kills."""
-    run = train(LIMIT, "hang=frozen", "hang_at=44")
-    assert run.status != 0
-    assert hung(run)[0].startswith("rank 1 (pid ")
-
-
 @pytest.mark.parametrize(
     ("where", "workers", "what"),
     [
