@@ -85,7 +85,7 @@ def test_failing_before_the_first_checkpoint_stops_in_one_line(train) -> None:
 
 @pytest.mark.parametrize(("fault", "complaint"), [("spike", "its loss"), ("steep", "its gradient norm")])
 def test_spikes_are_skipped_if_that_is_asked_for(train, fault: str, complaint: str) -> None:
-    length = ("training.total_samples=1600", "training.checkpoint_every=320", "adversarial.after=800")
+    length = ("training.total_samples=1152", "training.checkpoint_every=1152", "adversarial.after=800")
     run = train(*length, "training.spike_factor=8", f"fault={fault}", "fault_at=[38,1126]")
     assert run.status == 0, run.output
     assert f"skipped the step to 1,136 samples: {complaint}" in run.output
