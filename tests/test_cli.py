@@ -37,8 +37,3 @@ def test_mistake_is_one_line(arguments, complaint, capsys, monkeypatch, tmp_path
     assert complaint in error
     assert error.startswith("mmldm: ")
     assert error.count("\n") == 1
-
-
-def test_presets_are_printed(capsys) -> None:
-    assert main(["model-info"]) == 0
-    assert "1543.7 M" in capsys.readouterr().out
