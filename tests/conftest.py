@@ -32,7 +32,16 @@ class Together(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which may be switched off
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together:
+    config.option.loadscopereorder = False  # the order is that of the tests, not the files with most tests first
     return Together(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: were it left for the end, one process would wait for the other."""
+    items.sort(key=lambda item: [not item.nodeid.startswith(folder) for folder in LONGEST_FIRST])
+
+
+LONGEST_FIRST = ("tests/slurm/", "tests/docs/", "tests/evaluation/", "tests/training/")
 
 
 @pytest.fixture(autouse=True)
