@@ -189,6 +189,7 @@ class AutoencoderTraining(ShardTraining):
     context_dropout: float = 0.1  # share of pictures drawn without semantics and class: what guidance needs
     frames_per_clip: int = 2  # target frames of each clip in a step
     flip: float = 0.5  # share of clips mirrored
+    validation: list[str] = field(default_factory=list)  # held-out sets, on which the loss is measured
     preview: DecodingConfig = field(default_factory=lambda: DecodingConfig(steps=20))
     training: TrainingConfig = field(default_factory=TrainingConfig)
 

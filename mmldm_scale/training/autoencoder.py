@@ -28,10 +28,12 @@ from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.discriminator import PICTURES, AudioVideoDiscriminator
 from mmldm_scale.models.autoencoder.model import Autoencoder, save
 from mmldm_scale.models.autoencoder.stable_diffusion import load_unet
+from mmldm_scale.training import held_out
 from mmldm_scale.training.adversarial import AdversarialLoss
 from mmldm_scale.training.autoencoder_data import ClipDataset
 from mmldm_scale.training.autoencoder_objective import Reconstruction, fake_arrangements
 from mmldm_scale.training.clip_data import Clips
+from mmldm_scale.training.held_out import HeldOutSamples
 from mmldm_scale.training.task import Discriminator, Preview, Task
 
 SHOWN_CLIPS = 2
@@ -43,7 +45,8 @@ def build_task(config: AutoencoderTraining) -> Task:
     """Return the task that trains the autoencoder of ``config`` on its clip shards.
 
     Raises:
-        UserError: shards, KL-VAE or U-Net are missing, damaged or of another kind, or sizes do not fit together.
+        UserError: shards, KL-VAE or U-Net are missing, damaged or of another kind, or sizes do not fit together, or
+            the held-out clips are too few or are learned from.
     """
     vae = kl_vae.load(config.kl_vae)
     clips = Clips(config)
@@ -67,10 +70,18 @@ def build_task(config: AutoencoderTraining) -> Task:
         write_weights=functools.partial(_write_weights, module.autoencoder, frozen),
         preview=functools.partial(_show, config, clips),
         quarantine=clips.samples.quarantine,
+        validation=_validation(config, clips, module) if config.validation else None,
         weights=module.weights,
         discriminator=_discriminator(config),
         begin_step=module.begin_step,
     )
+
+
+def _validation(config: AutoencoderTraining, clips: Clips, module: Reconstruction) -> HeldOutSamples:
+    """Return the held-out clips, in whole groups of those that the contrastive loss compares with one another."""
+    settings = held_out.settings(config, context_dropout=0.0)
+    dataset = ClipDataset(settings, Clips(settings, clips.classes), module.autoencoder)
+    return HeldOutSamples(dataset, clips.samples.mixture, dataset.steps, group=max(1, module.group))
 
 
 def _discriminator(config: AutoencoderTraining) -> Discriminator | None:

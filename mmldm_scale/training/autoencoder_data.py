@@ -1,5 +1,7 @@
 """What the autoencoder learns from: clips with all that is drawn at random for them, by global position."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,10 +16,14 @@ class ClipDataset:
     """Training samples by global position, as ``training.autoencoder_objective.Reconstruction`` takes them."""
 
     def __init__(self, config: AutoencoderTraining, clips: Clips, model: Autoencoder) -> None:
-        self.config, self.clips = config, clips
+        self.config, self.clips, self.samples = config, clips, clips.samples
         self.shapes = {"audio_noise": model.audio_shape, "video_noise": model.video_shape}
         self.noise_shape = model.noise_shape
         self.steps = DiffusionConfig().steps
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Return the samples at ``positions``."""
+        return [self[position] for position in positions]
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         """Return the sample at ``position``; see ``Reconstruction.forward`` for its parts."""

@@ -20,6 +20,7 @@ from mmldm_scale.media.pixels import to_signal
 from mmldm_scale.models.autoencoder.decoder import Condition
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.autoencoder.semantic import Semantics
+from mmldm_scale.training import means
 from mmldm_scale.training.contrast import contrastive_group, contrastive_losses
 from mmldm_scale.training.task import StepInfo
 
@@ -65,7 +66,10 @@ class Reconstruction(nn.Module):
         "kl_video", the posteriors' divergences in nats; "classification", the cross-entropy of the class, zero for a
         clip without one (the mean is over all clips); "contrastive", Eq. 1, whose τ is "temperature". If the decoder
         guesses from an estimate, "estimate" is the mean squared error of that, over all frames and the audio image
-        alike: ours, it teaches the encoders far quicker than noise does.
+        alike: ours, it teaches the encoders far quicker than noise does. On logged steps, and in validation, there are
+        "loss/audio" and "loss/video" by quarter of the schedule as well (:mod:`training.means`).
+
+        In validation (eval mode) that is all, whatever the last step was, and "loss" lacks the discriminator's part.
 
         Args:
             batch: "frames" (B, F, S, S, 3) uint8, "waveform" (B, N), "label" (B,) the class or -1, "targets" (B, K)
@@ -97,6 +101,10 @@ class Reconstruction(nn.Module):
             "loss/video": errors[:, :-1].mean(dim=1),
             **values,
         }
+        if self.step.logged or not self.training:
+            results |= _by_time(errors, batch["time"], len(self.schedule.alphas_cumprod))
+        if not self.training:
+            return results
         if self.step.logged:
             results["through"] = {"latents": perceptual}
             if semantics is not None:
@@ -204,6 +212,12 @@ def _estimate_error(conditions: tuple[Condition, Condition], latents: Tensor) ->
     audio, video = (condition.estimate.float().unflatten(0, (len(latents), -1)) for condition in conditions)
     errors = [(video - latents[:, :-1]).square(), (audio - latents[:, -1:]).square()]
     return sum(error.mean(dim=(1, 2, 3, 4)) for error in errors) / 2
+
+
+def _by_time(errors: Tensor, time: Tensor, steps: int) -> dict[str, Tensor]:
+    """Return the ``errors`` (B, K + 1), the audio image's last, by quarter of the schedule of ``steps``."""
+    audio = means.by_time({"loss/audio": errors[:, -1]}, time[:, -1], steps)
+    return audio | means.by_time({"loss/video": errors[:, :-1]}, time[:, :-1], steps)
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ CHARTS = {
         "held-out loss by timestep, audio": ["validation/loss_by_time/audio/"],
         "held-out loss by timestep, video": ["validation/loss_by_time/video/"],
         "terms of the loss": ["term/"],
+        "held-out terms of the loss": ["validation/term/"],
         "how strongly each term pulls": ["gradient_norm/"],
         "discriminator's logits": ["discriminator/logit_"],
     },

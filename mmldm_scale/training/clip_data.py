@@ -12,22 +12,25 @@ from mmldm_scale.training.samples import Samples
 class Clips:
     """The clips that ``config`` learns from.
 
+    Attributes:
+        samples: what they are made of.
+        classes: the names of the classes; empty if no clip has one.
+
     Raises:
         UserError: as :class:`Samples`.
     """
 
-    def __init__(self, config: KLVAETraining | AutoencoderTraining) -> None:
+    def __init__(self, config: KLVAETraining | AutoencoderTraining, classes: Sequence[str] | None = None) -> None:
+        """Open the sets of ``config``; ``classes``: those that the model knows, if not those of these sets."""
         self.samples = Samples(config, "clips")
+        names = self.samples.mixture.classes
+        self.classes = list(names if classes is None else classes)
+        self._labels = [self.classes.index(name) if name in self.classes else -1 for name in names]
 
     @property
     def media(self) -> MediaConfig:
         """What a clip is."""
         return self.samples.mixture.manifest.media
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the classes; empty if no clip has one."""
-        return self.samples.mixture.classes
 
     def clip(self, position: int, frames: Sequence[int] | None = None) -> Clip:
         """Return the clip at global ``position``, with only the ``frames`` asked for (all if None)."""
@@ -45,9 +48,9 @@ class Clips:
         return decode_clip(sample.members, frames, self.media)
 
     def _label(self, sample: Sample) -> int:
-        label, known = sample.meta.get("class"), range(len(self.classes))
+        label, named = sample.meta.get("class"), range(len(self._labels))
         if label is None:
             return -1
-        if label not in known:
-            raise ValueError(f"class {label!r} is none of the {len(known)} that the set names")
-        return int(label)
+        if label not in named:
+            raise ValueError(f"class {label!r} is none of the {len(named)} that the set names")
+        return self._labels[int(label)]

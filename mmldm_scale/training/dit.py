@@ -24,7 +24,7 @@ from mmldm_scale.models.flops import dit_macs
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.mixture import Mixture
 from mmldm_scale.training import held_out, means
-from mmldm_scale.training.held_out import HeldOutLatents
+from mmldm_scale.training.held_out import HeldOutSamples
 from mmldm_scale.training.latent_data import LatentDataset
 from mmldm_scale.training.task import StepInfo, Task
 
@@ -44,7 +44,6 @@ def build_task(config: DiTTraining) -> Task:
     if config.contrastive.weight and manifest.audio_shape[2] < 2:
         raise UserError("contrastive.weight: audio latents of one column cannot be shifted in time; 0 fits")
     module = NoisePrediction(config, manifest.audio_shape, manifest.video_shape, len(dataset.classes))
-    held = LatentDataset(held_out.settings(config), dataset.classes) if config.validation else None
     return Task(
         name="dit",
         module=module,
@@ -54,7 +53,7 @@ def build_task(config: DiTTraining) -> Task:
         write_weights=functools.partial(_write_weights, _description(config, mixture, dataset.classes)),
         preview=None,
         quarantine=dataset.samples.quarantine,
-        validation=HeldOutLatents(held, dataset) if held else None,
+        validation=_validation(config, dataset) if config.validation else None,
         begin_step=module.begin_step,
         weights={"contrastive": config.contrastive.weight} if config.contrastive.weight else {},
         remarks=dataset.remarks(),
@@ -65,6 +64,12 @@ def forward_flops(config: DiTTraining, audio_shape: Shape, video_shape: Shape) -
     """Return a sample's forward FLOPs, of which training takes three times as many; contrastive passes are counted."""
     passes = contrastive.PASSES if config.contrastive.weight else 1
     return passes * dit_macs(config.model, audio_shape, video_shape).flops
+
+
+def _validation(config: DiTTraining, dataset: LatentDataset) -> HeldOutSamples:
+    settings = held_out.settings(config, context=dataclasses.replace(config.context, dropout=0.0))
+    held = LatentDataset(settings, dataset.classes)
+    return HeldOutSamples(held, dataset.samples.mixture, config.diffusion.steps)
 
 
 class NoisePrediction(nn.Module):

@@ -100,9 +100,8 @@ class Trainer:
 
     def __init__(self, task: Task, config: TrainingConfig, run: Path, world: World) -> None:
         if config.validate_every and task.validation is None:
-            raise UserError(
-                "training.validate_every: there is nothing to validate on; validation=DIR fits a dit, else 0"
-            )
+            fits = "validation=DIR fits an autoencoder or a dit, else 0"
+            raise UserError(f"training.validate_every: there is nothing to validate on; {fits}")
         self.validate_every = (config.validate_every or config.checkpoint_every) if task.validation else 0
         self.task, self.config, self.folder, self.world = task, config, run, world
         self.adversary = Adversary(task.discriminator, config, world) if task.discriminator else None

@@ -1,7 +1,8 @@
 """Means over a global batch of per-sample values, some of which concern only some of its samples.
 
 A module's value is (B,): one for each sample. Or it is (B, 2), made by :func:`where`: a sample's value beside whether
-it counts. Then the mean is over those that count, on whichever process they are, and there is none if none does.
+it counts, or the sum of its values beside how many count. Then the mean is over those that count, on whichever process
+they are, and there is none if none does.
 """
 
 from collections.abc import Sequence
@@ -16,15 +17,18 @@ BUCKETS = 4  # of timesteps: a loss over more of them would be the mean of a few
 def where(counts: Tensor, values: Tensor) -> Tensor:
     """Return the per-sample ``values`` (B,) with whether each ``counts`` (B,), as (B, 2).
 
-    What does not count is 0, so that one that is not finite spoils no mean but those in which it counts.
+    What does not count is 0, so that one that is not finite spoils no mean but those in which it counts. Of several
+    values of a sample, (B, K) both, the sum is returned with how many count.
     """
-    return torch.stack([torch.where(counts, values, 0), counts.to(values.dtype)], dim=1)
+    pairs = torch.stack([torch.where(counts, values, 0), counts.to(values.dtype)], dim=-1)  # (B, 2) or (B, K, 2)
+    return pairs if values.ndim == 1 else pairs.sum(dim=1)
 
 
 def by_time(losses: dict[str, Tensor], time: Tensor, steps: int) -> dict[str, Tensor]:
-    """Return the "loss/NAME" of ``losses``, (B,), by quarter of the schedule that a sample's ``time`` (B,) lies in.
+    """Return the "loss/NAME" of ``losses`` by quarter of the schedule that their ``time`` lies in.
 
-    They are named "loss_by_time/NAME/0-249" and so on for 1,000 ``steps``.
+    Both are (B,), or (B, K) where each sample has several. They are named "loss_by_time/NAME/0-249" and so on for
+    1,000 ``steps``.
     """
     edges = [number * steps // BUCKETS for number in range(BUCKETS + 1)]
     found = {}

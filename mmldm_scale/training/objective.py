@@ -42,7 +42,7 @@ class Objective:
     def _complete(self, module: nn.Module, _: tuple, results: dict) -> dict | None:
         """Return "loss" with its gradient, and without theirs "exhibits" and all that is to be logged, each (B,)."""
         if not torch.is_grad_enabled():
-            return None  # a preview
+            return None  # a preview, or validation
         values = {name: value for name, value in results.items() if name not in ("exhibits", "through")}
         exhibits = results.get("exhibits")
         if exhibits:

@@ -53,8 +53,8 @@ class StepInfo:
 
     Attributes:
         samples_seen: At the step's start.
-        logged: Whether the step's values are logged: then, and only then, the module returns "through".
-        adversarial: Whether the discriminator takes part: then, and only then, the module returns "exhibits".
+        logged: Whether the step's values are logged: then, and only then, the module returns "through" in training.
+        adversarial: Whether the discriminator takes part: then, and only then, it returns "exhibits" in training.
     """
 
     samples_seen: int

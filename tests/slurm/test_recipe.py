@@ -24,7 +24,10 @@ PAGE = ROOT / "docs/recipes/landscape.md"
 TWO_TASKS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
 ONE_TASK = ("--cpus-per-task=1",)
 LIMIT = 180  # seconds that a job may take on a busy machine
-VIDEOS = ["train/fire_crackling_1_1.mp4", "train/raining_2_1.mp4", "train/thunder_3_1.mp4", "test/raining_4_1.mp4"]
+VIDEOS = [
+    *("train/fire_crackling_1_1.mp4", "train/raining_2_1.mp4", "train/thunder_3_1.mp4"),
+    *("test/raining_4_1.mp4", "test/thunder_5_1.mp4"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +117,9 @@ def test_a_kl_vaes_decoder_is_fine_tuned(fine_tuned):
     assert_trained(fine_tuned, "vae/diffusion_pytorch_model.safetensors")
 
 
-def test_the_autoencoder_is_trained_and_measured(world, autoencoder):
+def test_the_autoencoder_is_trained_validated_and_measured(world, autoencoder):
     assert_trained(autoencoder)
+    assert "validation/loss" in (autoencoder / "log.jsonl").read_text()
     assert "lpips" in (world / "runs/landscape/reconstruction/reconstruction.json").read_text()
 
 

@@ -22,15 +22,39 @@ from tests.models.autoencoder import tiny
 from tests.training.clip_sets import write_clips
 
 CLASSES = ("bar", "tone")
+CONFIG = """
+model:
+  latent_channels: 4
+  audio_encoder: {width: 8, multipliers: [1, 1, 2], blocks: 1, heads: 2}
+  video_encoder: {width: 8, multipliers: [1, 2], blocks: 1, heads: 2}
+  semantic_width: 16
+  contrastive_width: 8
+  decoder: {width: 8, multipliers: [1, 2], blocks: 1, attention: [false, true], heads: 2}
+kl_weight: 1.0e-4
+contrastive_batch: 4
+adversarial: {after: 8, ramp: 16, learning_rate: 1.0e-3}
+discriminator: {width: 8, multipliers: [1, 2], attention: 1, heads: 2}
+preview: {steps: 2}
+training: {global_batch: 8, micro_batch: 2, total_samples: 32, learning_rate: 1.0e-3, precision: fp32, zero_stage: 2,
+           log_every: 8, checkpoint_every: 16, preview_every: 32, ema_lengths: [0.063], workers: 0,
+           keep_checkpoints: 10, collective_timeout: 60}
+"""
 DISCRIMINATOR = DiscriminatorConfig(width=8, multipliers=[1, 2], attention=1, heads=2)
 
 
 def write_data(folder: Path) -> Path:
-    """Write clip shards and a KL-VAE into ``folder`` and return it."""
+    """Write clip shards, a KL-VAE and how an autoencoder is trained on them into ``folder``, and return it."""
     write_clips(folder / "clips", classes=CLASSES)
     torch.manual_seed(0)
     kl_vae.save(folder / "kl_vae", kl_vae.build(tiny.KL_VAE, scaling_factor=3.0))
+    (folder / "config.yaml").write_text(CONFIG)
     return folder
+
+
+def words(data: Path, run: Path, *overrides: str) -> list[str]:
+    """Return what follows ``mmldm`` to train one on what :func:`write_data` wrote, by its configuration."""
+    paths = [f"shards={data / 'clips'}", f"kl_vae={data / 'kl_vae'}", f"run={run}"]
+    return ["train", "autoencoder", "--config", str(data / "config.yaml"), *paths, *overrides]
 
 
 def task(data: Path, seed: int = 0, model: AutoencoderConfig = tiny.CONFIG, **settings) -> Task:

@@ -1,5 +1,6 @@
 """A small set of clip shards: moving bars and tones, each clip its own."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,17 +22,21 @@ def clip(number: int) -> Clip:
     return Clip(frames, (0.5 * np.sin(2 * np.pi * (200 + 150 * number) * time)).astype(np.float32))
 
 
-def write_clips(folder: Path, count: int = 6, classes: Sequence[str] = ()) -> Path:
-    """Write a set of ``count`` clips and return its folder; of ``classes``, in turn, and every so often of none."""
+def write_clips(folder: Path, count: int = 6, classes: Sequence[str] = (), first: int = 0, **fields: object) -> Path:
+    """Write a set of ``count`` clips, numbered from ``first``, and return its folder.
+
+    They are of ``classes``, in turn, and every so often of none; ``fields`` change the set's manifest.
+    """
     folder.mkdir(parents=True)
     entries = []
     if count:
         with ShardWriter(folder, 0) as shard:
             for number in range(count):
                 meta = {"class": (*range(len(classes)), None)[number % (len(classes) + 1)]}
-                shard.add(f"clip_{number}", encode_clip(clip(number), MEDIA.audio.sample_rate, 95), meta)
+                encoded = encode_clip(clip(first + number), MEDIA.audio.sample_rate, 95)
+                shard.add(f"clip_{first + number}", encoded, meta)
             entries = [ShardEntry.of(shard.commit())]
-    Manifest(
+    manifest = Manifest(
         kind="clips",
         media=MEDIA,
         classes=list(classes),
@@ -42,5 +47,6 @@ def write_clips(folder: Path, count: int = 6, classes: Sequence[str] = ()) -> Pa
         dropped=0,
         reasons={},
         shards=entries,
-    ).write(folder)
+    )
+    dataclasses.replace(manifest, **fields).write(folder)
     return folder

@@ -9,39 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.autoencoders import write_data
+from tests.training.autoencoders import words, write_data
 from tests.training.harness import Forks
 
-CONFIG = """
-model:
-  latent_channels: 4
-  audio_encoder: {width: 8, multipliers: [1, 1, 2], blocks: 1, heads: 2}
-  video_encoder: {width: 8, multipliers: [1, 2], blocks: 1, heads: 2}
-  semantic_width: 16
-  contrastive_width: 8
-  decoder: {width: 8, multipliers: [1, 2], blocks: 1, attention: [false, true], heads: 2}
-kl_weight: 1.0e-4
-contrastive_batch: 4
-adversarial: {after: 8, ramp: 16, learning_rate: 1.0e-3}
-discriminator: {width: 8, multipliers: [1, 2], attention: 1, heads: 2}
-preview: {steps: 2}
-training: {global_batch: 8, micro_batch: 2, total_samples: 32, learning_rate: 1.0e-3, precision: fp32, zero_stage: 2,
-           log_every: 8, checkpoint_every: 16, preview_every: 32, ema_lengths: [0.063], workers: 0,
-           keep_checkpoints: 10, collective_timeout: 60}
-"""
 TERMS = {"mse", "kl_audio", "kl_video", "classification", "contrastive", "adversarial"}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_data(tmp_path_factory.mktemp("runs"))
-    (folder / "config.yaml").write_text(CONFIG)
-    return folder
-
-
-def words(data: Path, run: Path, *overrides: str) -> list[str]:
-    paths = [f"shards={data / 'clips'}", f"kl_vae={data / 'kl_vae'}", f"run={run}"]
-    return ["train", "autoencoder", "--config", str(data / "config.yaml"), *paths, *overrides]
+    return write_data(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")

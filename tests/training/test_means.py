@@ -22,3 +22,13 @@ def test_a_sample_that_is_not_finite_spoils_only_the_means_in_which_it_counts() 
 def test_every_timestep_is_in_one_bucket(steps: int) -> None:
     values = means.by_time({"loss/a": torch.ones(steps)}, torch.arange(steps), steps)
     assert sum(value[:, 1] for value in values.values()).tolist() == [1] * steps
+
+
+def test_of_several_values_of_a_sample_each_counts_where_its_own_time_is() -> None:
+    time = torch.tensor([[0, 900], [100, 200]])
+    values = means.by_time({"loss/a": torch.tensor([[1.0, 2.0], [3.0, 8.0]])}, time, 1000)
+    assert values["loss_by_time/a/0-249"].tolist() == [[1, 1], [11, 2]]
+    found = means.means(
+        list(values), torch.stack([means.sums([value]) for value in values.values()]).flatten().tolist()
+    )
+    assert found == {"loss_by_time/a/0-249": 4, "loss_by_time/a/750-999": 2}
