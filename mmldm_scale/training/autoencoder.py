@@ -58,6 +58,7 @@ def build_task(config: AutoencoderTraining) -> Task:
     if config.unet is not None:  # to begin from: a carried-on run's own weights follow, so no fingerprint is in inputs
         for unet in module.autoencoder.decoder.unets.values():
             load_unet(unet, config.unet)
+    validation = _validation(config, clips, module) if config.validation else None
     return Task(
         name="autoencoder",
         module=module,
@@ -70,7 +71,7 @@ def build_task(config: AutoencoderTraining) -> Task:
         write_weights=functools.partial(_write_weights, module.autoencoder, frozen),
         preview=functools.partial(_show, config, clips),
         quarantine=clips.samples.quarantine,
-        validation=_validation(config, clips, module) if config.validation else None,
+        validation=validation,
         weights=module.weights,
         discriminator=_discriminator(config),
         begin_step=module.begin_step,
