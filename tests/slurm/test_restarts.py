@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ OPTIONS = ("--nodes=2", "--ntasks-per-node=1", "--requeue", "--open-mode=append"
 SMALL = (
     *("model.depth=1", "model.width=16", "model.heads=2", "model.context_tokens=2", "model.context_width=4"),
     *("training.precision=fp32", "training.global_batch=8", "training.micro_batch=4", "training.workers=1"),
-    *("training.log_every=8", "training.preview_every=8000", "training.collective_timeout=10"),
+    *("training.log_every=8", "training.preview_every=8000", "training.collective_timeout=6"),
 )
 
 
@@ -25,14 +26,14 @@ def latents(tmp_path_factory) -> Path:
     return write_latents(tmp_path_factory.mktemp("set") / "latents", (30, 30))
 
 
-@pytest.fixture
-def submit(two_nodes, latents, tmp_path):
-    """Submit a small training into ``tmp_path / "run"``; return the job's id."""
+@pytest.fixture(scope="module")
+def submit(cluster, latents):
+    """Submit a small training into ``folder / "run"``; return the job's id."""
 
-    def submit(*settings: str, launch: str = "srun --kill-on-bad-exit=1") -> int:
-        script = tmp_path / "train.sh"
+    def submit(folder: Path, *settings: str, launch: str = "srun --kill-on-bad-exit=1") -> int:
+        script = folder / "train.sh"
         script.write_text(f'#!/bin/bash\nexec python -m mmldm_scale.cli train dit --launch "{launch}" "$@"\n')
-        return two_nodes.submit(script, f"shards={latents}", f"run={tmp_path}/run", *SMALL, *settings, options=OPTIONS)
+        return cluster.submit(script, f"shards={latents}", f"run={folder}/run", *SMALL, *settings, options=OPTIONS)
 
     return submit
 
@@ -58,8 +59,9 @@ def ranks(run: Path) -> dict[int, int]:
     return found
 
 
-def checkpoints(run: Path) -> list[str]:
-    return sorted(folder.name for folder in run.glob("checkpoints/step-*[0-9]"))
+def newest(run: Path) -> int:
+    """Return the samples seen at the newest checkpoint of ``run``."""
+    return max((int(folder.name[5:]) for folder in run.glob("checkpoints/step-*[0-9]")), default=0)
 
 
 def starts(run: Path) -> list[dict]:
@@ -72,53 +74,64 @@ def start_again(two_nodes, job: int, number: int) -> None:
     two_nodes.restart(job, 60)
 
 
-def finish(two_nodes, job: int, run: Path) -> str:
-    """Let the requeued ``job`` find an end of its training; return what it printed."""
-    start_again(two_nodes, job, 1)
-    two_nodes.wait_until(lambda: len(starts(run)) == 2 and "carrying on from" in two_nodes.output(job), job, 90)
-    two_nodes.run("scancel", str(job))
-    return two_nodes.wait(job, 60).output
+@dataclass(frozen=True)
+class Life:
+    """A job of which a rank was killed, after its second start one was frozen, and which after the third was cancelled.
+
+    Attributes:
+        seen: samples seen at the newest checkpoint when the job began, was queued again, and again, and at its end.
+        frozen: process id of the frozen rank.
+    """
+
+    job: int
+    run: Path
+    seen: list[int]
+    frozen: int
+    output: str
 
 
-def test_a_killed_rank_ends_the_job_which_is_queued_again_and_carries_on(two_nodes, submit, tmp_path):
-    run = tmp_path / "run"
-    job = submit(*endless(80))
-    two_nodes.wait_until(lambda: len(checkpoints(run)) > 1, job, 90)
-    os.kill(ranks(run)[1], signal.SIGKILL)
-    output = finish(two_nodes, job, run)
-    assert output.count(f"{run}: the training failed (status 143); job {job} is queued again") == 1
-    first, second = starts(run)
-    assert (first["job"], first["restarts"], first["tasks"], first["samples_seen"]) == (str(job), 0, 2, 0)
-    assert (second["job"], second["restarts"]) == (str(job), 1)
-    assert second["samples_seen"] >= 80
+@pytest.fixture(scope="module")
+def life(cluster, submit, tmp_path_factory) -> Life:
+    folder = tmp_path_factory.mktemp("life")
+    run, seen = folder / "run", [0]
+    job = submit(folder, *endless(80))
+    for number, fault in enumerate((signal.SIGKILL, signal.SIGSTOP), start=1):
+        cluster.wait_until(lambda: newest(run) >= seen[-1] + 160, job, 90)
+        pid = ranks(run)[1]
+        os.kill(pid, fault)
+        start_again(cluster, job, number)
+        seen.append(newest(run))
+    cluster.wait_until(lambda: cluster.output(job).count("carrying on from") == 2, job, 90)
+    cluster.run("scancel", str(job))
+    output = cluster.wait(job, 60).output
+    return Life(job, run, [*seen, newest(run)], pid, output)
 
 
-def test_a_frozen_rank_is_named_and_the_job_carries_on(two_nodes, submit, tmp_path):
-    run = tmp_path / "run"
-    job = submit(*endless(80))
-    two_nodes.wait_until(lambda: len(checkpoints(run)) > 1, job, 90)
-    pid = ranks(run)[1]
-    os.kill(pid, signal.SIGSTOP)
-    output = finish(two_nodes, job, run)
-    assert output.count(f"mmldm: rank 1 (pid {pid} on {os.uname().nodename}) shows no sign of life since ") == 1
-    assert output.count(f"{run}: the training failed (status 70); job {job} is queued again") == 1
-    assert [file.name for file in run.glob("hangs/*/rank-*")] == ["rank-00000.txt"]
+def test_a_killed_rank_ends_the_job_which_is_queued_again_and_carries_on(life):
+    assert life.output.count(f"{life.run}: the training failed (status 143); job {life.job} is queued again") == 1
+    begun = [(start["job"], start["restarts"], start["tasks"], start["samples_seen"]) for start in starts(life.run)]
+    assert begun == [(str(life.job), number, 2, life.seen[number]) for number in range(3)]
+    assert f"carrying on from {life.seen[1]:,} of" in life.output
 
 
-def test_signalled_it_saves_with_its_loader_workers_alive_and_is_queued_again_once(two_nodes, submit, tmp_path):
-    run = tmp_path / "run"
-    job = submit(*endless(8000000))
-    two_nodes.wait_until((run / "log.jsonl").exists, job, 90)
-    two_nodes.run("scancel", "--signal=USR1", str(job))  # what --signal=USR1@120 sends, to every process of a task
-    output = finish(two_nodes, job, run)
-    assert "after SIGUSR1; saved" in output
-    assert "the training failed" not in output
-    assert starts(run)[1]["samples_seen"] > 0
+def test_a_frozen_rank_is_named_and_the_job_carries_on(life):
+    named = f"mmldm: rank 1 (pid {life.frozen} on {os.uname().nodename}) shows no sign of life since "
+    assert life.output.count(named) == 1
+    assert life.output.count(f"{life.run}: the training failed (status 70); job {life.job} is queued again") == 1
+    assert [file.name for file in life.run.glob("hangs/*/rank-*")] == ["rank-00000.txt"]
+    assert f"carrying on from {life.seen[2]:,} of" in life.output
+
+
+def test_cancelled_it_saves_with_its_loader_workers_alive_and_stays_down(cluster, life):
+    assert f"stopping at {life.seen[3]:,} samples after SIGTERM; saved" in life.output
+    assert life.output.count("queued again") == 2
+    time.sleep(1)
+    assert cluster.tasks(life.job)[0]["JobState"] == "CANCELLED"
 
 
 def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(two_nodes, submit, tmp_path):
     run = tmp_path / "run"
-    job = submit(*endless(8000000), launch="srun --kill-on-bad-exit=1 timeout --signal=KILL 2")
+    job = submit(tmp_path, *endless(8000000), launch="srun --kill-on-bad-exit=1 timeout --signal=KILL 2")
     for number in (1, 2):
         start_again(two_nodes, job, number)
     result = two_nodes.wait(job, 60)
@@ -136,21 +149,8 @@ def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(two_nodes, submit,
 
 
 def test_the_users_mistake_is_not_tried_again(two_nodes, submit, latents, tmp_path):
-    job = submit("training.total_samples=80", f"shards={latents}-elsewhere")
+    job = submit(tmp_path, "training.total_samples=80", f"shards={latents}-elsewhere")
     result = two_nodes.wait(job, 90)
     assert (result.state, result.exit_code) == ("FAILED", 2), result.output
     assert "queued again" not in result.output
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["config.yaml", "starts.jsonl"]
-
-
-def test_cancelled_it_stays_down_and_is_whole(two_nodes, submit, tmp_path):
-    run = tmp_path / "run"
-    job = submit(*endless(8000000))
-    two_nodes.wait_until((run / "log.jsonl").exists, job, 90)
-    two_nodes.run("scancel", str(job))
-    result = two_nodes.wait(job, 60)
-    assert "after SIGTERM; saved" in result.output
-    assert "queued again" not in result.output
-    time.sleep(1)
-    assert two_nodes.tasks(job)[0]["JobState"] == "CANCELLED"
-    assert len(checkpoints(run)) == 1

@@ -1,6 +1,6 @@
 """F11: on a real SLURM of two nodes a training is signalled, saves, queues up again and carries on, again and again.
 
-The short form is tests/slurm/test_trainer.py.
+The short form is tests/slurm/test_launch.py.
 """
 
 import json
