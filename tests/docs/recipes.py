@@ -7,6 +7,8 @@ small models, a few videos where the recipe says they lie, and published weights
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from omegaconf import OmegaConf
 from data_tools.corpus import make_corpus
 from tests.models.autoencoder import tiny
 from tests.models.backbones import random_features
+from tests.training.harness import Forks
 
 ROOT = Path(__file__).parents[2]
 FEWER = {"--num-samples": "3"}  # in place of what a recipe gives with these options
@@ -53,7 +56,11 @@ SMALL: dict[str, dict[str, Any]] = {  # by file or folder of configs/: what is s
     | {"discriminator": {"width": 8, "layers": 2}, "adversarial": {"after": 4, "ramp": 8}},
     "autoencoder": AUTOENCODER,
     "dit/landscape.yaml": TRAINING,
-    "dit": TRAINING | {"model": {"depth": 1, "width": 16, "heads": 2, "context_tokens": 2, "context_width": 4}},
+    "dit": TRAINING
+    | {
+        "model": {"depth": 1, "width": 16, "heads": 2, "context_tokens": 2, "context_width": 4},
+        "preview": {"steps": 2, "decoding_steps": 2},
+    },
     "cluster": {"training": {"workers": 0}},
     "sample": {"steps": 2, "decoding": {"steps": 2}, "batch_size": 2},
 }
@@ -94,6 +101,19 @@ def inner(project: Path, words: list[str]) -> list[str]:
         line = line[:place] + line[place + 2 :]
     assert line[-1] == "$@"
     return line[:-1] + arguments
+
+
+def carry_out(forks: Forks, project: Path, words: list[str]) -> str:
+    """Run a command, of an sbatch command what each task of its job runs; return what it said. It has to succeed."""
+    command = inner(project, words) if words[0] == "sbatch" else words
+    if command[0] == "python" and "latents" not in command:  # without torch, a process of its own begins faster
+        program = [sys.executable, *command[1:]]
+        done = subprocess.run(program, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        status, output = done.returncode, done.stdout
+    else:
+        status, output = forks(2 if command[:2] == ["mmldm", "train"] else 1, "command", str(project), *command)
+    assert status == 0, f"{' '.join(words)}\n{output}"
+    return output
 
 
 def small_world(folder: Path) -> Path:

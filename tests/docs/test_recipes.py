@@ -1,19 +1,15 @@
 """The recipes' commands work as they stand on their pages, one after the other, in small.
 
-Those of Landscape are in tests/slurm/test_recipe.py, as jobs; here each job's own command runs, in two processes.
+Those of Landscape are in tests/slurm/test_recipe.py, some as jobs; here each job's own command runs, in two processes.
 """
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mmldm_scale import cli
-from tests.docs.recipes import ROOT, commands, costs, inner, put_videos, small_world
-from tests.training.harness import Forks
+from tests.docs.recipes import ROOT, carry_out, commands, costs, put_videos, small_world
 
 PAGES = sorted((ROOT / "docs/recipes").glob("*.md"))
 AIST = ["{}/gBR_sBM_cAll_d04_mBR0_ch01.mp4", "{}/gPO_sBM_cAll_d10_mPO1_ch02.mp4"]
@@ -38,20 +34,11 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def run(forks: Forks, world: Path, words: list[str]) -> tuple[int, str]:
-    """Return the exit status of a command, and what it said."""
-    if words[0] == "python" and "latents" not in words:  # without torch, a process of its own begins faster
-        done = subprocess.run([sys.executable, *words[1:]], cwd=world, capture_output=True, text=True)
-        return done.returncode, done.stdout + done.stderr
-    return forks(2 if words[:2] == ["mmldm", "train"] else 1, "command", str(world), *words)
-
-
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["aist", "audioset"])
 def test_every_command_works_as_it_stands_on_the_page(forks, world, name):
     for words in commands(ROOT / f"docs/recipes/{name}.md"):
-        status, output = run(forks, world, inner(world, words) if words[0] == "sbatch" else words)
-        assert status == 0, f"{' '.join(words)}\n{output}"
+        carry_out(forks, world, words)
     runs = world / "runs" / name
     for model in ("kl_vae", "autoencoder", "dit_S", "dit_B", "dit_L"):
         assert (runs / model / "checkpoints/step-000000000016/manifest.json").is_file()

@@ -1,12 +1,11 @@
-"""The recipe for Landscape, from its page: every command as it stands there, in small, its jobs on the two nodes.
+"""The recipe for Landscape, from its page: every command as it stands there, in small, a job of each kind on two nodes.
 
-Of sbatch's own options only the sizes are others (one task a node instead of eight). A later stage's test fails with
-its fixture if an earlier one fails. The other recipes are in tests/docs/test_recipes.py.
+Of sbatch's own options only the sizes are others (one task a node instead of eight). Jobs that do not differ from these
+in what SLURM has to do with them (test_scripts.py and test_shard_array.py submit them) run here without it. A later
+stage's test fails with its fixture if an earlier one fails. The other recipes are in tests/docs/test_recipes.py.
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,13 +15,15 @@ import webdataset
 from safetensors.torch import load_file
 
 from mmldm_scale.media.decode import probe
-from tests.docs.recipes import ROOT, commands, job, put_videos, small_world
+from tests.docs.recipes import ROOT, carry_out, commands, job, put_videos, small_world
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 PAGE = ROOT / "docs/recipes/landscape.md"
-TWO_TASKS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
-ONE_TASK = ("--cpus-per-task=1",)
+JOBS = {  # the scripts that are submitted, and with which sizes
+    "slurm/train_autoencoder.sh": ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1"),
+    "slurm/sample.sh": ("--array=0-1", "--cpus-per-task=1"),
+}
 LIMIT = 180  # seconds that a job may take on a busy machine
 VIDEOS = [
     *("train/fire_crackling_1_1.mp4", "train/raining_2_1.mp4", "train/thunder_3_1.mp4"),
@@ -39,20 +40,14 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def follow(cluster, world) -> Callable[[str], list[str]]:
+def follow(cluster, forks, world) -> Callable[[str], list[str]]:
     """Run the page's next commands up to and with the one that mentions a word; return what each printed."""
     left = commands(PAGE)
 
-    def run(words: list[str]) -> str:
-        if words[0] != "sbatch":
-            program = [sys.executable, *words[1:]] if words[0] == "python" else words
-            done = subprocess.run(program, cwd=world, env=cluster.env, capture_output=True, text=True, timeout=LIMIT)
-            assert done.returncode == 0, done.stderr
-            return done.stdout
+    def submit(words: list[str]) -> str:
         options, script, arguments = job(world, words)
-        small = TWO_TASKS if "train" in script else ONE_TASK
-        array = ("--array=0-1",) if "sample" in script else ()
-        number = cluster.submit(script, *arguments, options=(*options, *small, *array), array=bool(array), cwd=world)
+        array = "sample" in script
+        number = cluster.submit(script, *arguments, options=(*options, *JOBS[script]), array=array, cwd=world)
         result = cluster.wait(number, LIMIT)
         assert result.state == "COMPLETED", f"{' '.join(words)}\n{result.output}"
         return result.output
@@ -61,7 +56,7 @@ def follow(cluster, world) -> Callable[[str], list[str]]:
         printed = []
         while True:
             words = left.pop(0)
-            printed.append(run(words))
+            printed.append(submit(words) if JOBS.keys() & set(words) else carry_out(forks, world, words))
             if mark in words:
                 return printed
 
