@@ -107,23 +107,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def words(data: Path, samples: int = 2) -> list[str]:
+def words(data: Path, samples: int = 2, launch: str = "env") -> list[str]:
     names = {"ladder": "ladder", "config": "autoencoder", "finetune": "finetune", "reconstruct": "reconstruct"}
     files = [part for option, name in names.items() for part in (f"--{option}", str(data / f"{name}.yaml"))]
     paths = ["--input", str(data / "clips"), "--output", str(data / "out"), f"shards={data / 'clips'}"]
-    under = ["--launch", "env"]  # in the place of srun
+    under = ["--launch", launch]  # in the place of srun
     return ["ladder", *files, "--num-samples", str(samples), *paths, *under, f"kl_vae={data / 'kl_vae'}"]
 
 
 @pytest.mark.timeout(600)
 def test_the_real_command_climbs_and_goes_on_after_a_rung_that_failed(data, forks, capsys):
-    (data / "out/first").mkdir(parents=True)
-    (data / "out/first/config.yaml").write_text("classification_weight: 7")  # begun by somebody else
-    status, said = forks(1, "command", str(data), "mmldm", *words(data))
-    assert status == 2
-    assert "rung first ended with status 2" in said
+    status, said = forks(1, "command", str(data), "mmldm", *words(data, launch="sh -c 'exit 3'"))
+    assert status == 3
+    assert "rung first ended with status 3" in said
 
-    (data / "out/first/config.yaml").unlink()
     status, said = forks(1, "command", str(data), "mmldm", *words(data))
     assert status == 0, said
     lines = (data / "out/ladder.md").read_text().splitlines()
