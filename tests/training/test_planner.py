@@ -41,7 +41,7 @@ def test_traffic_is_what_deepspeed_sends(forks, tmp_path) -> None:
         "autoencoder": (autoencoder, micro_step(autoencoder)),
     }
     for model, (config, step) in steps.items():
-        for stage, accumulation in CASES:
+        for stage, accumulation in CASES[model]:
             expected = traffic(step, trained(config.training, stage, accumulation), 2, accumulation)
             sent = found[f"{model} {stage} {accumulation}"]
             assert sent == pytest.approx(expected, rel=0.001), (model, stage, accumulation)
