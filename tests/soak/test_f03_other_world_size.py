@@ -11,12 +11,9 @@ import math
 import shutil
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from tests.soak import trials
-from tests.soak.toys import BATCH, SAMPLES, Toys, carried_on_from, steps_read
-from tests.training.harness import Finished
+from tests.soak.toys import BATCH, SAMPLES, Toys, carried_on_from, steps_read, weights
 
 PAIRS = [*itertools.permutations((1, 2, 4), 2)]
 STAGES = (1, 2, 3)
@@ -31,12 +28,6 @@ PRECISIONS = {  # the settings; the most that weights and losses may differ by
 @pytest.fixture(scope="module")
 def toys(forks, tmp_path_factory) -> Toys:
     return Toys(forks, tmp_path_factory.mktemp("resized"))
-
-
-def weights(run: Finished) -> torch.Tensor:
-    """Return all averaged weights as one vector, float64."""
-    state = load_file(run.checkpoints()[-1] / "weights/model.safetensors")
-    return torch.cat([state[name].double().flatten() for name in sorted(state)])
 
 
 def decade(difference: float) -> str:

@@ -18,6 +18,7 @@ from mmldm_scale.training import signals
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.signals import StopRequest
 from tests.soak import trials
+from tests.soak.toys import harm
 from tests.training import toy
 
 BEFORE, LAST = 16, 32  # samples
@@ -43,17 +44,6 @@ def folder(trainer: Trainer, samples_seen: int) -> Path:
 
 def weights(trainer: Trainer) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in trainer.engine.module.parameters()])
-
-
-def harm(checkpoint: Path, kind: str, dice: random.Random) -> None:
-    """Damage one file of ``checkpoint``, any of them with the same chance."""
-    file = dice.choice(sorted(path for path in checkpoint.rglob("*") if path.is_file()))
-    content = bytearray(file.read_bytes())
-    if kind == "flip":
-        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
-    elif kind == "cut":
-        del content[dice.randrange(len(content)) :]
-    file.unlink() if kind == "missing" else file.write_bytes(content)
 
 
 def mislead(checkpoints: Path, dice: random.Random) -> None:

@@ -1,6 +1,10 @@
 """Runs of the toy task of tests/training for fault trials: twenty steps, a line in the log for each."""
 
+import random
 from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
 
 from tests.training.harness import Finished, Forks
 
@@ -41,3 +45,20 @@ def steps_read(run: Path) -> list[list[int]]:
     """Return the positions that were read, by steps: all processes are through with one before they begin the next."""
     positions = [int(line) for line in (run / "positions").read_text().split()]
     return [sorted(positions[first : first + BATCH]) for first in range(0, len(positions), BATCH)]
+
+
+def weights(run: Finished) -> torch.Tensor:
+    """Return all averaged weights as one vector, float64."""
+    state = load_file(run.checkpoints()[-1] / "weights/model.safetensors")
+    return torch.cat([state[name].double().flatten() for name in sorted(state)])
+
+
+def harm(checkpoint: Path, kind: str, dice: random.Random) -> None:
+    """Damage one file of ``checkpoint``, any of them with the same chance."""
+    file = dice.choice(sorted(path for path in checkpoint.rglob("*") if path.is_file()))
+    content = bytearray(file.read_bytes())
+    if kind == "flip":
+        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+    elif kind == "cut":
+        del content[dice.randrange(len(content)) :]
+    file.unlink() if kind == "missing" else file.write_bytes(content)
