@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return args.run(args)
     except UserError as error:
         print(f"shard.py: {error}", file=sys.stderr)
-        return 2
+        return error.status
     except KeyboardInterrupt:
         print("shard.py: stopped; the same command carries on from here", file=sys.stderr)
         return 130

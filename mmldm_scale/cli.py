@@ -250,13 +250,17 @@ def _model_info(args: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``mmldm``; return its exit status: 0, 1 for our fault (with its traceback), 2 for the user's mistake."""
+    """Run ``mmldm``; return its exit status.
+
+    It is 0, 1 for our fault (with its traceback), 2 for the user's mistake, 74 for a file system that failed; and what
+    training ends with when it was stopped (75) or hung (70).
+    """
     args = _parse(arguments)
     try:
         return args.run(args)
     except UserError as error:
         _speak_once(f"mmldm: {error}")
-        return 2
+        return error.status
     except KeyboardInterrupt:
         _speak_once("mmldm: interrupted; the last checkpoint stands")
         return 130

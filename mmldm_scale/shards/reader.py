@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.errors import Outage, UserError
 from mmldm_scale.shards.cache import Cache
 from mmldm_scale.shards.files import DamagedSet
 from mmldm_scale.shards.index import ShardIndex
@@ -208,4 +208,4 @@ class ShardSet:
         try:
             return open(tar.url, "rb")
         except OSError as error:
-            raise DamagedSet(f"{tar.url}: cannot be read any more: {error.strerror}") from None
+            raise Outage(f"{tar.url}: cannot be read any more: {error.strerror}") from None

@@ -14,7 +14,7 @@ from typing import BinaryIO, TypeVar
 
 import fsspec
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.errors import Outage, UserError
 from mmldm_scale.shards.files import JSON_LIMIT, DamagedSet, parse_json
 
 CHUNK = 16 << 20  # bytes read at once
@@ -46,7 +46,7 @@ def read_checked(url: str) -> bytes:
 
     Raises:
         DamagedSet: it does not match its checksum, also when tried again.
-        UserError: there is no such file, or it cannot be reached.
+        UserError: there is no such file, or it cannot be reached (Outage).
     """
 
     def attempt() -> bytes:
@@ -65,7 +65,7 @@ def download(tar: StoredTar, stream: BinaryIO) -> None:
 
     Raises:
         DamagedSet: what arrives is not what it has to be, also when tried again.
-        UserError: there is no such file, it cannot be reached, or the local disk is full.
+        UserError: there is no such file, it cannot be reached (Outage), or the local disk is full.
     """
     _persist(tar.url, lambda: _copy(tar, stream))
 
@@ -117,7 +117,7 @@ def _persist(url: str, attempt: Callable[[], Result]) -> Result:
             raise
         except Exception as error:  # remote file systems have no common base class for what goes wrong
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            problem = UserError(f"{url}: cannot be read: {reason}")
+            problem = Outage(f"{url}: cannot be read: {reason}")
         if pause is None:
             raise type(problem)(f"{problem} (tried {len(PAUSES) + 1} times)")
         _sleep(pause)

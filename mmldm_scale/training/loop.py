@@ -64,7 +64,7 @@ def train(build_task: Callable[[Any], Task], schema: Any) -> int:
     except BaseException as error:
         restore_handlers()  # nothing is left to save: a launcher that ends this process now is to be obeyed at once
         if isinstance(error, UserError):
-            restarts.leave_word(2)
+            restarts.leave_word(error.status)
         raise
     finally:
         stop()

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 import torch.distributed as dist
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.errors import Outage, UserError
 from mmldm_scale.training.distributed import World
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -73,7 +73,7 @@ class Obstacle:
             if _is_full(error):
                 self._full = self._full or path
             elif isinstance(error, OSError):
-                self._note(UserError(f"{error.filename or path}: cannot be written: {error.strerror or error}"))
+                self._note(Outage(f"{error.filename or path}: cannot be written: {error.strerror or error}"))
             else:
                 self._note(error)
 
@@ -82,24 +82,25 @@ class Obstacle:
 
         Raises:
             Exception: what this rank has noted.
-            UserError: another rank has noted something.
+            UserError: another rank has noted something; of what is no such error there, an Outage tells.
         """
-        errors, full = zip(*world.gather((_described(self._error, world.rank), self._full)), strict=True)
+        errors, full = zip(*world.gather((_told(self._error, world.rank), self._full)), strict=True)
         if self._error:
             raise self._error
         for error in filter(None, errors):
-            raise UserError(error)
+            raise error
         return next((path for path in full if path), None)
 
     def _note(self, error: Exception) -> None:
         self._error = self._error or error
 
 
-def _described(error: Exception | None, rank: int) -> str | None:
+def _told(error: Exception | None, rank: int) -> UserError | None:
+    """Return what the other ranks raise where ``rank`` raises ``error``."""
     if error is None or isinstance(error, UserError):
-        return error and str(error)
+        return error
     text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return f"process {rank} failed at writing the checkpoint: {text}"
+    return Outage(f"process {rank} failed at writing the checkpoint: {text}")
 
 
 def _is_full(error: BaseException | None) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mmldm_scale.cluster import restarts
+from mmldm_scale.errors import Outage
 
 PROGRAM = "import sys; from mmldm_scale.cli import main; sys.exit(main())"
 TRAIN = ("train", "dit", "shards=data")
@@ -114,6 +115,11 @@ def test_what_ends_in_order_is_left_to_the_training(cluster: Cluster, status: in
     assert cluster.finish(training) == (status, "")
     assert cluster.requeued() == []
     assert [file.name for file in cluster.run.iterdir()] == [restarts.STARTS]
+
+
+def test_an_outage_is_queued_again(cluster: Cluster) -> None:
+    assert cluster.finish(f"printf {Outage.status} > $MMLDM_WORD; exit 143")[0] == Outage.status
+    assert cluster.requeued() == ["requeue 17"]
 
 
 @pytest.mark.parametrize("reason", ["None", "TimeLimit"])

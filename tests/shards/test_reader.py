@@ -9,7 +9,7 @@ import pytest
 import webdataset
 from torch.utils.data import DataLoader
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.errors import Outage, UserError
 from mmldm_scale.shards import reader
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.files import DamagedSet
@@ -212,7 +212,7 @@ def test_a_tar_that_goes_away_after_opening_is_noticed(tmp_path, make_set):
     folder = make_set(tmp_path / "set", "latents")
     shards = ShardSet(folder)
     (folder / "shard-000000.tar").unlink()
-    with pytest.raises(DamagedSet, match=r"shard-000000\.tar: cannot be read any more: No such file"):
+    with pytest.raises(Outage, match=r"shard-000000\.tar: cannot be read any more: No such file"):
         shards[0]
 
 

@@ -6,7 +6,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.errors import Outage, UserError
 from mmldm_scale.shards import remote
 from mmldm_scale.shards.files import DamagedSet, write_json
 from mmldm_scale.shards.remote import StoredTar, download, read_checked
@@ -96,7 +96,7 @@ def test_a_lasting_fault_is_one_line(pauses, monkeypatch):
 
     monkeypatch.setattr(remote, "_open", faulty)
     says = r"^memory://remote/shard.tar: cannot be read: ConnectionResetError: connection reset \(tried 4 times\)$"
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(Outage, match=says):
         arrived(stored())
 
 

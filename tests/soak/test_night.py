@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from mmldm_scale.errors import Outage
 from mmldm_scale.training.signals import EXIT_STOPPED, WATCHED
 from tests.soak import trials
 from tests.soak.toys import BATCH, Toys, harm, weights
@@ -60,7 +61,7 @@ def disturbed(toys: Toys, name: str, options: tuple, start: Start, dice: random.
         "disk": ("train_on_failing_disk", "error", rank, dice.randrange(1, 30)),
     }[kind]
     done = toys.train(name, *options, f"training.zero_stage={start.zero_stage}", processes=start.processes, how=how)
-    expected = {"killed": signal.SIGKILL, "signalled": EXIT_STOPPED, "disk": 2}[kind]
+    expected = {"killed": signal.SIGKILL, "signalled": EXIT_STOPPED, "disk": Outage.status}[kind]
     assert done.status in (0, expected), done.output
     return (kind if done.status else "done"), done
 

@@ -228,7 +228,7 @@ def child(rank: int, size: int, port: int, output: IO[str], function: str, argum
         status = known()[function](*arguments)
     except UserError as error:
         print(error, file=sys.stderr)
-        status = 2
+        status = error.status
     except BaseException:
         traceback.print_exc()
     finally:

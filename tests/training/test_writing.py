@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmldm_scale import config
+from mmldm_scale.errors import Outage
 from mmldm_scale.training.distributed import World
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.signals import StopRequest
@@ -133,7 +134,7 @@ def test_an_error_on_one_rank_ends_all_with_what_it_was(tmp_path, forks, rank: i
     run = tmp_path / "run"
     endless = [f"run={run}", "training.total_samples=16000000", *OPTIONS]
     status, said = forks(2, "train_on_failing_disk", "fail", rank, sync, *endless)
-    assert status == 2, said
+    assert status == Outage.status, said
     assert "Traceback" not in said
     line = f"{run}/checkpoints/step-000000000064.tmp: cannot be written: Input/output error"
     assert said.count(line) == 2, said  # one of each rank
