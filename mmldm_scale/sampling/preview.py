@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mmldm_scale.config import DecodingConfig, DiTTraining, Sampling
@@ -26,23 +27,29 @@ Write = Callable[[Path, dict[str, Tensor]], None]
 
 
 def build_task(config: DiTTraining) -> Task:
-    """Return the task of :mod:`mmldm_scale.training.dit` with its samples, or a remark on why there are none.
+    """Return the task of :mod:`mmldm_scale.training.dit` with its samples.
 
     Raises:
-        UserError: as there, or the autoencoder is not where the configuration says.
+        UserError: as there, or the first rank, which makes them, finds no autoencoder where the configuration says.
     """
     task = dit.build_task(config)
     if not config.preview.samples:
         return task
-    lay = task.dataset.samples.mixture.manifest.autoencoder["path"]
+    first = not (dist.is_initialized() and dist.get_rank())
+    remarks = _remarks(config, task.dataset.samples.mixture.manifest.autoencoder["path"]) if first else []
+    samples = functools.partial(_samples, config, task.write_weights)
+    return dataclasses.replace(task, samples=samples, remarks=[*task.remarks, *remarks])
+
+
+def _remarks(config: DiTTraining, lay: str) -> list[str]:
+    """Say at the start, not at the first preview, if there is no autoencoder; it may be put back where it ``lay``."""
     try:
         pretrained.find(config.preview.autoencoder or lay, "autoencoder")
     except UserError as error:
         if config.preview.autoencoder:
             raise UserError(f"preview.autoencoder: {error}") from None
-        remark = f"no samples are shown: {error}; preview.autoencoder says where it lies now"
-        return dataclasses.replace(task, remarks=[*task.remarks, remark])
-    return dataclasses.replace(task, samples=functools.partial(_samples, config, task.write_weights))
+        return [f"there will be no samples to look at: {error}; preview.autoencoder=DIR says where it lies now"]
+    return []
 
 
 def _samples(config: DiTTraining, write_weights: Write, state: dict[str, Tensor], preview: Preview) -> Iterator[None]:
