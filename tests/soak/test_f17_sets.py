@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch._dynamo  # noqa: F401  (diffusers imports it late, and it makes a folder in /tmp: no trial is to be the first)
 
 from data_tools import shard
 from data_tools.stats import stats
