@@ -70,18 +70,16 @@ def check(run: Path, schema: Any) -> None:
     Raises:
         UserError: the run was begun with other settings.
     """
-    file = run / CONFIG
-    problem = _difference(file, config.load(type(schema), [file]), schema) if _begun(run) else None
-    if problem:
-        raise UserError(problem)
+    if _begun(run):
+        _check_same(run / CONFIG, schema)
 
 
 def _begin(run: Path, schema: Any) -> str | None:
-    file = run / CONFIG
     try:
-        check(run, schema)
-        if not _begun(run):
-            write_whole(file, config.dump(schema).encode())
+        if _begun(run):
+            _check_same(run / CONFIG, schema)
+        else:
+            write_whole(run / CONFIG, config.dump(schema).encode())
     except OSError as error:
         return f"{run}: cannot be used as a run folder: {error.strerror}"
     except UserError as error:
@@ -90,16 +88,18 @@ def _begin(run: Path, schema: Any) -> str | None:
 
 
 def _begun(run: Path) -> bool:
-    saved, logged = any((run / "checkpoints").glob("step-*[0-9]")), next(run_log.read(run), None)
-    return (run / CONFIG).exists() and (saved or logged is not None)
+    if not (run / CONFIG).exists():
+        return False
+    return any((run / "checkpoints").glob("step-*[0-9]")) or next(run_log.read(run), None) is not None
 
 
-def _difference(file: Path, begun: Any, now: Any) -> str | None:
+def _check_same(file: Path, now: Any) -> None:
+    begun = config.load(type(now), [file])
     old, new = (_flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (begun, now))
     for key in sorted(old.keys() | new.keys()):
         if key not in FREE and old.get(key) != new.get(key):
-            return f"{file}: the run was begun with {key}={old.get(key)}, now {new.get(key)}; give that or another run="
-    return None
+            was = f"{key}={old.get(key)}, now {new.get(key)}"
+            raise UserError(f"{file}: the run was begun with {was}; give that or another run=")
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
