@@ -12,7 +12,7 @@ from mmldm_scale import cli
 from mmldm_scale.config import AutoencoderTraining, load
 from mmldm_scale.errors import UserError
 from mmldm_scale.evaluation.ladder import Ladder, Rung, table
-from tests.training.autoencoders import write_data
+from tests.training.autoencoders import MODEL, write_data
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GIVEN = ["shards=x", "kl_vae=y", "unet=z"]
@@ -20,17 +20,7 @@ TRAINING = """
 training: {global_batch: 4, micro_batch: 4, total_samples: 8, precision: fp32, log_every: 4, checkpoint_every: 4,
            preview_every: 8, workers: 0}
 """
-AUTOENCODER = """
-model:
-  latent_channels: 4
-  audio_encoder: {width: 8, multipliers: [1, 1, 2], blocks: 1, heads: 2}
-  video_encoder: {width: 8, multipliers: [1, 2], blocks: 1, heads: 2}
-  semantic_width: 16
-  contrastive_width: 8
-  decoder: {width: 8, multipliers: [1, 2], blocks: 1, attention: [false, true], heads: 2}
-discriminator: {width: 8, multipliers: [1, 2], attention: 1, heads: 2}
-preview: {steps: 1}
-"""
+AUTOENCODER = MODEL + "preview: {steps: 1}\n"
 RUNGS = """
 rungs:
   - {name: first, title: the first, set: [adversarial.weight=0]}

@@ -22,7 +22,7 @@ from tests.models.autoencoder import tiny
 from tests.training.clip_sets import write_clips
 
 CLASSES = ("bar", "tone")
-CONFIG = """
+MODEL = """
 model:
   latent_channels: 4
   audio_encoder: {width: 8, multipliers: [1, 1, 2], blocks: 1, heads: 2}
@@ -30,15 +30,20 @@ model:
   semantic_width: 16
   contrastive_width: 8
   decoder: {width: 8, multipliers: [1, 2], blocks: 1, attention: [false, true], heads: 2}
+discriminator: {width: 8, multipliers: [1, 2], attention: 1, heads: 2}
+"""
+CONFIG = (
+    MODEL
+    + """
 kl_weight: 1.0e-4
 contrastive_batch: 4
 adversarial: {after: 8, ramp: 16, learning_rate: 1.0e-3}
-discriminator: {width: 8, multipliers: [1, 2], attention: 1, heads: 2}
 preview: {steps: 2}
 training: {global_batch: 8, micro_batch: 2, total_samples: 32, learning_rate: 1.0e-3, precision: fp32, zero_stage: 2,
            log_every: 8, checkpoint_every: 16, preview_every: 32, ema_lengths: [0.063], workers: 0,
            keep_checkpoints: 10, collective_timeout: 60}
 """
+)
 DISCRIMINATOR = DiscriminatorConfig(width=8, multipliers=[1, 2], attention=1, heads=2)
 
 
