@@ -27,7 +27,7 @@ step() {
 }
 
 if [[ -z "${1:-}" ]]; then
-    step python data_tools/corpus.py --output "$videos" --videos 48 --seconds 4 --seed 0
+    step python data_tools/demo/corpus.py --output "$videos" --videos 48 --seconds 4 --seed 0
 fi
 step python data_tools/shard.py clips --source folder --input "$videos" --output "$data/clips" \
     --config configs/data/demo.yaml

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from benchmarks.report import machine, publish
 from mmldm_scale.config import TrainingConfig
 from mmldm_scale.models import pretrained
-from mmldm_scale.training import engine as engines
-from mmldm_scale.training.checkpoint import ENGINE, Checkpoints
-from mmldm_scale.training.distributed import World, start, stop
+from mmldm_scale.training.checkpoint.manager import ENGINE, Checkpoints
+from mmldm_scale.training.engine import deepspeed_engine as engines
+from mmldm_scale.training.engine.distributed import World, start, stop
 
 PROCESSES = (1, 2)
 LAYERS, WIDTH = 24, 2048  # 100.7 M parameters

@@ -19,9 +19,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.report import machine, publish
+from mmldm_scale.common.device import choose_device
 from mmldm_scale.config import DecodingConfig, Reconstructing
-from mmldm_scale.device import choose_device
-from mmldm_scale.evaluation.distances import mean_absolute, psnr
+from mmldm_scale.evaluation.metrics.distances import mean_absolute, psnr
 from mmldm_scale.evaluation.restore import Rendition, Restorer
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.precision import DTYPES

@@ -20,8 +20,8 @@ from torch.utils.data import default_collate
 from benchmarks.report import machine, publish
 from mmldm_scale.config import DiTTraining, load
 from mmldm_scale.diffusion.sampler import Latents, sample_latents
-from mmldm_scale.training.dit import build_task
-from mmldm_scale.training.task import Task
+from mmldm_scale.trainables.dit.trainable import build_task
+from mmldm_scale.training.trainable import Task
 
 OBJECTIVES = {
     "epsilon": [],

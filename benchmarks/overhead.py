@@ -32,10 +32,11 @@ from torch.utils.data import default_collate
 from benchmarks.reading import make_latents
 from benchmarks.report import machine, publish
 from mmldm_scale.config import DiTTraining, load
-from mmldm_scale.training import dit, loop
-from mmldm_scale.training.engine import deepspeed_config
-from mmldm_scale.training.optimizer import EMAAdamW
-from mmldm_scale.training.task import StepInfo, Task
+from mmldm_scale.trainables.dit import trainable as dit_trainable
+from mmldm_scale.training import loop
+from mmldm_scale.training.engine.deepspeed_engine import deepspeed_config
+from mmldm_scale.training.engine.optimizer import EMAAdamW
+from mmldm_scale.training.trainable import StepInfo, Task
 
 TURN = 10  # steps; as many as from one line of the log to the next
 BATCH, MICRO_BATCH = 4, 2
@@ -111,8 +112,8 @@ class TurnTaking:
     def build_task(self, schema: DiTTraining) -> Task:
         """Return the trainer's task, after building the bare loops' engines beside it."""
         for name, build in ((BARE, self._averaging), (PLAIN, torch.optim.AdamW)):
-            self._loops[name] = bare_loop(dit.build_task(schema), schema, build)
-        task = dit.build_task(schema)
+            self._loops[name] = bare_loop(dit_trainable.build_task(schema), schema, build)
+        task = dit_trainable.build_task(schema)
         self.parameters = sum(parameter.numel() for parameter in task.module.parameters())
         return dataclasses.replace(task, begin_step=self._begin_step)
 

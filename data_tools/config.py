@@ -7,8 +7,8 @@ units and what a value means. The media settings are the library's own.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import MediaConfig, require
-from mmldm_scale.errors import UserError
 
 
 @dataclass

@@ -47,14 +47,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from data_tools import launch
-from data_tools.clips import make_clips
 from data_tools.config import Preparation
-from data_tools.repair import repair, verify
+from data_tools.launching import launch
+from data_tools.launching.process_pool import default_workers
 from data_tools.sources import SOURCES, open_source
-from data_tools.workers import default_workers
+from data_tools.stages.clips import make_clips
+from data_tools.stages.repair import repair, verify
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import dump, load
-from mmldm_scale.errors import UserError
 from mmldm_scale.shards.manifest import DROPPED, Manifest
 from mmldm_scale.shards.verify import Findings
 
@@ -188,7 +188,7 @@ def _latents(args: argparse.Namespace) -> int:
 
 
 def _all(args: argparse.Namespace) -> int:
-    from data_tools.latents import check_autoencoder
+    from data_tools.stages.latents import check_autoencoder
 
     if preparation := _config(args, Preparation):
         check_autoencoder(args.autoencoder, preparation.media, "the configuration")
@@ -210,7 +210,7 @@ def _repair(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from data_tools.stats import describe, stats
+    from data_tools.reports.stats import describe, stats
 
     print(describe(stats(args.input, args.output)))
     if args.output:
@@ -235,7 +235,7 @@ def _cut(args: argparse.Namespace, output: Path, preparation: Preparation) -> No
 
 
 def _encode(args: argparse.Namespace, clips: Path, output: Path) -> None:
-    from data_tools.latents import make_latents
+    from data_tools.stages.latents import make_latents
 
     start = time.monotonic()
     manifest = make_latents(clips, output, args.autoencoder, args.batch_size, args.device, args.workers)

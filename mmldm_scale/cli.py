@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmldm_scale.errors import UserError
-from mmldm_scale.processes import die_with_launcher
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.processes import die_with_launcher
 
 EPILOG = """\
 examples:
@@ -115,7 +115,7 @@ def _add_export(export: argparse.ArgumentParser) -> None:
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:
-    from mmldm_scale.cluster.hardware import CLUSTERS
+    from mmldm_scale.planning.hardware import CLUSTERS
 
     add = plan.add_argument
     add("--model", required=True, choices=["S", "B", "L", "autoencoder"])
@@ -133,9 +133,9 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from mmldm_scale.training import plan_report
+    from mmldm_scale.planning import report
 
-    return plan_report.run(args)
+    return report.run(args)
 
 
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:
@@ -152,14 +152,14 @@ def _add_doctor(doctor: argparse.ArgumentParser) -> None:
 
 def _doctor(args: argparse.Namespace) -> int:
     if args.processes:
-        from mmldm_scale.cluster import local
+        from mmldm_scale.cluster import torchrun
 
         given = [("--shards", text) for text in args.shards] + [("--config", text) for text in args.config]
         given += [("--run", args.folder)] if args.folder else []
         options = [part for pair in given for part in pair] + (["--quick"] if args.quick else [])
-        return local.run(args.processes, ["doctor", "--model", args.model, *options, *args.overrides])
+        return torchrun.run(args.processes, ["doctor", "--model", args.model, *options, *args.overrides])
     die_with_launcher(signal.SIGTERM)
-    from mmldm_scale.cluster.doctor import examination
+    from mmldm_scale.doctor import examination
 
     return examination.run(args)
 
@@ -170,13 +170,13 @@ def _add_status(status: argparse.ArgumentParser) -> None:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from mmldm_scale import status
+    from mmldm_scale.runs import status
 
     return status.run(args)
 
 
 def _launch(args: argparse.Namespace) -> int:
-    from mmldm_scale.cluster import launch
+    from mmldm_scale.launch import launch
 
     return launch.launch(args)
 
@@ -194,13 +194,13 @@ def _reconstruct(args: argparse.Namespace) -> int:
 
 
 def _ladder(args: argparse.Namespace) -> int:
-    from mmldm_scale.evaluation import ladder
+    from mmldm_scale.evaluation import ablation
 
-    return ladder.run(args)
+    return ablation.run(args)
 
 
 def _export(args: argparse.Namespace) -> int:
-    from mmldm_scale.training import export
+    from mmldm_scale.training.checkpoint import export
 
     return export.run(args)
 
@@ -214,15 +214,15 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     same = ["train", args.model, *(part for file in args.config for part in ("--config", file)), *args.overrides]
     if args.launch:
-        from mmldm_scale.cluster import restarts
+        from mmldm_scale.cluster import requeue
 
         program = [*shlex.split(args.launch), sys.executable, "-m", "mmldm_scale.cli"]
         doctor = [*program, "doctor", "--quick", "--model", *same[1:]]
-        return restarts.supervise([*program, *same], Path(schema.run), doctor)
+        return requeue.supervise([*program, *same], Path(schema.run), doctor)
     if args.processes:
-        from mmldm_scale.cluster import local
+        from mmldm_scale.cluster import torchrun
 
-        return local.run(args.processes, same)
+        return torchrun.run(args.processes, same)
     return _train_here(args.model, schema)
 
 
@@ -231,18 +231,18 @@ def _train_here(model: str, schema: object) -> int:
     from mmldm_scale.training import loop
 
     if model == "kl-vae":
-        from mmldm_scale.training import kl_vae as task
+        from mmldm_scale.trainables.kl_vae import trainable as task
     elif model == "autoencoder":
-        from mmldm_scale.training import autoencoder as task
+        from mmldm_scale.trainables.autoencoder import trainable as task
     else:
-        from mmldm_scale.sampling import preview as task
+        from mmldm_scale.trainables.dit import preview as task
     return loop.train(task.build_task, schema)
 
 
 def _model_info(args: argparse.Namespace) -> int:
     from mmldm_scale.models.autoencoder.sizes import autoencoder_info
     from mmldm_scale.models.flops import model_info
-    from mmldm_scale.training.memory_table import memory_table
+    from mmldm_scale.planning.memory_table import memory_table
 
     for table in (model_info, autoencoder_info, memory_table):
         print(table(), end="\n\n", flush=True)

@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,8 +11,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
-    from mmldm_scale.training import distributed
-    from tests.training.harness import Forks
+    from mmldm_scale.training.engine import distributed
+    from tests.support.run_results import Finished, Forks
 
 
 def pytest_configure() -> None:
@@ -41,7 +42,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: [not item.nodeid.startswith(folder) for folder in LONGEST_FIRST])
 
 
-LONGEST_FIRST = ("tests/slurm/", "tests/docs/", "tests/evaluation/", "tests/training/")
+LONGEST_FIRST = (
+    "tests/slurm/",
+    "tests/docs/",
+    "tests/evaluation/",
+    "tests/trainables/",
+    "tests/planning/",
+    "tests/training/",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +79,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def alone() -> Iterator["distributed.World"]:
     """This process as a world of one."""
-    from mmldm_scale.training import distributed
+    from mmldm_scale.training.engine import distributed
 
     yield distributed.start(timeout=20.0)
     distributed.stop()
@@ -79,9 +87,41 @@ def alone() -> Iterator["distributed.World"]:
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator["Forks"]:
-    """Runs commands, and the toy of tests/training, in processes of their own."""
-    from tests.training.harness import Forks
+    """Runs commands, and the toy of tests/support, in processes of their own."""
+    from tests.support.run_results import Forks
 
     forks = Forks()
     yield forks
     forks.close()
+
+
+@pytest.fixture
+def train(forks: "Forks", tmp_path: Path) -> Callable[..., "Finished"]:
+    """Train the toy in ``tmp_path / name`` to its end, in processes of its own."""
+
+    from tests.support.run_results import Finished
+
+    def run(*overrides: str, name: str = "run", processes: int = 2) -> "Finished":
+        return Finished(tmp_path / name, *forks(processes, "train", f"run={tmp_path / name}", *overrides))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(forks: "Forks", tmp_path_factory: pytest.TempPathFactory) -> "Finished":
+    """A run of two processes, ZeRO-2 and ten steps, with a checkpoint after each."""
+    from tests.support.run_results import EVERY_STEP, Finished
+
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    status, output = forks(2, "train", f"run={folder}", *EVERY_STEP)
+    assert status == 0, output
+    return Finished(folder, status, output)
+
+
+@pytest.fixture
+def restored_handlers() -> Iterator[None]:
+    """Signal handlers as they were, after a test that trains in this process."""
+    from mmldm_scale.training.resilience import signals
+
+    yield
+    signals.restore_handlers()

@@ -15,17 +15,17 @@ from typing import Any
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from data_tools.build import begin, remove_asides
-from data_tools.claims import share_out
 from data_tools.config import Measurement
-from data_tools.filters.examine import Examiner
+from data_tools.filters.measure_candidate import Examiner
 from data_tools.filters.table import KIND, part_name, part_rows, part_sizes, write_part
-from data_tools.progress import progress
+from data_tools.launching.process_pool import batched, each, in_parts
+from data_tools.launching.progress import progress
 from data_tools.sources import Source
 from data_tools.sources.video import Video
-from data_tools.workers import batched, each, in_parts
-from mmldm_scale.claims import Claims
-from mmldm_scale.errors import UserError
+from data_tools.stages.shard_set import begin, remove_asides
+from data_tools.stages.share_out import share_out
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.leases import Claims
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.shards.manifest import differences
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_tools.filters.look import FPS, Look
+from data_tools.filters.low_res_view import FPS, Look
 from data_tools.filters.picture import changes
 from data_tools.filters.sound import HOP, spectrogram
 

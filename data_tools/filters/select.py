@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_tools.build import remove_asides
 from data_tools.config import HeldOut, Selection
-from data_tools.filters.page import page
+from data_tools.filters.apply_filters import Sieve, sift
 from data_tools.filters.ranking import chances
-from data_tools.filters.report import Report, describe
-from data_tools.filters.sieve import Sieve, sift
+from data_tools.filters.selection_report import Report, describe
 from data_tools.filters.table import parquet, read_table
-from mmldm_scale.errors import UserError
-from mmldm_scale.files import ASIDE, write_whole
-from mmldm_scale.shards.files import DamagedSet, read_json, write_json
+from data_tools.reports.selection_page import page
+from data_tools.stages.shard_set import remove_asides
+from mmldm_scale.common.atomic_files import ASIDE, write_whole
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.shards.json_files import DamagedSet, read_json, write_json
 
 KIND = "selection"  # in report.json
 REPORT = "report.json"

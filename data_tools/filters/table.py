@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.build import read_plan
-from data_tools.filters.hashes import BYTES
+from data_tools.filters.stable_hash import BYTES
 from data_tools.sources.video import Video
-from mmldm_scale.errors import UserError
-from mmldm_scale.files import write_whole
+from data_tools.stages.shard_set import read_plan
+from mmldm_scale.common.atomic_files import write_whole
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.shards.manifest import PLAN
 
 KIND = "measures"  # in plan.json

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from data_tools.config import SourceConfig
 from data_tools.sources.files import file_size, find_files, find_videos, folder_split
 from data_tools.sources.video import Video
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 GENRES = {
     "BR": "Break",

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_tools.config import SourceConfig
-from data_tools.progress import progress
+from data_tools.launching.progress import progress
 from data_tools.sources.files import file_size, find_videos
 from data_tools.sources.ontology import Ontology
 from data_tools.sources.segments import NamedFile, Segment, list_split, parse_name, read_segments
 from data_tools.sources.video import Video
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 
 class AudioSetSource:

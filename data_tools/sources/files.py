@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.decode import SUFFIXES
 
 SPLITS = ("train", "val", "validation", "test", "eval")  # folders that are parts of a data set

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from hashlib import blake2b
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 KEY_CHARACTERS = 56  # of a video's key, before what tells it from others and its window's number
 

@@ -17,7 +17,7 @@ from data_tools.config import SourceConfig
 from data_tools.sources.files import file_size
 from data_tools.sources.tables import Row, read_rows
 from data_tools.sources.video import Video
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 COLUMNS = ("path", "start", "end", "labels", "label", "split", "origin", "seconds", "audio", "maybe_trimmed")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 MAX_BYTES = 64 << 20  # of a label file; the real ones have 15 and 340 kB
 

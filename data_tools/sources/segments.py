@@ -14,7 +14,7 @@ from pathlib import Path
 from sys import intern
 from typing import NamedTuple
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 MAX_LINE = 1 << 16  # characters
 _ID = "[A-Za-z0-9_-]{11}"

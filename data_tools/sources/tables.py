@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 MAX_LINE = 1 << 20  # characters of a row: a file with longer ones is no list
 SUFFIXES = (".csv", ".jsonl", ".parquet")

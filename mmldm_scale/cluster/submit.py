@@ -21,8 +21,8 @@ import submitit
 from submitit.core.utils import FailedJobError, pickle_load
 
 from mmldm_scale import config
-from mmldm_scale.errors import UserError
-from mmldm_scale.processes import die_with_parent
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.processes import die_with_parent
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """The check that every part of the configuration uses."""
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 
 def require(fits: bool, key: str, problem: str) -> None:

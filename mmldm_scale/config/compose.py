@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 MAX_DEPTH = 100  # of what a configuration file nests
 

@@ -125,7 +125,7 @@ class DiffusionConfig:
     steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.0120
-    prediction: Literal["epsilon", "v", "flow"] = "epsilon"  # what the network predicts; see diffusion/process.py
+    prediction: Literal["epsilon", "v", "flow"] = "epsilon"  # what the network predicts; see diffusion/noise_process.py
     min_snr: float = 0.0  # γ of Min-SNR weighting (arXiv 2303.09556 takes 5); 0: all timesteps count alike
     zero_terminal_snr: bool = False  # the last timestep is pure noise (arXiv 2305.08891)
     time_distribution: Literal["uniform", "logit_normal"] = "uniform"  # of training's timesteps

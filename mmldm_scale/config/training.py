@@ -19,7 +19,10 @@ from mmldm_scale.config.models import (
 )
 
 Precision = Literal["fp32", "bf16", "fp16"]
-SHORTEST_EMA, LONGEST_EMA = 0.001, 0.28  # lengths as training/ema.py means them; the whole past's plain mean has 0.289
+SHORTEST_EMA, LONGEST_EMA = (
+    0.001,
+    0.28,
+)  # lengths as training/engine/ema.py means them; the whole past's plain mean has 0.289
 
 
 @dataclass
@@ -35,7 +38,9 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     gradient_clip: float = 1.0  # global norm; 0 switches clipping off
-    ema_lengths: list[float] = field(default_factory=lambda: [0.05, 0.10])  # see training/ema.py; the first is in use
+    ema_lengths: list[float] = field(
+        default_factory=lambda: [0.05, 0.10]
+    )  # see training/engine/ema.py; the first is in use
     ema_snapshot_every: int = 0  # what averages of other lengths can be made of later; 0: nothing is kept for them
     precision: Precision = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -101,7 +106,7 @@ class TrainingConfig:
 class ReadingConfig:
     """How a trainer reads its shards; only ``window`` changes what it learns from, and only in its order."""
 
-    window: int = 64  # shards whose samples are shuffled together; see mmldm_scale/shards/order.py
+    window: int = 64  # shards whose samples are shuffled together; see mmldm_scale/shards/shuffle.py
     stage: str = ""  # folder on the node's own disk where shards are copied to before use; sets at a URL need one
     stage_gigabytes: float = 200.0  # room there; what was used longest ago goes first
     damaged_share: float = 0.001  # of the samples that may turn out damaged, and be replaced, before the run stops

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmldm_scale import counter
+from mmldm_scale.common import rng
 from mmldm_scale.config import DiffusionConfig
 
 MODALITIES = ("audio", "video")
@@ -32,7 +32,7 @@ def task_at(config: DiffusionConfig, chance: float) -> TrainingTask:
 
 def previous_seen(config: DiffusionConfig, seed: int, position: int) -> tuple[str, ...]:
     """Return what the sample at ``position``, if it continues a clip, sees of the one before: "audio", "video"."""
-    chance = counter.generator(seed, "dit/previous/seen", position).random()
+    chance = rng.generator(seed, "dit/previous/seen", position).random()
     if chance < config.without_previous_video:
         return ("audio",)
     return ("video",) if chance < config.without_previous_video + config.without_previous_audio else MODALITIES
@@ -40,14 +40,14 @@ def previous_seen(config: DiffusionConfig, seed: int, position: int) -> tuple[st
 
 def context_dropped(dropout: float, seed: int, position: int) -> bool:
     """Return whether the sample at ``position`` gets the null context, as a share ``dropout`` of all do."""
-    return counter.generator(seed, "dit/context", position).random() < dropout
+    return rng.generator(seed, "dit/context", position).random() < dropout
 
 
 def conditions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the keyword arguments of ``DiT.forward`` that the samples of ``batch`` are conditioned on.
 
     Args:
-        batch: as :func:`mmldm_scale.diffusion.objective.losses` takes it: clean latents "audio" and "video",
+        batch: as :func:`mmldm_scale.diffusion.loss.losses` takes it: clean latents "audio" and "video",
             (B, C, H, W), and "audio_given" and "video_given", (B,) boolean. If the model continues clips
             "previous_audio", "previous_video", "previous_audio_given" and "previous_video_given" likewise. If it has
             a context, "label", or "context" and "context_length", which the DiT takes as they are.

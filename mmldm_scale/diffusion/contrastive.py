@@ -23,7 +23,7 @@ goes around its end. The video latent has no axis of time (a clip's frames are i
 import torch
 from torch import Tensor
 
-from mmldm_scale import counter
+from mmldm_scale.common import rng
 
 PASSES = 4  # of a sample through the network: one for each pairing
 PARTNERS = ("other_audio", "shifted_audio", "other_video")  # what a batch holds for the wrong pairings
@@ -35,16 +35,14 @@ def draw_shift(columns: int, seed: int, position: int) -> int:
     Each shift by at least a quarter of the clip, either way around, is as likely as another.
     """
     least = max(1, columns // 4)
-    return int(
-        counter.generator(seed, "dit/contrastive/shift", position).integers(least, columns - least, endpoint=True)
-    )
+    return int(rng.generator(seed, "dit/contrastive/shift", position).integers(least, columns - least, endpoint=True))
 
 
 def wrong_pairings(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return pairings 1, 2 and 3 of all samples, one after the other: a batch (3B, …) without partners of its own.
 
     Args:
-        batch: as :func:`~mmldm_scale.diffusion.objective.losses` takes it, with "other_audio" and "shifted_audio"
+        batch: as :func:`~mmldm_scale.diffusion.loss.losses` takes it, with "other_audio" and "shifted_audio"
             shaped like "audio", and "other_video" like "video".
     """
     own = {name: value for name, value in batch.items() if name not in PARTNERS}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmldm_scale.config import GenerationTask
 from mmldm_scale.diffusion.conditions import marked, null
-from mmldm_scale.diffusion.process import Process
+from mmldm_scale.diffusion.noise_process import Process
 from mmldm_scale.models.dit import DiT
 
 GIVEN: dict[GenerationTask, str | None] = {"svg": None, "a2v": "audio", "v2a": "video"}  # each task's condition

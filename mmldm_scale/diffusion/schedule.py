@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DiffusionConfig
-from mmldm_scale.errors import UserError
 
 Solver = DPMSolverMultistepScheduler | UniPCMultistepScheduler
 SOLVERS: dict[str, type[Solver]] = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}

@@ -28,12 +28,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from mmldm_scale.common.atomic_files import full_disk, write_whole
+from mmldm_scale.common.device import choose_device
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import Reconstructing, load
-from mmldm_scale.device import choose_device
-from mmldm_scale.errors import UserError
-from mmldm_scale.evaluation.distances import mean_absolute, multi_resolution_stft, psnr, ssim
+from mmldm_scale.evaluation.metrics.distances import mean_absolute, multi_resolution_stft, psnr, ssim
 from mmldm_scale.evaluation.restore import Rendition, Restorer
-from mmldm_scale.files import full_disk, write_whole
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.encode import write_video
 from mmldm_scale.media.pixels import strips, to_frames

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmldm_scale import counter
+from mmldm_scale.common import rng
 from mmldm_scale.config import Reconstructing
 from mmldm_scale.media.audio_image import AudioImage, signals
 from mmldm_scale.media.clip import Clip
@@ -70,8 +70,8 @@ class Restorer:
     def noise(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return what the clips at ``indices`` of their set are decoded from: (B, c, s, s) and (B, F, c, s, s)."""
         shape, seed = self.model.noise_shape, self.settings.seed
-        audio = counter.standard_normal(seed, "reconstruct/audio", indices, shape)
-        video = counter.standard_normal(seed, "reconstruct/video", indices, (self.model.media.frames, *shape))
+        audio = rng.standard_normal(seed, "reconstruct/audio", indices, shape)
+        video = rng.standard_normal(seed, "reconstruct/video", indices, (self.model.media.frames, *shape))
         return torch.from_numpy(audio).to(self.device), torch.from_numpy(video).to(self.device)
 
     def _sounding(self, frames: Tensor, audio_image: Tensor) -> Rendition:

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.safe_tensors import read_tensors
 from mmldm_scale.config import AudioImageConfig
-from mmldm_scale.errors import UserError
 from mmldm_scale.media.audio_image import MIN_MAGNITUDE
-from mmldm_scale.tensors import read_tensors
 
 CONFIG = "config.json"
 MODEL_TYPES = ("speecht5_hifigan", "hifigan")  # in the config.json of newer and older versions of transformers

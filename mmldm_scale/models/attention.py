@@ -16,8 +16,8 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import Backend
-from mmldm_scale.errors import UserError
 
 logger = logging.getLogger(__name__)
 

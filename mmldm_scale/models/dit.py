@@ -1,6 +1,6 @@
 """The audio-video diffusion transformer (section 3.2): predicts the noise in an audio and a video latent together.
 
-Or what else :mod:`mmldm_scale.diffusion.process` names; to the network it is all one.
+Or what else :mod:`mmldm_scale.diffusion.noise_process` names; to the network it is all one.
 
 The latents become tokens, one a position (patch size 1), and go through full self-attention as one sequence::
 

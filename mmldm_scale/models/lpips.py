@@ -11,8 +11,8 @@ from torch import Tensor
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 from torchmetrics.functional.image.lpips import _NoTrainLpips  # what its metric wraps, and would download weights for
 
-from mmldm_scale.errors import UserError
-from mmldm_scale.tensors import read_tensors
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.safe_tensors import read_tensors
 
 LINEAR = Path(torchmetrics_lpips.__file__).parent / "lpips_models"  # where it keeps the linear weights
 SMALLEST = 32  # height and width of pictures that both backbones can halve to their last features

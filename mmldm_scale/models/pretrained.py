@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mmldm_scale.errors import UserError
-from mmldm_scale.files import sha256
+from mmldm_scale.common.atomic_files import sha256
+from mmldm_scale.common.errors import UserError
 
 Kind = Literal["kl_vae", "autoencoder", "dit"]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from mmldm_scale.files import write_whole
+from mmldm_scale.common.atomic_files import write_whole
 
 SAMPLE = re.compile(r"(svg|a2v|v2a)_(\d{6,})\.mp4")
 TITLES = {"svg": "Sound and picture", "a2v": "Picture to given sound", "v2a": "Sound to given picture"}

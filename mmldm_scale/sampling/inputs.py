@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import MediaConfig
-from mmldm_scale.errors import UserError
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.decode import SUFFIXES, read_clips
 

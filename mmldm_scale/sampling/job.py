@@ -18,18 +18,18 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mmldm_scale.cluster import slurm
+from mmldm_scale.common.atomic_files import write_whole
+from mmldm_scale.common.device import choose_device
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import GenerationTask, MediaConfig, Sampling, load
-from mmldm_scale.device import choose_device
 from mmldm_scale.diffusion.sampler import GIVEN
-from mmldm_scale.errors import UserError
-from mmldm_scale.files import write_whole
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.encode import write_video
 from mmldm_scale.models import pretrained
 from mmldm_scale.sampling import gallery
 from mmldm_scale.sampling.inputs import list_videos, read_first_clip, usable
 from mmldm_scale.sampling.pipeline import Description, Pipeline
-from mmldm_scale.training.monitor import MediaWriter, show
+from mmldm_scale.training.monitoring.logger import MediaWriter, show
 
 SHOWN = 4  # samples of a job in TensorBoard
 INPUTS = "inputs"

@@ -16,12 +16,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from mmldm_scale import counter
+from mmldm_scale.common import rng
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DiffusionConfig, DiTConfig, GenerationTask, MediaConfig, Sampling
+from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.diffusion.normalise import Statistics, normalise, restore
-from mmldm_scale.diffusion.process import noise_process
 from mmldm_scale.diffusion.sampler import GIVEN, Latents, sample_latents
-from mmldm_scale.errors import UserError
 from mmldm_scale.media.audio_image import AudioImage, signals
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.pixels import to_frames
@@ -217,7 +217,7 @@ class Pipeline:
 
     def _noise(self, stream: str, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
         """Return standard normal noise (B, *shape), each sample's own."""
-        noise = counter.standard_normal(self.settings.seed, stream, indices, shape)
+        noise = rng.standard_normal(self.settings.seed, stream, indices, shape)
         # Copied into torch's own memory: MKL promises the same sums again only for arrays aligned to 64 bytes.
         return torch.from_numpy(noise).clone().to(self.device)
 

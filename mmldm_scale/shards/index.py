@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmldm_scale.shards.files import DamagedSet, read_json, write_json
+from mmldm_scale.shards.json_files import DamagedSet, read_json, write_json
 
 FORMAT = 1
 BLOCK = 512  # bytes of a tar block

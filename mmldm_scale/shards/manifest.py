@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import AudioImageConfig, MediaConfig
-from mmldm_scale.errors import UserError
-from mmldm_scale.shards.files import DamagedSet, check_types, read_json, write_json
 from mmldm_scale.shards.index import FORMAT, ShardIndex, shard_name
+from mmldm_scale.shards.json_files import DamagedSet, check_types, read_json, write_json
 
 Kind = Literal["clips", "latents"]
 MANIFEST, PLAN, DROPPED = "manifest.json", "plan.json", "dropped.jsonl"

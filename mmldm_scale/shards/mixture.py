@@ -20,11 +20,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from mmldm_scale.counter import generator
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.rng import generator
 from mmldm_scale.shards.manifest import Manifest, differences
-from mmldm_scale.shards.order import Order
 from mmldm_scale.shards.reader import Sample, ShardSet
+from mmldm_scale.shards.shuffle import Order
 
 Statistics = dict[str, dict[str, list[float]]]
 

@@ -3,8 +3,9 @@
 ``ShardSet(folder, "latents")[i]`` is a :class:`Sample`, and ``read(indices)`` gives many at once, faster; then
 ``shards.clips.decode_clip`` and ``shards.latents.decode_latents`` turn members into arrays. Tars are mapped when a
 process first needs them, so a set may be handed to loader workers. Truncated or swapped files are refused on opening;
-other damage raises :class:`DamagedSample` when the sample is read, before anything uses it. With a ``shards.cache``
-the set may lie anywhere that fsspec reaches, and its tars are copied to the node's own disk first.
+other damage raises :class:`DamagedSample` when the sample is read, before anything uses it. With a
+``shards.remote.cache`` the set may lie anywhere that fsspec reaches, and its tars are copied to the node's own disk
+first.
 """
 
 import functools
@@ -22,12 +23,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mmldm_scale.errors import Outage, UserError
-from mmldm_scale.shards.cache import Cache
-from mmldm_scale.shards.files import DamagedSet
+from mmldm_scale.common.errors import Outage, UserError
 from mmldm_scale.shards.index import ShardIndex
+from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.manifest import Kind, Manifest
-from mmldm_scale.shards.remote import StoredTar, is_url
+from mmldm_scale.shards.remote.cache import Cache
+from mmldm_scale.shards.remote.remote import StoredTar, is_url
 
 _FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 OPEN_TARS = 4096 if _FILES == resource.RLIM_INFINITY else _FILES // 2  # a mapped tar keeps a file descriptor

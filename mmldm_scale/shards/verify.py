@@ -14,11 +14,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mmldm_scale.files import sha256
+from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.shards.clips import decode_clip
-from mmldm_scale.shards.files import DamagedSet
 from mmldm_scale.shards.index import ShardIndex
+from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.latents import LatentSample, Sums, decode_latents, statistics, sums
 from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Manifest, ShardEntry
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mmldm_scale.files import WholeFile
+from mmldm_scale.common.atomic_files import WholeFile
 from mmldm_scale.shards.index import BLOCK, KEY, MEMBER, ShardIndex, padded, shard_name
 
 _END = bytes(2 * BLOCK)  # of every tar

@@ -16,28 +16,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmldm_scale.cluster import restarts, slurm
+from mmldm_scale.cluster import requeue, slurm
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import TrainingConfig
-from mmldm_scale.errors import UserError
 from mmldm_scale.models.precision import DTYPES
-from mmldm_scale.training import ema, means, snapshots, speed, validation
-from mmldm_scale.training import engine as engines
-from mmldm_scale.training.adversary import Adversary
-from mmldm_scale.training.checkpoint import DISCRIMINATOR, ENGINE, Checkpoints, read_manifest
-from mmldm_scale.training.data import MicroBatches, load
-from mmldm_scale.training.distributed import GRACE, World, start, stop
-from mmldm_scale.training.guard import Guard
-from mmldm_scale.training.health import Health, Stretches, read_state, read_stretches
-from mmldm_scale.training.lock import locked
-from mmldm_scale.training.monitor import Monitor
-from mmldm_scale.training.objective import Objective
-from mmldm_scale.training.optimizer import learning_rate
-from mmldm_scale.training.previews import Previews
-from mmldm_scale.training.profile import Profile
-from mmldm_scale.training.run import begin
-from mmldm_scale.training.signals import EXIT_STOPPED, StopRequest, restore_handlers
-from mmldm_scale.training.task import Task
-from mmldm_scale.training.watchdog import Watchdog
+from mmldm_scale.training.checkpoint import ema_snapshots
+from mmldm_scale.training.checkpoint.manager import DISCRIMINATOR, ENGINE, Checkpoints, read_manifest
+from mmldm_scale.training.data.loader import MicroBatches, load
+from mmldm_scale.training.engine import deepspeed_engine as engines
+from mmldm_scale.training.engine import ema
+from mmldm_scale.training.engine.discriminator_engine import Adversary
+from mmldm_scale.training.engine.distributed import GRACE, World, start, stop
+from mmldm_scale.training.engine.optimizer import learning_rate
+from mmldm_scale.training.engine.step_guard import Guard
+from mmldm_scale.training.engine.step_module import Objective
+from mmldm_scale.training.monitoring import metric_means, throughput, validation
+from mmldm_scale.training.monitoring.logger import Monitor
+from mmldm_scale.training.monitoring.previews import Previews
+from mmldm_scale.training.monitoring.profiler import Profile
+from mmldm_scale.training.resilience.run_lock import locked
+from mmldm_scale.training.resilience.signals import EXIT_STOPPED, StopRequest, restore_handlers
+from mmldm_scale.training.resilience.step_skipping import Health, Stretches, read_state, read_stretches
+from mmldm_scale.training.resilience.watchdog import Watchdog
+from mmldm_scale.training.run_folder import begin
+from mmldm_scale.training.trainable import Task
 
 
 def train(build_task: Callable[[Any], Task], schema: Any) -> int:
@@ -59,12 +61,12 @@ def train(build_task: Callable[[Any], Task], schema: Any) -> int:
             trainer = Trainer(task, config, run, world)
             stopped = trainer.run(wish)
         if stopped:
-            restarts.leave_word(EXIT_STOPPED)
+            requeue.leave_word(EXIT_STOPPED)
             _queue_again(wish, world)
     except BaseException as error:
         restore_handlers()  # nothing is left to save: a launcher that ends this process now is to be obeyed at once
         if isinstance(error, UserError):
-            restarts.leave_word(error.status)
+            requeue.leave_word(error.status)
         raise
     finally:
         stop()
@@ -128,8 +130,8 @@ class Trainer:
         self.saved = self.samples_seen
         self.monitor = Monitor(self.folder, self.samples_seen, config.total_samples) if world.first else None
         self.batches = self._micro_batches()
-        peak = speed.peak_flops(world.device, DTYPES[config.precision]) * world.size
-        self.meter = speed.Meter(self.task.flops_per_sample, peak, self.samples_seen)
+        peak = throughput.peak_flops(world.device, DTYPES[config.precision]) * world.size
+        self.meter = throughput.Meter(self.task.flops_per_sample, peak, self.samples_seen)
         if checkpoint:
             self._say(f"carrying on from {self.samples_seen:,} of {config.total_samples:,} samples")
 
@@ -164,7 +166,7 @@ class Trainer:
             if saving or validated or self._due(config.log_every):
                 self._log(values, validated)
             if config.ema_snapshot_every and (done or self._due(config.ema_snapshot_every)) and self._learned():
-                snapshots.write(self.folder, self.engine, self.samples_seen, self.world)
+                ema_snapshots.write(self.folder, self.engine, self.samples_seen, self.world)
             if saving:
                 with self.meter.standing("saving"):
                     self._save()
@@ -311,8 +313,8 @@ class Trainer:
     def _log(self, values: dict[str, list[Tensor]], validated: dict[str, float]) -> None:
         """Log the means over the global batch just done, where they are finite, and the speed since the last time."""
         names = sorted(values)
-        sums = torch.stack([means.sums(values[name]) for name in names])  # (names, 2), still on the device
-        found = means.means(names, self.world.sum(sums.flatten().tolist()))
+        sums = torch.stack([metric_means.sums(values[name]) for name in names])  # (names, 2), still on the device
+        found = metric_means.means(names, self.world.sum(sums.flatten().tolist()))
         if self.monitor:
             logged = found | validated | self._scalars() | self.meter.read(self.samples_seen)
             finite = {name: value for name, value in logged.items() if math.isfinite(value)}  # a skipped step's are not

@@ -5,14 +5,14 @@ from benchmarks import decoding
 from mmldm_scale.config import DecodingConfig, Reconstructing
 from mmldm_scale.evaluation.restore import Restorer
 from mmldm_scale.shards.reader import ShardSet
-from tests.models.autoencoder import tiny
-from tests.training.clip_sets import write_clips
+from tests.support.datasets.clip_sets import write_clips
+from tests.support.tiny_models import tiny_autoencoder
 
 
 def test_each_sampler_is_held_against_the_original_and_against_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "STEPS", {"ddim": (2, 20), "unipc": (8,)})
     monkeypatch.setattr(decoding, "USUAL", "ddim 20")
-    restorer = Restorer(tiny.opened(tiny.build()), Reconstructing(), torch.device("cpu"))
+    restorer = Restorer(tiny_autoencoder.opened(tiny_autoencoder.build()), Reconstructing(), torch.device("cpu"))
     clips = ShardSet(write_clips(tmp_path / "clips", 3))
     found = decoding.measure(restorer, clips, 1, limit=DecodingConfig("ddim", 20))
     assert found["clips"] == {"samples": 1, "frames": 4, "size": 32}

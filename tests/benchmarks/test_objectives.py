@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks import objectives
-from tests.training.latent_sets import write_latents
+from tests.support.datasets.latent_sets import write_latents
 
 
 @pytest.mark.parametrize("name", ["epsilon", "epsilon, contrastive"])

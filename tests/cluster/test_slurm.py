@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale.cluster import slurm
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 STEP = {
     "SLURM_JOB_ID": "4711",

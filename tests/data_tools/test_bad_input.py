@@ -17,8 +17,8 @@ from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.decode import read_clips
 from mmldm_scale.media.encode import write_video
 from mmldm_scale.shards.clips import decode_clip
-from tests.data_tools import odd_videos
-from tests.media.recordings import HITS, onsets
+from tests.support.datasets import odd_videos
+from tests.support.datasets.recordings import HITS, onsets
 
 ROOT = Path(__file__).parents[2]
 MEDIA = MediaConfig(frames=16, fps=20.0, size=32, audio=AudioImageConfig(sample_rate=16000))  # 0.8 s

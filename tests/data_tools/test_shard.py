@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from data_tools.shard import main
-from mmldm_scale import files
+from mmldm_scale.common import atomic_files
 from mmldm_scale.media.decode import read_clips
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.manifest import Manifest
@@ -131,7 +131,7 @@ def killed_at(step, arguments):
             return effect
 
         for name in ("_write", "_sync", "_rename"):
-            setattr(files, name, deadly(getattr(files, name)))
+            setattr(atomic_files, name, deadly(getattr(atomic_files, name)))
         os._exit(main(arguments))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
@@ -153,7 +153,7 @@ def test_killed_at_every_write_sync_and_rename(good_videos, overrides, tmp_path)
 def test_killed_at_random_moments(good_videos, overrides, tmp_path):
     """Again and again, a little after its next shards, with decoding processes and without, on what kills left."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_tools.clips"])
+    context.set_forkserver_preload(["data_tools.stages.clips"])
     overrides = [*overrides, "stride=1", "samples_per_shard=1"]
     moments, kills, finished = random.Random(0), 0, False
     while not finished:

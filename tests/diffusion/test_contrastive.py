@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import ContrastiveConfig, DiffusionConfig
 from mmldm_scale.diffusion.contrastive import draw_shift, wrong_pairings
-from mmldm_scale.diffusion.objective import losses
-from mmldm_scale.diffusion.process import noise_process
-from mmldm_scale.errors import UserError
+from mmldm_scale.diffusion.loss import losses
+from mmldm_scale.diffusion.noise_process import noise_process
 
 AUDIO, VIDEO, SIZE = (3, 2, 4), (3, 2, 2), 5
 CONTRASTIVE = ContrastiveConfig(weight=0.3, temperature=0.2)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmldm_scale.config import DiffusionConfig, DiTConfig
-from mmldm_scale.diffusion.process import noise_process
+from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.diffusion.sampler import Latents, sample_latents
 from mmldm_scale.models.dit import DiT
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DiffusionConfig
 from mmldm_scale.diffusion.schedule import scheduler, timesteps
-from mmldm_scale.errors import UserError
 
 
 def alphas() -> np.ndarray:

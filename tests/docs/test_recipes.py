@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale import cli
-from tests.docs.recipes import ROOT, carry_out, commands, costs, put_videos, small_world
+from tests.support.recipes import ROOT, carry_out, commands, costs, put_videos, small_world
 
 PAGES = sorted((ROOT / "docs/recipes").glob("*.md"))
 AIST = ["{}/gBR_sBM_cAll_d04_mBR0_ch01.mp4", "{}/gPO_sBM_cAll_d10_mPO1_ch02.mp4"]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.rng import generator
 from mmldm_scale.config import DecodingConfig
-from mmldm_scale.counter import generator
-from mmldm_scale.errors import UserError
 from mmldm_scale.evaluation import arguments, reconstruction
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.decode import probe
@@ -20,9 +20,9 @@ from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.reader import ShardSet
-from tests.models.autoencoder import tiny
-from tests.models.backbones import write_alexnet
-from tests.training.clip_sets import write_clips
+from tests.support.datasets.clip_sets import write_clips
+from tests.support.tiny_models import tiny_autoencoder
+from tests.support.tiny_models.backbones import write_alexnet
 
 METRICS = ["psnr", "ssim", "audio_image_psnr", "image_mel_l1", "mel_l1", "mrstft"]
 
@@ -44,7 +44,7 @@ def clips(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("autoencoder")
-    tiny.opened(tiny.build(classes=["rain", "wind"])).save_pretrained(folder)
+    tiny_autoencoder.opened(tiny_autoencoder.build(classes=["rain", "wind"])).save_pretrained(folder)
     return folder
 
 
@@ -78,7 +78,7 @@ def test_metrics_are_those_of_what_the_model_decodes(measured, autoencoder, clip
     """One clip, by the model's own doors: metric by metric what its pictures and its sound are worth."""
     model, clip = Autoencoder.from_pretrained(autoencoder), decode_clip(ShardSet(clips)[4].members)
     frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)[None] / 127.5 - 1  # (1, F, 3, S, S)
-    audio_image, waveform = AudioImage(tiny.MEDIA), torch.from_numpy(clip.waveform)[None]
+    audio_image, waveform = AudioImage(tiny_autoencoder.MEDIA), torch.from_numpy(clip.waveform)[None]
     image, mels = audio_image.encode(waveform), audio_image.decibels(waveform)
     posteriors = model.encode(frames, image)
     noise = [
@@ -87,7 +87,7 @@ def test_metrics_are_those_of_what_the_model_decodes(measured, autoencoder, clip
     ]
     decoded = model.decode(posteriors.audio.mean, posteriors.video.mean, *noise, DecodingConfig(steps=2))
     row = measured[0]["by_clip"][2]
-    sound = load_vocoder(None, tiny.AUDIO)(audio_image.to_decibels(decoded[1]), waveform.shape[1])
+    sound = load_vocoder(None, tiny_autoencoder.AUDIO)(audio_image.to_decibels(decoded[1]), waveform.shape[1])
     expected = {
         "psnr": picture_psnr(decoded[0][0], frames[0]),
         "audio_image_psnr": picture_psnr(decoded[1], image),
@@ -147,7 +147,7 @@ def test_refusals(measured, autoencoder, clips, tmp_path):
     assert "steps: 7 does not divide" in refusal(autoencoder, clips, out, "decoding.steps=7")
     assert "holds reconstruction.json already" in refusal(autoencoder, clips, measured[1])
     assert "nowhere: cannot be read" in refusal(autoencoder, clips, out, "lpips=nowhere")
-    tiny.build(semantics=False).save_pretrained(tmp_path / "plain")
+    tiny_autoencoder.build(semantics=False).save_pretrained(tmp_path / "plain")
     assert "trained without semantics" in refusal(tmp_path / "plain", clips, out, "--swap-semantics")
     described = json.loads((autoencoder / pretrained.CONFIG).read_text())
     described["media"]["fps"] = 4

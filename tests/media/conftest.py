@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.media import recordings
+from tests.support.datasets import recordings
 
 
 @pytest.fixture

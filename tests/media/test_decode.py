@@ -12,7 +12,7 @@ import pytest
 from mmldm_scale.config import AudioImageConfig, MediaConfig
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.decode import probe, read_clips
-from tests.media.recordings import HITS
+from tests.support.datasets.recordings import HITS
 
 RATE = 16000
 MEDIA = MediaConfig(frames=16, fps=20.0, size=32, audio=AudioImageConfig(sample_rate=RATE))  # 0.8 s

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import AudioImageConfig, MediaConfig
-from mmldm_scale.errors import UserError
 from mmldm_scale.media.vocoder import load_vocoder
 
 PAPER = MediaConfig()

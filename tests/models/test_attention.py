@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.models.attention import attention, choose_backend, resolve
 
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32

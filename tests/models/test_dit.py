@@ -9,8 +9,8 @@ import torch
 import torch._inductor.config
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DiTConfig, DiTTraining, load
-from mmldm_scale.errors import UserError
 from mmldm_scale.models.dit import FREQUENCIES, PRESETS, DiT, sincos, sincos_grid
 
 CONFIG = DiTConfig(depth=2, width=32, heads=4, context_tokens=3, context_width=8)

@@ -7,9 +7,9 @@ import torchmetrics
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.models.lpips import load_lpips
-from tests.models.backbones import random_features, write_alexnet
+from tests.support.tiny_models.backbones import random_features, write_alexnet
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 LINEAR = Path(torchmetrics.__file__).parent / "functional/image/lpips_models"

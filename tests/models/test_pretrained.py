@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.models import pretrained
 
 

@@ -1,7 +1,7 @@
 import pytest
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import MediaConfig
-from mmldm_scale.errors import UserError
 from mmldm_scale.sampling.inputs import list_videos, read_first_clip, usable
 
 MEDIA = MediaConfig(frames=4, fps=10, size=32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.decode import probe, read_clips
 from mmldm_scale.sampling import arguments as arguments_of_sample
 from mmldm_scale.sampling import job

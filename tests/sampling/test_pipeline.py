@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DecodingConfig, Sampling
-from mmldm_scale.errors import UserError
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.sampling.inputs import read_first_clip
 from mmldm_scale.sampling.pipeline import Pipeline

@@ -1,7 +1,7 @@
 import pytest
 
-from mmldm_scale.errors import UserError
-from mmldm_scale.shards.files import DamagedSet, read_json, write_json
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.shards.json_files import DamagedSet, read_json, write_json
 from mmldm_scale.shards.manifest import Manifest, differences
 
 

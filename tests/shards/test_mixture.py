@@ -4,7 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.shards.mixture import Mixture, mixed_statistics
 from mmldm_scale.shards.reader import DamagedSample, ShardSet

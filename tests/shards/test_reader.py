@@ -9,10 +9,10 @@ import pytest
 import webdataset
 from torch.utils.data import DataLoader
 
-from mmldm_scale.errors import Outage, UserError
+from mmldm_scale.common.errors import Outage, UserError
 from mmldm_scale.shards import reader
 from mmldm_scale.shards.clips import decode_clip
-from mmldm_scale.shards.files import DamagedSet
+from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.latents import decode_latents
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 

@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 
-from mmldm_scale.shards.files import read_json, write_json
+from mmldm_scale.shards.json_files import read_json, write_json
 from mmldm_scale.shards.latents import encode_latents
 from mmldm_scale.shards.manifest import Manifest, ShardEntry
 from mmldm_scale.shards.verify import Findings, verify_set

@@ -7,10 +7,10 @@ import zlib
 
 import pytest
 
-from mmldm_scale import files
-from mmldm_scale.errors import UserError
-from mmldm_scale.shards.files import DamagedSet, read_json, write_json
+from mmldm_scale.common import atomic_files
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.shards.index import ShardIndex
+from mmldm_scale.shards.json_files import DamagedSet, read_json, write_json
 from mmldm_scale.shards.writer import ShardWriter
 
 SAMPLES = {"a-0": {"00.jpg": b"x" * 700, "wav": b"y" * 512}, "b_1": {"00.jpg": b"", "wav": b"z"}}
@@ -90,7 +90,7 @@ def test_a_key_twice_or_other_members_are_refused(tmp_path):
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_done(tmp_path, monkeypatch, step, fails_at):
     write(tmp_path, number=7)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    real, calls = getattr(files, step), []
+    real, calls = getattr(atomic_files, step), []
 
     def full(*arguments):
         calls.append(arguments)
@@ -98,11 +98,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_done(tmp_path, monkeypa
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(*arguments)
 
-    monkeypatch.setattr(files, step, full)
+    monkeypatch.setattr(atomic_files, step, full)
     with pytest.raises(UserError, match=r"shard-000000\.(tar|json): the disk is full after [\d,]+ bytes") as error:
         write(tmp_path)
     assert "\n" not in str(error.value)
-    monkeypatch.setattr(files, step, real)
+    monkeypatch.setattr(atomic_files, step, real)
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert after == before
 
@@ -115,14 +115,14 @@ def fill(shard):
 
 def test_a_tar_that_another_process_has_made_meanwhile_stays(tmp_path, monkeypatch):
     """This one was taken for dead before its index had its name, and what it wrote aside was removed."""
-    rename = files._rename
+    rename = atomic_files._rename
 
     def remove_first(old, new):
         if new.suffix == ".json":
             old.unlink()
         rename(old, new)
 
-    monkeypatch.setattr(files, "_rename", remove_first)
+    monkeypatch.setattr(atomic_files, "_rename", remove_first)
     with ShardWriter(tmp_path, 0) as writer:
         writer.add("a", {"txt": b"1"}, {})
         with pytest.raises(FileNotFoundError):

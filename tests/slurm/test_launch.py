@@ -12,8 +12,8 @@ from unittest import mock
 import pytest
 
 from mmldm_scale.cli import main
-from tests.training.harness import assert_same_checkpoint
-from tests.training.latent_sets import write_latents
+from tests.support.datasets.latent_sets import write_latents
+from tests.support.run_results import assert_same_checkpoint
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 

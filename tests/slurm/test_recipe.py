@@ -15,7 +15,7 @@ import webdataset
 from safetensors.torch import load_file
 
 from mmldm_scale.media.decode import probe
-from tests.docs.recipes import ROOT, carry_out, commands, job, put_videos, small_world
+from tests.support.recipes import ROOT, carry_out, commands, job, put_videos, small_world
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 

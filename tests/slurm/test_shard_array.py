@@ -12,7 +12,7 @@ import pytest
 
 from data_tools.shard import main
 from mmldm_scale.media.encode import write_video
-from tests.data_tools.autoencoders import save_autoencoder
+from tests.support.tiny_models.saved_autoencoder import save_autoencoder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 
@@ -23,8 +23,8 @@ MANY = (*SMALL, "stride=2", "samples_per_shard=1")  # 87 clips: something to sha
 LAUNCH = """
 import sys
 from pathlib import Path
-from data_tools.launch import Options, launch
-from mmldm_scale.errors import UserError
+from data_tools.launching.launch import Options, launch
+from mmldm_scale.common.errors import UserError
 jobs, output, *command = sys.argv[1:]
 try:
     sys.exit(launch(command, "slurm", int(jobs), Options(Path(output), ["cpus=1", "hours=1"])))

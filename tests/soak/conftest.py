@@ -1,6 +1,6 @@
 """Fault trials run at their full count only when asked for (``-m soak``), and say at the end what they counted.
 
-What they counted is kept then, and what is on file already is left out (:mod:`tests.soak.results`).
+What they counted is kept then, and what is on file already is left out (:mod:`tests.support.faults.results`).
 """
 
 import time
@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.soak import results, trials
+from tests.support.faults import fault_trials, results
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -24,12 +24,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Keep what a full test counts, also where it fails."""
-    before, began = len(trials.REPORT), time.monotonic()
+    before, began = len(fault_trials.REPORT), time.monotonic()
     try:
         return (yield)
     finally:
         if item.get_closest_marker("soak"):
-            for counted in trials.REPORT[before:]:
+            for counted in fault_trials.REPORT[before:]:
                 results.keep(_name(item), counted, time.monotonic() - began)
 
 
@@ -44,7 +44,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("fault trials")
         for name in config.stash.get(ON_FILE, []):
             terminalreporter.line(f"{name}: has passed, see {results.FILE.relative_to(results.ROOT)}")
-        for counted in trials.REPORT:
+        for counted in fault_trials.REPORT:
             terminalreporter.line(str(counted))
 
 

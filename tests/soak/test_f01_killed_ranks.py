@@ -8,11 +8,11 @@ import shutil
 
 import pytest
 
-from mmldm_scale.training.checkpoint import read_manifest
-from tests.soak import trials
-from tests.soak.toys import BATCH, SAMPLES, Toys, carried_on_from
-from tests.training.forks import progress
-from tests.training.harness import Finished, assert_same_checkpoint
+from mmldm_scale.training.checkpoint.manager import read_manifest
+from tests.support.faults import fault_trials
+from tests.support.process_runner import progress
+from tests.support.run_results import Finished, assert_same_checkpoint
+from tests.support.toy_runs import BATCH, SAMPLES, Toys, carried_on_from
 
 INTERVAL = 2 * BATCH  # samples from one checkpoint to the next
 STARTING = 0.15  # share of the kills that come before the first step
@@ -36,7 +36,7 @@ def logged(run: Finished) -> int:
     return max(run.losses(), default=0) if (run.run / "log.jsonl").exists() else 0
 
 
-@trials.counts(full=200)
+@fault_trials.counts(full=200)
 def test_a_killed_run_carries_on_and_ends_with_the_same_bytes(count, toys):
     def trial(number: int) -> str:
         dice, stage = random.Random(1_000 + number), 1 + number % 3
@@ -58,4 +58,4 @@ def test_a_killed_run_carries_on_and_ends_with_the_same_bytes(count, toys):
         shutil.rmtree(again.run)
         return f"ZeRO-{stage} {found}"
 
-    trials.run("F1 a rank is killed", count, trial)
+    fault_trials.run("F1 a rank is killed", count, trial)

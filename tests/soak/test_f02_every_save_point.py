@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from tests.soak import trials
-from tests.soak.toys import BATCH, SAMPLES, STEPS, Toys, carried_on_from, steps_read
-from tests.training.harness import assert_same_checkpoint
+from tests.support.faults import fault_trials
+from tests.support.run_results import assert_same_checkpoint
+from tests.support.toy_runs import BATCH, SAMPLES, STEPS, Toys, carried_on_from, steps_read
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def toys(forks, tmp_path_factory) -> Toys:
     return Toys(forks, tmp_path_factory.mktemp("stopped"))
 
 
-@trials.counts(full=4 * STEPS)
+@fault_trials.counts(full=4 * STEPS)
 def test_carried_on_from_any_save_point_all_is_the_same_to_the_bit(count, toys):
     """Every save point comes with every ZeRO stage."""
 
@@ -38,4 +38,4 @@ def test_carried_on_from_any_save_point_all_is_the_same_to_the_bit(count, toys):
         shutil.rmtree(again.run)
         return f"ZeRO-{stage}"
 
-    trials.run("F2 stopped and carried on at every save point", count, trial)
+    fault_trials.run("F2 stopped and carried on at every save point", count, trial)

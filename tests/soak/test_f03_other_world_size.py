@@ -3,7 +3,7 @@
 In fp32 by at most 1e-7, relative to the weights and to the losses. In bf16 the gradients of more processes are sums of
 rounded sums, 2⁻⁹ off each, in another order, and what AdamW moves the weights by differs by about as much. Where
 DeepSpeed keeps and sends gradients in float32, the weights differ by less than 1e-5 in bf16 too; the losses, of weights
-rounded to bf16, by a little more. The short form is tests/training/test_repartition.py.
+rounded to bf16, by a little more. The short form is tests/training/checkpoint/test_reshard.py.
 """
 
 import itertools
@@ -12,8 +12,8 @@ import shutil
 
 import pytest
 
-from tests.soak import trials
-from tests.soak.toys import BATCH, SAMPLES, Toys, carried_on_from, steps_read, weights
+from tests.support.faults import fault_trials
+from tests.support.toy_runs import BATCH, SAMPLES, Toys, carried_on_from, steps_read, weights
 
 PAIRS = [*itertools.permutations((1, 2, 4), 2)]
 STAGES = (1, 2, 3)
@@ -35,7 +35,7 @@ def decade(difference: float) -> str:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@trials.counts(full=len(PAIRS) * len(STAGES))
+@fault_trials.counts(full=len(PAIRS) * len(STAGES))
 def test_another_number_of_processes_changes_nothing_but_rounding(count, toys, precision):
     settings, weight_limit, loss_limit = PRECISIONS[precision]
 
@@ -57,4 +57,4 @@ def test_another_number_of_processes_changes_nothing_but_rounding(count, toys, p
         shutil.rmtree(run.run)
         return f"weights within {decade(apart)}, losses within {decade(off)}"
 
-    trials.run(f"F3 on other processes, {precision}", count, trial)
+    fault_trials.run(f"F3 on other processes, {precision}", count, trial)

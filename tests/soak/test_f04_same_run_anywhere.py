@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import trials
-from tests.training.harness import Finished
-from tests.training.latent_sets import write_latents
+from tests.support.datasets.latent_sets import write_latents
+from tests.support.faults import fault_trials
+from tests.support.run_results import Finished
 
 KINDS = [*itertools.product((1, 2, 4), (1, 4), (0, 2))]  # processes, accumulation, workers
 BATCH, STEPS = 16, 6
@@ -37,7 +37,7 @@ def samples_of(run: Path) -> list[str]:
     return [digest for _, digest in rows]
 
 
-@trials.counts(full=len(KINDS))
+@fault_trials.counts(full=len(KINDS))
 def test_processes_accumulation_and_workers_change_nothing(count, forks, latents, tmp_path):
     def train(number: int) -> tuple[list[str], dict[int, float]]:
         processes, accumulation, workers = KINDS[number]
@@ -56,4 +56,4 @@ def test_processes_accumulation_and_workers_change_nothing(count, forks, latents
         assert losses == pytest.approx(expected[1], rel=1e-6)
         return "the same to the bit" if losses == expected[1] else "losses off by rounding"
 
-    trials.run("F4 the same run anywhere", count, trial)
+    fault_trials.run("F4 the same run anywhere", count, trial)

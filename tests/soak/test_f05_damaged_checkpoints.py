@@ -1,7 +1,8 @@
 """F5: damage to the newest checkpoint is noticed and said, and the one before it is loaded in its place.
 
 A bit is flipped, a file cut off or removed; ``latest`` files, in which DeepSpeed keeps the name of what it would load,
-mislead. What tests/training/test_checkpoint.py does forty times to one run is done here at full count, up to loading.
+mislead. What tests/training/checkpoint/test_manager.py does forty times to one run is done here at full count, up to
+loading.
 """
 
 import random
@@ -14,12 +15,12 @@ import pytest
 import torch
 
 from mmldm_scale import config
-from mmldm_scale.training import signals
 from mmldm_scale.training.loop import Trainer
-from mmldm_scale.training.signals import StopRequest
-from tests.soak import trials
-from tests.soak.toys import harm
-from tests.training import toy
+from mmldm_scale.training.resilience import signals
+from mmldm_scale.training.resilience.signals import StopRequest
+from tests.support import toy_trainable
+from tests.support.faults import fault_trials
+from tests.support.toy_runs import harm
 
 BEFORE, LAST = 16, 32  # samples
 LIMIT = 5.0  # seconds
@@ -30,9 +31,9 @@ def trainer(tmp_path_factory, alone) -> Iterator[Trainer]:
     """A trainer of the toy, whose run has two checkpoints."""
     run = tmp_path_factory.mktemp("damaged") / "run"
     steps = ("training.total_samples=32", "training.checkpoint_every=16", "training.preview_every=32")
-    schema = config.load(toy.ToyTraining, [], [f"run={run}", *steps])
+    schema = config.load(toy_trainable.ToyTraining, [], [f"run={run}", *steps])
     run.mkdir()
-    trainer = Trainer(toy.build_task(schema), schema.training, run, alone)
+    trainer = Trainer(toy_trainable.build_task(schema), schema.training, run, alone)
     trainer.run(StopRequest())
     yield trainer
     signals.restore_handlers()
@@ -79,7 +80,7 @@ def trial(trainer: Trainer, expected: dict[int, torch.Tensor], aside: Path, capf
     return f"{kind}{' with stale hints' if hint and kind != 'latest' else ''}"
 
 
-@trials.counts(full=1000, short=16)
+@fault_trials.counts(full=1000, short=16)
 def test_damage_is_noticed_and_the_good_one_is_loaded(count, trainer, tmp_path, capfd):
     aside, expected = tmp_path / "aside", {}
     shutil.copytree(trainer.checkpoints.folder, aside)
@@ -87,4 +88,4 @@ def test_damage_is_noticed_and_the_good_one_is_loaded(count, trainer, tmp_path, 
         trainer.checkpoints.load(trainer.saved_engines, folder(trainer, samples_seen))
         expected[samples_seen] = weights(trainer)
     assert not torch.equal(*expected.values())
-    trials.run("F5 damaged checkpoints", count, lambda number: trial(trainer, expected, aside, capfd, number))
+    fault_trials.run("F5 damaged checkpoints", count, lambda number: trial(trainer, expected, aside, capfd, number))

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from mmldm_scale.config import DiTTraining, ReadingConfig
-from mmldm_scale.shards.files import DamagedSet
+from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 from mmldm_scale.shards.verify import verify_set
-from mmldm_scale.training.samples import Samples
-from tests.soak import trials
-from tests.training.clip_sets import write_clips
-from tests.training.latent_sets import write_latents
+from mmldm_scale.training.data.sample_stream import Samples
+from tests.support.datasets.clip_sets import write_clips
+from tests.support.datasets.latent_sets import write_latents
+from tests.support.faults import fault_trials
 
 KINDS = ("cut anywhere", "cut at 512", "cut at 4096", "cut at a member", "flip", "swapped", "swapped whole", "zeroed")
 SIZES = (6, 7, 7)
@@ -33,7 +33,7 @@ def samples_of(folder: Path) -> dict[str, dict[str, bytes]]:
         try:
             found[shards.key(index)] = {name: bytes(data) for name, data in shards[index].members.items()}
         except DamagedSample as error:
-            trials.one_line(error, names=shards.key(index))
+            fault_trials.one_line(error, names=shards.key(index))
     return found
 
 
@@ -85,7 +85,7 @@ def learned_from(folder: Path, count: int) -> dict[str, bytes]:
     return dict(samples.read(range(count), lambda found: [(s.key, bytes(s.members["audio.npy"])) for s in found]))
 
 
-@trials.counts(full=1000, short=24)
+@fault_trials.counts(full=1000, short=24)
 def test_damaged_tars_are_noticed_before_use(count, originals, tmp_path):
     expected = [samples_of(folder) for folder in originals]
 
@@ -99,7 +99,7 @@ def test_damaged_tars_are_noticed_before_use(count, originals, tmp_path):
         try:
             found = samples_of(folder)
         except DamagedSet as error:
-            trials.one_line(error, names=str(folder))
+            fault_trials.one_line(error, names=str(folder))
             outcome = "refused at opening"
         else:
             whole = expected[which]
@@ -112,4 +112,4 @@ def test_damaged_tars_are_noticed_before_use(count, originals, tmp_path):
         shutil.rmtree(tmp_path / str(number))
         return f"{kind} {outcome}"
 
-    trials.run("F6 damaged tars are noticed before use", count, trial)
+    fault_trials.run("F6 damaged tars are noticed before use", count, trial)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import trials
-from tests.soak.workshop import KINDS, Workshop, contents
+from tests.support.faults import fault_trials
+from tests.support.sandbox import KINDS, Workshop, contents
 
 PAGE = 4096  # bytes; what a file takes is a multiple of it
 LINE = re.compile(r"shard\.py: (?P<path>/\S+): the disk is full after [\d,]+ bytes of this file; .* to carry on")
@@ -70,6 +70,6 @@ def trial(shop: Workshop, kind: str, number: int) -> str:
     return f"{kind} by {size}, full {'after some shards' if finished else 'before the first shard'}"
 
 
-@trials.counts(full=30, short=1)
+@fault_trials.counts(full=30, short=1)
 def test_a_full_disk_is_one_line_and_loses_nothing(count, shop):
-    trials.run("F7 the disk is full", count, lambda number: trial(shop, KINDS[number % len(KINDS)], number))
+    fault_trials.run("F7 the disk is full", count, lambda number: trial(shop, KINDS[number % len(KINDS)], number))

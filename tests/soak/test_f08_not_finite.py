@@ -1,6 +1,6 @@
 """F8: a loss or gradient that is not finite on one rank: nothing is learned from that step on any; all else goes on.
 
-The short form is tests/training/test_skipped_steps.py.
+The short form is tests/training/resilience/test_skipped_steps.py.
 """
 
 import json
@@ -9,9 +9,9 @@ import shutil
 
 import pytest
 
-from tests.soak import trials
-from tests.soak.toys import BATCH, SAMPLES, STEPS, Toys, steps_read
-from tests.training.harness import Finished, assert_same_checkpoint, learned
+from tests.support.faults import fault_trials
+from tests.support.run_results import Finished, assert_same_checkpoint, learned
+from tests.support.toy_runs import BATCH, SAMPLES, STEPS, Toys, steps_read
 
 FAULTS = ("loss", "gradient", "discriminator")
 VALUES = ("nan", "inf", "-inf")
@@ -63,7 +63,7 @@ def check_gone_back(toys: Toys, run: Finished, first: int, options: tuple[str, .
     shutil.rmtree(other)
 
 
-@trials.counts(full=50)
+@fault_trials.counts(full=50)
 def test_a_step_that_is_not_finite_is_skipped_on_all(count, toys):
     def trial(number: int) -> str:
         dice = random.Random(8_000 + number)
@@ -83,4 +83,4 @@ def test_a_step_that_is_not_finite_is_skipped_on_all(count, toys):
         shutil.rmtree(run.run)
         return f"{value} in the {fault}, {'gone back' if in_a_row else 'skipped'}"
 
-    trials.run("F8 a step is not finite", count, trial)
+    fault_trials.run("F8 a step is not finite", count, trial)

@@ -1,6 +1,6 @@
 """F9: a spike of the loss or of the gradient's norm is skipped; a plateau of spikes is gone back from, once.
 
-The short form is in tests/training/test_skipped_steps.py.
+The short form is in tests/training/resilience/test_skipped_steps.py.
 """
 
 import json
@@ -9,9 +9,9 @@ import shutil
 
 import pytest
 
-from mmldm_scale.training.health import WINDOW
-from tests.soak import trials
-from tests.soak.toys import BATCH, Toys
+from mmldm_scale.training.resilience.step_skipping import WINDOW
+from tests.support.faults import fault_trials
+from tests.support.toy_runs import BATCH, Toys
 
 STEPS, LIMIT = 100, 5
 OPTIONS = (
@@ -26,7 +26,7 @@ def toys(forks, tmp_path_factory) -> Toys:
     return Toys(forks, tmp_path_factory.mktemp("spikes"))
 
 
-@trials.counts(full=20)
+@fault_trials.counts(full=20)
 def test_spikes_are_skipped_or_gone_back_from_once(count, toys):
     def trial(number: int) -> str:
         dice, fault = random.Random(9_000 + number), [*FAULTS][number % 2]
@@ -49,4 +49,4 @@ def test_spikes_are_skipped_or_gone_back_from_once(count, toys):
         shutil.rmtree(run.run)
         return f"{fault}, {'gone back' if in_a_row else 'skipped'}"
 
-    trials.run("F9 a spike", count, trial)
+    fault_trials.run("F9 a spike", count, trial)

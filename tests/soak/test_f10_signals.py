@@ -11,9 +11,9 @@ import signal
 
 import pytest
 
-from mmldm_scale.training.signals import EXIT_STOPPED, WATCHED
-from tests.soak import trials
-from tests.soak.toys import BATCH, Toys, carried_on_from
+from mmldm_scale.training.resilience.signals import EXIT_STOPPED, WATCHED
+from tests.support.faults import fault_trials
+from tests.support.toy_runs import BATCH, Toys, carried_on_from
 
 ENDLESS = ("training.total_samples=16000000", "training.checkpoint_every=16000000", "training.preview_every=16000000")
 LINE = re.compile(r"stopping at (?P<at>[\d,]+) samples after .*; saved")
@@ -32,7 +32,7 @@ def plan(dice: random.Random, size: int) -> list[tuple[int, int, int, float]]:
     return [first, second] if dice.random() < 0.7 else [first]
 
 
-@trials.counts(full=50)
+@fault_trials.counts(full=50)
 def test_a_signal_to_any_rank_saves_all_at_the_same_step(count, toys):
     def trial(number: int) -> str:
         dice = random.Random(10_000 + number)
@@ -53,4 +53,4 @@ def test_a_signal_to_any_rank_saves_all_at_the_same_step(count, toys):
         shutil.rmtree(stopped.run)
         return " and ".join(signal.Signals(sent).name for _, sent, _, _ in signals)
 
-    trials.run("F10 a rank is signalled", count, trial)
+    fault_trials.run("F10 a rank is signalled", count, trial)

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.conftest import cluster, two_nodes  # noqa: F401  (fixtures)
-from tests.soak import trials
+from tests.support.faults import fault_trials
 
 pytestmark = pytest.mark.slurm
 
-TOY = Path(__file__).parents[1] / "training/toy.py"
+TOY = Path(__file__).parents[1] / "support/toy_trainable.py"
 OPTIONS = ("--nodes=2", "--ntasks-per-node=1", "--requeue", "--open-mode=append")
 LIMIT = 15.0  # seconds from the signal until the run has carried on, on a machine that does nothing else
 ENDLESS = 16_000_000
 LOG_EVERY = 160
 
 
-@trials.counts(full=20)
+@fault_trials.counts(full=20)
 def test_signalled_a_job_saves_queues_up_again_and_carries_on(count, two_nodes, tmp_path):  # noqa: F811
     script, log = tmp_path / "toy.sh", tmp_path / "run/log.jsonl"
     script.write_text(f'#!/bin/bash\nexec srun --kill-on-bad-exit=1 python {TOY} "$@"\n')
@@ -51,4 +51,4 @@ def test_signalled_a_job_saves_queues_up_again_and_carries_on(count, two_nodes, 
         assert seconds <= LIMIT * max(1.0, os.getloadavg()[0] / os.cpu_count()), f"{seconds:.1f} s"
         return f"{name}, within {5 * (1 + seconds // 5):.0f} s"
 
-    trials.run("F11 signalled, queued up again and carried on", count, trial)
+    fault_trials.run("F11 signalled, queued up again and carried on", count, trial)

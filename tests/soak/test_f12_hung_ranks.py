@@ -1,15 +1,15 @@
 """F12: a rank hangs: it is found within the time-out and five seconds, all write their stacks, and nothing is left.
 
-The short form is tests/training/test_watchdog.py.
+The short form is tests/training/resilience/test_watchdog.py.
 """
 
 import random
 
 import pytest
 
-from tests.soak import trials
-from tests.soak.toys import BATCH, STEPS, Toys
-from tests.training.test_watchdog import hung
+from tests.support.faults import fault_trials
+from tests.support.toy_runs import BATCH, STEPS, Toys
+from tests.training.resilience.test_watchdog import hung
 
 LIMIT, LATE = 5.0, 5.0  # seconds: of the watchdog; that may pass from there to the end
 WAYS = {  # how a rank hangs: the toy's fault, its loader workers, and what is said
@@ -26,7 +26,7 @@ def toys(forks, tmp_path_factory) -> Toys:
     return Toys(forks, tmp_path_factory.mktemp("hung"))
 
 
-@trials.counts(full=10)
+@fault_trials.counts(full=10)
 def test_a_hung_rank_is_found_named_and_ended(count, toys):
     def trial(number: int) -> str:
         dice, way = random.Random(12_000 + number), list(WAYS)[number % len(WAYS)]
@@ -47,4 +47,4 @@ def test_a_hung_rank_is_found_named_and_ended(count, toys):
         assert verdict.stat().st_mtime - (run.run / "log.jsonl").stat().st_mtime < LIMIT + LATE
         return way
 
-    trials.run("F12 a rank hangs", count, trial)
+    fault_trials.run("F12 a rank hangs", count, trial)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import trials
-from tests.training.harness import ENVIRONMENT
-from tests.training.latent_sets import damage, write_latents
+from tests.support.datasets.latent_sets import damage, write_latents
+from tests.support.faults import fault_trials
+from tests.support.run_results import ENVIRONMENT
 
 STEPS = 12
 SMALL = (
@@ -60,7 +60,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
     return found
 
 
-@trials.counts(full=20)
+@fault_trials.counts(full=20)
 def test_a_run_whose_loader_worker_is_killed_says_so_and_carries_on(count, latents, tmp_path):
     whole = start(latents, tmp_path / "undisturbed")
     assert whole.wait(120) == 0, whole.stdout.read()
@@ -87,10 +87,10 @@ def test_a_run_whose_loader_worker_is_killed_says_so_and_carries_on(count, laten
         shutil.rmtree(run)
         return outcome
 
-    trials.run("F13 a loader worker is killed", count, trial)
+    fault_trials.run("F13 a loader worker is killed", count, trial)
 
 
-@trials.counts(full=20)
+@fault_trials.counts(full=20)
 def test_damaged_samples_are_quarantined_up_to_the_share_allowed(count, latents, tmp_path):
     def trial(number: int) -> str:
         dice, folder = random.Random(13_500 + number), tmp_path / str(number)
@@ -110,4 +110,4 @@ def test_damaged_samples_are_quarantined_up_to_the_share_allowed(count, latents,
         shutil.rmtree(folder)
         return "trained on" if len(bad) <= 2 else "stopped in one line"
 
-    trials.run("F13 damaged samples are read", count, trial)
+    fault_trials.run("F13 damaged samples are read", count, trial)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale.shards.reader import ShardSet
-from tests.soak import trials
-from tests.soak.workshop import KINDS, Workshop, contents
+from tests.support.faults import fault_trials
+from tests.support.sandbox import KINDS, Workshop, contents
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def kill(dice: random.Random, process: subprocess.Popen[str]) -> bool:
     return alive
 
 
-@trials.counts(full=50)
+@fault_trials.counts(full=50)
 def test_killed_sharding_ends_with_the_same_bytes(count, shop):
     def trial(number: int) -> str:
         dice = random.Random(14_000 + number)
@@ -67,4 +67,4 @@ def test_killed_sharding_ends_with_the_same_bytes(count, shop):
         shutil.rmtree(output.parent)
         return f"{kind} by {size} at once" if kills else f"{kind} by {size}, done before the kill"
 
-    trials.run("F14 killed sharding ends with the same bytes", count, trial)
+    fault_trials.run("F14 killed sharding ends with the same bytes", count, trial)

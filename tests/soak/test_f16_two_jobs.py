@@ -1,6 +1,6 @@
 """F16: two jobs on one run folder: one works, the other is refused in a line; killed or stopped, it is carried on.
 
-The short form is tests/training/test_lock.py.
+The short form is tests/training/resilience/test_run_lock.py.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from mmldm_scale.processes import identity
-from tests.soak import trials
+from mmldm_scale.common.processes import identity
 from tests.soak.test_f13_training_reads import SMALL
-from tests.training.harness import ENVIRONMENT
-from tests.training.latent_sets import write_latents
+from tests.support.datasets.latent_sets import write_latents
+from tests.support.faults import fault_trials
+from tests.support.run_results import ENVIRONMENT
 
 REFUSAL = " is at work on this run; end that one first, or give another run="
 EVERY = 80  # samples from one checkpoint to the next
@@ -95,7 +95,7 @@ def trial(latents: Path, folder: Path, number: int) -> str:
     return f"{'the first' if works is jobs[0] else 'the second'} worked and got {how.name}"
 
 
-@trials.counts(full=10)
+@fault_trials.counts(full=10)
 def test_of_two_jobs_on_a_run_one_works(count, tmp_path):
     latents = write_latents(tmp_path / "latents", (30, 30))
-    trials.run("F16 two jobs on one run", count, lambda number: trial(latents, tmp_path / str(number), number))
+    fault_trials.run("F16 two jobs on one run", count, lambda number: trial(latents, tmp_path / str(number), number))

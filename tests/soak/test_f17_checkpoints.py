@@ -1,8 +1,8 @@
 """F17: hostile checkpoints and weights are refused in one line; nothing that they hold is run.
 
 Most of what is damaged is made to fit its manifest, as somebody who means harm would do, so that only the look at the
-pickles themselves stands between a file and its loading. The short forms are in tests/training/test_checkpoint.py and
-tests/models/test_pretrained.py.
+pickles themselves stands between a file and its loading. The short forms are in
+tests/training/checkpoint/test_manager.py and tests/models/test_pretrained.py.
 """
 
 import functools
@@ -20,15 +20,15 @@ import pytest
 import torch
 from torch import _weights_only_unpickler
 
-from mmldm_scale.files import sha256
+from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.models import pretrained
-from mmldm_scale.training import checkpoint, pickles
-from mmldm_scale.training.checkpoint import Checkpoints
-from tests.soak import guard, mutate, trials
-from tests.soak.fuzz_media import damaged
-from tests.training.harness import ENVIRONMENT, command
+from mmldm_scale.training.checkpoint import manager, safe_pickle
+from mmldm_scale.training.checkpoint.manager import Checkpoints
+from tests.support.faults import fault_trials, guard, mutate
+from tests.support.faults.fuzz_media import damaged
+from tests.support.run_results import ENVIRONMENT, command
 
-PLAIN = frozenset(_weights_only_unpickler._get_allowed_globals()) | pickles.ALLOWED_GLOBALS
+PLAIN = frozenset(_weights_only_unpickler._get_allowed_globals()) | safe_pickle.ALLOWED_GLOBALS
 ALONE = SimpleNamespace(first=True, rank=0, size=1, gather=lambda value: [value], agree=lambda value: value)
 ARGUMENT = b"X%s%s" % (len(guard.TRAP).to_bytes(4, "little"), guard.TRAP.encode())
 CALLS = (  # of os.system, spelled in the ways that pickles know
@@ -48,7 +48,7 @@ class Engine:
     def load_checkpoint(self, folder: str, tag: str) -> tuple[str, dict]:
         for file in sorted((Path(folder) / tag).glob("*.pt")):
             torch.load(file, map_location="cpu", weights_only=False)
-            pickles.mapped(file)  # as for another number of processes
+            safe_pickle.mapped(file)  # as for another number of processes
         return folder, {}
 
     def zero_optimization_stage(self) -> int:
@@ -78,9 +78,9 @@ def harm(folder: Path, number: int) -> str:
         file.write_bytes(damaged([file.read_bytes()], 0, number))
         return "damaged file"
     if kind == 1:
-        fields = mutate.value(json.loads((folder / checkpoint.MANIFEST).read_text()), rng)
-        (folder / checkpoint.MANIFEST).write_text(json.dumps(fields))
-        checkpoint.seal(folder)
+        fields = mutate.value(json.loads((folder / manager.MANIFEST).read_text()), rng)
+        (folder / manager.MANIFEST).write_text(json.dumps(fields))
+        manager.seal(folder)
         return "hostile manifest"
     file = rng.choice(sorted(folder.glob("*/*.pt")))
     what = "call in a pickle" if kind == 2 else "damaged pickle"
@@ -89,10 +89,10 @@ def harm(folder: Path, number: int) -> str:
         what = "damaged archive"
     else:
         _repack(file, lambda data: _hostile_pickle(data, rng, number, called=kind == 2))
-    fields = json.loads((folder / checkpoint.MANIFEST).read_text())
+    fields = json.loads((folder / manager.MANIFEST).read_text())
     fields["files"][file.relative_to(folder).as_posix()] = [file.stat().st_size, sha256(file)]
-    (folder / checkpoint.MANIFEST).write_text(json.dumps(fields))
-    checkpoint.seal(folder)
+    (folder / manager.MANIFEST).write_text(json.dumps(fields))
+    manager.seal(folder)
     return what
 
 
@@ -121,7 +121,7 @@ def load(run: Path, folder: Path, number: int) -> str:
     what = harm(last, number)
     newest = checkpoints.newest()
     if newest == last:
-        checkpoints.load({tag: Engine() for tag in (checkpoint.ENGINE, checkpoint.DISCRIMINATOR)}, newest)
+        checkpoints.load({tag: Engine() for tag in (manager.ENGINE, manager.DISCRIMINATOR)}, newest)
     return f"{what}: {'loaded' if newest == last else 'the one before is used'}"
 
 
@@ -140,12 +140,12 @@ def load_weights(good: Path, folder: Path, number: int) -> str:
     return "loaded"
 
 
-@trials.counts(full=10_000)
+@fault_trials.counts(full=10_000)
 def test_no_checkpoint_runs_anything(count, run, tmp_path):
     guard.run("F17 hostile checkpoints", count, functools.partial(load, run), tmp_path, plain=PLAIN)
 
 
-@trials.counts(full=5_000)
+@fault_trials.counts(full=5_000)
 def test_weights_are_loaded_or_one_line(count, tmp_path_factory, tmp_path):
     good = tmp_path_factory.mktemp("good") / "weights"
     pretrained.save(good, "dit", {"width": 9}, torch.nn.Linear(9, 7).state_dict())

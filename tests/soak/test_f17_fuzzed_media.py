@@ -5,15 +5,15 @@ from collections import Counter
 from pathlib import Path
 
 from data_tools import shard
-from data_tools.workers import default_workers
+from data_tools.launching.process_pool import default_workers
 from mmldm_scale.media.clip import MediaError
-from tests.soak import trials
-from tests.soak.fuzz_media import damaged, fuzz, originals
+from tests.support.faults import fault_trials
+from tests.support.faults.fuzz_media import damaged, fuzz, originals
 
 SMALL = ["media.frames=4", "media.size=16", "media.audio.sample_rate=8000", "media.audio.f_max=4000", "stride=2"]
 
 
-@trials.counts(full=10_000, short=180)
+@fault_trials.counts(full=10_000, short=180)
 def test_no_damaged_file_hangs_or_kills_its_reader(count, tmp_path):
     outcomes: Counter[str] = Counter()
     failures = []
@@ -22,14 +22,14 @@ def test_no_damaged_file_hangs_or_kills_its_reader(count, tmp_path):
             failures.append(f"file {number}: {outcome}")
         else:
             outcomes[outcome.kind] += 1
-    trials.report("damaged media are read or refused within 30 s, by a process that lives on", outcomes, failures)
+    fault_trials.report("damaged media are read or refused within 30 s, by a process that lives on", outcomes, failures)
     assert outcomes.total() == count
     assert outcomes["clips"] > count / 5  # the damage is not always fatal
     assert outcomes["corrupt"] > count / 50  # nor without effect
     assert not list(tmp_path.iterdir())
 
 
-@trials.counts(full=2_000, short=45)
+@fault_trials.counts(full=2_000, short=45)
 def test_a_folder_of_damaged_files_is_cut_and_accounted_for(count, tmp_path):
     videos, output = tmp_path / "videos", tmp_path / "set"
     videos.mkdir()

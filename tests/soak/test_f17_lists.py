@@ -13,10 +13,10 @@ from data_tools.config import Measurement, Selection, SourceConfig
 from data_tools.filters.measure import measure
 from data_tools.filters.select import select
 from data_tools.sources import open_source
-from mmldm_scale.shards.files import write_json
-from tests.media.recordings import record
-from tests.soak import guard, mutate, trials
-from tests.soak.fuzz_media import damaged
+from mmldm_scale.shards.json_files import write_json
+from tests.support.datasets.recordings import record
+from tests.support.faults import fault_trials, guard, mutate
+from tests.support.faults.fuzz_media import damaged
 
 NAMES = ("--4gqARaEJE", "0VHVqjGXmBM_30", "Yes_no_may_")
 SEGMENTS = "# Segments csv created Sun Mar  5 10:54:25 2017\n" + "".join(
@@ -106,11 +106,11 @@ def choose(good: Path, folder: Path, number: int) -> str:
     return "selected"
 
 
-@trials.counts(full=10_000, short=120)
+@fault_trials.counts(full=10_000, short=120)
 def test_lists_give_entries_with_reasons_or_one_line(count, good, tmp_path):
     guard.run("F17 hostile lists", count, functools.partial(read, good), tmp_path)
 
 
-@trials.counts(full=2_000, short=20)
+@fault_trials.counts(full=2_000, short=20)
 def test_measures_give_a_selection_or_one_line(count, good, tmp_path):
     guard.run("F17 hostile measures", count, functools.partial(choose, good), tmp_path)

@@ -15,20 +15,20 @@ import pytest
 import torch._dynamo  # noqa: F401  (diffusers imports it late, and it makes a folder in /tmp: no trial is to be the first)
 
 from data_tools import shard
-from data_tools.stats import stats
+from data_tools.reports.stats import stats
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DiTTraining, ReadingConfig
-from mmldm_scale.errors import UserError
-from mmldm_scale.shards.files import read_json, write_json
 from mmldm_scale.shards.index import ShardIndex
+from mmldm_scale.shards.json_files import read_json, write_json
 from mmldm_scale.shards.latents import decode_latent_batch
 from mmldm_scale.shards.manifest import Manifest, ShardEntry
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 from mmldm_scale.shards.verify import verify_set
-from mmldm_scale.training.samples import Samples
-from tests.media.recordings import record
-from tests.soak import guard, mutate, trials
-from tests.soak.fuzz_media import damaged
-from tests.training.latent_sets import write_latents
+from mmldm_scale.training.data.sample_stream import Samples
+from tests.support.datasets.latent_sets import write_latents
+from tests.support.datasets.recordings import record
+from tests.support.faults import fault_trials, guard, mutate
+from tests.support.faults.fuzz_media import damaged
 
 SMALL = ["media.frames=4", "media.size=16", "media.audio.sample_rate=8000", "media.audio.f_max=4000", "stride=4"]
 DOCUMENTED = (UserError, DamagedSample)
@@ -94,7 +94,7 @@ def read(good: Path, folder: Path, number: int) -> str:
         try:
             door(folder)
         except DOCUMENTED as error:
-            trials.one_line(error)
+            fault_trials.one_line(error)
             refused += 1
     return f"{what}: {'used' if not refused else 'refused'}"
 
@@ -125,6 +125,6 @@ def _repair(folder: Path) -> None:
     assert shard.main(["repair", "--input", str(folder / "set"), "--workers", "0"]) in (0, 1, 2)
 
 
-@trials.counts(full=10_000, short=24)
+@fault_trials.counts(full=10_000, short=24)
 def test_sets_are_refused_or_read_in_order(count, good, tmp_path):
     guard.run("F17 hostile shard sets", count, functools.partial(read, good), tmp_path)

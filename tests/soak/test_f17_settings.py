@@ -8,7 +8,7 @@ import numpy as np
 
 from data_tools.config import Preparation, Selection
 from mmldm_scale import config
-from tests.soak import guard, mutate, trials
+from tests.support.faults import fault_trials, guard, mutate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SCHEMAS = {
@@ -35,7 +35,7 @@ def load(settings: Settings, folder: Path, number: int) -> str:
     return type(config.load(schema, [file], overrides)).__name__
 
 
-@trials.counts(full=10_000, short=150)
+@fault_trials.counts(full=10_000, short=150)
 def test_settings_are_settings_or_one_line(count, tmp_path):
     settings = [(file.read_text(), schema) for glob, schema in SCHEMAS.items() for file in sorted(CONFIGS.glob(glob))]
     settings += [(config.dump(schema()), schema) for schema in (Preparation, config.Sampling, Selection)]

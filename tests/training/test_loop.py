@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmldm_scale import status
-from mmldm_scale.training.ema import exponent
-from mmldm_scale.training.signals import EXIT_STOPPED
-from tests.training.harness import ENVIRONMENT, EVERY_STEP, Finished, assert_same_checkpoint, command
+from mmldm_scale.runs import status
+from mmldm_scale.training.engine.ema import exponent
+from mmldm_scale.training.resilience.signals import EXIT_STOPPED
+from tests.support.run_results import ENVIRONMENT, EVERY_STEP, Finished, assert_same_checkpoint, command
 
 
 def weights(run: Path, step: int = 160) -> dict[str, torch.Tensor]:

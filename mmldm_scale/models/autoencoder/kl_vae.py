@@ -13,8 +13,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import KLVAEConfig, Precision
-from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import stable_diffusion
 from mmldm_scale.models.autoencoder.blocks import norm_groups

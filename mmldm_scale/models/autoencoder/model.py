@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import AutoencoderConfig, DecodingConfig, EncoderConfig, MediaConfig
-from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae as kl
 from mmldm_scale.models.autoencoder.decoder import MODALITIES, Condition, SignalDecoder

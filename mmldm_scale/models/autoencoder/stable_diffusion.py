@@ -17,8 +17,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor
 
-from mmldm_scale.errors import UserError
-from mmldm_scale.tensors import read_tensors
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.safe_tensors import read_tensors
 
 VAE, UNET = "vae", "unet"  # the parts' folders in a pipeline's
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from data_tools.filters.look import DETAIL_EVERY, Look
+from data_tools.filters.low_res_view import DETAIL_EVERY, Look
 
 
 def make_look(

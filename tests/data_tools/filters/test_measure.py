@@ -15,8 +15,8 @@ from data_tools.filters.measure import Summary, measure
 from data_tools.filters.table import MEASURES, SCHEMA, read_table
 from data_tools.sources.folder import FolderSource
 from data_tools.sources.video import Video
-from mmldm_scale.errors import UserError
-from mmldm_scale.files import ASIDE
+from mmldm_scale.common.atomic_files import ASIDE
+from mmldm_scale.common.errors import UserError
 
 CONFIG = Measurement(rows_per_part=2)
 

@@ -14,9 +14,9 @@ from data_tools.config import HeldOut, Limits, Measurement, Selection, SourceCon
 from data_tools.filters.select import select
 from data_tools.filters.table import KIND, part_sizes, write_part
 from data_tools.sources import open_source
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import load
-from mmldm_scale.errors import UserError
-from mmldm_scale.shards.files import write_json
+from mmldm_scale.shards.json_files import write_json
 
 ROOT = Path(__file__).parents[3]
 FIELDS = {"bytes": 1, "labels": [], "start": 0.0, "maybe_trimmed": False, "split": "", "audio": "", "detail": ""}

@@ -2,7 +2,7 @@ import pytest
 
 from data_tools.config import SourceConfig
 from data_tools.sources import open_source
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 
 def put(folder, *names):

@@ -8,7 +8,7 @@ import pytest
 from data_tools.config import SourceConfig
 from data_tools.sources import open_source
 from data_tools.sources.segments import parse_name
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 HEAD = """# Segments csv created Sun Mar  5 10:54:25 2017
 # num_ytids=3, num_segs=3, num_unique_labels=3, num_positive_labels=4

@@ -6,7 +6,7 @@ import pytest
 from data_tools.config import SourceConfig
 from data_tools.sources.folder import FolderSource
 from data_tools.sources.keys import unique_keys
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 
 def touch(folder, *names):

@@ -7,7 +7,7 @@ import pytest
 
 from data_tools.config import SourceConfig
 from data_tools.sources import open_source
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 
 ODD = ["a b.mp4", " leading.mp4", "q\"uo'te.mp4", "ünï/视频.mp4", "new\nline.mp4", "com,ma;.mp4"]
 

@@ -9,7 +9,7 @@ from mmldm_scale.diffusion.schedule import scheduler
 from mmldm_scale.models.autoencoder.decoder import Condition
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.autoencoder.semantic import Semantics
-from tests.models.autoencoder import tiny
+from tests.support.tiny_models import tiny_autoencoder
 
 FRAMES = torch.tensor([[0, 2], [1, 3]])
 TIME = torch.tensor([0, 10, 500, 999])
@@ -19,7 +19,7 @@ FULL = UNetConfig(width=16, multipliers=[1, 2, 4, 4], blocks=2, attention=[True,
 
 def conditions(model: Autoencoder, seed: int = 0, **told) -> tuple[Condition, Condition]:
     """Return the conditions of two clips' audio images and of two frames of each."""
-    latents = tiny.latents(model, seed=seed)
+    latents = tiny_autoencoder.latents(model, seed=seed)
     return model.conditions(*latents, FRAMES, model.semantics(*latents), **told)
 
 
@@ -49,8 +49,8 @@ def stable_diffusion(width: int) -> UNet2DConditionModel:
 @pytest.mark.parametrize("options", [{}, {"shared_decoder": False}, {"semantics": False}, {"pooled_latent": False}])
 def test_a_pretrained_unet_is_at_first_undisturbed(options):
     """Features, content and frame are silent before training: the same context gives Stable Diffusion's own output."""
-    model = tiny.build(decoder=FULL, **options)
-    published = stable_diffusion(tiny.CONFIG.semantic_width)
+    model = tiny_autoencoder.build(decoder=FULL, **options)
+    published = stable_diffusion(tiny_autoencoder.CONFIG.semantic_width)
     for unet in model.decoder.unets.values():
         found = unet.load_state_dict(published.state_dict(), strict=False)
         assert not found.unexpected_keys
@@ -64,7 +64,7 @@ def test_a_pretrained_unet_is_at_first_undisturbed(options):
 
 @torch.no_grad()
 def test_all_that_is_silent_at_first_can_speak():
-    model = tiny.build()
+    model = tiny_autoencoder.build()
     silent = {name: p for name, p in model.decoder.named_parameters() if name.endswith("weight") and not p.any()}
     assert len(silent) == 1 + 2 * 5  # content and frame; each output of the U-Net's encoder, and its middle, twice
     before = predictions(model, conditions(model))
@@ -77,9 +77,9 @@ def test_all_that_is_silent_at_first_can_speak():
 
 @torch.no_grad()
 def test_a_picture_is_told_of_its_own_clip_and_frame():
-    model = tiny.opened(tiny.build(classes=CLASSES))
+    model = tiny_autoencoder.opened(tiny_autoencoder.build(classes=CLASSES))
     labels, dropped = torch.tensor([2, -1]), torch.tensor([[False, True], [False, False]])
-    latents = tiny.latents(model)
+    latents = tiny_autoencoder.latents(model)
     together = conditions(model, labels=labels, dropped_video=dropped)[1]
     for row, (clip, place) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
         one = [x[clip : clip + 1] for x in latents]
@@ -93,15 +93,15 @@ def test_a_picture_is_told_of_its_own_clip_and_frame():
 
 @torch.no_grad()
 def test_frames_of_a_clip_have_features_of_their_own():
-    model = tiny.opened(tiny.build())
+    model = tiny_autoencoder.opened(tiny_autoencoder.build())
     features = conditions(model)[1].features
     assert all(not torch.allclose(level[0], level[1]) for level in features)
 
 
 @torch.no_grad()
 def test_each_modality_is_told_the_others_semantics():
-    model = tiny.opened(tiny.build())
-    latents = tiny.latents(model)
+    model = tiny_autoencoder.opened(tiny_autoencoder.build())
+    latents = tiny_autoencoder.latents(model)
     semantics = model.semantics(*latents)
     told = model.conditions(*latents, FRAMES, semantics)
     assert torch.equal(told[0].tokens[:, :16], semantics.video)
@@ -121,8 +121,8 @@ def test_each_modality_is_told_the_others_semantics():
 
 @torch.no_grad()
 def test_without_semantics_the_modalities_know_nothing_of_each_other():
-    model = tiny.opened(tiny.build(semantics=False, classes=CLASSES))
-    audio, video = tiny.latents(model)
+    model = tiny_autoencoder.opened(tiny_autoencoder.build(semantics=False, classes=CLASSES))
+    audio, video = tiny_autoencoder.latents(model)
     reference = predictions(model, model.conditions(audio, video, FRAMES, None))
     assert different(predictions(model, model.conditions(-audio, video, FRAMES, None)), reference) == [True, False]
     assert different(predictions(model, model.conditions(audio, -video, FRAMES, None)), reference) == [False, True]
@@ -134,7 +134,7 @@ def test_without_semantics_the_modalities_know_nothing_of_each_other():
 
 @torch.no_grad()
 def test_the_class_is_told_and_no_class_is_a_class_of_its_own():
-    model = tiny.opened(tiny.build(classes=CLASSES))
+    model = tiny_autoencoder.opened(tiny_autoencoder.build(classes=CLASSES))
     unknown = predictions(model, conditions(model))
     assert different(predictions(model, conditions(model, labels=torch.tensor([-1, -1]))), unknown) == [False, False]
     seen = [unknown]
@@ -149,9 +149,9 @@ def test_the_class_is_told_and_no_class_is_a_class_of_its_own():
 
 @torch.no_grad()
 def test_dropped_pictures_know_their_own_modality_alone():
-    model = tiny.opened(tiny.build(classes=CLASSES))
-    latents = tiny.latents(model)
-    semantics, other = (model.semantics(*tiny.latents(model, seed=seed)) for seed in (0, 1))
+    model = tiny_autoencoder.opened(tiny_autoencoder.build(classes=CLASSES))
+    latents = tiny_autoencoder.latents(model)
+    semantics, other = (model.semantics(*tiny_autoencoder.latents(model, seed=seed)) for seed in (0, 1))
     dropped = {"dropped_audio": torch.tensor([True, False]), "dropped_video": torch.tensor([[0, 1], [1, 0]]).bool()}
     some = model.conditions(*latents, FRAMES, semantics, torch.tensor([0, 1]), **dropped)
     others = model.conditions(*latents, FRAMES, other, torch.tensor([1, 2]), **dropped)
@@ -169,7 +169,7 @@ def test_dropped_pictures_know_their_own_modality_alone():
 @pytest.mark.parametrize("options", [{}, {"semantics": False}])
 def test_joined_modalities_are_drawn_as_if_apart(options):
     """They have different numbers of tokens, of which the padding is not seen."""
-    model = tiny.opened(tiny.build(**options))
+    model = tiny_autoencoder.opened(tiny_autoencoder.build(**options))
     told = conditions(model)
     both = Condition.join(told)
     apart = predictions(model, told)
@@ -186,7 +186,7 @@ def test_joined_modalities_are_drawn_as_if_apart(options):
 @torch.no_grad()
 @pytest.mark.parametrize("shared", [True, False])
 def test_unets_are_shared_or_apart(shared):
-    model = tiny.opened(tiny.build(shared_decoder=shared, classes=CLASSES))
+    model = tiny_autoencoder.opened(tiny_autoencoder.build(shared_decoder=shared, classes=CLASSES))
     assert (
         list(model.decoder.unets)
         == list(model.decoder.class_embeddings)
@@ -207,10 +207,10 @@ def test_unets_are_shared_or_apart(shared):
 @torch.no_grad()
 @pytest.mark.parametrize("pooled", [True, False])
 def test_the_pooled_latent_may_stay_out_of_the_time_embedding(pooled):
-    model = tiny.build(pooled_latent=pooled)
+    model = tiny_autoencoder.build(pooled_latent=pooled)
     contents = [[condition.content for condition in conditions(model, seed)] for seed in (0, 1)]
     assert different(*contents) == [pooled, pooled]
-    audio, video = tiny.latents(model)
+    audio, video = tiny_autoencoder.latents(model)
     expected = [model.decoder.frame_embeddings["audio"].weight[[0, 0]], model.decoder.frame_embeddings["video"].weight]
     expected[1] = expected[1][FRAMES.flatten()]
     if pooled:
@@ -220,7 +220,9 @@ def test_the_pooled_latent_may_stay_out_of_the_time_embedding(pooled):
 
 
 def estimating(**options) -> Autoencoder:
-    return tiny.build(decoder=dataclasses.replace(tiny.CONFIG.decoder, estimate=True), **options)
+    return tiny_autoencoder.build(
+        decoder=dataclasses.replace(tiny_autoencoder.CONFIG.decoder, estimate=True), **options
+    )
 
 
 @torch.no_grad()

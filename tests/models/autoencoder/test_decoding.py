@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DecodingConfig
-from mmldm_scale.errors import UserError
 from mmldm_scale.models.autoencoder.decoder import Condition
 from mmldm_scale.models.autoencoder.decoding import denoise, sampler
 

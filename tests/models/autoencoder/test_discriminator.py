@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DiscriminatorConfig
-from mmldm_scale.errors import UserError
 from mmldm_scale.models.autoencoder.discriminator import AudioVideoDiscriminator
-from tests.models.autoencoder.tiny import opened
+from tests.support.tiny_models.tiny_autoencoder import opened
 
 TINY = DiscriminatorConfig(width=8, multipliers=[1, 2, 2], attention=2, heads=2)
 

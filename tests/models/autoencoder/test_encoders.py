@@ -3,18 +3,18 @@ import dataclasses
 import pytest
 import torch
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.models.autoencoder.blocks import fold
 from mmldm_scale.models.autoencoder.encoders import INITIAL_LOGVAR
-from tests.models.autoencoder import tiny
+from tests.support.tiny_models import tiny_autoencoder
 
 
 def video(key_frames: list[int]) -> dict[str, object]:
-    return {"video_encoder": dataclasses.replace(tiny.CONFIG.video_encoder, key_frames=key_frames)}
+    return {"video_encoder": dataclasses.replace(tiny_autoencoder.CONFIG.video_encoder, key_frames=key_frames)}
 
 
 def noise_latents(model) -> torch.Tensor:
-    return torch.randn(1, tiny.MEDIA.frames, *model.noise_shape, generator=torch.Generator().manual_seed(0))
+    return torch.randn(1, tiny_autoencoder.MEDIA.frames, *model.noise_shape, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
@@ -27,36 +27,42 @@ def changed(model, frame: int) -> bool:
 
 
 def test_every_frame_is_seen_or_the_key_frames_alone():
-    everything, few = tiny.opened(tiny.build()), tiny.opened(tiny.build(**video([0, 2])))
+    everything, few = (
+        tiny_autoencoder.opened(tiny_autoencoder.build()),
+        tiny_autoencoder.opened(tiny_autoencoder.build(**video([0, 2]))),
+    )
     assert [changed(everything, frame) for frame in range(4)] == [True] * 4
     assert [changed(few, frame) for frame in range(4)] == [True, False, True, False]
-    short = tiny.opened(tiny.build(shortcut=True, **video([1])))
+    short = tiny_autoencoder.opened(tiny_autoencoder.build(shortcut=True, **video([1])))
     assert [changed(short, frame) for frame in range(4)] == [False, True, False, False]
 
 
 @torch.no_grad()
 def test_frames_have_their_places():
-    for model in (tiny.opened(tiny.build()), tiny.opened(tiny.build(**video([0, 1, 2, 3])))):
+    for model in (
+        tiny_autoencoder.opened(tiny_autoencoder.build()),
+        tiny_autoencoder.opened(tiny_autoencoder.build(**video([0, 1, 2, 3]))),
+    ):
         clip = noise_latents(model)
         assert not torch.allclose(model.video_encoder(clip), model.video_encoder(clip.flip(1)), atol=1e-5)
 
 
 def test_key_frames_come_with_a_learned_frame():
-    model = tiny.opened(tiny.build(**video([0, 3])))
+    model = tiny_autoencoder.opened(tiny_autoencoder.build(**video([0, 3])))
     model.video_encoder(noise_latents(model)).square().sum().backward()
     assert model.video_encoder.content_frame.grad.any()
-    assert "video_encoder.content_frame" not in tiny.build().state_dict()
+    assert "video_encoder.content_frame" not in tiny_autoencoder.build().state_dict()
 
 
 def test_a_frame_that_no_clip_has_is_refused():
     with pytest.raises(UserError, match=r"key_frames: a clip's frames are 0 to 3, not \[0, 4\]"):
-        tiny.build(**video([0, 4]))
+        tiny_autoencoder.build(**video([0, 4]))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("shortcut", [False, True])
 def test_the_shortcut_adds_the_folded_latents_to_the_mean(shortcut):
-    model = tiny.build(shortcut=shortcut)
+    model = tiny_autoencoder.build(shortcut=shortcut)
     for encoder in (model.audio_encoder, model.video_encoder):
         torch.nn.init.zeros_(encoder.head.weight)
         torch.nn.init.zeros_(encoder.head.bias[:4])

@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import KLVAEConfig
-from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 

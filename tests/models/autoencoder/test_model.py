@@ -6,19 +6,19 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import AutoencoderConfig, DecodingConfig, KLVAEConfig, MediaConfig
-from mmldm_scale.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from tests.models.autoencoder import tiny
+from tests.support.tiny_models import tiny_autoencoder
 
 CLASSES = ["rain", "wind", "fire"]
 
 
 def noises(model: Autoencoder, count: int, seed: int = 1) -> list[torch.Tensor]:
     random = torch.Generator().manual_seed(seed)
-    shapes = (count, *model.noise_shape), (count, tiny.MEDIA.frames, *model.noise_shape)
+    shapes = (count, *model.noise_shape), (count, tiny_autoencoder.MEDIA.frames, *model.noise_shape)
     return [torch.randn(shape, generator=random) for shape in shapes]
 
 
@@ -51,9 +51,9 @@ def test_published_weights_have_a_place_for_each_of_theirs():
 
 
 def test_small_shapes():
-    model = tiny.build()
+    model = tiny_autoencoder.build()
     assert (model.audio_shape, model.video_shape, model.noise_shape) == ((4, 2, 2), (4, 4, 4), (4, 8, 8))
-    posteriors = model.encode(*tiny.clips(2))
+    posteriors = model.encode(*tiny_autoencoder.clips(2))
     assert posteriors.audio.mean.shape == (2, 4, 2, 2)
     assert posteriors.video.mean.shape == (2, 4, 4, 4)
     frames, audio = model.decode(
@@ -67,8 +67,8 @@ def test_small_shapes():
 
 def test_encoding_and_decoding_depend_on_their_arguments_alone():
     """The same twice, and each clip the same as if it were alone."""
-    model = tiny.opened(tiny.build())
-    frames, audio = tiny.clips(3)
+    model = tiny_autoencoder.opened(tiny_autoencoder.build())
+    frames, audio = tiny_autoencoder.clips(3)
 
     def whole(which: slice) -> list[torch.Tensor]:
         posteriors = model.encode(frames[which], audio[which])
@@ -83,7 +83,7 @@ def test_encoding_and_decoding_depend_on_their_arguments_alone():
 
 
 def test_every_input_reaches_the_output_once_trained():
-    model = tiny.opened(tiny.build())
+    model = tiny_autoencoder.opened(tiny_autoencoder.build())
     latents = torch.randn(1, *model.audio_shape), torch.randn(1, *model.video_shape)
     noise = noises(model, 1)
     reference = model.decode(*latents, *noise, DecodingConfig(steps=2))
@@ -105,8 +105,8 @@ def test_every_input_reaches_the_output_once_trained():
 def test_guidance_is_each_modalitys_own(options):
     """It leads away from what the decoder draws without context."""
     for shared in (True, False):
-        model = tiny.opened(tiny.build(shared_decoder=shared, classes=CLASSES))
-        given = *tiny.latents(model), *noises(model, 2)
+        model = tiny_autoencoder.opened(tiny_autoencoder.build(shared_decoder=shared, classes=CLASSES))
+        given = *tiny_autoencoder.latents(model), *noises(model, 2)
         frames, audio = model.decode(*given, DecodingConfig(steps=2))
         guided = model.decode(*given, DecodingConfig(steps=2, **options))
         assert torch.allclose(guided[0], frames, atol=1e-4) == ("audio_guidance" in options)
@@ -114,8 +114,8 @@ def test_guidance_is_each_modalitys_own(options):
 
 
 def test_without_context_there_is_nothing_to_guide():
-    model = tiny.opened(tiny.build(semantics=False))
-    given = *tiny.latents(model), *noises(model, 2)
+    model = tiny_autoencoder.opened(tiny_autoencoder.build(semantics=False))
+    given = *tiny_autoencoder.latents(model), *noises(model, 2)
     settings = DecodingConfig(steps=2), DecodingConfig(steps=2, audio_guidance=2.0, video_guidance=2.0)
     (frames, audio), guided = (model.decode(*given, decoding) for decoding in settings)
     assert torch.equal(guided[0], frames)
@@ -123,9 +123,9 @@ def test_without_context_there_is_nothing_to_guide():
 
 
 def test_an_unknown_class_is_predicted():
-    model = tiny.opened(tiny.build(classes=CLASSES))
+    model = tiny_autoencoder.opened(tiny_autoencoder.build(classes=CLASSES))
     torch.nn.init.constant_(model.classification_head.out.bias[1], 100.0)
-    given = *tiny.latents(model), *noises(model, 2), DecodingConfig(steps=2)
+    given = *tiny_autoencoder.latents(model), *noises(model, 2), DecodingConfig(steps=2)
     predicted = model.decode(*given)
     for label in (-1, 0, 1):
         found = model.decode(*given, labels=torch.full((2,), label))
@@ -134,8 +134,8 @@ def test_an_unknown_class_is_predicted():
 
 @pytest.mark.parametrize("options", [{}, {"shared_decoder": False}])
 def test_pictures_are_the_same_a_few_at_a_time(options):
-    model = tiny.opened(tiny.build(classes=CLASSES, **options))
-    given = *tiny.latents(model), *noises(model, 2)
+    model = tiny_autoencoder.opened(tiny_autoencoder.build(classes=CLASSES, **options))
+    given = *tiny_autoencoder.latents(model), *noises(model, 2)
     for guidance in (1.0, 3.0):
         whole, few = (model.decode(*given, DecodingConfig("ddim", 2, 1.0, guidance, pictures)) for pictures in (0, 3))
         for a, b in zip(whole, few, strict=True):
@@ -143,7 +143,7 @@ def test_pictures_are_the_same_a_few_at_a_time(options):
 
 
 def test_only_the_kl_vae_is_frozen():
-    model = tiny.opened(tiny.build()).train()
+    model = tiny_autoencoder.opened(tiny_autoencoder.build()).train()
     assert not model.kl_vae.training
     latents = model.picture_latents(torch.randn(5, 3, 32, 32))
     posteriors = model.posteriors(latents[None, :4], latents[4:])
@@ -192,7 +192,11 @@ def gradients(model: Autoencoder) -> tuple[dict[str, torch.Tensor], dict[str, in
 @pytest.mark.parametrize("options", [{}, {"shared_decoder": False}])
 def test_recomputed_activations_give_the_same_gradients_and_are_not_kept(options):
     (plain, much), (sparing, little) = (
-        gradients(tiny.opened(tiny.build(classes=CLASSES, activation_checkpointing=on, **options)).train())
+        gradients(
+            tiny_autoencoder.opened(
+                tiny_autoencoder.build(classes=CLASSES, activation_checkpointing=on, **options)
+            ).train()
+        )
         for on in (False, True)
     )
     assert plain.keys() == sparing.keys()
@@ -204,7 +208,7 @@ def test_recomputed_activations_give_the_same_gradients_and_are_not_kept(options
 
 
 def test_pictures_pass_gradients_everywhere():
-    model = tiny.build()
+    model = tiny_autoencoder.build()
     latents = (3 * torch.randn(2, *model.noise_shape)).requires_grad_()
     pictures = model.picture(latents)
     assert pictures.shape == (2, 3, 32, 32)
@@ -216,13 +220,13 @@ def test_pictures_pass_gradients_everywhere():
 
 
 def test_round_trip(tmp_path):
-    model = tiny.opened(tiny.build())
+    model = tiny_autoencoder.opened(tiny_autoencoder.build())
     weights = tmp_path / "run" / "checkpoints" / "step-000000000128" / "weights"
     model.save_pretrained(weights)
     for path in (weights, weights.parent, tmp_path / "run"):
         loaded = Autoencoder.from_pretrained(path)
         assert not loaded.training
-        assert (loaded.config, loaded.media) == (tiny.CONFIG, tiny.MEDIA)
+        assert (loaded.config, loaded.media) == (tiny_autoencoder.CONFIG, tiny_autoencoder.MEDIA)
         assert loaded.kl_vae.config.scaling_factor == model.kl_vae.config.scaling_factor
         state = loaded.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -232,13 +236,13 @@ def test_round_trip(tmp_path):
     "options", [{"classes": ["rain", "wind"]}, {"shared_decoder": False, "classes": ["a"]}, {"semantics": False}]
 )
 def test_round_trip_of_options_in_low_precision(tmp_path, options):
-    model = tiny.opened(tiny.build(**options))
+    model = tiny_autoencoder.opened(tiny_autoencoder.build(**options))
     model.save_pretrained(tmp_path)
     loaded = Autoencoder.from_pretrained(tmp_path, torch.bfloat16, "cpu")
     assert (loaded.config, loaded.classes) == (model.config, tuple(options.get("classes", ())))
     assert loaded.dtype == torch.bfloat16
     assert loaded.kl_vae.dtype == torch.float32
-    given = *tiny.latents(model), *noises(model, 2), DecodingConfig(steps=2, video_guidance=1.5)
+    given = *tiny_autoencoder.latents(model), *noises(model, 2), DecodingConfig(steps=2, video_guidance=1.5)
     for low, full in zip(loaded.decode(*given), model.decode(*given), strict=True):
         assert low.dtype == torch.float32
         assert (low - full).abs().mean() < 0.05
@@ -253,9 +257,9 @@ def refusal(path) -> str:
 
 def test_refusals(tmp_path):
     assert "no such folder" in refusal(tmp_path / "nowhere")
-    kl_vae.save(tmp_path / "kl_vae", kl_vae.build(tiny.KL_VAE))
+    kl_vae.save(tmp_path / "kl_vae", kl_vae.build(tiny_autoencoder.KL_VAE))
     assert "'kl_vae'" in refusal(tmp_path / "kl_vae")
-    tiny.build().save_pretrained(tmp_path / "whole")
+    tiny_autoencoder.build().save_pretrained(tmp_path / "whole")
     described = tmp_path / "whole" / pretrained.CONFIG
     text = json.loads(described.read_text())
     for damage in (
@@ -272,6 +276,14 @@ def test_refusals(tmp_path):
 
 def test_a_size_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match="audio_encoder"):
-        Autoencoder(tiny.CONFIG, MediaConfig(size=36, audio=tiny.AUDIO), kl_vae.build(tiny.KL_VAE))
+        Autoencoder(
+            tiny_autoencoder.CONFIG,
+            MediaConfig(size=36, audio=tiny_autoencoder.AUDIO),
+            kl_vae.build(tiny_autoencoder.KL_VAE),
+        )
     with pytest.raises(UserError, match="KL-VAE"):
-        Autoencoder(tiny.CONFIG, MediaConfig(size=30, audio=tiny.AUDIO), kl_vae.build(tiny.KL_VAE))
+        Autoencoder(
+            tiny_autoencoder.CONFIG,
+            MediaConfig(size=30, audio=tiny_autoencoder.AUDIO),
+            kl_vae.build(tiny_autoencoder.KL_VAE),
+        )

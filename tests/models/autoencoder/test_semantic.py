@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmldm_scale.models.autoencoder.semantic import ClassificationHead, ContrastiveHead, Projector, Semantics
-from tests.models.autoencoder import tiny
+from tests.support.tiny_models import tiny_autoencoder
 
 
 def semantics(seed: int = 0) -> Semantics:
@@ -62,13 +62,13 @@ def test_temperature_is_learned_up_to_a_hundred():
 
 
 def test_models_heads_are_float32_whatever_its_precision():
-    model = tiny.build(classes=["rain", "wind", "fire"])
-    pair = model.semantics(*tiny.latents(model))
+    model = tiny_autoencoder.build(classes=["rain", "wind", "fire"])
+    pair = model.semantics(*tiny_autoencoder.latents(model))
     logits, (audio, video) = model.classify(pair), model.contrast(pair)
     assert (pair.audio.shape, pair.video.shape) == ((2, 4, 16), (2, 16, 16))
     assert (logits.shape, audio.shape, video.shape) == ((2, 3), (2, 256), (2, 256))
     model.bfloat16()
-    low = model.semantics(*(latent.bfloat16() for latent in tiny.latents(model)))
+    low = model.semantics(*(latent.bfloat16() for latent in tiny_autoencoder.latents(model)))
     found = [model.classify(low), *model.contrast(low), model.temperature]
     assert all(value.dtype == torch.float32 for value in found)
     torch.testing.assert_close(found[0], logits, rtol=0.05, atol=0.05)
@@ -78,8 +78,8 @@ def test_models_heads_are_float32_whatever_its_precision():
 @pytest.mark.parametrize("detached", [False, True])
 def test_detached_projectors_learn_alone(detached):
     """The semantic losses, and what the decoder makes of the semantics, then teach the encoders nothing."""
-    model = tiny.build(detach_projectors=detached, classes=["rain", "wind"])
-    latents = [latent.requires_grad_() for latent in tiny.latents(model)]
+    model = tiny_autoencoder.build(detach_projectors=detached, classes=["rain", "wind"])
+    latents = [latent.requires_grad_() for latent in tiny_autoencoder.latents(model)]
     pair = model.semantics(*latents)
     audio, video = model.contrast(pair)
     (model.classify(pair).logsumexp(1).sum() + (audio * video).sum()).backward()
@@ -89,11 +89,11 @@ def test_detached_projectors_learn_alone(detached):
 
 
 def test_without_semantics_there_is_nothing_of_them():
-    model = tiny.build(semantics=False, classes=["rain", "wind"])
-    assert model.semantics(*tiny.latents(model)) is None
+    model = tiny_autoencoder.build(semantics=False, classes=["rain", "wind"])
+    assert model.semantics(*tiny_autoencoder.latents(model)) is None
     assert not [
         name for name in model.state_dict() if "projector" in name or "head." in name.replace("encoder.head", "")
     ]
     assert not [name for name in model.state_dict() if "class_embeddings" in name or "null" in name]
-    assert not [name for name in tiny.build(contrastive_width=0).state_dict() if "contrastive" in name]
-    assert not [name for name in tiny.build().state_dict() if "classification" in name]
+    assert not [name for name in tiny_autoencoder.build(contrastive_width=0).state_dict() if "contrastive" in name]
+    assert not [name for name in tiny_autoencoder.build().state_dict() if "classification" in name]

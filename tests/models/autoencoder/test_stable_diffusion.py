@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmldm_scale.errors import UserError
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.models.autoencoder.stable_diffusion import load_unet, load_vae
-from tests.models.autoencoder import ldm
+from tests.support.tiny_models import ldm
 
 WHOLE = {"cond_stage_model.logit_scale": torch.ones(1), "model_ema.num_updates": torch.ones((), dtype=torch.int64)}
 VAE_PREFIX, UNET_PREFIX = "first_stage_model.", "model.diffusion_model."

@@ -1,0 +1,307 @@
+"""One command of ``shard.py`` as many processes that share its output: on this node, or as SLURM jobs.
+
+``launch(command, "local", 4, options)`` starts four processes of ``shard.py`` + ``command``; with "slurm" they are the
+jobs of an array. Each takes what no other has taken (:mod:`mmldm_scale.common.leases`) and ends when the whole output
+is finished, so any of them may be lost. What they say is heard as if one said it
+(:mod:`data_tools.launching.merged_output`).
+"""
+
+import argparse
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from data_tools.launching.merged_output import Chorus
+from data_tools.launching.process_pool import default_workers
+from mmldm_scale.cluster.submit import JobRequest, Jobs, Outcome, read_request, submit
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.processes import die_with_parent
+
+Launcher = Literal["local", "slurm"]
+ROOT = Path(__file__).resolve().parents[2]
+PROLOGUE = ROOT / "slurm" / "prologue.sh"
+ENCODING = ("latents", "all")  # commands that use a GPU
+PATIENCE = 10.0  # seconds that a process may take to stop before it is killed
+POLLS = (0.5, 10.0)  # seconds between two looks at SLURM's jobs: at first, and when they run for long
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to launch.
+
+    Attributes:
+        output: of the command; SLURM jobs leave their logs beside it, in ``OUTPUT-jobs``.
+        slurm: "key=value" and YAML files for :class:`~mmldm_scale.cluster.submit.JobRequest`.
+        wait: follow SLURM jobs until they end.
+    """
+
+    output: Path
+    slurm: list[str] = field(default_factory=list)
+    wait: bool = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the launcher's flags to the parser of a command."""
+    group = parser.add_argument_group("as several processes that share the output")
+    group.add_argument("--launcher", choices=("local", "slurm"), help="processes on this node, or SLURM jobs")
+    group.add_argument("--jobs", type=int, metavar="N", help="how many")
+    group.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="partition, account, qos, constraint, hours, gpus, cpus, memory_gb, requeues; or a YAML file of them",
+    )
+    group.add_argument("--no-wait", action="store_true", help="submit the SLURM jobs and return")
+
+
+def command_of(arguments: Sequence[str]) -> list[str]:
+    """Return ``arguments`` of shard.py, which it has accepted, without those of the launcher."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    return parser.parse_known_args(arguments)[1]
+
+
+def launch(command: Sequence[str], launcher: Launcher, jobs: int | None, options: Options) -> int:
+    """Run ``shard.py`` with the arguments ``command`` as ``jobs`` processes; return the exit status.
+
+    0: the output is finished, whatever became of single processes. The status of the first process that failed, which
+    ends the others. 128 + signal: all were killed. SLURM jobs that are not waited for: 0 once they are in the queue.
+
+    Raises:
+        UserError: ``jobs`` or the request to SLURM cannot work.
+    """
+    if jobs is None or jobs < 1:
+        raise UserError(f"--jobs {jobs if jobs is not None else '(none)'}: give how many processes, 1 or more")
+    if launcher == "local":
+        return _run_here(command, jobs)
+    ask = read_request(JobRequest, options.slurm)
+    folder = options.output.with_name(f"{options.output.name}-jobs").resolve()
+    setup = [f"source '{PROLOGUE}'"] if PROLOGUE.exists() else []
+    submitted = submit(_shard(command, ask.cpus), folder, jobs, command[0], ask, setup)
+    print(f"job {submitted.id}: {jobs} × shard.py {command[0]}; logs in {folder}", flush=True)
+    return _follow(submitted) if options.wait else 0
+
+
+def _shard(command: Sequence[str], workers: int) -> list[str]:
+    """Return the whole command line; each process decodes with ``workers`` others unless ``command`` says how many."""
+    name, *rest = command
+    said = any(text.startswith("--work") for text in rest)
+    return [
+        sys.executable,
+        str(ROOT / "data_tools" / "shard.py"),
+        name,
+        *([] if said else ["--workers", f"{workers}"]),
+        *rest,
+    ]
+
+
+# --- on this node ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Process:
+    """One of the processes, its number from 0, and what it writes to standard output."""
+
+    number: int
+    process: subprocess.Popen
+    output: BinaryIO
+    ended: bool = False
+
+
+def _run_here(command: Sequence[str], count: int) -> int:
+    chorus, team = Chorus(), []
+    with contextlib.ExitStack() as stack, _terminated():
+        stack.callback(chorus.close)
+        stack.callback(_stop, team)
+        cores, gpus = max(1, default_workers() // count), _gpus() if command[0] in ENCODING else []
+        for number in range(count):
+            output = stack.enter_context(tempfile.TemporaryFile())
+            one = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+            env = {"OMP_NUM_THREADS": str(cores), **os.environ, **one}
+            team.append(_Process(number, _start(_shard(command, cores), env, output), output))
+        return _watch(team, chorus)
+
+
+def _start(command: Sequence[str], env: dict[str, str], output: BinaryIO) -> subprocess.Popen:
+    process = subprocess.Popen(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.PIPE,
+        process_group=0,  # Ctrl-C is passed on by _stop, once
+        preexec_fn=_prepare_child,
+    )
+    os.set_blocking(process.stderr.fileno(), False)
+    return process
+
+
+def _prepare_child() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, and hand that on
+    die_with_parent(signal.SIGTERM)
+
+
+def _gpus() -> list[str]:
+    """Return the names, as CUDA_VISIBLE_DEVICES has them, of the GPUs that we may use."""
+    import torch  # takes seconds, which other commands need not wait
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[:count]
+    return visible if len(visible) == count and all(visible) else list(map(str, range(count)))
+
+
+def _watch(team: list[_Process], chorus: Chorus) -> int:
+    """Pass on what the processes say until all have ended or one has failed; return the exit status."""
+    with selectors.DefaultSelector() as selector:
+        for member in team:
+            selector.register(member.process.stderr, selectors.EVENT_READ, member)
+        while running := [member for member in team if not member.ended]:
+            for key, _ in selector.select(0.2):
+                if not _pass_on(key.data, chorus):
+                    selector.unregister(key.fileobj)
+            for member in running:
+                if member.process.poll() is None:
+                    continue
+                member.ended = True
+                _pass_on(member, chorus)
+                chorus.leave(member.number)
+                status = member.process.returncode
+                if status > 0:
+                    return status
+                if status < 0:
+                    _mourn(chorus, f"process {member.number + 1} of {len(team)}", status)
+    return _conclude([(member.process.returncode, _written(member)) for member in team], chorus)
+
+
+def _pass_on(member: _Process, chorus: Chorus) -> bool:
+    """Read what is there of the process's standard error; return False at its end."""
+    while True:
+        try:
+            data = os.read(member.process.stderr.fileno(), 1 << 16)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        chorus.hear(member.number, data)
+
+
+def _written(member: _Process) -> str:
+    member.output.seek(0)
+    return member.output.read().decode(errors="replace")
+
+
+def _stop(team: list[_Process]) -> None:
+    """End the processes that still run, as Ctrl-C would; those that do not listen are killed."""
+    running = [member.process for member in team if member.process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + PATIENCE
+    for process in running:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+    """Leave the block by SystemExit, and so stop the processes, when SIGTERM comes."""
+
+    def leave(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# --- SLURM -----------------------------------------------------------------------------------------------------------
+
+
+def _follow(jobs: Jobs) -> int:
+    """Pass on what the jobs say until all have ended or one has failed; return the exit status."""
+    chorus = Chorus()
+    try:
+        return _follow_logs(jobs, chorus)
+    except KeyboardInterrupt:
+        chorus.say(f"the jobs go on; `scancel {jobs.id}` ends them")
+        raise
+    finally:
+        chorus.close()
+
+
+def _follow_logs(jobs: Jobs, chorus: Chorus) -> int:
+    count = len(jobs.jobs)
+    read = [0] * count  # bytes of each log
+    missed = [0] * count  # looks at which SLURM had forgotten the job and there was no outcome yet
+    ended: dict[int, Outcome] = {}
+    began = time.monotonic()
+    while True:
+        states = jobs.states()  # before the outcomes: a job that is gone has left its own
+        for number in (number for number in range(count) if number not in ended):
+            outcome = jobs.outcome(number)
+            read[number] += _hear_log(jobs.log(number), read[number], number, chorus)
+            missed[number] += states is not None and number not in states
+            if outcome is None and missed[number] < 3:  # a shared disk may show the outcome a little later
+                continue
+            ended[number] = outcome or Outcome(-signal.SIGKILL)
+            chorus.leave(number)
+            if ended[number].status > 0:
+                return _give_up(jobs, number, ended[number], chorus)
+            if ended[number].status < 0:
+                _mourn(chorus, f"job {jobs.id}_{number}", ended[number].status)
+        if len(ended) == count:
+            return _conclude([(ended[number].status, ended[number].output) for number in range(count)], chorus)
+        time.sleep(min(POLLS[1], POLLS[0] + (time.monotonic() - began) / 20))
+
+
+def _give_up(jobs: Jobs, number: int, outcome: Outcome, chorus: Chorus) -> int:
+    """Cancel what is left of ``jobs`` because job ``number`` failed; return its status."""
+    jobs.cancel()
+    if outcome.problem:
+        chorus.say(outcome.problem)
+    chorus.say(f"job {jobs.id}_{number} failed, and the others are cancelled; its log is {jobs.log(number)}")
+    return outcome.status
+
+
+def _hear_log(log: Path, position: int, number: int, chorus: Chorus) -> int:
+    """Pass on what the log holds from ``position`` on; return how many bytes that was."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(position)
+            data = stream.read()
+    except FileNotFoundError:  # not begun
+        return 0
+    chorus.hear(number, data)
+    return len(data)
+
+
+# --- both ------------------------------------------------------------------------------------------------------------
+
+
+def _mourn(chorus: Chorus, who: str, status: int) -> None:
+    chorus.say(f"shard.py: {who} was killed ({signal.Signals(-status).name}); the others make what it had begun")
+
+
+def _conclude(endings: list[tuple[int, str]], chorus: Chorus) -> int:
+    """Print the summary of a process that ended well, and return 0; else say that there was none."""
+    chorus.close()
+    for status, output in endings:
+        if status == 0:
+            print(output, end="", flush=True)
+            return 0
+    chorus.say("shard.py: all processes were killed; the same command carries on from here")
+    return 128 - endings[-1][0]

@@ -1,0 +1,196 @@
+"""The work list of a clip set: every window that might become a sample, in order, and every file that gives none.
+
+``make_plan(source, preparation, workers)`` probes all videos of a source; the plan is kept as ``plan.json`` and alone
+decides what each shard holds: shard k takes whatever survives of windows [k·n, (k+1)·n), n = samples_per_shard.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_tools.config import Preparation, SourceConfig
+from data_tools.launching.process_pool import each
+from data_tools.launching.progress import progress
+from data_tools.sources import Source
+from data_tools.sources.keys import unique_keys
+from data_tools.sources.video import Video
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.media.clip import MediaError
+from mmldm_scale.media.decode import SLACK, probe
+from mmldm_scale.shards.index import KEY
+from mmldm_scale.shards.json_files import DamagedSet, check_types
+from mmldm_scale.shards.manifest import differences
+
+
+@dataclass(frozen=True)
+class PlannedVideo:
+    """One video and the first frames of its windows, counted at the set's frame rate from the beginning of its stretch.
+
+    Without windows, ``reason`` says why.
+    """
+
+    path: str  # relative to the input folder
+    audio: str  # of the file with its sound, relative to source.music; "": the sound is its own
+    bytes: int
+    labels: list[str]
+    origin: str
+    split: str
+    key: str
+    begin: float  # seconds into the file at which the stretch begins
+    starts: list[int]
+    reason: str = ""
+    detail: str = ""
+
+    @property
+    def label(self) -> str | None:
+        """The label that becomes the sample's class."""
+        return self.labels[0] if self.labels else None
+
+
+@dataclass(frozen=True)
+class Window:
+    """One candidate: frames [start, start + F) of the stretch of ``video``."""
+
+    video: PlannedVideo
+    start: int
+
+    def seconds(self, fps: float) -> float:
+        """Return when the window begins, in seconds on the clock of ``media.decode``."""
+        return self.video.begin + self.start / fps
+
+    @property
+    def key(self) -> str:
+        """The key of the sample that it becomes: unique, since the video's is."""
+        return f"{self.video.key}-{self.start:06d}"
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """See the module's text; ``folder`` is where the videos were."""
+
+    folder: str
+    preparation: dict[str, Any]
+    videos: list[PlannedVideo]
+
+    def windows(self) -> list[Window]:
+        """Return all candidates in their order."""
+        return [Window(video, start) for video in self.videos for start in video.starts]
+
+    def classes(self) -> list[str]:
+        """Return the labels that occur among the candidates, sorted; a sample's class is an index into them."""
+        return sorted({video.label for video in self.videos if video.starts and video.label is not None})
+
+    def failed(self) -> list[dict[str, str]]:
+        """Return a drop row for each file without candidates."""
+        return [
+            {"key": video.key, "path": video.path, "reason": video.reason, "detail": video.detail}
+            for video in self.videos
+            if not video.starts
+        ]
+
+    @classmethod
+    def parse(cls, value: dict[str, Any], file: Path) -> "ClipPlan":
+        """Return the plan that ``dataclasses.asdict`` made ``value`` of; raise DamagedSet if it is none."""
+        try:
+            plan = cls(value["folder"], value["preparation"], [PlannedVideo(**video) for video in value["videos"]])
+            check_types(plan)
+            if not all(KEY.fullmatch(video.key) for video in plan.videos):
+                raise ValueError("a key is not made of letters, digits, '_' and '-'")
+            return plan
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedSet(f"{file}: no plan of ours: {type(error).__name__}: {str(error)[:200]}") from None
+
+
+def make_plan(source: Source, preparation: Preparation, workers: int, timeout: float) -> ClipPlan:
+    """Probe every video of ``source`` and return the plan; raise UserError if there are none."""
+    videos = source.videos()
+    keys = unique_keys([video.name for video in videos])
+    probed = each(_Prober(source.folder, preparation.source), videos, workers, timeout)
+    planned = []
+    with progress(len(videos), "probing", "videos") as bar:
+        for video, key, found in zip(videos, keys, probed, strict=True):
+            planned.append(_planned(video, key, found, preparation))
+            bar.update()
+    return ClipPlan(str(source.folder.resolve()), dataclasses.asdict(preparation), planned)
+
+
+def check_plan(plan: ClipPlan, source: Source, preparation: Preparation, folder: Path) -> None:
+    """Raise UserError if ``plan``, begun in ``folder``, is not what this source and this configuration would give."""
+    changed = differences(plan.preparation, dataclasses.asdict(preparation), ("begun with", "now"))
+    if changed:
+        text = "; ".join(changed)
+        raise UserError(f"{folder}: was begun with another configuration ({text}); use that, or another output folder")
+    then = {video.key: (video.path, video.audio, video.bytes, tuple(video.labels)) for video in plan.videos}
+    videos = source.videos()
+    keys = unique_keys([video.name for video in videos])
+    now = {key: (video.path, video.audio, video.bytes, video.labels) for key, video in zip(keys, videos, strict=True)}
+    kinds = {
+        "new": [path for key, (path, *_) in now.items() if key not in then],
+        "gone": [path for key, (path, *_) in then.items() if key not in now],
+        "changed": [path for key, (path, *rest) in now.items() if key in then and then[key] != (path, *rest)],
+    }
+    found = [f"{len(paths)} {kind}, such as {paths[0]!r}" for kind, paths in kinds.items() if paths]
+    if found:
+        raise UserError(
+            f"{folder}: was begun with other input files than {source.folder} holds now: {'; '.join(found)}; "
+            "put the input back as it was, or give another output folder"
+        )
+
+
+def sound_file(config: SourceConfig, audio: str) -> Path | None:
+    """Return the file that a video's ``audio`` names; None if the sound is in the video itself."""
+    return Path(config.music, audio) if audio else None
+
+
+def window_starts(seconds: float, preparation: Preparation) -> list[int]:
+    """Return the first frames of the windows in ``seconds`` of video: every ``stride``, thinned evenly to the limit."""
+    media, limit = preparation.media, preparation.max_clips_per_video
+    last = math.floor((seconds - media.seconds + SLACK) * media.fps + 1e-6)
+    starts = list(range(0, last + 1, preparation.stride))
+    if limit and len(starts) > limit:
+        starts = [starts[i * len(starts) // limit] for i in range(limit)]
+    return starts
+
+
+def _planned(video: Video, key: str, found: float | MediaError, preparation: Preparation) -> PlannedVideo:
+    """Return ``video`` with its windows, or with why it has none."""
+    begin, starts = video.start, []
+    if not isinstance(found, MediaError):
+        begin, end = video.stretch(found)
+        starts = window_starts(end - begin, preparation)
+        found = MediaError("too_short", f"{end - begin:.3f} s, a clip takes {preparation.media.seconds:g} s")
+    return PlannedVideo(
+        path=video.path,
+        audio=video.audio,
+        bytes=video.bytes,
+        labels=list(video.labels),
+        origin=video.origin,
+        split=video.split,
+        key=key,
+        begin=begin,
+        starts=starts,
+        reason="" if starts else found.reason,
+        detail="" if starts else found.detail,
+    )
+
+
+class _Prober:
+    """Finds the usable seconds of a video, or why there are none."""
+
+    def __init__(self, folder: Path, config: SourceConfig) -> None:
+        self._folder, self._config = folder, config
+
+    def __call__(self, video: Video) -> float | MediaError:
+        """Return the seconds that the whole file of ``video`` has to use."""
+        if video.reason:
+            return MediaError(video.reason, video.detail)
+        if video.seconds is not None:
+            return video.seconds
+        file = self._folder / video.path
+        try:
+            info = probe(file, sound_file(self._config, video.audio))
+        except MediaError as error:
+            return MediaError(error.reason, error.detail.removeprefix(f"{file}: "))
+        return info.seconds if info.has_audio else MediaError("no_audio_stream", "there is a picture but no sound")

@@ -1,0 +1,183 @@
+"""From videos to clip shards: plan, cut, filter out silence, write.
+
+``make_clips(source, output, preparation, workers, timeout)`` does it all, or carries on where a stopped run left off,
+or helps other processes that work on the same output. The unit of work is a part: some windows of one video in one
+shard. Decoding processes cut parts, and this process writes the shards, each from its own parts alone, so the result is
+the same however many processes there are.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data_tools.config import Preparation
+from data_tools.launching.process_pool import batched, each, in_parts
+from data_tools.launching.progress import progress
+from data_tools.sources import Source
+from data_tools.stages.clip_plan import ClipPlan, Window, check_plan, make_plan, sound_file
+from data_tools.stages.shard_set import begin, finish, missing_shards, read_plan
+from mmldm_scale.common.leases import Claims
+from mmldm_scale.media.clip import Clip, MediaError
+from mmldm_scale.media.decode import read_clips
+from mmldm_scale.shards.clips import encode_clip
+from mmldm_scale.shards.index import shard_name
+from mmldm_scale.shards.manifest import PLAN, Manifest
+from mmldm_scale.shards.writer import ShardWriter
+
+PART = 32  # windows of a video cut at once: little enough for memory and progress, enough to be worth opening the file
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What became of one window: a sample's members and meta, or the reason why it is none."""
+
+    window: Window
+    members: dict[str, bytes]
+    meta: dict[str, Any]
+    fault: MediaError | None = None
+
+
+def make_clips(source: Source, output: Path, preparation: Preparation, workers: int, timeout: float) -> Manifest:
+    """Make the clip set ``output`` from all videos of ``source``, or finish it; return its manifest.
+
+    Args:
+        workers: decoding processes; 0 decodes in this one, where a decoder that crashes or hangs takes all with it. The
+            result does not depend on it.
+        timeout: seconds after which a decoder counts as hung and its windows are dropped.
+
+    Raises:
+        UserError: there are no videos; ``output`` holds something else or was begun from other videos or with another
+            configuration; the disk is full.
+    """
+    read_plan(output, "clips")  # says at once if something else is there
+    with Claims(output) as claims:
+        stored, new = begin(output, "clips", claims, lambda: asdict(make_plan(source, preparation, workers, timeout)))
+        plan = ClipPlan.parse(stored, output / PLAN)
+        if not new:
+            check_plan(plan, source, preparation, output)
+        windows = plan.windows()
+        shards = batched(windows, preparation.samples_per_shard)
+        cutter = _Cutter(source.folder, preparation, plan.classes())
+        with progress(len(windows), "cutting", "clips") as bar:
+            for numbers in missing_shards(output, [len(shard) for shard in shards], claims, bar):
+                for number, cuts in _cut(cutter, shards, numbers, workers, timeout):
+                    _write_shard(output, number, _ticking(cuts, bar), claims)
+        return finish(
+            output, len(shards), claims, plan.failed(), lambda indexes: _describe(plan, preparation, len(windows))
+        )
+
+
+def loudness(waveform: np.ndarray) -> float:
+    """Return the RMS level of ``waveform`` (N,) in dB relative to full scale; -inf for digital silence."""
+    power = float(np.mean(waveform.astype(np.float64) ** 2))
+    return 10 * math.log10(power) if power > 0 else -math.inf
+
+
+def _describe(plan: ClipPlan, preparation: Preparation, candidates: int) -> dict[str, Any]:
+    rest = {key: value for key, value in plan.preparation.items() if key != "media"}
+    return {
+        "kind": "clips",
+        "media": preparation.media,
+        "classes": plan.classes(),
+        "videos": len(plan.videos),
+        "candidates": candidates,
+        "preparation": rest,
+    }
+
+
+def _cut(
+    cutter: "_Cutter", shards: list[list[Window]], numbers: Iterable[int], workers: int, timeout: float
+) -> Iterator[tuple[int, Iterator[Cut]]]:
+    """Yield each of the shards ``numbers``, drawn early, with what became of its windows, in order."""
+    parts = {}  # of the shards that are handed out
+
+    def parts_of(number: int) -> list[list[Window]]:
+        parts[number] = _parts(shards[number])
+        return parts[number]
+
+    for number, results in in_parts(numbers, parts_of, lambda items: each(cutter, items, workers, timeout)):
+        found = zip(parts.pop(number), results, strict=True)
+        yield number, (cut for part, cuts in found for cut in _cuts(part, cuts))
+
+
+def _cuts(part: list[Window], found: list[Cut] | MediaError) -> list[Cut]:
+    """Return the cuts of ``part``; all are lost if its decoder did not survive it."""
+    return [Cut(window, {}, {}, found) for window in part] if isinstance(found, MediaError) else found
+
+
+def _write_shard(output: Path, number: int, cuts: Iterable[Cut], claims: Claims) -> None:
+    """Make shard ``number``, which is claimed, of all its windows' ``cuts``, in their order."""
+    name = shard_name(number)
+    with ShardWriter(output, number) as writer:
+        for cut in cuts:
+            if cut.fault is None:
+                writer.add(cut.window.key, cut.members, cut.meta)
+            else:
+                writer.drop(cut.window.key, cut.window.video.path, cut.fault.reason, cut.fault.detail)
+        if claims.holds(name):  # else this process was taken for dead, and another one makes it
+            with claims.finishing(name):
+                writer.commit()
+    claims.release(name)
+
+
+class _Cutter:
+    """Cuts the windows of a part, all of one video."""
+
+    def __init__(self, folder: Path, preparation: Preparation, classes: list[str]) -> None:
+        self._folder, self._preparation, self._classes = folder, preparation, classes
+
+    def __call__(self, windows: list[Window]) -> list[Cut]:
+        """Return what became of each of ``windows``."""
+        media = self._preparation.media
+        file = self._folder / windows[0].video.path
+        sound = sound_file(self._preparation.source, windows[0].video.audio)
+        starts = [window.seconds(media.fps) for window in windows]
+        cuts: list[Cut] = []
+        try:
+            for clip in read_clips(file, starts, media, sound=sound):
+                cuts.append(self._cut(file, windows[len(cuts)], clip))
+        except MediaError as error:  # the whole file: whatever window it has not come to is lost
+            cuts += [self._cut(file, window, error) for window in windows[len(cuts) :]]
+        return cuts
+
+    def _cut(self, file: Path, window: Window, clip: Clip | MediaError) -> Cut:
+        preparation, video = self._preparation, window.video
+        if isinstance(clip, MediaError):
+            return Cut(window, {}, {}, MediaError(clip.reason, clip.detail.removeprefix(f"{file}: ")))
+        level = loudness(clip.waveform)
+        if level < preparation.silence_db:
+            text = f"RMS level {level:.1f} dB, below {preparation.silence_db:g} dB"
+            return Cut(window, {}, {}, MediaError("silent", text))
+        sample_rate = preparation.media.audio.sample_rate
+        meta = {
+            "path": video.path,
+            "start": window.seconds(preparation.media.fps),  # seconds on the clock of media.decode
+            "frames": preparation.media.frames,
+            "fps": preparation.media.fps,
+            "sample_rate": sample_rate,
+            "rms_db": round(level, 2),
+            "origin": video.origin,
+            "split": video.split,
+            "labels": video.labels,
+            "label": video.label,
+            "class": None if video.label is None else self._classes.index(video.label),
+        }
+        return Cut(window, encode_clip(clip, sample_rate, preparation.jpeg_quality), meta)
+
+
+def _parts(shard: list[Window]) -> list[list[Window]]:
+    """Return the windows of one shard by video, those of a long one in several parts."""
+    videos = (list(windows) for _, windows in groupby(shard, lambda window: window.video.key))
+    return [part for windows in videos for part in batched(windows, PART)]
+
+
+def _ticking(cuts: Iterable[Cut], bar: tqdm) -> Iterator[Cut]:
+    for cut in cuts:
+        yield cut
+        bar.update()

@@ -1,0 +1,71 @@
+"""Making the faulty shards of a set again, and nothing else, from what the set's own plan says.
+
+``repair(folder, workers, timeout, …)`` finishes the set if it is unfinished, reads everything again, removes the shards
+that have a fault and makes them anew as the run that began the set did: same input, same configuration, same
+autoencoder. So nothing has to be given but the set.
+"""
+
+import functools
+from pathlib import Path
+
+from data_tools.config import Preparation
+from data_tools.launching.process_pool import each
+from data_tools.launching.progress import progress
+from data_tools.sources import open_source
+from data_tools.stages.clip_plan import ClipPlan
+from data_tools.stages.clips import make_clips
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import restore
+from mmldm_scale.shards.index import shard_name
+from mmldm_scale.shards.json_files import read_json
+from mmldm_scale.shards.manifest import MANIFEST, PLAN, Manifest
+from mmldm_scale.shards.verify import Findings, verify_set
+
+VERIFYING = 3600.0  # seconds after which reading one shard through counts as hung
+
+
+def verify(folder: Path, workers: int) -> Findings:
+    """Return what is wrong with the finished set in ``folder``; see :func:`mmldm_scale.shards.verify.verify_set`."""
+    with progress(Manifest.read(folder).samples, "verifying", "samples") as bar:
+        return verify_set(folder, bar.update, functools.partial(each, workers=workers, timeout=VERIFYING))
+
+
+def repair(folder: Path, workers: int, timeout: float, batch_size: int, device: str) -> tuple[Findings, Findings]:
+    """Make what is faulty in the set ``folder`` again; return what was wrong with it before, and what still is.
+
+    Args:
+        workers, timeout: of the decoding processes.
+        batch_size, device: of the encoder, for latents.
+
+    Raises:
+        UserError: no set was begun in ``folder``, or what it was made of is gone or has changed.
+    """
+    _finish(folder, workers, timeout, batch_size, device)
+    before = verify(folder, workers)
+    if not before.shards:
+        return before, before
+    (folder / MANIFEST).unlink()
+    for number in before.shards:
+        for suffix in (".json", ".tar"):  # the index first: without it there is no shard
+            (folder / f"{shard_name(number)}{suffix}").unlink(missing_ok=True)
+    _finish(folder, workers, timeout, batch_size, device)
+    return before, verify(folder, workers)
+
+
+def _finish(folder: Path, workers: int, timeout: float, batch_size: int, device: str) -> None:
+    """Make whatever is missing of the set in ``folder``, and its manifest."""
+    if not (folder / PLAN).is_file():
+        raise UserError(f"{folder}: no shard set was begun here (it has no {PLAN}); a clip or latent set fits")
+    stored = read_json(folder / PLAN)
+    if stored.get("kind") == "clips":
+        plan = ClipPlan.parse(stored, folder / PLAN)
+        preparation = restore(Preparation, plan.preparation, str(folder / PLAN))
+        make_clips(open_source(preparation.source, Path(plan.folder)), folder, preparation, workers, timeout)
+        return
+    from data_tools.stages.latents import make_latents  # takes seconds to import, and clips need none of it
+
+    try:
+        clips, autoencoder = folder / stored["source"]["path"], Path(stored["autoencoder"]["path"])
+    except (KeyError, TypeError):
+        raise UserError(f"{folder / PLAN}: no plan of ours; run the command that made this set again") from None
+    make_latents(clips, folder, autoencoder, batch_size, device, workers)

@@ -1,0 +1,47 @@
+"""How processes that make one set share its parts out among themselves, with :mod:`mmldm_scale.common.leases`."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+
+from tqdm import tqdm
+
+from mmldm_scale.common.leases import Claims
+
+POLL = 0.5  # seconds between two looks at what other processes have done
+
+
+def share_out(
+    names: Sequence[str], sizes: Sequence[int], made: Callable[[int], bool], claims: Claims, bar: tqdm
+) -> Iterator[Iterator[int]]:
+    """Yield iterators over the numbers of the parts that are ours to make, until all parts are made.
+
+    Each iterator claims a part when it comes to it and skips those that others make; the part's name is to be released
+    once it is made. When all that is missing is in the hands of others, this waits for them: should one of them die,
+    its part comes up again.
+
+    Args:
+        names: of the parts, as they are claimed.
+        sizes: of the parts, in what ``bar`` counts; it is set to what is done at each pass, whoever did it.
+        made: whether part i is there and whole.
+    """
+    missing = list(range(len(names)))
+    while missing := [number for number in missing if not made(number)]:
+        bar.update(sum(sizes) - sum(sizes[number] for number in missing) - bar.n)
+        ours = _ours(names, missing, made, claims)
+        first = next(ours, None)
+        if first is None:
+            time.sleep(POLL)
+        else:
+            yield chain([first], ours)
+    bar.update(sum(sizes) - bar.n)
+
+
+def _ours(names: Sequence[str], missing: list[int], made: Callable[[int], bool], claims: Claims) -> Iterator[int]:
+    for number in missing:
+        if not claims.take(names[number]):
+            continue
+        if made(number):  # another process was faster
+            claims.release(names[number])
+        else:
+            yield number

@@ -1,0 +1,78 @@
+"""The adversarial loss of both players: the paper's Eq. 2 in its log form, and the hinge form of the public code.
+
+An :class:`AdversarialLoss` is the module of a task's discriminator (``training.trainable.Discriminator``), over a
+network that tells real pictures from made ones. The trainer calls it for the discriminator's own loss, and its
+``generator_loss`` for the term that joins the model's.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Arrangements = Callable[[Tensor, Tensor], list[Tensor]]
+
+
+class AdversarialLoss(nn.Module):
+    """A discriminator with the losses of both players.
+
+    Eq. 2 prints L_D = log(1 − D(real)) + Σ log D(fake) and L_AE = log(1 − D(fake)). The two oppose each other only if D
+    is the probability of being *fake* and both are log-likelihoods to be maximised, so that is how they are read here.
+    With l the logit of being *real* (D = sigmoid(−l)) their negatives, which are minimised, are
+
+    ======  =================================  ================
+    loss    discriminator                      model
+    ======  =================================  ================
+    log     softplus(−l_real) + Σ softplus(l)  softplus(−l)
+    hinge   relu(1 − l_real) + Σ relu(1 + l)   −l
+    ======  =================================  ================
+
+    with the sum over the fakes that ``arrangements`` makes: Eq. 2's four, or the single one of a KL-VAE.
+
+    Args:
+        network: Maps pictures (B, P, 3, S, S) to logits of being real, (B,), or (B, n) where it judges n patches, whose
+            losses are averaged. No sample's logits may depend on the others'.
+        arrangements: ``arrangements(real, fake)`` returns the fakes that the discriminator learns from, each
+            (B, P, 3, S, S), of real pictures and the model's, both (B, P, 3, S, S); the first is ``fake`` itself.
+        loss: Which of the two forms.
+    """
+
+    def __init__(self, network: nn.Module, arrangements: Arrangements, loss: Literal["log", "hinge"]) -> None:
+        super().__init__()
+        self.network, self.arrangements, self.loss = network, arrangements, loss
+
+    def forward(self, real: Tensor, fake: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """Return what the discriminator minimises, and its mean logits of the real and of the model's pictures.
+
+        Args:
+            real: Real pictures, (B, P, 3, S, S) in [-1, 1].
+            fake: What the model made of them, likewise.
+            weight: How much each sample counts, (B,).
+
+        Returns:
+            "loss", "logit_real" and "logit_fake", each (B,) float32.
+        """
+        fakes = self.arrangements(real, fake)
+        real_logits, *fake_logits = self._logits(torch.cat([real, *fakes])).split(len(real))
+        if self.loss == "log":
+            losses = [functional.softplus(-real_logits), *map(functional.softplus, fake_logits)]
+        else:
+            losses = [functional.relu(1 - real_logits), *(functional.relu(1 + logits) for logits in fake_logits)]
+        loss = torch.stack([part.mean(dim=1) for part in losses]).sum(dim=0)  # (B, n) each -> (B,)
+        return {
+            "loss": weight * loss,
+            "logit_real": real_logits.detach().mean(dim=1),
+            "logit_fake": fake_logits[0].detach().mean(dim=1),
+        }
+
+    def generator_loss(self, fake: Tensor) -> Tensor:
+        """Return what the model minimises, (B,) float32, for its pictures ``fake`` (B, P, 3, S, S) in [-1, 1]."""
+        logits = self._logits(fake)
+        return (functional.softplus(-logits) if self.loss == "log" else -logits).mean(dim=1)
+
+    def _logits(self, pictures: Tensor) -> Tensor:
+        """Return float32 logits (N, n) of ``pictures`` (N, P, 3, S, S), in whatever precision the network works."""
+        dtype = next(self.network.parameters()).dtype
+        return self.network(pictures.to(dtype)).float().reshape(len(pictures), -1)

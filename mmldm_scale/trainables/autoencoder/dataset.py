@@ -1,0 +1,46 @@
+"""What the autoencoder learns from: clips with all that is drawn at random for them, by global position."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmldm_scale.common import rng
+from mmldm_scale.config import AutoencoderTraining, DiffusionConfig
+from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.trainables.clip_stream import Clips
+
+
+class ClipDataset:
+    """Training samples by global position, as ``trainables.autoencoder.loss.Reconstruction`` takes them."""
+
+    def __init__(self, config: AutoencoderTraining, clips: Clips, model: Autoencoder) -> None:
+        self.config, self.clips, self.samples = config, clips, clips.samples
+        self.shapes = {"audio_noise": model.audio_shape, "video_noise": model.video_shape}
+        self.noise_shape = model.noise_shape
+        self.steps = DiffusionConfig().steps
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Return the samples at ``positions``."""
+        return [self[position] for position in positions]
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        """Return the sample at ``position``; see ``Reconstruction.forward`` for its parts."""
+        random = rng.generator(self.config.training.seed, "autoencoder", position)
+        total = self.clips.media.frames
+        count = min(self.config.frames_per_clip, total)
+        clip, label = self.clips.labelled(position)
+        mirrored = random.random() < self.config.flip
+        frames = clip.frames[:, :, ::-1] if mirrored else clip.frames
+        # One offset, evenly spaced: each timestep is uniform, and every clip covers the schedule from end to end.
+        places = (random.permutation(count + 1) + random.random()) / (count + 1)
+        drawn = {
+            "targets": random.choice(total, count, replace=False),
+            "time": (places * self.steps).astype(np.int64),
+            "noise": random.standard_normal((count + 1, *self.noise_shape), dtype=np.float32),
+            **{name: random.standard_normal(shape, dtype=np.float32) for name, shape in self.shapes.items()},
+            "dropped": random.random(count + 1) < self.config.context_dropout,
+        }
+        sample = {"frames": np.ascontiguousarray(frames), "waveform": clip.waveform, "label": np.array(label), **drawn}
+        return {name: torch.from_numpy(array) for name, array in sample.items()}

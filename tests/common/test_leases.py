@@ -1,0 +1,167 @@
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from mmldm_scale.common import leases as module
+from mmldm_scale.common.leases import Claims
+
+
+def test_one_holder_at_a_time_and_nothing_left(tmp_path):
+    with Claims(tmp_path / "set") as one, Claims(tmp_path / "set") as other:
+        assert one.take("a")
+        assert not other.take("a")
+        assert other.take("b")
+        assert (one.holds("a"), one.holds("b"), other.holds("b")) == (True, False, True)
+        one.release("a")
+        assert other.take("a")
+    assert not (tmp_path / "set").exists()
+
+
+def test_files_of_a_part_may_be_gone_if_another_makes_it(tmp_path):
+    with Claims(tmp_path) as claims:
+        claims.take("a")
+        with pytest.raises(FileNotFoundError), claims.finishing("a"):
+            (tmp_path / "aside").rename(tmp_path / "a")
+        (tmp_path / "claims/a").unlink()  # taken for dead
+        with claims.finishing("a"):
+            (tmp_path / "aside").rename(tmp_path / "a")
+
+
+def test_an_exception_gives_everything_back(tmp_path):
+    with contextlib.suppress(KeyboardInterrupt), Claims(tmp_path) as claims:
+        claims.take("a")
+        claims.take("b")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_many_threads_one_wins_each_time(tmp_path):
+    wins, start = [], threading.Barrier(8)
+
+    def rush(claims):
+        for number in range(30):
+            start.wait()
+            if claims.take(f"n{number}"):
+                wins.append(number)
+
+    with contextlib.ExitStack() as stack:
+        holders = [stack.enter_context(Claims(tmp_path)) for _ in range(8)]
+        threads = [threading.Thread(target=rush, args=(claims,)) for claims in holders]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    assert sorted(wins) == list(range(30))
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_killed_holder_s_claim_is_free_at_once(tmp_path, reaped):
+    taken = multiprocessing.Event()
+
+    def hold():
+        with Claims(tmp_path) as claims:
+            claims.take("a")
+            taken.set()
+            time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=hold)
+    process.start()
+    assert taken.wait(20)
+    with Claims(tmp_path) as claims:
+        assert not claims.take("a")
+        os.kill(process.pid, signal.SIGKILL)
+        if reaped:
+            process.join()
+        else:
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the process table
+        assert claims.take("a")
+    process.join()
+
+
+def elsewhere(folder, name, **changes):
+    """Make the claim ``name`` of a process of another machine."""
+    with Claims(folder) as claims:
+        claims.take(name)
+        holder = json.loads((folder / "claims" / name).read_text())
+    (folder / "claims").mkdir()
+    (folder / "claims" / name).write_text(json.dumps({**holder, "host": "far-away", **changes}))
+    return folder / "claims" / name
+
+
+def test_a_holder_elsewhere_lives_while_it_touches_its_claim(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SILENCE", 0.3)
+    path = elsewhere(tmp_path, "a")
+    with Claims(tmp_path) as claims:
+        for beat in range(10):
+            os.utime(path, (beat, beat))  # its clock is half a century behind: only that it goes on counts
+            assert not claims.take("a")
+            time.sleep(0.1)
+        time.sleep(0.3)
+        assert claims.take("a")
+
+
+def test_a_process_that_was_frozen_notices_that_it_lost_its_claim(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SILENCE", 0.1)
+    with Claims(tmp_path) as frozen, Claims(tmp_path) as other:
+        frozen.take("a")
+        path = tmp_path / "claims" / "a"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "host": "far-away"}))
+        assert not other.take("a")
+        time.sleep(0.2)
+        assert other.take("a")
+        assert not frozen.holds("a")
+        frozen.release("a")
+        assert other.holds("a")
+
+
+def test_the_heart_beats(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT", 0.05)
+    with Claims(tmp_path) as claims:
+        claims.take("a")
+        os.utime(tmp_path / "claims" / "a", (1, 1))
+        deadline = time.monotonic() + 10
+        while (tmp_path / "claims" / "a").stat().st_mtime < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (tmp_path / "claims" / "a").stat().st_mtime > 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "1/../1"}', '{"pid": 1}'])
+def test_a_claim_that_is_not_written_yet_or_damaged_dies_by_silence(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(module, "SILENCE", 0.1)
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims" / "a").write_text(content)
+    with Claims(tmp_path) as claims:
+        assert not claims.take("a")
+        time.sleep(0.2)
+        assert claims.take("a")
+
+
+def test_a_reused_process_id_is_not_the_holder(tmp_path):
+    """As after a crash, when the id has gone to another program by now."""
+    elsewhere(tmp_path, "a", host=socket.gethostname(), started=1)
+    with Claims(tmp_path) as claims:
+        assert claims.take("a")
+
+
+def test_a_rival_is_named_and_lives_for_sure_once_it_touched_its_claim_again(tmp_path):
+    path = elsewhere(tmp_path, "a", job="17")
+    with Claims(tmp_path) as claims:
+        assert not claims.take("a")
+        holder, lives = claims.rival("a")
+        assert (holder["host"], holder["job"], lives) == ("far-away", "17", False)
+        os.utime(path, (5, 5))
+        assert not claims.take("a")
+        assert claims.rival("a")[1]
+
+
+def test_a_rival_on_the_same_machine_lives_for_sure(tmp_path):
+    with Claims(tmp_path, job="3") as one, Claims(tmp_path) as other:
+        one.take("a")
+        assert not other.take("a")
+        holder, lives = other.rival("a")
+        assert (holder["pid"], holder["job"], lives) == (os.getpid(), "3", True)

@@ -1,0 +1,130 @@
+"""Composition of the configuration, and one clear line for each mistake."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from data_tools.config import Preparation, Selection
+from mmldm_scale import config
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.evaluation.ablation import Ladder
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_later_files_and_overrides_win(tmp_path) -> None:
+    (tmp_path / "a.yaml").write_text("shards: x\nmodel: {depth: 3}\ntraining: {seed: 1, learning_rate: 1e-3}\n")
+    (tmp_path / "b.yaml").write_text("training: {seed: 2}\n")
+    files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    loaded = config.load(config.DiTTraining, files, ["model.width=64", "model.heads=4"])
+    assert (loaded.model.depth, loaded.model.width, loaded.training.seed) == (3, 64, 2)
+    assert loaded.training.learning_rate == pytest.approx(1e-3)
+
+
+def test_printed_configuration_reads_back_the_same(tmp_path) -> None:
+    loaded = config.load(config.DiTTraining, [], ["shards=x", "training.deepspeed.zero_optimization.overlap_comm=true"])
+    (tmp_path / "c.yaml").write_text(config.dump(loaded))
+    assert config.load(config.DiTTraining, [tmp_path / "c.yaml"]) == loaded
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("model: {dept: 3}", "model.dept: unknown key; did you mean 'depth'?"),
+        ("modle: {depth: 3}", "modle: unknown key; did you mean 'model'?"),
+        ("model: {depth: deep}", "model.depth: Value 'deep' of type 'str' could not be converted to Integer"),
+        ("model: {attention: fast}", "model.attention: Invalid value 'fast', expected one of"),
+        ("model: 3", "int is not a subclass of DiTConfig"),
+        ("model: {width: 100, heads: 3}", "model.heads: must divide model.width = 100"),
+        ("training: {micro_batch: 48}", "training.micro_batch: 48 does not divide global_batch = 128"),
+        ("training: {log_every: 200}", "training.log_every: 200 is no multiple of global_batch = 128; 256 fits"),
+        ("training: {ema_lengths: [0.05, 0.05]}", "[0.05, 0.05]: one or more different numbers in 0.001..0.28 fit"),
+        ("training: {ema_lengths: [0.3]}", "training.ema_lengths: [0.3]: one or more different numbers"),
+        ("training: {ema_lengths: []}", "training.ema_lengths: []: one or more different numbers"),
+        ("training: {ema_snapshot_every: 200}", "training.ema_snapshot_every: 200 is no multiple of global_batch"),
+        (
+            "training: {keep_every: 200000}",
+            "training.keep_every: 200000 is no multiple of checkpoint_every = 128000; 25",
+        ),
+        ("training: {keep_every: -128000}", "training.keep_every: must not be negative"),
+        ("training: {checkpoint_every: 0}", "training.checkpoint_every: must be at least 1"),
+        ("training: {zero_stage: 5}", "expected one of [0, 1, 2, 3]"),
+        ("training: {offload_optimizer: true, zero_stage: 0}", "needs zero_stage 1, 2 or 3"),
+        ("diffusion: {audio_conditioned: 0.8, video_conditioned: 0.5}", "must lie in 0..1"),
+        ("a: b: c", "not valid YAML"),
+        ("- 1", "incompatible container types"),
+        ("- " * 200_000, "lists and mappings in one another, more than 100 deep"),
+        ("training: !!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_mistake_is_one_line_naming_file_key_and_what_fits(tmp_path, text: str, complaint: str) -> None:
+    file = tmp_path / "mistake.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        config.load(config.DiTTraining, [file], ["shards=x"])
+    assert complaint in str(error.value)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_value_missing_file_and_malformed_override() -> None:
+    with pytest.raises(UserError, match="shards: not set; give shards=VALUE"):
+        config.load(config.DiTTraining)
+    with pytest.raises(UserError, match="nowhere.yaml: no such configuration file"):
+        config.load(config.DiTTraining, ["nowhere.yaml"])
+    with pytest.raises(UserError, match="has the form key.sub=value"):
+        config.load(config.DiTTraining, [], ["shards"])
+
+
+def test_a_reference_that_leads_nowhere_is_one_line() -> None:
+    with pytest.raises(UserError, match="run: Interpolation key 'nowhere' not found") as error:
+        config.load(config.DiTTraining, [], ["shards=x", "run=${nowhere}"])
+    assert "\n" not in str(error.value)
+
+
+def test_one_set_or_several(tmp_path: Path) -> None:
+    one = config.load(config.DiTTraining, [], ["shards=data/a"])
+    assert (one.shards, one.weights) == (["data/a"], [])
+    (tmp_path / "a.yaml").write_text("shards: data/a\n")
+    assert config.load(config.DiTTraining, [tmp_path / "a.yaml"], ["weights=2"]).weights == [2.0]
+    several = config.load(config.AutoencoderTraining, [], ["shards=[data/a,s3://b/c]", "weights=[1,2.5]", "kl_vae=x"])
+    assert (several.shards, several.weights) == (["data/a", "s3://b/c"], [1.0, 2.5])
+    (tmp_path / "b.yaml").write_text(config.dump(several))
+    assert config.load(config.AutoencoderTraining, [tmp_path / "b.yaml"]) == several
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["shards=[]"], "shards: at least one set is needed"),
+        (["shards=[a,a]"], "shards: a set is named twice"),
+        (["shards=a", "weights=[1,2]"], "weights: 2 weights for 1 sets; one each fits, or none"),
+        (["shards=[a,b]", "weights=[1,0]"], "weights: must be positive"),
+        (["shards=[a,b]", "weights=[1,.inf]"], "weights: must be positive"),
+        (["shards=a", "weights=x"], r"weights\[0\]: Value 'x' of type 'str' could not be converted to Float"),
+        (["shards=a", "reading.window=0"], "reading.window: must be at least 1 shard"),
+        (["shards=a", "reading.damaged_share=2"], "reading.damaged_share: must lie in 0..1"),
+    ],
+)
+def test_sets_that_cannot_be_meant_are_refused(overrides: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        config.load(config.DiTTraining, [], overrides)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.relative_to(CONFIGS).as_posix())
+def test_every_shipped_file_is_valid(file: Path) -> None:
+    schemas = {
+        "data": [Selection if file.name == "audioset_select.yaml" else Preparation],
+        "dit": [config.DiTTraining],
+        "sample": [config.Sampling],
+        "ladder": [Ladder],
+        "cluster": [config.AutoencoderTraining]
+        if file.stem.endswith("_autoencoder")
+        else [config.DiTTraining, config.AutoencoderTraining, config.KLVAETraining],
+        "autoencoder": [config.KLVAETraining if file.name.startswith("kl_vae") else config.AutoencoderTraining],
+    }
+    for schema in schemas[file.parent.name]:
+        keys = {f.name for f in dataclasses.fields(schema)}
+        paths = [f"{name}=x" for name in ("shards", "kl_vae") if name in keys]
+        config.load(schema, [file], paths)

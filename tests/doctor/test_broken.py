@@ -1,0 +1,217 @@
+"""The doctor before machines, environments and data that are broken for real: what it says, and that it fails."""
+
+import os
+import re
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmldm_scale.cli import main
+from mmldm_scale.doctor import devices, host, software, storage
+from mmldm_scale.doctor.findings import Finding
+from mmldm_scale.models import attention as kernels
+from tests.support.datasets.latent_sets import write_latents
+
+Doctor = Callable[..., tuple[int, list[str]]]
+SMALL = """
+model: {depth: 1, width: 16, heads: 2, context_tokens: 2, context_width: 4}
+training: {precision: fp32, workers: 0, ema_lengths: [0.1], keep_checkpoints: 2}
+"""
+
+
+@pytest.fixture
+def doctor(capsys, tmp_path: Path) -> Doctor:
+    """Runs ``mmldm doctor --quick`` and returns its status, and the lines that are not ok."""
+
+    def run(*arguments: object) -> tuple[int, list[str]]:
+        where = [] if "--run" in arguments or any("run=" in str(a) for a in arguments) else ["--run", tmp_path / "run"]
+        status = main(["doctor", "--quick", *map(str, [*arguments, *where])])
+        lines = capsys.readouterr().out.splitlines()
+        assert all(re.match(r"(ok|warning|trouble) +\S", line) for line in lines)
+        return status, [line for line in lines if not line.startswith("ok") and " GPU " not in line]
+
+    return run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or os.system(f"mount -t tmpfs -o size=1m tmpfs {folder} 2>/dev/null"):
+        pytest.skip("needs root and the right to mount a small file system")
+    try:
+        yield folder
+    finally:
+        os.system(f"umount --lazy {folder}")
+
+
+def test_a_sound_machine_and_a_whole_set_are_in_order(doctor: Doctor, tmp_path: Path, capsys) -> None:
+    assert doctor("--shards", write_latents(tmp_path / "set", sizes=(8, 8))) == (0, [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_and_an_old_package(doctor: Doctor, tmp_path: Path, monkeypatch) -> None:
+    old = tmp_path / "site/deepspeed-0.10.0.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.10.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    required = software.metadata.requires("mmldm_scale")
+    monkeypatch.setattr(software.metadata, "requires", lambda name: [*required, "no-such-package>=1"])
+    status, lines = doctor()
+    assert status == 1
+    assert "deepspeed 0.10.0 is installed, <0.20,>=0.19 is required; make install" in lines[0]
+    assert "no-such-package is not installed, >=1 is required" in lines[1]
+
+
+def test_a_flipped_bit_in_a_tar(doctor: Doctor, tmp_path: Path) -> None:
+    tar = write_latents(tmp_path / "set") / "shard-000000.tar"
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1
+    tar.write_bytes(content)
+    status, lines = doctor("--shards", tar.parent)
+    assert status == 1
+    assert lines == [
+        f"trouble  shards         {tar}: its content does not match its sha256; the file is damaged; "
+        "copy it again, or `python data_tools/shard.py repair`"
+    ]
+
+
+def test_cut_and_missing_tars(doctor: Doctor, tmp_path: Path) -> None:
+    folder = write_latents(tmp_path / "set", sizes=(4, 4, 4))
+    (folder / "shard-000001.tar").unlink()
+    with (folder / "shard-000002.tar").open("r+b") as tar:
+        tar.truncate(1024)
+    status, lines = doctor("--shards", folder)
+    assert (status, len(lines)) == (1, 2)
+    assert f"{folder}/shard-000001.tar: missing" in lines[0]
+    assert re.search(r"shard-000002.tar: [\d,]+ bytes expected, 1,024 found", lines[1])
+
+
+def test_a_cut_manifest(doctor: Doctor, tmp_path: Path) -> None:
+    manifest = write_latents(tmp_path / "set") / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:200])
+    status, lines = doctor("--shards", manifest.parent)
+    assert status == 1
+    assert f"{manifest}: its content does not match its checksum" in lines[0]
+
+
+def test_a_set_out_of_reach(doctor: Doctor) -> None:
+    status, lines = doctor("--shards", "ftp://127.0.0.1:1/latents")
+    assert status == 1
+    assert lines[0].startswith("trouble  shards         ftp://127.0.0.1:1/latents: cannot be reached: ")
+
+
+def test_a_full_disk(doctor: Doctor, small_disk: Path, tmp_path: Path) -> None:
+    shards, file = write_latents(tmp_path / "set"), tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    status, lines = doctor("--config", file, f"shards={shards}", f"run={small_disk}/run")
+    assert status == 1
+    assert re.search(
+        r"disk +0.0 GiB free in .*/disk, checkpoints of [\d.e-]+ GiB; 4.0 GiB fit, or another run=", lines[0]
+    )
+
+
+def test_a_run_folder_that_cannot_be_written(doctor: Doctor, small_disk: Path) -> None:
+    os.system(f"mount -o remount,ro {small_disk}")
+    status, lines = doctor("--run", small_disk / "run")
+    assert status == 1
+    assert f"{small_disk}: cannot be written: Read-only file system" in lines[-1]
+
+
+def test_a_file_server_whose_clock_is_wrong(doctor: Doctor, monkeypatch) -> None:
+    right = storage._now
+    monkeypatch.setattr(storage, "_now", lambda: right() + 45)
+    status, lines = doctor()
+    assert status == 1
+    assert "its file system's clock is 45.0 s behind; have the clocks set (NTP)" in lines[0]
+
+
+def test_few_open_files(doctor: Doctor) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    try:
+        assert doctor() == (1, ["trouble  open files     at most 200; ulimit -n 1024 fits"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_little_shared_memory(small_disk: Path) -> None:
+    (found,) = host.shared_memory(8, 8, small_disk)
+    assert (found.level, found.remedy) == ("trouble", "4 GiB fit (a container: --shm-size), or training.workers=0")
+    assert [f.level for f in host.shared_memory(8, 0, small_disk)] == ["ok"]
+
+
+def test_more_workers_than_processors(doctor: Doctor, tmp_path: Path) -> None:
+    shards, file = write_latents(tmp_path / "set"), tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        status, lines = doctor("--config", file, f"shards={shards}", f"run={tmp_path}/run", "training.workers=3")
+    finally:
+        os.sched_setaffinity(0, cpus)
+    assert status == 0  # slow, but it works
+    (line,) = (line for line in lines if " processors " in line)
+    assert "1 for 1 process(es) with 3 loader workers each; --cpus-per-task=4 or training.workers=0 fits" in line
+
+
+def test_a_kernel_that_computes_something_else(doctor: Doctor, monkeypatch) -> None:
+    right = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(kernels.F, "scaled_dot_product_attention", lambda q, k, v: right(q, k, v, scale=0.1))
+    status, lines = doctor()
+    assert status == 1
+    assert re.search(
+        r"attention +sdpa is 0\.\d off float64 in torch.float32, more than 0.001; model.attention=math", lines[0]
+    )
+
+
+def test_a_kernel_that_is_only_wrong_backward(monkeypatch) -> None:
+    right = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        kernels.F, "scaled_dot_product_attention", lambda q, k, v: right(q, k.detach(), v) + 0 * k.sum()
+    )
+    found = list(devices.attention(torch.device("cpu"), torch.bfloat16))
+    assert [f.level for f in found] == ["trouble", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((7, 0), ["sm_75", "sm_80", "sm_90", "compute_120"], False),  # a V100 with a build for CUDA 13
+        ((7, 0), ["sm_50", "sm_70", "sm_90"], True),
+        ((8, 6), ["sm_80"], True),
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_80"], False),
+        ((9, 0), ["sm_80", "compute_80"], True),
+        ((9, 0), ["sm_90a"], True),
+        ((10, 0), ["sm_90", "sm_100"], True),
+    ],
+)
+def test_kernels_run_on_gpus_that_they_are_built_for(capability, built, runs) -> None:
+    assert devices.has_kernels(capability, built) == runs
+
+
+def test_memory_errors_of_a_gpu_are_read_from_what_the_driver_says() -> None:
+    row = "{}, NVIDIA A800-SXM4-80GB, 550.54.15, 4, 81920, {}\n"
+    found = list(devices.health(row.format(0, 0) + row.format(1, 3) + row.format(2, "[N/A]")))
+    assert [(f.level, f.text) for f in found] == [
+        ("trouble", "GPU 1 (NVIDIA A800-SXM4-80GB): 3 memory errors that could not be corrected"),
+        ("ok", "550.54.15, 3 GPU(s)"),
+    ]
+
+
+def test_what_slurm_gave_the_job() -> None:
+    facts = {"JobId": "7", "NumNodes": "2", "TimeLimit": "1-00:00:00", "Requeue": "1"}
+    env = {"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}
+    assert [f.level for f in host.job_facts(facts, env)] == ["ok"]
+    wrong = facts | {"TimeLimit": "00:05:00", "Requeue": "0"}
+    found = list(host.job_facts(wrong, env | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}))
+    assert found == [
+        Finding("warning", "SLURM", "it does not come back after a lost node", "#SBATCH --requeue"),
+        Finding("warning", "SLURM", "300 s are hardly enough to begin and to save", "--time of 600 s or more"),
+        Finding("warning", "SLURM", "1 tasks for 8 GPUs of a node", "--ntasks-per-node=8"),
+    ]

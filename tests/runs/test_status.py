@@ -1,0 +1,141 @@
+"""What ``mmldm status`` says of runs, whole, damaged or none at all."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from mmldm_scale.runs import status
+from mmldm_scale.common.leases import Claims
+from mmldm_scale.cli import main
+
+CONFIG = """\
+diffusion: {steps: 1000}
+model: {depth: 12, width: 768}
+shards: [data/latents]
+training: {total_samples: 1000, global_batch: 10, precision: bf16, zero_stage: 1}
+"""
+
+
+def write_run(folder: Path, until: int = 500, total: int = 1000, ago: float = 0.0) -> Path:
+    """Write what a run leaves that has logged every 10 samples, a second each; its loss falls from 1 by 0.001 each."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(CONFIG)
+    end = time.time() - ago
+    records = [
+        {"samples_seen": n, "time": end - until / 10 + n / 10, "time_of_start": 0.0, "loss": 1 - n / 1000}
+        | {"loss/audio": 2.0, "speed/mfu": 0.381, "speed/goodput": 0.934, "speed/progress": n / total}
+        for n in range(10, until + 1, 10)
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for samples in (100, 400):
+        checkpoint = folder / f"checkpoints/step-{samples:012d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").write_text(json.dumps({"files": {"a": [3_000_000_000, "x"]}}))
+    (folder / "checkpoints/step-000000000500.tmp").mkdir()
+    (folder / "starts.jsonl").write_text('{"job": "7", "time": "noon"}\n{"job": "7", "time": "one"}\n')
+    (folder / "hangs/then").mkdir(parents=True)
+    (folder / "hangs/then/verdict.txt").write_text("rank 3 hangs\n")
+    return folder
+
+
+def page(run: Path) -> str:
+    return "\n".join(status.page(status.read(run)))
+
+
+def test_a_running_run_is_summarised(tmp_path, capsys) -> None:
+    run = write_run(tmp_path / "run")
+    with Claims(run, job="7") as claims:
+        claims.take("run")
+        assert main(["status", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "run: dit S, 12 × 768, batch 10, bf16, ZeRO-1, on data/latents\n" in said
+    assert "500 of 1,000 samples (50.0%), 10.0/s, 50 s left" in said
+    assert f"running, process {os.getpid()} on " in said
+    assert ", SLURM job 7, last record " in said
+    before = (1 - 0.355) / 1 + 0.0  # the mean of 310 to 400 samples
+    assert f"0.5000 ({(1 - 0.455) / before - 1:+.1%}), audio 2.0000 (+0.0%)" in said
+    assert "MFU 38.1%, goodput 93.4%" in said
+    assert "last at 400 (0 s ago, 3.00 GB); 2 kept (100 400), 6.00 GB" in said
+    assert "2 by SLURM, the last one (job 7)" in said
+    assert "1, the last: rank 3 hangs" in said
+
+
+def test_whether_it_is_at_work_is_told_from_its_lock(tmp_path) -> None:
+    run = write_run(tmp_path / "run", ago=300)
+    assert "stopped, last record 5 min 0 s ago" in page(run)
+    with Claims(run) as claims:
+        claims.take("run")
+        assert "silent, process" in page(run)  # it logged every second
+        claim = json.loads((run / "claims/run").read_text())
+        (run / "claims/run").write_text(json.dumps(claim | {"pid": 1 << 22}))
+        assert "stopped, its process 4194304 on" in page(run)
+        (run / "claims/run").write_text(json.dumps(claim | {"host": "elsewhere"}))
+        assert "silent, process" in page(run)
+        os.utime(run / "claims/run", (0, 0))
+        assert "elsewhere died without a word" in page(run)
+    assert "finished" in page(write_run(tmp_path / "whole", until=1000))
+    assert "100.0%" in page(write_run(tmp_path / "shorter", until=200, total=200))  # than its config.yaml says
+
+
+def test_several_runs_get_a_line_each(tmp_path, capsys) -> None:
+    write_run(tmp_path / "runs/a")
+    write_run(tmp_path / "runs/sweep/b", until=1000)
+    assert main(["status", str(tmp_path / "runs"), str(tmp_path / "runs/a")]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.startswith("run ")
+    assert [line.split()[0].rpartition("/")[2] for line in lines] == ["a", "b", "a"]
+    assert "stopped   500      50.0%" in lines[0]
+    assert "finished  1,000    100.0%" in lines[1]
+
+
+def test_a_folder_that_is_no_run_is_a_line(tmp_path, capsys) -> None:
+    assert main(["status", str(tmp_path), str(write_run(tmp_path.parent / f"{tmp_path.name}-run"))]) == 2
+    said = capsys.readouterr()
+    assert f"mmldm: {tmp_path}: is no run and holds none" in said.err
+    assert "500 of 1,000" in said.out
+
+
+def test_no_file_that_is_odd_or_cut_off_or_missing_is_too_much(tmp_path) -> None:
+    dice, run = Random(0), write_run(tmp_path / "run")
+    (run / "claims").mkdir()
+    (run / "claims/run").write_text('{"host": "x", "pid": 3}')
+    files = [file for file in sorted(run.rglob("*")) if file.is_file()]
+    whole = {file: file.read_bytes() for file in files}
+    odd = [b"", b"[]", b"null", b"3", b'{"training": 3, "model": [1], "files": {"a": 1}}']
+    odd += [b'{"diffusion": 1, "model": {"depth": [1]}, "shards": 1}', b"\xff\x00", b"{" * 99_999]
+    for file in files:
+        half = whole[file][: len(whole[file]) // 2]
+        flipped = bytes(byte ^ (dice.random() < 0.02) << dice.randrange(8) for byte in whole[file])
+        for content in (*odd, half, flipped):
+            file.write_bytes(content)
+            assert page(run)
+        file.unlink()
+        assert page(run)
+        file.mkdir()
+        assert page(run)
+        file.rmdir()
+        file.write_bytes(whole[file])
+
+
+def test_nothing_that_takes_long_is_imported(tmp_path) -> None:
+    run = write_run(tmp_path / "run")
+    program = (
+        "import sys; from mmldm_scale.cli import main; main(['status', sys.argv[1]]); "
+        "sys.exit(' '.join({'torch', 'numpy', 'deepspeed', 'tensorboard'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, run], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [(0.4, "0 s"), (61, "1 min 1 s"), (3_660, "1 h 1 min"), (180_000, "2 d 2 h"), (float("inf"), "0 s")],
+)
+def test_durations_are_short(seconds: float, says: str) -> None:
+    assert status._duration(seconds) == says

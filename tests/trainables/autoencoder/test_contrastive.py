@@ -1,0 +1,88 @@
+"""The contrastive loss, in one process and in several real ones."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as processes
+import torch.nn.functional as F
+
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import AutoencoderTraining, TrainingConfig
+from mmldm_scale.trainables.autoencoder.contrastive import contrastive_group, contrastive_losses
+
+CLIPS, WIDTH = 8, 5
+
+
+def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return clips (CLIPS, 6), weights (2, 6, WIDTH) of two linear heads, and a temperature, all float64."""
+    random = torch.Generator().manual_seed(0)
+    clips = torch.randn(CLIPS, 6, generator=random, dtype=torch.float64)
+    weights = torch.randn(2, 6, WIDTH, generator=random, dtype=torch.float64)
+    return clips, weights.requires_grad_(), torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+
+
+def losses(clips: torch.Tensor, weights: torch.Tensor, temperature: torch.Tensor, group: int) -> torch.Tensor:
+    audio, video = (F.normalize(clips @ weight, dim=1) for weight in weights)
+    return contrastive_losses(audio, video, temperature, group)
+
+
+def test_is_equation_1():
+    clips, weights, temperature = problem()
+    audio, video = (F.normalize(clips @ weight, dim=1).tolist() for weight in weights)
+
+    def cross_entropy(ones: list, others: list, i: int, among: range) -> float:
+        scores = [math.exp(3.0 * sum(a * b for a, b in zip(ones[i], others[j], strict=True))) for j in among]
+        return -math.log(scores[i - among.start] / sum(scores))
+
+    for group in (CLIPS, 4, 2):
+        found = losses(clips, weights, temperature, group)
+        for i, loss in enumerate(found.tolist()):
+            among = range(i - i % group, i - i % group + group)
+            expected = 0.5 * (cross_entropy(audio, video, i, among) + cross_entropy(video, audio, i, among))
+            assert loss == pytest.approx(expected, abs=1e-12)
+
+
+def train(rank: int, count: int, folder: Path, group: int) -> None:
+    """Process ``rank`` of ``count``: write the losses of its clips and its gradients, averaged as in DDP."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    clips, weights, temperature = problem()
+    found = losses(clips.chunk(count)[rank], weights, temperature, group)
+    found.mean().backward()
+    for gradient in (weights.grad, temperature.grad):
+        dist.all_reduce(gradient)
+        gradient /= count
+    torch.save([found.detach(), weights.grad, temperature.grad], folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("count", "group"), [(2, CLIPS), (4, 4)])
+def test_losses_and_gradients_do_not_depend_on_the_number_of_processes(tmp_path, count, group):
+    processes.spawn(train, (count, tmp_path, group), nprocs=count)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(count)]
+    clips, weights, temperature = problem()
+    expected = losses(clips, weights, temperature, group)
+    expected.mean().backward()
+    torch.testing.assert_close(torch.cat([part[0] for part in parts]), expected.detach(), rtol=0, atol=1e-12)
+    for part in parts:
+        torch.testing.assert_close(part[1], weights.grad, rtol=0, atol=1e-12)
+        torch.testing.assert_close(part[2], temperature.grad, rtol=0, atol=1e-12)
+
+
+def config(group: int, global_batch: int = 8, micro_batch: int = 8) -> AutoencoderTraining:
+    batches = {"global_batch": global_batch, "micro_batch": micro_batch}
+    intervals = dict.fromkeys(("total_samples", "log_every", "checkpoint_every", "preview_every"), global_batch)
+    return AutoencoderTraining(shards=["x"], contrastive_batch=group, training=TrainingConfig(**batches, **intervals))
+
+
+def test_groups_fill_what_is_taken_at_once():
+    assert contrastive_group(config(0)) == 8
+    assert contrastive_group(config(4)) == 4
+    with pytest.raises(UserError, match=r"of 8 .* training.micro_batch=2 .*; training.micro_batch=8 or contrastive_b"):
+        contrastive_group(config(0, micro_batch=2))
+    with pytest.raises(UserError, match="groups of 3 .*; contrastive_batch=8 fits"):
+        contrastive_group(config(3))
+    with pytest.raises(UserError, match="groups of 1 .*; contrastive_weight=0 fits"):
+        contrastive_group(config(0, 1, 1))

@@ -1,0 +1,81 @@
+"""The autoencoder's training by the real command, with contrast and a discriminator, on tiny clips."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.run_results import Forks
+from tests.support.tiny_models.autoencoder_trainable import words, write_data
+
+TERMS = {"mse", "kl_audio", "kl_video", "classification", "contrastive", "adversarial"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def train(forks: Forks, data: Path) -> Callable[..., list[dict[str, float]]]:
+    """Train to the end and return the log."""
+
+    def train(run: Path, processes: int, *overrides: str) -> list[dict[str, float]]:
+        status, output = forks(processes, "command", str(data), "mmldm", *words(data, run, *overrides))
+        assert status == 0, output
+        return log(run)
+
+    return train
+
+
+def log(run: Path) -> list[dict[str, float]]:
+    drop = ("time", "speed/", "memory/")
+    records = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [{key: value for key, value in record.items() if not key.startswith(drop)} for record in records]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, train: Callable) -> Path:
+    """A run of two processes that take the four clips of a group at once, twice a step."""
+    train(data / "undisturbed", 2)
+    return data / "undisturbed"
+
+
+def test_every_term_is_learned_and_logged(undisturbed):
+    first, second, *_ = records = log(undisturbed)
+    assert [record["samples_seen"] for record in records] == list(range(8, 33, 8))
+    assert {key.removeprefix("term/") for key in second if key.startswith("term/")} == TERMS
+    assert {key.removeprefix("term/") for key in first if key.startswith("term/")} == TERMS - {"adversarial"}
+    assert [record["weight/adversarial"] for record in records] == pytest.approx([0, 0.05, 0.1, 0.1])
+    for name in TERMS - {"kl_audio", "kl_video"}:
+        assert second[f"gradient_norm/latents/{name}"] > 0
+    assert second["discriminator/loss"] > 0
+    total = sum(second[f"weight/{name}"] * second[f"term/{name}"] for name in TERMS)
+    assert second["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_number_of_processes_changes_nothing(train, tmp_path, undisturbed):
+    """Not even what the discriminator learned, which the loss hangs on."""
+    other = train(tmp_path / "run", 1, "training.micro_batch=8")
+    for one, two in zip(log(undisturbed), other, strict=True):
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-8), (name, one["samples_seen"])
+
+
+def test_killed_and_carried_on_ends_with_the_same_weights(forks, data, train, tmp_path, undisturbed):
+    """Both engines: the discriminator's weights and moments decide the losses that follow."""
+    run = tmp_path / "run"
+    how = (1, signal.SIGKILL, f"{run}/checkpoints/step-000000000016")
+    status, said = forks(2, "signalled", *how, "command", str(data), "mmldm", *words(data, run))
+    assert status == signal.SIGKILL, said
+    assert not (run / "checkpoints/step-000000000032").exists()
+    assert train(run, 2) == log(undisturbed)
+    file = "checkpoints/step-000000000032/weights/model.safetensors"
+    ours, theirs = load_file(run / file), load_file(undisturbed / file)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

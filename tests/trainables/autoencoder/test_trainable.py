@@ -1,0 +1,201 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import AdversarialConfig, AutoencoderTraining, DecodingConfig, TrainingConfig
+from mmldm_scale.models.autoencoder import kl_vae
+from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.trainables.autoencoder.trainable import build_task
+from tests.support.datasets.clip_sets import clip, write_clips
+from tests.support.tiny_models import tiny_autoencoder
+from tests.support.tiny_models.autoencoder_trainable import CLASSES, batch, losses, task, write_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("autoencoder"))
+
+
+def test_an_all_knowing_decoder_has_no_loss(data, monkeypatch):
+    """The noise that is to be predicted is that which was added to the target frames, in their order."""
+    one = task(data)
+    model, samples = one.module.autoencoder, batch(one, range(4))
+    frames = samples["frames"].movedim(-1, -3).float() / 127.5 - 1
+    chosen = torch.cat([frames[clip, targets] for clip, targets in enumerate(samples["targets"])])
+    latents = {
+        4: model.picture_latents(one.module.audio_image.encode(samples["waveform"])),
+        8: model.picture_latents(chosen),
+    }
+
+    def solve(noisy, time, condition):
+        kept = one.module.schedule.alphas_cumprod[time].view(-1, 1, 1, 1)
+        return (noisy - kept.sqrt() * latents[len(noisy)]) / (1 - kept).sqrt()
+
+    monkeypatch.setattr(model.decoder, "forward", solve)
+    found = one.module(samples)
+    assert max(found["loss/audio"].max(), found["loss/video"].max()) < 1e-6
+
+
+def test_a_samples_loss_is_its_own(data):
+    """It is the same in any batch of whole groups; another seed gives other losses."""
+    one = task(data, contrastive_batch=2)
+    together = losses(one, range(4))
+    apart = [losses(one, range(2)), losses(one, range(2, 4))]
+    for name, values in together.items():
+        torch.testing.assert_close(values, torch.cat([part[name] for part in apart]), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together["loss"], losses(task(data, seed=1, contrastive_batch=2), range(4))["loss"])
+
+
+def test_samples_cover_frames_times_and_mirror_images(data):
+    dataset = task(data, frames_per_clip=3).dataset
+    samples = [dataset[position] for position in range(60)]
+    assert {int(t) for sample in samples for t in sample["targets"]} == {0, 1, 2, 3}
+    assert all(len(set(sample["targets"].tolist())) == 3 for sample in samples)
+    times = np.array([sample["time"].tolist() for sample in samples])
+    assert ((times >= 0) & (times < 1000)).all()
+    assert all(np.histogram(times[:, i], bins=4, range=(0, 1000))[0].min() > 3 for i in range(4))
+    mirrored = [sample["frames"][0, 0, 0, 0].item() < 246 for sample in samples]
+    assert 15 < sum(mirrored) < 45  # the bar begins at the left
+    straight = task(data, flip=0.0).dataset[0]["frames"].numpy().astype(int)
+    assert min(np.abs(straight - clip(n).frames).max() for n in range(6)) < 40  # a JPEG's difference
+
+
+def test_learns_from_one_clip_and_tells_frames_apart(data, tmp_path):
+    one = task(
+        data, shards=[str(write_clips(tmp_path / "one", 1))], flip=0.0, frames_per_clip=4, contrastive_weight=0.0
+    )
+    optimizer = torch.optim.Adam([p for p in one.module.parameters() if p.requires_grad], lr=3e-3)
+    before = {name: p.clone() for name, p in one.module.autoencoder.kl_vae.named_parameters()}
+    history = []
+    for step in range(60):
+        loss = losses(one, range(4 * step, 4 * step + 4))["loss"].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert sum(history[-5:]) < 0.5 * sum(history[:5])
+    assert all(torch.equal(p, before[name]) for name, p in one.module.autoencoder.kl_vae.named_parameters())
+
+    model = one.module.autoencoder
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 1, *model.noise_shape, generator=random).expand(-1, 4, -1, -1, -1)
+    latents = torch.zeros(1, *model.audio_shape), torch.randn(1, *model.video_shape, generator=random)
+    frames = model.decode(*latents, noise[:, 0], noise, DecodingConfig(steps=2))[0][0]
+    assert not torch.allclose(frames[0], frames[3], atol=1e-3)
+
+
+def test_a_guess_from_the_features_starts_lower(data):
+    scratch = dataclasses.replace(
+        tiny_autoencoder.CONFIG,
+        shortcut=True,
+        decoder=dataclasses.replace(tiny_autoencoder.CONFIG.decoder, estimate=True),
+    )
+    plain, guessing = (
+        losses(task(data, model=model), range(8))["loss"].mean() for model in (tiny_autoencoder.CONFIG, scratch)
+    )
+    assert guessing < 0.5 * plain
+
+
+def test_weights_folder_is_whole(data, tmp_path):
+    one = task(data)
+    trained = {name: p for name, p in one.module.named_parameters() if p.requires_grad}
+    original = {name: p.clone() for name, p in one.module.autoencoder.state_dict().items()}
+    original |= {f"kl_vae.{name}": p for name, p in kl_vae.load(data / "kl_vae").state_dict().items()}
+    one.module.bfloat16()  # as an engine does; the averaged weights it hands over are float32
+    one.write_weights(tmp_path, {name: original[name.removeprefix("autoencoder.")] for name in trained})
+    loaded = Autoencoder.from_pretrained(tmp_path)
+    assert loaded.media == tiny_autoencoder.MEDIA
+    assert loaded.classes == CLASSES
+    assert loaded.kl_vae.config.scaling_factor == 3.0
+    assert all(torch.equal(tensor, original[name]) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float32)])
+def test_an_engine_neither_casts_nor_saves_the_kl_vae(data, precision, dtype):
+    training = TrainingConfig(precision=precision, micro_batch=4, global_batch=4, log_every=4)
+    paths = {"shards": [str(data / "clips")], "kl_vae": str(data / "kl_vae")}
+    module = build_task(AutoencoderTraining(model=tiny_autoencoder.CONFIG, training=training, **paths)).module
+    assert not any("kl_vae" in name for name in module.state_dict())
+    for parameter in module.half().autoencoder.kl_vae.parameters():
+        assert parameter.dtype == dtype
+
+
+def test_low_precision_agrees(data):
+    one = task(data)
+    full = losses(one, range(4))
+    one.module.bfloat16()
+    low = losses(one, range(4))
+    assert all(value.dtype == torch.float32 for value in low.values())
+    torch.testing.assert_close(low["loss"], full["loss"], rtol=0.02, atol=0.02)
+
+
+class Shown:
+    """A preview that remembers."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, object] = {}
+
+    def image(self, tag, image):
+        self.seen[tag] = image
+
+    def video(self, tag, frames, fps):
+        self.seen[tag] = torch.from_numpy(frames)
+
+    def audio(self, tag, waveform, sample_rate):
+        self.seen[tag] = waveform
+
+
+def test_preview_shows_pictures_video_and_sound_and_always_the_same(data):
+    one, first, second = task(data), Shown(), Shown()
+    with torch.no_grad():
+        one.preview(one.module, first)
+        torch.rand(3)  # nothing hangs on the global generator
+        one.preview(one.module, second)
+    assert first.seen["clip_0/frames_original_above_restored"].shape == (3, 2 * 32, 4 * 32)
+    assert first.seen["clip_0/restored"].shape == (4, 32, 32, 3)
+    assert first.seen["clip_1/sound_restored"].shape == (tiny_autoencoder.MEDIA.audio_samples,)
+    assert all(torch.equal(value, second.seen[tag]) for tag, value in first.seen.items())
+
+
+def test_flops_grow_with_the_target_frames_and_the_discriminator(data):
+    counts = [task(data, frames_per_clip=count).flops_per_sample for count in (2, 3, 4)]
+    assert counts[2] - counts[1] == pytest.approx(counts[1] - counts[0], rel=1e-3)
+    assert counts[0] > task(data, adversarial=AdversarialConfig(weight=0.0)).flops_per_sample > 0
+
+
+def test_without_weight_there_is_no_discriminator(data):
+    alone, both = task(data, adversarial=AdversarialConfig(weight=0.0)), task(data)
+    assert alone.discriminator is None
+    initial = both.module.state_dict()
+    assert all(torch.equal(tensor, initial[name]) for name, tensor in alone.module.state_dict().items())
+
+
+def test_begins_from_a_given_unet(data, tmp_path):
+    """All of it but what tells it about a clip, in each of the decoder's U-Nets."""
+    model = dataclasses.replace(tiny_autoencoder.CONFIG, shared_decoder=False)
+    given = tiny_autoencoder.build(seed=7, shared_decoder=False).decoder.unets["audio"]
+    given.class_embedding = None
+    given.register_to_config(class_embed_type=None, projection_class_embeddings_input_dim=None)  # as published
+    given.save_pretrained(tmp_path / "unet")
+    plain, begun = task(data, model=model), task(data, model=model, unet=str(tmp_path / "unet"))
+    for name in ("audio", "video"):
+        initial = plain.module.autoencoder.decoder.unets[name].state_dict()
+        for key, tensor in begun.module.autoencoder.decoder.unets[name].state_dict().items():
+            assert torch.equal(tensor, given.state_dict().get(key, initial[key])), key
+
+
+def test_refusals(data, tmp_path):
+    with pytest.raises(UserError, match="empty"):
+        task(data, shards=[str(write_clips(tmp_path / "none", 0))])
+    with pytest.raises(UserError, match="no such f"):
+        task(data, kl_vae=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no such f"):
+        task(data, unet=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="frames_per_clip: .* adversarial.weight=0"):
+        task(data, frames_per_clip=1)
+    with pytest.raises(UserError, match="contrastive_batch: groups of 3"):
+        task(data, contrastive_batch=3)

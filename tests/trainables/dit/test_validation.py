@@ -1,0 +1,155 @@
+"""The loss on held-out samples: what it is taken over, and that it is the same however taken and disturbs nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import DiTTraining, load
+from mmldm_scale.trainables.dit.dataset import LatentDataset
+from mmldm_scale.trainables.dit.trainable import build_task
+from mmldm_scale.training.engine import deepspeed_engine as engines
+from mmldm_scale.training.engine.distributed import World
+from mmldm_scale.training.loop import Trainer
+from mmldm_scale.training.monitoring import validation
+from mmldm_scale.training.resilience import signals
+from mmldm_scale.training.resilience.signals import StopRequest
+from tests.support.datasets.latent_sets import write_latents
+
+TINY = ["model.depth=1", "model.width=16", "model.heads=2", "model.context_tokens=2", "model.context_width=4"]
+SIZES = [f"training.{name}=32" for name in ("global_batch", "log_every", "checkpoint_every", "preview_every")]
+SETTINGS = [*TINY, *SIZES, "training.precision=fp32", "training.workers=0", "training.learning_rate=0.01"]
+VALIDATE = ["training.validate_every=32", "training.validation_samples=7"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_latents(folder / "learned")
+    write_latents(folder / "held_out", (9,), first=100)
+    return folder
+
+
+def configure(data: Path, *overrides: str) -> DiTTraining:
+    sets = [f"shards={data / 'learned'}", f"validation={data / 'held_out'}"]
+    return load(DiTTraining, overrides=[*sets, *SETTINGS, *VALIDATE, "training.micro_batch=4", *overrides])
+
+
+def logged(run: Path) -> dict[int, dict[str, float]]:
+    records = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return {record["samples_seen"]: record for record in records}
+
+
+def of(records: dict[int, dict[str, float]], part: str) -> dict[int, dict[str, float]]:
+    return {seen: {k: v for k, v in record.items() if k.startswith(part)} for seen, record in records.items()}
+
+
+def test_it_is_the_mean_over_each_held_out_sample_once(data, alone) -> None:
+    config = configure(data, "training.zero_stage=1")
+    task = build_task(config)
+    samples = task.validation.__getitems__(range(7))
+    with torch.no_grad():
+        for parameter in task.module.parameters():
+            parameter.add_(0.1)  # the network begins at a prediction of zero
+        expected = task.module.eval()(default_collate(samples))
+    engine = engines.build(task.module.train(), config.training, alone)
+    found = validation.evaluate(engine, task.validation, 4, alone, lambda: None)
+    assert task.module.training
+    for name in ("loss", "loss/audio", "loss/video"):
+        assert found[f"validation/{name}"] == pytest.approx(expected[name].mean().item(), rel=1e-6)
+    for first in range(0, 1000, 250):
+        there = [e for e, s in zip(expected["loss/video"], samples, strict=True) if first <= s["time"] < first + 250]
+        bucket = found[f"validation/loss_by_time/video/{first}-{first + 249}"]
+        assert bucket == pytest.approx(torch.stack(there).mean().item(), rel=1e-6)
+
+
+def test_held_out_samples_are_the_same_in_every_run_and_cover_the_schedule(data) -> None:
+    one = build_task(configure(data)).validation
+    other = build_task(configure(data, "training.seed=5", "flip=1", "reading.window=1")).validation
+    assert len(one) == 7
+    for sample, same in zip(one.__getitems__([0, 1, 2, 3]), other.__getitems__(range(4)), strict=True):
+        assert all(torch.equal(sample[name], same[name]) for name in sample)
+    assert [int(sample["time"]) for sample in one.__getitems__(range(7))] == [0, 500, 250, 750, 125, 625, 375]
+    assert len(build_task(configure(data, "training.validation_samples=100")).validation) == 9
+
+
+def test_they_are_normalised_as_those_that_are_learned_from(data) -> None:
+    config = configure(data)
+    task = build_task(config)
+    held_out, statistics = task.validation._dataset.samples.mixture, task.dataset.samples.mixture.statistics
+    assert held_out.statistics == statistics
+    assert held_out.manifest.statistics != statistics
+
+
+def train(config: DiTTraining, run: Path, world: World) -> dict[int, dict[str, float]]:
+    """Train in this process; return what was logged."""
+    run.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    assert not Trainer(build_task(config), config.training, run, world).run(StopRequest())
+    return logged(run)
+
+
+def test_it_disturbs_neither_training_nor_carrying_on(data, tmp_path, alone, restored_handlers) -> None:
+    whole = ["training.total_samples=64", "training.micro_batch=8"]
+    plain = train(configure(data, *whole, "training.validate_every=0", "validation=[]"), tmp_path / "plain", alone)
+    validated = train(configure(data, *whole), tmp_path / "validated", alone)
+    train(configure(data, *whole, "training.total_samples=32"), tmp_path / "pieces", alone)
+    pieces = train(configure(data, *whole), tmp_path / "pieces", alone)
+    assert of(validated, "loss") == of(pieces, "loss") == of(plain, "loss")
+    assert of(validated, "validation") == of(pieces, "validation")
+    assert not of(plain, "validation")[64]
+    assert validated[64]["validation/loss"] != validated[32]["validation/loss"]
+
+
+@pytest.fixture(scope="module")
+def one_step(data, tmp_path_factory, alone, forks) -> dict[int, dict[str, float]]:
+    """What is logged of a run of one step, by its number of processes."""
+    folder = tmp_path_factory.mktemp("one_step")
+    one = train(configure(data, "training.total_samples=32", "training.micro_batch=8"), folder / "one", alone)
+    signals.restore_handlers()
+    settings = [*SETTINGS, *VALIDATE, "training.total_samples=32", "training.micro_batch=2", "training.zero_stage=3"]
+    sets = [f"shards={data / 'learned'}", f"validation={data / 'held_out'}"]
+    status, output = forks(2, "train_dit", *sets, *settings, f"run={folder / 'two'}")
+    assert status == 0, output
+    return {1: one[32], 2: logged(folder / "two")[32]}
+
+
+def test_it_is_the_same_on_any_processes_and_with_any_micro_batch(one_step) -> None:
+    one, two = (of(one_step, "validation")[processes] for processes in (1, 2))
+    assert len(one) == 11
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_losses_by_time_are_means_over_the_samples_of_the_whole_batch(data, one_step, processes) -> None:
+    """The network begins with a prediction of zero, so that a sample's first loss is its noise's mean square."""
+    dataset = LatentDataset(configure(data))
+    samples = [dataset[position] for position in range(32)]
+    seen = 0
+    for name in ("audio", "video"):
+        for first in range(0, 1000, 250):
+            there = [s[f"{name}_noise"].square().mean() for s in samples if first <= s["time"] < first + 250]
+            seen += len(there)
+            value = one_step[processes][f"loss_by_time/{name}/{first}-{first + 249}"]
+            assert value == pytest.approx(float(sum(there)) / len(there))
+    assert seen == 64
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["validation={data}/learned"], "learned is trained on as well"),
+        (["validation={data}/other"], "not like those trained on.*autoencoder"),
+        (["validation=/nowhere"], "/nowhere: no such folder"),
+        (["training.validate_every=33"], "33 is no multiple of global_batch = 32; 32 fits"),
+    ],
+)
+def test_what_cannot_be_validated_on_is_refused_in_a_line(data, overrides, says) -> None:
+    if not (data / "other").exists():
+        write_latents(data / "other", first=200, autoencoder={"path": "elsewhere", "fingerprint": "other"})
+    with pytest.raises(UserError, match=says) as caught:
+        build_task(configure(data, *(text.format(data=data) for text in overrides)))
+    assert "\n" not in str(caught.value)

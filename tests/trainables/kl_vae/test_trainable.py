@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import KLVAETraining
+from mmldm_scale.models.autoencoder import kl_vae
+from mmldm_scale.trainables.kl_vae.trainable import build_task
+from mmldm_scale.training.trainable import Task
+from tests.support.datasets.clip_sets import write_clips
+from tests.support.tiny_models import tiny_autoencoder
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("kl_vae") / "clips")
+
+
+def task(clips: Path, seed: int = 0, **settings) -> Task:
+    torch.manual_seed(0)
+    config = KLVAETraining(shards=[str(clips)], model=tiny_autoencoder.KL_VAE, **settings)
+    config.training.seed = seed
+    return build_task(config)
+
+
+def losses(one: Task, positions: range) -> dict[str, torch.Tensor]:
+    return one.module(default_collate([one.dataset[position] for position in positions]))
+
+
+def test_losses_are_what_they_are_called(clips):
+    one = task(clips, kl_weight=0.01, audio_share=0.5)
+    found = losses(one, range(8))
+    kinds = set()
+    for position in range(8):
+        sample = one.dataset[position]
+        kinds.add(bool(sample["audio"]))
+        frame = sample["frame"].movedim(-1, -3)[None].float() / 127.5 - 1
+        picture = one.module.audio_image.encode(sample["waveform"][None]) if sample["audio"] else frame
+        posterior = one.module.vae.encode(picture).latent_dist
+        restored = one.module.vae.decode(posterior.mean + posterior.std * sample["noise"]).sample
+        error = torch.nn.functional.mse_loss(restored, picture)
+        torch.testing.assert_close(found["term/reconstruction"][position], error)
+        torch.testing.assert_close(found["term/kl"][position], posterior.kl()[0])
+        torch.testing.assert_close(found["loss"][position], error + 0.01 * posterior.kl()[0])
+    assert kinds == {True, False}
+
+
+def test_a_samples_loss_is_its_own(clips):
+    """It is the same in any batch, and so for any number of processes; another seed gives other losses."""
+    one = task(clips)
+    together = losses(one, range(4))["loss"]
+    apart = torch.cat([losses(one, range(2, 4))["loss"], losses(one, range(2))["loss"]])
+    torch.testing.assert_close(together, apart.roll(2))
+    assert not torch.allclose(together, losses(task(clips, seed=1), range(4))["loss"])
+
+
+def test_learns_and_the_weights_folder_knows_its_scale(clips, tmp_path):
+    one = task(clips)
+    optimizer = torch.optim.Adam(one.module.parameters(), lr=1e-2)
+    history = []
+    for step in range(40):
+        loss = losses(one, range(4 * (step % 3), 4 * (step % 3) + 4))["loss"].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert sum(history[-5:]) < 0.5 * sum(history[:5])
+
+    one.write_weights(tmp_path / "weights", one.module.state_dict())
+    vae = kl_vae.load(tmp_path / "weights")
+    for name, tensor in one.module.vae.state_dict().items():
+        assert torch.equal(tensor, vae.state_dict()[name])
+    pictures = torch.cat([one.dataset[i]["frame"][None] for i in range(6)]).movedim(-1, -3) / 127.5 - 1
+    assert 0.5 < kl_vae.encode(vae, pictures).std() < 2
+
+
+def test_flops_are_those_of_a_picture(clips):
+    one = task(clips)
+    convolution = 2 * 3 * 9 * 8 * 32 * 32  # the first of all, from 3 channels to 8
+    assert 20 * convolution < one.flops_per_sample < 200 * convolution
+
+
+def test_empty_sets_and_sizes_that_do_not_fit_are_refused(clips, tmp_path):
+    with pytest.raises(UserError, match="empty"):
+        task(write_clips(tmp_path / "none", 0))
+    config = KLVAETraining(shards=[str(clips)])
+    config.model.channels = [8] * 7
+    with pytest.raises(UserError, match="channels"):
+        build_task(config)

@@ -1,0 +1,89 @@
+"""What a run leaves in TensorBoard and in its log, also after it was killed and carried on."""
+
+import json
+import time
+import wave
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+from mmldm_scale.training.monitoring.logger import Monitor
+
+
+def events(run: Path) -> EventAccumulator:
+    reader = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0, "audio": 0, "scalars": 0})
+    reader.Reload()
+    return reader
+
+
+def test_resumed_run_shows_each_step_once(tmp_path) -> None:
+    first = Monitor(tmp_path, 0, 100)
+    for seen in (10, 20, 30):
+        first.scalars(seen, {"loss": float(seen)})
+    first.close()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"samples_seen": 40, "lo')  # killed in the middle of a line
+    begun = int(time.time())
+    while int(time.time()) == begun:  # TensorBoard orders a run's files by the second in which they were begun
+        time.sleep(0.01)
+    second = Monitor(tmp_path, 20, 100)
+    second.scalars(30, {"loss": 31.0})
+    second.close()
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(r["samples_seen"], r["loss"]) for r in records] == [(10, 10.0), (20, 20.0), (30, 31.0)]
+    assert [(e.step, e.value) for e in events(tmp_path).Scalars("loss")] == [(10, 10.0), (20, 20.0), (30, 31.0)]
+
+
+def test_a_runs_first_start_is_remembered_though_all_that_it_logged_is_dropped(tmp_path, monkeypatch) -> None:
+    def start(now: float) -> Monitor:
+        monkeypatch.setattr(time, "time", lambda: now)
+        return Monitor(tmp_path, 0, 100)
+
+    start(1000.0).scalars(10, {"loss": 1.0})
+    start(1100.0).close()  # killed before its first record
+    last = start(1200.0)
+    monkeypatch.setattr(time, "time", lambda: 1300.0)
+    last.scalars(10, {"loss": 1.0})
+    (record,) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert (record["time_of_first_start"], record["time_of_start"]) == (1000.0, 1200.0)
+    assert record["speed/goodput"] == 1 / 3
+
+
+def test_pictures_moving_pictures_and_sound_come_back(tmp_path) -> None:
+    monitor = Monitor(tmp_path, 0, 100)
+    media = monitor.media(10)
+    frames = np.zeros((4, 8, 12, 3), np.uint8)
+    frames[2, :, :, 0] = 255
+    media.video("moving", frames, fps=5.0)
+    media.image("still", torch.ones(3, 6, 6))
+    media.audio("sound", torch.sin(torch.arange(800) / 5), 8000)
+    monitor.close()
+    reader = events(tmp_path)
+    gif = Image.open(BytesIO(reader.Images("moving")[0].encoded_image_string))
+    assert (gif.n_frames, gif.size, gif.info["duration"]) == (4, (12, 8), 200) or gif.n_frames == 3  # equal ones merge
+    assert Image.open(BytesIO(reader.Images("still")[0].encoded_image_string)).size == (6, 6)
+    with wave.open(BytesIO(reader.Audio("sound")[0].encoded_audio_string)) as sound:
+        assert (sound.getframerate(), sound.getnframes()) == (8000, 800)
+
+
+def test_tensorboard_draws_into_one_chart_what_belongs_together(tmp_path) -> None:
+    monitor = Monitor(tmp_path, 0, 100)
+    monitor.scalars(10, {"loss": 1.0, "training/gradient_norm": 2.0})
+    monitor.scalars(20, {"loss": 0.9, "validation/loss": 0.8, "validation/loss_by_time/audio/0-249": 0.7})
+    monitor.close()
+    written = events(tmp_path).Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    pages = Layout.FromString(written).category
+    charts = {page.title: {chart.title: [*chart.multiline.tag] for chart in page.chart} for page in pages}
+    assert charts == {
+        "Does it learn?": {
+            "loss": ["loss$", "validation/loss$"],
+            "held-out loss by timestep, audio": ["validation/loss_by_time/audio/"],
+        },
+        "Is it stable?": {"gradient norm": ["training/gradient_norm$"]},
+        "Is it quick?": {"shares": ["speed/mfu$", "speed/data_wait_share$", "speed/goodput$"]},
+    }

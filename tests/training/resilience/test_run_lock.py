@@ -1,0 +1,66 @@
+"""Two jobs on one run's folder: the second is refused, a dead one's lock is taken over."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from mmldm_scale.common import leases
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.training.resilience import run_lock
+from mmldm_scale.training.resilience.run_lock import locked
+from tests.support.run_results import ENVIRONMENT, command
+
+
+def test_second_job_is_refused_and_a_killed_one_s_run_is_carried_on(tmp_path: Path, train) -> None:
+    endless = command(tmp_path / "run", "training.total_samples=16000000", "training.checkpoint_every=16", processes=1)
+    first = subprocess.Popen(endless, env={**ENVIRONMENT, "SLURM_JOB_ID": "4711"}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("run/checkpoints/step-*[0-9]")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = train("training.checkpoint_every=16", processes=1)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert second.status == 2
+    refusal = f"run: process {first.pid} on {os.uname().nodename} (job 4711) is at work on this run; end that one first"
+    assert second.output.count(refusal) == 1
+    assert "Traceback" not in second.output
+    (newest,) = sorted((tmp_path / "run/checkpoints").glob("step-*[0-9]"))[-1:]
+    until = int(newest.name.removeprefix("step-")) + 16
+    third = train(
+        "training.checkpoint_every=16", f"training.total_samples={until}", "training.preview_every=16", processes=1
+    )
+    assert third.status == 0, third.output
+    assert "carrying on from" in third.output
+    assert not (tmp_path / "run/claims").exists()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, alone, monkeypatch) -> Path:
+    """The lock of a job on another node."""
+    monkeypatch.setattr(leases, "SILENCE", 0.5)
+    monkeypatch.setattr(run_lock, "POLL", 0.05)
+    with locked(tmp_path, alone):
+        holder = json.loads((tmp_path / "claims/run").read_text())
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims/run").write_text(json.dumps({**holder, "host": "far-away", "pid": 12, "job": "17"}))
+    return tmp_path
+
+
+def test_silent_lock_of_another_node_is_taken_over(elsewhere: Path, alone, capfd) -> None:
+    with locked(elsewhere, alone):
+        assert json.loads((elsewhere / "claims/run").read_text())["pid"] == os.getpid()
+    assert "seeing whether process 12 on far-away (job 17) still lives" in capfd.readouterr().err
+    assert not (elsewhere / "claims").exists()
+
+
+def test_beating_lock_of_another_node_is_respected(elsewhere: Path, alone, monkeypatch) -> None:
+    beats = iter(range(1, 1000))
+    monkeypatch.setattr(run_lock.time, "sleep", lambda _: os.utime(elsewhere / "claims/run", (next(beats),) * 2))
+    with pytest.raises(UserError, match=r"process 12 on far-away \(job 17\) is at work"), locked(elsewhere, alone):
+        pass
+    assert json.loads((elsewhere / "claims/run").read_text())["pid"] == 12
