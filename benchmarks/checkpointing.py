@@ -65,7 +65,7 @@ def measure(folder: Path) -> None:
     for _ in range(ROUNDS):
         beside.append(run.save_beside())
         in_the_loop.append(run.save_in_the_loop())
-    if world.first:
+    if world.is_rank0:
         (folder / "result").write_text(json.dumps(summary(first, beside, in_the_loop) | {"gigabytes": run.gigabytes()}))
     run.checkpoints.close()
     stop()

@@ -20,8 +20,8 @@ from torch.utils.data import default_collate
 from benchmarks.report import machine, publish
 from mmldm_scale.config import DiTTraining, load
 from mmldm_scale.diffusion.sampler import Latents, sample_latents
-from mmldm_scale.trainables.dit.trainable import build_task
-from mmldm_scale.training.trainable import Task
+from mmldm_scale.trainables.dit.trainable import build_trainable
+from mmldm_scale.training.trainable import Trainable
 
 OBJECTIVES = {
     "epsilon": [],
@@ -59,41 +59,41 @@ def learn(shards: str, settings: list[str], steps: int) -> dict[str, object]:
     """Train by ``settings`` for so many ``steps``; return losses before and after, and what came of it."""
     config = load(DiTTraining, [DEMO], [f"shards={shards}", *settings])
     torch.manual_seed(0)
-    task, batch = build_task(config), config.training.global_batch
-    compared = positions(task, steps * batch, COMPARED)
-    before, began = losses(task, compared), time.process_time()
-    optimizer = torch.optim.AdamW(task.module.parameters(), lr=LEARNING_RATE, betas=config.training.betas)
+    trainable, batch = build_trainable(config), config.training.global_batch
+    compared = positions(trainable, steps * batch, COMPARED)
+    before, began = losses(trainable, compared), time.process_time()
+    optimizer = torch.optim.AdamW(trainable.module.parameters(), lr=LEARNING_RATE, betas=config.training.betas)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP)
         optimizer.zero_grad()
-        task.module(positions(task, step * batch, batch))["loss"].mean().backward()
-        torch.nn.utils.clip_grad_norm_(task.module.parameters(), config.training.gradient_clip)
+        trainable.module(positions(trainable, step * batch, batch))["loss"].mean().backward()
+        torch.nn.utils.clip_grad_norm_(trainable.module.parameters(), config.training.gradient_clip)
         optimizer.step()
     seconds = (time.process_time() - began) / max(1, steps)
     return {
         "before": before,
-        "after": losses(task, compared),
+        "after": losses(trainable, compared),
         "computing_seconds_per_step": round(seconds, 3),
-        "sampled": sampled(task, compared),
+        "sampled": sampled(trainable, compared),
     }
 
 
-def positions(task: Task, first: int, count: int) -> dict[str, Tensor]:
+def positions(trainable: Trainable, first: int, count: int) -> dict[str, Tensor]:
     """Return the ``count`` samples from position ``first`` as a batch."""
-    return default_collate(task.dataset.__getitems__(range(first, first + count)))
+    return default_collate(trainable.dataset.__getitems__(range(first, first + count)))
 
 
 @torch.no_grad()
-def losses(task: Task, batch: dict[str, Tensor]) -> dict[str, float]:
+def losses(trainable: Trainable, batch: dict[str, Tensor]) -> dict[str, float]:
     """Return the means over ``batch`` of all that is logged of the loss."""
-    values = task.module.train()(batch)
+    values = trainable.module.train()(batch)
     return {name: round(value.mean().item(), 4) for name, value in values.items()}
 
 
-def sampled(task: Task, like: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+def sampled(trainable: Trainable, like: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """Return mean and standard deviation of latents sampled from noise, and of as many of ``like``."""
     noise = Latents(like["audio_noise"][:SAMPLED], like["video_noise"][:SAMPLED])
-    made = sample_latents(task.module.dit.eval(), task.module.process, "svg", noise, SAMPLING_STEPS)
+    made = sample_latents(trainable.module.dit.eval(), trainable.module.process, "svg", noise, SAMPLING_STEPS)
     pairs = {"audio": made.audio, "video": made.video, "audio of data": like["audio"], "video of data": like["video"]}
     return {name: {"mean": round(x.mean().item(), 3), "std": round(x.std().item(), 3)} for name, x in pairs.items()}
 

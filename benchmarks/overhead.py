@@ -36,7 +36,7 @@ from mmldm_scale.trainables.dit import trainable as dit_trainable
 from mmldm_scale.training import loop
 from mmldm_scale.training.engine.deepspeed_engine import deepspeed_config
 from mmldm_scale.training.engine.optimizer import EMAAdamW
-from mmldm_scale.training.trainable import StepInfo, Task
+from mmldm_scale.training.trainable import StepInfo, Trainable
 
 TURN = 10  # steps; as many as from one line of the log to the next
 BATCH, MICRO_BATCH = 4, 2
@@ -82,7 +82,7 @@ def measure(turns: int, model: dict[str, int]) -> dict[str, object]:
         where = [f"shards={latents}", f"run={run}", "training.precision=fp32"]
         schema = load(DiTTraining, overrides=[*where, *settings])
         turn_taking = TurnTaking(schema)
-        if loop.train(turn_taking.build_task, schema):
+        if loop.train(turn_taking.build_trainable, schema):
             raise AssertionError("the run was stopped")
         log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     results = {"model": model | {"parameters": turn_taking.parameters}, "samples_per_step": BATCH, "turns": turns}
@@ -95,7 +95,7 @@ def measure(turns: int, model: dict[str, int]) -> dict[str, object]:
 
 
 class TurnTaking:
-    """The DiT's task whose steps begin, every ``TURN`` of them, with as many of the bare loops.
+    """The DiT's trainable whose steps begin, every ``TURN`` of them, with as many of the bare loops.
 
     Attributes:
         seconds: what each turn of each loop took, by the clock and of the process's computing.
@@ -109,13 +109,13 @@ class TurnTaking:
         self._loops: dict[str, Iterator[None]] = {}
         self._steps, self._began = 0, now()
 
-    def build_task(self, schema: DiTTraining) -> Task:
-        """Return the trainer's task, after building the bare loops' engines beside it."""
+    def build_trainable(self, schema: DiTTraining) -> Trainable:
+        """Return the trainer's trainable, after building the bare loops' engines beside it."""
         for name, build in ((BARE, self._averaging), (PLAIN, torch.optim.AdamW)):
-            self._loops[name] = bare_loop(dit_trainable.build_task(schema), schema, build)
-        task = dit_trainable.build_task(schema)
-        self.parameters = sum(parameter.numel() for parameter in task.module.parameters())
-        return dataclasses.replace(task, begin_step=self._begin_step)
+            self._loops[name] = bare_loop(dit_trainable.build_trainable(schema), schema, build)
+        trainable = dit_trainable.build_trainable(schema)
+        self.parameters = sum(parameter.numel() for parameter in trainable.module.parameters())
+        return dataclasses.replace(trainable, begin_step=self._begin_step)
 
     def _begin_step(self, step: StepInfo) -> None:
         if self._steps % TURN == 0:
@@ -137,16 +137,16 @@ class TurnTaking:
         return EMAAdamW(parameters, lengths=self._schema.training.ema_lengths, **options)
 
 
-def bare_loop(task: Task, schema: DiTTraining, build: Callable[..., torch.optim.Optimizer]) -> Iterator[None]:
-    """Train ``task`` with the optimizer that ``build`` makes, a step for each ``next``."""
-    config, parameters = schema.training, list(task.module.parameters())
+def bare_loop(trainable: Trainable, schema: DiTTraining, build: Callable[..., torch.optim.Optimizer]) -> Iterator[None]:
+    """Train ``trainable`` with the optimizer that ``build`` makes, a step for each ``next``."""
+    config, parameters = schema.training, list(trainable.module.parameters())
     optimizer = build(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
     settings = deepspeed_config(config, world_size=1)
     engine, *_ = deepspeed.initialize(
-        model=task.module, model_parameters=parameters, optimizer=optimizer, config=settings
+        model=trainable.module, model_parameters=parameters, optimizer=optimizer, config=settings
     )
     positions = [range(first, first + MICRO_BATCH) for first in range(0, 8 * MICRO_BATCH, MICRO_BATCH)]
-    batches = [default_collate(task.dataset.__getitems__(list(some))) for some in positions]
+    batches = [default_collate(trainable.dataset.__getitems__(list(some))) for some in positions]
     while True:
         for micro in range(engine.gradient_accumulation_steps()):
             engine.backward(engine(batches[micro])["loss"].mean())

@@ -61,7 +61,7 @@ class Preparation:
 
 
 @dataclass
-class Measurement:
+class MeasureConfig:
     """``shard.py measure``: which candidates there are and how much of each is looked at."""
 
     source: SourceConfig = field(default_factory=SourceConfig)
@@ -89,7 +89,7 @@ class Limits:
 
 
 @dataclass
-class HeldOut:
+class ValidationSet:
     """What is kept apart from training, always whole recordings (origins), in this order of precedence."""
 
     splits: list[str] = field(default_factory=list)  # of the source itself, such as eval
@@ -116,7 +116,7 @@ class Selection:
     )  # weight of each measure's percentile; negative: less is better
     top_per_label: int = 0  # kept if among the best so many of one of its labels; 0: all
     top: int = 0  # the best so many over all; 0: all
-    held_out: HeldOut = field(default_factory=HeldOut)
+    held_out: ValidationSet = field(default_factory=ValidationSet)
     seed: int = 0  # of the held-out split, and of the order among equally ranked
 
     def __post_init__(self) -> None:

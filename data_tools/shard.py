@@ -153,10 +153,10 @@ def _config(args: argparse.Namespace, schema: type[Schema]) -> Schema | None:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from data_tools.config import Measurement
+    from data_tools.config import MeasureConfig
     from data_tools.filters.measure import measure
 
-    if config := _config(args, Measurement):
+    if config := _config(args, MeasureConfig):
         source = open_source(config.source, args.input)
         found = measure(source, args.output, config, args.workers, args.timeout)
         print(f"{args.output}: {found.rows} candidates, {found.measured} measured{_reasons(found.reasons)}")

@@ -236,7 +236,7 @@ def _train_here(model: str, schema: object) -> int:
         from mmldm_scale.trainables.autoencoder import trainable as task
     else:
         from mmldm_scale.trainables.dit import preview as task
-    return loop.train(task.build_task, schema)
+    return loop.train(task.build_trainable, schema)
 
 
 def _model_info(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """The first pass: every candidate of a source into one row of measures.
 
 ``measure(source, output, config, workers, timeout)`` fills a folder with the table of :mod:`data_tools.filters.table`.
-Any number of processes may share the folder: each claims parts, and all return when the whole table is there. Killed at
+Any number of processes may share the folder: each leases parts, and all return when the whole table is there. Killed at
 any moment and started again, it measures only what is missing.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from data_tools.config import Measurement
+from data_tools.config import MeasureConfig
 from data_tools.filters.measure_candidate import Examiner
 from data_tools.filters.table import KIND, part_name, part_rows, part_sizes, write_part
 from data_tools.launching.process_pool import batched, each, in_parts
@@ -25,7 +25,7 @@ from data_tools.sources.video import Video
 from data_tools.stages.shard_set import begin, remove_asides
 from data_tools.stages.share_out import share_out
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.common.leases import Claims
+from mmldm_scale.common.leases import Leases
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.shards.manifest import differences
 
@@ -39,7 +39,7 @@ class Summary:
     reasons: dict[str, int]  # the most frequent first
 
 
-def measure(source: Source, output: Path, config: Measurement, workers: int, timeout: float) -> Summary:
+def measure(source: Source, output: Path, config: MeasureConfig, workers: int, timeout: float) -> Summary:
     """Measure every video of ``source`` into the folder ``output``.
 
     Args:
@@ -54,17 +54,17 @@ def measure(source: Source, output: Path, config: Measurement, workers: int, tim
     plan = {"folder": str(source.folder.resolve()), "rows": len(videos), "videos": _digest(videos)}
     plan["measurement"] = asdict(config)
     parts = batched(videos, config.rows_per_part)
-    with Claims(output) as claims:
-        stored, _ = begin(output, KIND, claims, lambda: plan)
+    with Leases(output) as leases:
+        stored, _ = begin(output, KIND, leases, lambda: plan)
         _check(stored, plan, output)
         examiner = Examiner(source.folder, config)
         with progress(len(videos), "measuring", "videos") as bar:
-            for numbers in _missing(output, part_sizes(len(videos), config.rows_per_part), claims, bar):
-                _make(output, parts, numbers, lambda items: each(examiner, items, workers, timeout), claims, bar)
-        if claims.take("finish"):  # else another process is just doing this
-            claims.clear()
+            for numbers in _missing(output, part_sizes(len(videos), config.rows_per_part), leases, bar):
+                _make(output, parts, numbers, lambda items: each(examiner, items, workers, timeout), leases, bar)
+        if leases.take("finish"):  # else another process is just doing this
+            leases.clear()
             remove_asides(output, "")
-            claims.release("finish")
+            leases.release("finish")
     return summarise(output, len(parts))
 
 
@@ -99,15 +99,15 @@ def _check(stored: dict[str, Any], plan: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _missing(folder: Path, sizes: list[int], claims: Claims, bar: tqdm) -> Iterator[Iterator[int]]:
-    """Yield iterators over the numbers of parts to make, until all parts exist; see :func:`claims.share_out`."""
+def _missing(folder: Path, sizes: list[int], leases: Leases, bar: tqdm) -> Iterator[Iterator[int]]:
+    """Yield iterators over the numbers of parts to make, until all parts exist; see :func:`leases.share_out`."""
 
     def cleared(number: int) -> int:
         remove_asides(folder, part_name(number))
         return number
 
     names = [part_name(number) for number in range(len(sizes))]
-    for numbers in share_out(names, sizes, lambda number: part_rows(folder, number) == sizes[number], claims, bar):
+    for numbers in share_out(names, sizes, lambda number: part_rows(folder, number) == sizes[number], leases, bar):
         yield map(cleared, numbers)
 
 
@@ -116,7 +116,7 @@ def _make(
     parts: list[list[Video]],
     numbers: Iterator[int],
     examined: Callable[[Iterator[Video]], Iterator[dict[str, Any] | MediaError]],
-    claims: Claims,
+    leases: Leases,
     bar: tqdm,
 ) -> None:
     """Make the parts ``numbers``, drawn early, each as soon as all its candidates have been examined."""
@@ -129,10 +129,10 @@ def _make(
         for video in parts[number]:
             rows.append(_row(video, {} if _fault(video) else next(results)))
             bar.update()
-        if claims.holds(part_name(number)):  # else this process was taken for dead, and another one makes it
-            with claims.finishing(part_name(number)):
+        if leases.holds(part_name(number)):  # else this process was taken for dead, and another one makes it
+            with leases.finishing(part_name(number)):
                 write_part(output, number, rows)
-        claims.release(part_name(number))
+        leases.release(part_name(number))
 
     def with_candidates() -> Iterator[int]:
         for number in numbers:

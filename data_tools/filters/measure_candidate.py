@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from data_tools.config import Measurement
+from data_tools.config import MeasureConfig
 from data_tools.filters import picture, sound
 from data_tools.filters.low_res_view import Look, take_look
 from data_tools.filters.onsets import agreement
@@ -20,7 +20,7 @@ SLOWEST, FASTEST = 8000, 48000  # Hz: sound at rates outside is resampled to the
 class Examiner:
     """Measures videos of ``folder``; made once for each decoding process."""
 
-    def __init__(self, folder: Path, config: Measurement) -> None:
+    def __init__(self, folder: Path, config: MeasureConfig) -> None:
         self._folder, self._config = folder, config
 
     def __call__(self, video: Video) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_tools.config import HeldOut, Selection
+from data_tools.config import Selection, ValidationSet
 from data_tools.filters.apply_filters import Sieve, sift
 from data_tools.filters.ranking import chances
-from data_tools.filters.selection_report import Report, describe
+from data_tools.filters.selection_report import SelectionReport, describe
 from data_tools.filters.table import parquet, read_table
 from data_tools.reports.selection_page import page
 from data_tools.stages.shard_set import remove_asides
@@ -26,7 +26,7 @@ KIND = "selection"  # in report.json
 REPORT = "report.json"
 
 
-def select(measures: Path, output: Path, config: Selection) -> Report:
+def select(measures: Path, output: Path, config: Selection) -> SelectionReport:
     """Cut a selection from the table in the folder ``measures`` and write it to the folder ``output``.
 
     A selection that lies there already is replaced. The same table and configuration give the same files.
@@ -55,7 +55,7 @@ def select(measures: Path, output: Path, config: Selection) -> Report:
     return report
 
 
-def _held_out(table: pa.Table, inside: np.ndarray, config: HeldOut, seed: int) -> np.ndarray:
+def _held_out(table: pa.Table, inside: np.ndarray, config: ValidationSet, seed: int) -> np.ndarray:
     """Return which of the rows ``inside``, as (N,) bool, belong to recordings that are held out."""
     origins = pc.if_else(pc.equal(table["origin"], ""), table["path"], table["origin"])
     listed = pc.unique(origins.filter(pc.is_in(table["split"], value_set=pa.array(config.splits, pa.string()))))
@@ -110,7 +110,7 @@ def _check_output(folder: Path) -> None:
         )
 
 
-def _write(folder: Path, lists: dict[str, pa.Table], report: Report) -> None:
+def _write(folder: Path, lists: dict[str, pa.Table], report: SelectionReport) -> None:
     """Write the selection, replacing an older one; until it is whole ``report.json`` says that it is unfinished."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / REPORT, {"kind": KIND, "finished": False})

@@ -33,7 +33,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Report:
+class SelectionReport:
     """A selection in numbers; ``train + heldout + dropped == rows`` always holds.
 
     Attributes:
@@ -64,10 +64,10 @@ class Report:
         return asdict(self)
 
 
-def describe(measures: Path, config: Selection, table: pa.Table, sieve: Sieve, apart: np.ndarray) -> Report:
+def describe(measures: Path, config: Selection, table: pa.Table, sieve: Sieve, apart: np.ndarray) -> SelectionReport:
     """Return the report of what ``sieve`` left of ``table``; ``apart``, (N,) bool, is what may not be trained on."""
     train, heldout = sieve.inside & ~apart, sieve.inside & apart
-    return Report(
+    return SelectionReport(
         measures=str(measures.resolve()),
         selection=asdict(config),
         rows=table.num_rows,

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from data_tools.filters.selection_report import Histogram, Report
+from data_tools.filters.selection_report import Histogram, SelectionReport
 from data_tools.filters.table import MEASURES
 
 WIDTH, HEIGHT = 320, 110  # of a histogram's plot, in its own units
@@ -30,7 +30,7 @@ pre { border: 1px solid var(--line); padding: .8rem; overflow: auto; }
 """
 
 
-def page(report: Report) -> str:
+def page(report: SelectionReport) -> str:
     """Return the whole page."""
     limits = report.selection["limits"]
     outside = [(name, *(count[kind] for kind in ("low", "high", "no"))) for name, count in report.outside.items()]

@@ -22,7 +22,7 @@ from data_tools.launching.progress import progress
 from data_tools.sources import Source
 from data_tools.stages.clip_plan import ClipPlan, Window, check_plan, make_plan, sound_file
 from data_tools.stages.shard_set import begin, finish, missing_shards, read_plan
-from mmldm_scale.common.leases import Claims
+from mmldm_scale.common.leases import Leases
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.decode import read_clips
 from mmldm_scale.shards.clips import encode_clip
@@ -56,8 +56,8 @@ def make_clips(source: Source, output: Path, preparation: Preparation, workers: 
             configuration; the disk is full.
     """
     read_plan(output, "clips")  # says at once if something else is there
-    with Claims(output) as claims:
-        stored, new = begin(output, "clips", claims, lambda: asdict(make_plan(source, preparation, workers, timeout)))
+    with Leases(output) as leases:
+        stored, new = begin(output, "clips", leases, lambda: asdict(make_plan(source, preparation, workers, timeout)))
         plan = ClipPlan.parse(stored, output / PLAN)
         if not new:
             check_plan(plan, source, preparation, output)
@@ -65,11 +65,11 @@ def make_clips(source: Source, output: Path, preparation: Preparation, workers: 
         shards = batched(windows, preparation.samples_per_shard)
         cutter = _Cutter(source.folder, preparation, plan.classes())
         with progress(len(windows), "cutting", "clips") as bar:
-            for numbers in missing_shards(output, [len(shard) for shard in shards], claims, bar):
+            for numbers in missing_shards(output, [len(shard) for shard in shards], leases, bar):
                 for number, cuts in _cut(cutter, shards, numbers, workers, timeout):
-                    _write_shard(output, number, _ticking(cuts, bar), claims)
+                    _write_shard(output, number, _ticking(cuts, bar), leases)
         return finish(
-            output, len(shards), claims, plan.failed(), lambda indexes: _describe(plan, preparation, len(windows))
+            output, len(shards), leases, plan.failed(), lambda indexes: _describe(plan, preparation, len(windows))
         )
 
 
@@ -111,8 +111,8 @@ def _cuts(part: list[Window], found: list[Cut] | MediaError) -> list[Cut]:
     return [Cut(window, {}, {}, found) for window in part] if isinstance(found, MediaError) else found
 
 
-def _write_shard(output: Path, number: int, cuts: Iterable[Cut], claims: Claims) -> None:
-    """Make shard ``number``, which is claimed, of all its windows' ``cuts``, in their order."""
+def _write_shard(output: Path, number: int, cuts: Iterable[Cut], leases: Leases) -> None:
+    """Make shard ``number``, which is leased, of all its windows' ``cuts``, in their order."""
     name = shard_name(number)
     with ShardWriter(output, number) as writer:
         for cut in cuts:
@@ -120,10 +120,10 @@ def _write_shard(output: Path, number: int, cuts: Iterable[Cut], claims: Claims)
                 writer.add(cut.window.key, cut.members, cut.meta)
             else:
                 writer.drop(cut.window.key, cut.window.video.path, cut.fault.reason, cut.fault.detail)
-        if claims.holds(name):  # else this process was taken for dead, and another one makes it
-            with claims.finishing(name):
+        if leases.holds(name):  # else this process was taken for dead, and another one makes it
+            with leases.finishing(name):
                 writer.commit()
-    claims.release(name)
+    leases.release(name)
 
 
 class _Cutter:

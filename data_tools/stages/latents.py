@@ -24,7 +24,7 @@ from data_tools.stages.shard_set import begin, finish, missing_shards, read_plan
 from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.device import choose_device
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.common.leases import Claims
+from mmldm_scale.common.leases import Leases
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.pixels import to_signal
@@ -85,15 +85,15 @@ def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, 
     check_autoencoder(autoencoder, source.manifest.media, "the clips")
     read_plan(output, "latents")  # says at once if something else is there
     sizes = [len(source.shard_range(number)) for number in range(len(source.manifest.shards))]
-    with Claims(output) as claims:
-        plan = _begin(clips, output, pretrained.find(autoencoder, "autoencoder"), claims)
+    with Leases(output) as leases:
+        plan = _begin(clips, output, pretrained.find(autoencoder, "autoencoder"), leases)
         model = Autoencoder.from_pretrained(autoencoder).eval()
         encoder = Encoder(model, source.manifest.media, place)
         with progress(len(source), "encoding", "clips") as bar:
-            for numbers in missing_shards(output, sizes, claims, bar):
+            for numbers in missing_shards(output, sizes, leases, bar):
                 for number, batches in _load(source, numbers, batch_size, workers):
-                    _write_shard(output, number, batches, encoder, bar, claims)
-        return finish(output, len(sizes), claims, [], lambda indexes: _describe(source, plan, model, indexes))
+                    _write_shard(output, number, batches, encoder, bar, leases)
+        return finish(output, len(sizes), leases, [], lambda indexes: _describe(source, plan, model, indexes))
 
 
 class Encoder:
@@ -120,13 +120,13 @@ class Encoder:
         return [LatentSample(*arrays) for arrays in zip(*columns, strict=True)]
 
 
-def _begin(clips: Path, output: Path, weights: Path, claims: Claims) -> dict[str, Any]:
+def _begin(clips: Path, output: Path, weights: Path, leases: Leases) -> dict[str, Any]:
     """Return the plan of the set ``output``, written now if it is new; refuse one that was begun from other things."""
     plan = {
         "source": {"path": os.path.relpath(clips, output), "manifest": sha256(clips / MANIFEST)},
         "autoencoder": {"path": str(weights.resolve()), "fingerprint": pretrained.fingerprint(weights)},
     }
-    begun, _ = begin(output, "latents", claims, lambda: plan)
+    begun, _ = begin(output, "latents", leases, lambda: plan)
     identities = {"source": ("manifest", "other clips"), "autoencoder": ("fingerprint", "another autoencoder")}
     for name, (identity, text) in identities.items():
         then, now = begun.get(name, {}), plan[name]
@@ -175,9 +175,9 @@ def _load(
 
 
 def _write_shard(
-    output: Path, number: int, batches: Iterator[ClipBatch], encoder: Encoder, bar: tqdm, claims: Claims
+    output: Path, number: int, batches: Iterator[ClipBatch], encoder: Encoder, bar: tqdm, leases: Leases
 ) -> None:
-    """Make latent shard ``number``, which is claimed, of the ``batches`` of its clip shard."""
+    """Make latent shard ``number``, which is leased, of the ``batches`` of its clip shard."""
     written: list[LatentSample] = []
     errors: list[dict[str, np.ndarray]] = []
     with ShardWriter(output, number) as writer:
@@ -193,12 +193,12 @@ def _write_shard(
                 written.append(decode_latents(members))
                 errors.append(squared_errors(sample, written[-1]))
                 bar.update()
-        if claims.holds(shard_name(number)):  # else this process was taken for dead, and another one makes it
+        if leases.holds(shard_name(number)):  # else this process was taken for dead, and another one makes it
             totals = sums(written)
             _check_rounding(output, number, errors, statistics([totals]))
-            with claims.finishing(shard_name(number)):
+            with leases.finishing(shard_name(number)):
                 writer.commit(totals)
-    claims.release(shard_name(number))
+    leases.release(shard_name(number))
 
 
 def squared_errors(exact: LatentSample, kept: LatentSample) -> dict[str, np.ndarray]:

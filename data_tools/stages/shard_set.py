@@ -3,7 +3,7 @@
 A set is begun by writing its plan, which fixes what every shard will hold; shards can then be made in any order, each
 on its own, and exist once their index does; the manifest comes last. Running again compares the plan, removes what a
 stopped run left half done, makes only the missing shards, and so ends with the same bytes. Any number of processes may
-do so at once: each takes a claim on what it makes, and all of them return when the set is finished.
+do so at once: each takes a lease on what it makes, and all of them return when the set is finished.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data_tools.stages.share_out import POLL, share_out
 from mmldm_scale.common.atomic_files import ASIDE, sync, write_whole
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.common.leases import CLAIMS, Claims
+from mmldm_scale.common.leases import LEASES, Leases
 from mmldm_scale.shards.index import FORMAT, ShardIndex, shard_name
 from mmldm_scale.shards.json_files import DamagedSet, read_json, write_json
 from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Manifest, ShardEntry
@@ -39,7 +39,7 @@ def read_plan(folder: Path, kind: str) -> dict[str, Any] | None:
         raise UserError(f"{folder}: is a file; a new or empty folder fits as output")
     if not (folder / PLAN).exists():
         found = [path.name for path in folder.iterdir()] if folder.exists() else []
-        strange = [name for name in found if name != CLAIMS and not name.endswith(ASIDE)]
+        strange = [name for name in found if name != LEASES and not name.endswith(ASIDE)]
         if strange:
             raise UserError(f"{folder}: holds other files ({min(strange)}, …); a new or empty folder fits as output")
         return None
@@ -52,7 +52,7 @@ def read_plan(folder: Path, kind: str) -> dict[str, Any] | None:
     return plan
 
 
-def begin(folder: Path, kind: str, claims: Claims, plan: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+def begin(folder: Path, kind: str, leases: Leases, plan: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
     """Return the plan of the set in ``folder`` and whether it was begun just now, with what ``plan`` returned.
 
     Of several processes that begin a set together, one calls ``plan``, and the others wait for it.
@@ -61,7 +61,7 @@ def begin(folder: Path, kind: str, claims: Claims, plan: Callable[[], dict[str, 
     """
     began, told = time.monotonic(), False
     while (stored := read_plan(folder, kind)) is None:
-        with _held(claims, "plan") as ours:
+        with _held(leases, "plan") as ours:
             if not ours and not told and time.monotonic() - began > QUIET:
                 print(f"{folder}: another process makes the plan; waiting for it", file=sys.stderr, flush=True)
                 told = True
@@ -72,8 +72,8 @@ def begin(folder: Path, kind: str, claims: Claims, plan: Callable[[], dict[str, 
     return stored, False
 
 
-def missing_shards(folder: Path, sizes: Sequence[int], claims: Claims, bar: tqdm) -> Iterator[Iterator[int]]:
-    """Yield iterators over the numbers of shards to make, until all of them exist; see :func:`claims.share_out`.
+def missing_shards(folder: Path, sizes: Sequence[int], leases: Leases, bar: tqdm) -> Iterator[Iterator[int]]:
+    """Yield iterators over the numbers of shards to make, until all of them exist; see :func:`leases.share_out`.
 
     What was left half done of a shard is removed when an iterator comes to it.
 
@@ -81,7 +81,7 @@ def missing_shards(folder: Path, sizes: Sequence[int], claims: Claims, bar: tqdm
         sizes: candidates of each shard.
     """
     names = [shard_name(number) for number in range(len(sizes))]
-    for numbers in share_out(names, sizes, functools.partial(_whole, folder), claims, bar):
+    for numbers in share_out(names, sizes, functools.partial(_whole, folder), leases, bar):
         yield (_cleared(folder, number) for number in numbers)
 
 
@@ -111,22 +111,22 @@ def remove_asides(folder: Path, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _held(claims: Claims, name: str) -> Iterator[bool]:
-    """Hold the claim ``name`` in the block and give True; if somebody else holds it, wait a moment and give False."""
-    ours = claims.take(name)
+def _held(leases: Leases, name: str) -> Iterator[bool]:
+    """Hold the lease ``name`` in the block and give True; if somebody else holds it, wait a moment and give False."""
+    ours = leases.take(name)
     try:
         if not ours:
             time.sleep(POLL)
         yield ours
     finally:
         if ours:
-            claims.release(name)
+            leases.release(name)
 
 
 def finish(
     folder: Path,
     count: int,
-    claims: Claims,
+    leases: Leases,
     failed: list[dict[str, str]],
     describe: Callable[[list[ShardIndex]], dict[str, Any]],
 ) -> Manifest:
@@ -157,9 +157,9 @@ def finish(
             f"{manifest.candidates} candidates + {manifest.failed_files} failed files"
         )
     while True:
-        with _held(claims, "finish") as ours:
+        with _held(leases, "finish") as ours:
             if ours:
-                claims.clear()
+                leases.clear()
                 remove_asides(folder, "")
                 write_whole(folder / DROPPED, "".join(json.dumps(row) + "\n" for row in dropped).encode("ascii"))
                 manifest.write(folder)

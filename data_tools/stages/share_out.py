@@ -6,29 +6,29 @@ from itertools import chain
 
 from tqdm import tqdm
 
-from mmldm_scale.common.leases import Claims
+from mmldm_scale.common.leases import Leases
 
 POLL = 0.5  # seconds between two looks at what other processes have done
 
 
 def share_out(
-    names: Sequence[str], sizes: Sequence[int], made: Callable[[int], bool], claims: Claims, bar: tqdm
+    names: Sequence[str], sizes: Sequence[int], made: Callable[[int], bool], leases: Leases, bar: tqdm
 ) -> Iterator[Iterator[int]]:
     """Yield iterators over the numbers of the parts that are ours to make, until all parts are made.
 
-    Each iterator claims a part when it comes to it and skips those that others make; the part's name is to be released
+    Each iterator leases a part when it comes to it and skips those that others make; the part's name is to be released
     once it is made. When all that is missing is in the hands of others, this waits for them: should one of them die,
     its part comes up again.
 
     Args:
-        names: of the parts, as they are claimed.
+        names: of the parts, as they are leased.
         sizes: of the parts, in what ``bar`` counts; it is set to what is done at each pass, whoever did it.
         made: whether part i is there and whole.
     """
     missing = list(range(len(names)))
     while missing := [number for number in missing if not made(number)]:
         bar.update(sum(sizes) - sum(sizes[number] for number in missing) - bar.n)
-        ours = _ours(names, missing, made, claims)
+        ours = _ours(names, missing, made, leases)
         first = next(ours, None)
         if first is None:
             time.sleep(POLL)
@@ -37,11 +37,11 @@ def share_out(
     bar.update(sum(sizes) - bar.n)
 
 
-def _ours(names: Sequence[str], missing: list[int], made: Callable[[int], bool], claims: Claims) -> Iterator[int]:
+def _ours(names: Sequence[str], missing: list[int], made: Callable[[int], bool], leases: Leases) -> Iterator[int]:
     for number in missing:
-        if not claims.take(names[number]):
+        if not leases.take(names[number]):
             continue
         if made(number):  # another process was faster
-            claims.release(names[number])
+            leases.release(names[number])
         else:
             yield number

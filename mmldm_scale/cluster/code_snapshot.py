@@ -17,7 +17,7 @@ PROLOGUE = PACKAGE.parent / "slurm" / "prologue.sh"  # only beside a checkout
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class CodeSnapshot:
     """The copy.
 
     Attributes:
@@ -31,7 +31,7 @@ class Snapshot:
     origin: str
 
 
-def take(folder: Path) -> Snapshot:
+def take(folder: Path) -> CodeSnapshot:
     """Copy the package that this process runs into ``folder``, which is made."""
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     prologue = Path(shutil.copy2(PROLOGUE, folder)) if PROLOGUE.is_file() else None
@@ -39,7 +39,7 @@ def take(folder: Path) -> Snapshot:
     (folder / "origin.txt").write_text(f"{origin}\n{_git('status', '--short', '--', '.') if changes else ''}")
     if changes:
         (folder / "changes.patch").write_text(_git("diff", "HEAD", "--binary", "--", "."))
-    return Snapshot(folder, prologue, origin)
+    return CodeSnapshot(folder, prologue, origin)
 
 
 def _describe() -> tuple[str, bool]:

@@ -2,8 +2,8 @@
 
 ``mmldm train … --launch "srun --kill-on-bad-exit=1"`` is the one process of a job that no fault of a rank takes along.
 It runs the training and decides afterwards: the ranks may be dead by then, and srun's status is the same for all that
-can go wrong. Ranks that end in order leave word of it (:func:`leave_word`); whatever else ends them is a failure, and
-the job is queued again.
+can go wrong. Ranks that end in order leave word of it (:func:`report_exit_status`); whatever else ends them is a
+failure, and the job is queued again.
 
 ``runs/NAME/starts.jsonl`` holds every start and the checkpoint that it began from. After :data:`LIMIT` starts from the
 same one a job stays down, whoever requeues it; to submit the run anew makes another job, which may begin.
@@ -27,7 +27,7 @@ from mmldm_scale.common.processes import die_with_parent
 
 LIMIT = 3  # starts in a row from one checkpoint
 STARTS = "starts.jsonl"
-WORD = "MMLDM_WORD"  # in the environment: the file in which ranks leave word
+EXIT_STATUS_FILE = "MMLDM_EXIT_STATUS"  # in the environment: the file in which ranks leave word
 DOCTOR = "MMLDM_DOCTOR"  # in the environment: "off" begins without an examination
 IN_ORDER = (2, 75)  # the user's mistake; saved and stopped: what has to follow, the training itself has asked for
 
@@ -57,7 +57,7 @@ def supervise(command: Sequence[str], run: Path, examination: Sequence[str] = ()
         if status:
             return status
     word = run.absolute() / f"ended-{job.id}-{job.restarts}"
-    os.environ[WORD] = str(word)
+    os.environ[EXIT_STATUS_FILE] = str(word)
     child = _Child(command, lambda: _queue_late(run, job))
     status = child.wait()
     status = _take(word) or status
@@ -66,14 +66,14 @@ def supervise(command: Sequence[str], run: Path, examination: Sequence[str] = ()
     return status
 
 
-def leave_word(status: int) -> None:
+def report_exit_status(status: int) -> None:
     """Tell :func:`supervise`, if it runs this training, that it ends in order, with ``status``; any rank may."""
-    if WORD in os.environ:
+    if EXIT_STATUS_FILE in os.environ:
         with contextlib.suppress(OSError):  # unheard, it counts as a failure
-            Path(os.environ[WORD]).write_text(str(status))
+            Path(os.environ[EXIT_STATUS_FILE]).write_text(str(status))
 
 
-def _examine(examination: Sequence[str], run: Path, job: slurm.Job) -> int:
+def _examine(examination: Sequence[str], run: Path, job: slurm.SlurmJob) -> int:
     """Return the status of ``examination``; if it found trouble, requeue the job or say that it is not begun."""
     child = _Child(examination, lambda: None)
     status = child.wait()
@@ -86,7 +86,7 @@ def _examine(examination: Sequence[str], run: Path, job: slurm.Job) -> int:
     return status
 
 
-def _queue_late(run: Path, job: slurm.Job) -> None:
+def _queue_late(run: Path, job: slurm.SlurmJob) -> None:
     """Requeue the job that SLURM ends, if it does so for the time limit: the training did not save before it."""
     try:
         late = slurm.timed_out()
@@ -97,7 +97,7 @@ def _queue_late(run: Path, job: slurm.Job) -> None:
         _queue_again(run, job, "ran into the time limit")
 
 
-def _queue_again(run: Path, job: slurm.Job, how: str) -> None:
+def _queue_again(run: Path, job: slurm.SlurmJob, how: str) -> None:
     exhausted = _exhausted(run, job)
     if exhausted:
         _say(f"mmldm: {exhausted}")
@@ -109,7 +109,7 @@ def _queue_again(run: Path, job: slurm.Job, how: str) -> None:
         _say(f"mmldm: not queued again: {error}")
 
 
-def _exhausted(run: Path, job: slurm.Job) -> str | None:
+def _exhausted(run: Path, job: slurm.SlurmJob) -> str | None:
     """Say that ``job`` began too often from the newest checkpoint of ``run``; None if it did not."""
     samples_seen, last = _newest(run), _starts(run)[-LIMIT:]
     if len(last) < LIMIT or any((s["job"], s["samples_seen"]) != (job.id, samples_seen) for s in last):
@@ -132,7 +132,7 @@ def _starts(run: Path) -> list[dict[str, Any]]:
         raise UserError(f"{run / STARTS}: cannot be read ({error}); remove it") from None
 
 
-def _record_start(run: Path, job: slurm.Job) -> None:
+def _record_start(run: Path, job: slurm.SlurmJob) -> None:
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "job": job.id,

@@ -36,7 +36,7 @@ class Rendezvous:
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """The SLURM job that this process belongs to."""
 
     id: str  # "123", or "123_4" for task 4 of an array
@@ -69,14 +69,14 @@ def find_rendezvous(env: Mapping[str, str]) -> Rendezvous:
     return Rendezvous(0, 0, 1, "127.0.0.1", _free_port())
 
 
-def job(env: Mapping[str, str] = os.environ) -> Job | None:
+def job(env: Mapping[str, str] = os.environ) -> SlurmJob | None:
     """Return the job that this process runs in; None outside of SLURM."""
     if "SLURM_JOB_ID" not in env:
         return None
     number = env["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in env:
         number = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-    return Job(number, env.get("SLURM_JOB_NAME", ""), _restarts(env))
+    return SlurmJob(number, env.get("SLURM_JOB_NAME", ""), _restarts(env))
 
 
 def array_share(env: Mapping[str, str] = os.environ) -> tuple[int, int]:

@@ -120,7 +120,7 @@ class Command:
 class Jobs:
     """The jobs of one array, numbered from 0."""
 
-    jobs: list[submitit.Job]
+    jobs: list[submitit.SlurmJob]
 
     @property
     def id(self) -> str:

@@ -1,15 +1,15 @@
 """Who makes which part of a folder, agreed through it alone, by any number of processes on any number of nodes.
 
-    with Claims(folder) as claims:
-        if claims.take("shard-000012"):
+    with Leases(folder) as leases:
+        if leases.take("shard-000012"):
             …
-            claims.release("shard-000012")
+            leases.release("shard-000012")
 
-A claim is a small file in ``folder/claims`` that names its holder and is touched every ten seconds. It is dead, and
+A lease is a small file in ``folder/leases`` that names its holder and is touched every ten seconds. It is dead, and
 free to be taken over, when its holder's process is gone (seen at once on the same machine) or when nobody has touched
 it for a minute of the observer's own time, so that the clocks of nodes need not agree.
 
-A process that was frozen for a minute may have lost its claim without knowing (:meth:`Claims.holds`). Where parts are
+A process that was frozen for a minute may have lost its lease without knowing (:meth:`Leases.holds`). Where parts are
 pure functions of a plan, written aside and renamed, as shards are, two that made the same one did no harm.
 """
 
@@ -26,30 +26,30 @@ from typing import Any, TextIO
 from mmldm_scale.common.atomic_files import full_disk
 from mmldm_scale.common.processes import identity
 
-CLAIMS = "claims"
+LEASES = "leases"
 HEARTBEAT = 10.0  # seconds between two touches
-SILENCE = 60.0  # seconds after which an untouched claim is dead
+SILENCE = 60.0  # seconds after which an untouched lease is dead
 
 
-class Claims:
-    """The claims of this process on parts of ``folder``; leaving the block releases them all.
+class Leases:
+    """The leases of this process on parts of ``folder``; leaving the block releases them all.
 
     Args:
         facts: further strings for others to read of the holder.
     """
 
     def __init__(self, folder: Path, **facts: str) -> None:
-        self._folder = folder / CLAIMS
+        self._folder = folder / LEASES
         self._new = not folder.exists()
         self._me = {**facts, **identity(os.getpid()), "token": secrets.token_hex(8)}
         self._held: set[str] = set()
-        self._seen: dict[str, tuple[Any, float]] = {}  # claims of others: their last touch, when we first saw it
-        self._beating: set[str] = set()  # claims of others that were touched since
+        self._seen: dict[str, tuple[Any, float]] = {}  # leases of others: their last touch, when we first saw it
+        self._beating: set[str] = set()  # leases of others that were touched since
         self._end = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name="claims", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name="leases", daemon=True)
 
     def take(self, name: str) -> bool:
-        """Return whether the claim ``name`` is ours from now on; it is not while somebody alive holds it."""
+        """Return whether the lease ``name`` is ours from now on; it is not while somebody alive holds it."""
         path = self._folder / name
         while not self._create(path):
             holder, touched = _read(path)
@@ -65,7 +65,7 @@ class Claims:
     def rival(self, name: str) -> tuple[dict[str, Any], bool]:
         """Return who had ``name`` when :meth:`take` failed, {} if unknown, and whether it surely lives.
 
-        One elsewhere does if it touched its claim between two calls of :meth:`take`.
+        One elsewhere does if it touched its lease between two calls of :meth:`take`.
         """
         holder, _ = _read(self._folder / name)
         return holder, _same_machine(holder, self._me) or name in self._beating
@@ -93,12 +93,12 @@ class Claims:
         self._held.discard(name)
 
     def clear(self) -> None:
-        """Remove every claim but ours, once there is nothing left to claim: their holders are dead or too late."""
+        """Remove every lease but ours, once there is nothing left to lease: their holders are dead or too late."""
         for path in self._folder.iterdir():
             if path.name not in self._held:
                 path.unlink(missing_ok=True)
 
-    def __enter__(self) -> "Claims":
+    def __enter__(self) -> "Leases":
         self._heart.start()
         return self
 
@@ -107,7 +107,7 @@ class Claims:
         self._heart.join()
         for name in list(self._held):
             self.release(name)
-        with contextlib.suppress(OSError):  # others have claims in it, or nobody ever had
+        with contextlib.suppress(OSError):  # others have leases in it, or nobody ever had
             self._folder.rmdir()
             if self._new:  # and nothing came of it
                 self._folder.parent.rmdir()
@@ -129,7 +129,7 @@ class Claims:
             json.dump(self._me, file)
             file.flush()
         except OSError:
-            path.unlink()  # a claim of nobody would have to die by silence
+            path.unlink()  # a lease of nobody would have to die by silence
             raise
 
     def _alive(self, name: str, holder: dict[str, Any], touched: int) -> bool:
@@ -146,7 +146,7 @@ class Claims:
         return time.monotonic() - since < SILENCE
 
     def _bury(self, path: Path, holder: dict[str, Any]) -> None:
-        """Remove the dead claim ``path`` of ``holder``; if another did so first, leave what stands there now."""
+        """Remove the dead lease ``path`` of ``holder``; if another did so first, leave what stands there now."""
         grave = path.with_name(f"{path.name}.{self._me['token']}")
         with contextlib.suppress(FileNotFoundError):
             path.rename(grave)
@@ -162,11 +162,11 @@ class Claims:
 
 
 def peek(folder: Path, name: str) -> tuple[dict[str, Any], bool] | None:
-    """Return who holds the claim ``name`` on ``folder`` and whether it seems alive, without claiming anything; or None.
+    """Return who holds the lease ``name`` on ``folder`` and whether it seems alive, without claiming anything; or None.
 
     A holder elsewhere seems so if its last touch is no older than that of a living one by the clock here.
     """
-    holder, touched = _read(folder / CLAIMS / name)
+    holder, touched = _read(folder / LEASES / name)
     if touched is None:
         return None
     if _same_machine(holder, identity(os.getpid())):
@@ -176,9 +176,9 @@ def peek(folder: Path, name: str) -> tuple[dict[str, Any], bool] | None:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int | None]:
-    """Return who holds the claim ``path`` and when (ns, its file system's clock) it was touched; None without a claim.
+    """Return who holds the lease ``path`` and when (ns, its file system's clock) it was touched; None without a lease.
 
-    The holder is empty while the claim is being written. Opening the file makes NFS ask its server.
+    The holder is empty while the lease is being written. Opening the file makes NFS ask its server.
     """
     try:
         with path.open() as file:

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args, settings, shards, model)
     _begin(args.output)
     torch.backends.cudnn.deterministic = True  # measured again it is the same
-    measured = Measurement(Restorer(model, settings, device), shards, args.swap_semantics)
+    measured = ClipMeasurements(Restorer(model, settings, device), shards, args.swap_semantics)
     measured.take(chosen, settings.batch_size)
     results = {
         "samples": len(chosen),
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class Measurement:
+class ClipMeasurements:
     """Measures clips batch by batch and keeps a few of them to be shown.
 
     Attributes:

@@ -211,7 +211,7 @@ def _new_folder(base: Path) -> Path:
 
 
 def _submit(
-    model: str, name: str, runs: Sequence[Run], folder: Path, code: code_snapshot.Snapshot, ask: TrainingRequest
+    model: str, name: str, runs: Sequence[Run], folder: Path, code: code_snapshot.CodeSnapshot, ask: TrainingRequest
 ) -> Jobs:
     srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={ask.cpus}"
     work = []
@@ -235,7 +235,7 @@ def _submit(
     )
 
 
-def _setup(code: code_snapshot.Snapshot, ask: TrainingRequest) -> list[str]:
+def _setup(code: code_snapshot.CodeSnapshot, ask: TrainingRequest) -> list[str]:
     """Return the lines of shell that come before the tasks: what the job scripts do, too, and the copied code."""
     return [
         *([f"source {shlex.quote(str(code.prologue))}"] if code.prologue else []),
@@ -246,7 +246,7 @@ def _setup(code: code_snapshot.Snapshot, ask: TrainingRequest) -> list[str]:
 
 
 def _report(
-    model: str, runs: Sequence[Run], folder: Path, code: code_snapshot.Snapshot, ask: TrainingRequest, jobs: Jobs
+    model: str, runs: Sequence[Run], folder: Path, code: code_snapshot.CodeSnapshot, ask: TrainingRequest, jobs: Jobs
 ) -> None:
     count = f"{len(runs)} × " if len(runs) > 1 else ""
     print(f"job {jobs.id}: {count}mmldm train {model} on {ask.nodes} × {ask.tasks_per_node()} tasks")

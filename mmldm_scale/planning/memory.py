@@ -113,10 +113,10 @@ class MicroStep:
     """What a process computes at once; on shapes alone if everything is on the device "meta".
 
     Attributes:
-        module: of a task.
+        module: of a trainable.
         batch: a micro-batch for it.
-        discriminator: of the task, if the module returns "exhibits".
-        beside: what the task needs and no engine holds, in its own precision.
+        discriminator: of the trainable, if the module returns "exhibits".
+        beside: what the trainable needs and no engine holds, in its own precision.
     """
 
     module: nn.Module

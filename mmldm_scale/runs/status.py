@@ -199,7 +199,7 @@ def page(status: Status) -> list[str]:
         "left out": _values(
             last,
             ("skipped steps", "training/skipped_steps", "{:,.0f}"),
-            ("samples left out", "training/left_out_samples", "{:,.0f}"),
+            ("samples left out", "training/skipped_samples", "{:,.0f}"),
             ("damaged samples", "data/quarantined", "{:,.0f}"),
         ),
         "memory": _values(
@@ -372,10 +372,10 @@ def _loads(line: str) -> Any:
 
 def _hangs(run: Path) -> str:
     folders = sorted(run.glob("hangs/*"))
-    verdict = ""
+    diagnosis = ""
     with contextlib.suppress(OSError, IndexError):
-        verdict = f", the last: {(folders[-1] / 'verdict.txt').read_text(errors='replace').strip()[:200]}"
-    return f"{len(folders)}{verdict}" if folders else ""
+        diagnosis = f", the last: {(folders[-1] / 'diagnosis.txt').read_text(errors='replace').strip()[:200]}"
+    return f"{len(folders)}{diagnosis}" if folders else ""
 
 
 def _duration(seconds: float) -> str:

@@ -54,14 +54,14 @@ def run(args: argparse.Namespace) -> int:
     if todo:
         inputs = usable(videos, args.num_samples, description.media, GIVEN[args.task] == "audio") if videos else []
         pipeline = Pipeline.from_pretrained(args.checkpoint, settings, args.autoencoder, choose_device(args.device))
-        Job(pipeline, args.task, args.output, inputs, args.label).make(todo)
+        SamplingJob(pipeline, args.task, args.output, inputs, args.label).make(todo)
     page = gallery.write(args.output)
     there = sum(_file(args.output, args.task, i).exists() for i in range(args.num_samples))
     print(f"{args.task}: {there} of {args.num_samples} samples are in {args.output}; look at them in {page}")
     return 0
 
 
-class Job:
+class SamplingJob:
     """Makes blocks of samples into a folder."""
 
     def __init__(

@@ -1,6 +1,6 @@
 """The adversarial loss of both players: the paper's Eq. 2 in its log form, and the hinge form of the public code.
 
-An :class:`AdversarialLoss` is the module of a task's discriminator (``training.trainable.Discriminator``), over a
+An :class:`AdversarialLoss` is the module of a trainable's discriminator (``training.trainable.Discriminator``), over a
 network that tells real pictures from made ones. The trainer calls it for the discriminator's own loss, and its
 ``generator_loss`` for the term that joins the model's.
 """

@@ -1,4 +1,4 @@
-"""The training loop, for every task: one clock, ``samples_seen``, from which everything else derives.
+"""The training loop, for every trainable: one clock, ``samples_seen``, from which everything else derives.
 
 ``train()`` is what ``mmldm train`` runs on each process. It carries on from the run's newest whole checkpoint, and ends
 when ``total_samples`` are seen or a signal asks it to stop.
@@ -33,23 +33,23 @@ from mmldm_scale.training.engine.step_module import Objective
 from mmldm_scale.training.monitoring import metric_means, throughput, validation
 from mmldm_scale.training.monitoring.logger import Monitor
 from mmldm_scale.training.monitoring.previews import Previews
-from mmldm_scale.training.monitoring.profiler import Profile
+from mmldm_scale.training.monitoring.profiler import StepProfiler
 from mmldm_scale.training.resilience.run_lock import locked
 from mmldm_scale.training.resilience.signals import EXIT_STOPPED, StopRequest, restore_handlers
-from mmldm_scale.training.resilience.step_skipping import Health, Stretches, read_state, read_stretches
+from mmldm_scale.training.resilience.step_skipping import Health, SkippedRanges, read_skipped_ranges, read_state
 from mmldm_scale.training.resilience.watchdog import Watchdog
 from mmldm_scale.training.run_folder import begin
-from mmldm_scale.training.trainable import Task
+from mmldm_scale.training.trainable import Trainable
 
 
-def train(build_task: Callable[[Any], Task], schema: Any) -> int:
-    """Run the task that ``build_task(schema)`` builds, in the folder ``schema.run``; return the exit status.
+def train(build_trainable: Callable[[Any], Trainable], schema: Any) -> int:
+    """Run the trainable that ``build_trainable(schema)`` builds, in the folder ``schema.run``; return the exit status.
 
     Raises:
         UserError: the configuration, data or checkpoints cannot work.
     """
     config: TrainingConfig = schema.training
-    wish = StopRequest()
+    stop_request = StopRequest()
     world = start(config.collective_timeout)
     try:
         run = Path(schema.run)
@@ -57,41 +57,41 @@ def train(build_task: Callable[[Any], Task], schema: Any) -> int:
         torch.backends.cudnn.deterministic = True
         with locked(run, world):
             begin(run, schema, world)
-            task = build_task(schema)
-            trainer = Trainer(task, config, run, world)
-            stopped = trainer.run(wish)
+            trainable = build_trainable(schema)
+            trainer = Trainer(trainable, config, run, world)
+            stopped = trainer.run(stop_request)
         if stopped:
-            requeue.leave_word(EXIT_STOPPED)
-            _queue_again(wish, world)
+            requeue.report_exit_status(EXIT_STOPPED)
+            _queue_again(stop_request, world)
     except BaseException as error:
         restore_handlers()  # nothing is left to save: a launcher that ends this process now is to be obeyed at once
         if isinstance(error, UserError):
-            requeue.leave_word(error.status)
+            requeue.report_exit_status(error.status)
         raise
     finally:
         stop()
     return EXIT_STOPPED if stopped else 0
 
 
-def _queue_again(wish: StopRequest, world: World) -> None:
+def _queue_again(stop_request: StopRequest, world: World) -> None:
     """Requeue the SLURM job, unless SIGTERM asked to stop: a job that somebody cancelled would come back.
 
     All ranks wait for the first, since srun ends them all as soon as one of them exits.
     """
-    if world.any(wish.signal not in (None, signal.SIGTERM)) and world.first and slurm.job():
+    if world.any(stop_request.signal not in (None, signal.SIGTERM)) and world.is_rank0 and slurm.job():
         slurm.requeue()
     world.barrier()
 
 
-def _left_out(run: Path, world: World) -> Stretches:
+def _skipped_data(run: Path, world: World) -> SkippedRanges:
     """Return the data that ``run`` leaves out, on all processes what the first one reads."""
-    found: Stretches | UserError | None = None
-    if world.first:
+    found: SkippedRanges | UserError | None = None
+    if world.is_rank0:
         try:
-            found = read_stretches(run)
+            found = read_skipped_ranges(run)
         except UserError as error:
             found = error
-    found = world.agree(found)
+    found = world.broadcast_from_rank0(found)
     if isinstance(found, UserError):
         raise found
     return found
@@ -100,24 +100,26 @@ def _left_out(run: Path, world: World) -> Stretches:
 class Trainer:
     """One run on this process."""
 
-    def __init__(self, task: Task, config: TrainingConfig, run: Path, world: World) -> None:
-        if config.validate_every and task.validation is None:
+    def __init__(self, trainable: Trainable, config: TrainingConfig, run: Path, world: World) -> None:
+        if config.validate_every and trainable.validation is None:
             fits = "validation=DIR fits an autoencoder or a dit, else 0"
             raise UserError(f"training.validate_every: there is nothing to validate on; {fits}")
-        self.validate_every = (config.validate_every or config.checkpoint_every) if task.validation else 0
-        self.task, self.config, self.folder, self.world = task, config, run, world
-        self.adversary = Adversary(task.discriminator, config, world) if task.discriminator else None
-        self.objective = Objective(task, self.adversary)
-        self.engine = engines.build(task.module, config, world)
+        self.validate_every = (config.validate_every or config.checkpoint_every) if trainable.validation else 0
+        self.trainable, self.config, self.folder, self.world = trainable, config, run, world
+        self.adversary = Adversary(trainable.discriminator, config, world) if trainable.discriminator else None
+        self.objective = Objective(trainable, self.adversary)
+        self.engine = engines.build(trainable.module, config, world)
         self.guard = Guard(self.engine)
         self.saved_engines = {ENGINE: self.engine} | ({DISCRIMINATOR: self.adversary.engine} if self.adversary else {})
         timeout = config.collective_timeout + GRACE
-        self.checkpoints = Checkpoints(run, world, config.keep_checkpoints, task.inputs, config.keep_every, timeout)
-        self.left_out = _left_out(run, world)
+        self.checkpoints = Checkpoints(
+            run, world, config.keep_checkpoints, trainable.inputs, config.keep_every, timeout
+        )
+        self.skipped_data = _skipped_data(run, world)
         self.watchdog = Watchdog(run, world, config.collective_timeout)
-        self.previews = Previews(task, self.engine, world, self.watchdog)
-        self.profile = Profile(run, config.profile_steps if world.first else 0)
-        for remark in task.remarks:
+        self.previews = Previews(trainable, self.engine, world, self.watchdog)
+        self.profile = StepProfiler(run, config.profile_steps if world.is_rank0 else 0)
+        for remark in trainable.startup_messages:
             self._say(remark)
         self._begin(self.checkpoints.newest())
 
@@ -128,15 +130,15 @@ class Trainer:
         state = read_state(checkpoint) if checkpoint else None
         self.health = Health(config.skip_limit, config.spike_factor, state)
         self.saved = self.samples_seen
-        self.monitor = Monitor(self.folder, self.samples_seen, config.total_samples) if world.first else None
+        self.monitor = Monitor(self.folder, self.samples_seen, config.total_samples) if world.is_rank0 else None
         self.batches = self._micro_batches()
         peak = throughput.peak_flops(world.device, DTYPES[config.precision]) * world.size
-        self.meter = throughput.Meter(self.task.flops_per_sample, peak, self.samples_seen)
+        self.meter = throughput.Meter(self.trainable.flops_per_sample, peak, self.samples_seen)
         if checkpoint:
             self._say(f"carrying on from {self.samples_seen:,} of {config.total_samples:,} samples")
 
-    def run(self, wish: StopRequest) -> bool:
-        """Train to the end or to a wish to stop; return whether it stopped early.
+    def run(self, stop_request: StopRequest) -> bool:
+        """Train to the end or to a stop_request to stop; return whether it stopped early.
 
         Raises:
             UserError: too many steps in a row were skipped, and going back to a checkpoint cannot help; or a checkpoint
@@ -144,7 +146,7 @@ class Trainer:
         """
         with self.watchdog:
             try:
-                return self._run(wish)
+                return self._run(stop_request)
             except BaseException:
                 restore_handlers()  # as in train(): what is being written is waited for, unless the launcher ends it
                 raise
@@ -152,10 +154,10 @@ class Trainer:
                 self.profile.close()
                 self.checkpoints.close()
 
-    def _run(self, wish: StopRequest) -> bool:
+    def _run(self, stop_request: StopRequest) -> bool:
         config = self.config
         while self.samples_seen < config.total_samples:
-            values, stopping = self._step(wish)
+            values, stopping = self._step(stop_request)
             self.profile.step(self.samples_seen)
             if self.health.failed:
                 self._go_back()
@@ -178,7 +180,10 @@ class Trainer:
             if done and self.saved != self.samples_seen and self._learned():
                 raise UserError(f"{self.folder}: the end is not saved; run the same command again to carry on")
             if stopping and not done:
-                at, name = f"at {self.samples_seen:,} samples", wish.signal.name if wish else "a signal to another rank"
+                at, name = (
+                    f"at {self.samples_seen:,} samples",
+                    stop_request.signal.name if stop_request else "a signal to another rank",
+                )
                 self._say(f"stopping {at} after {name}; {'saved' if self.saved == self.samples_seen else 'not saved'}")
                 return True
         if self.monitor:
@@ -194,13 +199,13 @@ class Trainer:
             config.micro_batch,
             world.rank,
             world.size,
-            self.left_out,
+            self.skipped_data,
         )
         on_gpu = world.device.type == "cuda"
         timeout = config.collective_timeout + GRACE
-        return load(self.task.dataset, positions, config.workers, on_gpu, timeout, self.watchdog.worker_stacks)
+        return load(self.trainable.dataset, positions, config.workers, on_gpu, timeout, self.watchdog.worker_stacks)
 
-    def _step(self, wish: StopRequest) -> tuple[dict[str, list[Tensor]], bool]:
+    def _step(self, stop_request: StopRequest) -> tuple[dict[str, list[Tensor]], bool]:
         """Take one optimizer step, or skip it.
 
         Returns: each micro-batch's per-sample values, still on the device; whether any process is to stop.
@@ -210,9 +215,9 @@ class Trainer:
         stopping, last = False, self.engine.gradient_accumulation_steps() - 1
         for micro in range(last + 1):
             began = time.perf_counter()
-            self.watchdog.at("data", self.samples_seen)
+            self.watchdog.heartbeat("data", self.samples_seen)
             batch = next(self.batches)
-            self.watchdog.at("step", self.samples_seen)
+            self.watchdog.heartbeat("step", self.samples_seen)
             self.meter.waited(time.perf_counter() - began)
             results = self.engine({k: v.to(self.world.device, non_blocking=True) for k, v in batch.items()})
             exhibits = results.pop("exhibits", None)
@@ -223,7 +228,7 @@ class Trainer:
             for name, result in results.items():
                 values.setdefault(name, []).append(result.detach())
             if micro == last:
-                stopping, loss, objection = self._judge(values["loss"], wish)
+                stopping, loss, objection = self._judge(values["loss"], stop_request)
             self.engine.step()
             if exhibits:
                 self.adversary.guard.closed = self.guard.closed
@@ -232,7 +237,7 @@ class Trainer:
         self._record(loss, objection)
         return values, stopping
 
-    def _judge(self, losses: list[Tensor], wish: StopRequest) -> tuple[bool, float, str | None]:
+    def _judge(self, losses: list[Tensor], stop_request: StopRequest) -> tuple[bool, float, str | None]:
         """Decide with all processes, in one exchange, on the step whose gradients are there.
 
         Returns: whether any process is to stop, the mean loss, and why the step is not to be taken, if it is not.
@@ -242,13 +247,15 @@ class Trainer:
         """
         finite = self.guard.finite() and (not self.adversary or self.adversary.guard.finite())
         loss = torch.stack(losses).double().sum().item() if finite else 0.0
-        wishes, broken, failures, total = self.world.sum([bool(wish), not finite, self.checkpoints.failed, loss])
+        stop_requests, broken, failures, total = self.world.sum(
+            [bool(stop_request), not finite, self.checkpoints.failed, loss]
+        )
         if failures:
             self._finish_saving()  # which raises on all processes, since all know of it by now
         mean = total / self.config.global_batch
         objection = self.health.objection(int(broken), mean)
         self.guard.closed, self.guard.highest_norm = objection is not None, self.health.highest_norm
-        return wishes > 0, mean, objection
+        return stop_requests > 0, mean, objection
 
     def _record(self, loss: float, objection: str | None) -> None:
         """Remember how the step just done went, and say so if it was skipped."""
@@ -269,20 +276,20 @@ class Trainer:
             UserError: there is none, or the run went back to it before.
         """
         self._finish_saving()
-        self.watchdog.at("way back", self.samples_seen)
+        self.watchdog.heartbeat("way back", self.samples_seen)
         limit, checkpoint = self.config.skip_limit, self.checkpoints.newest()
         failure = f"{self.folder}: {limit} steps in a row were skipped up to {self.samples_seen:,} samples"
         if checkpoint is None:
             raise UserError(f"{failure}, before the first checkpoint; look at the data, learning rate and precision")
         samples_seen = read_manifest(checkpoint).samples_seen
-        if self.left_out.went_back_to(samples_seen):
+        if self.skipped_data.went_back_to(samples_seen):
             raise UserError(
                 f"{failure}, and again after going back to {checkpoint.name} and leaving data out; remove "
                 "that checkpoint to begin from the one before"
             )
-        self.left_out = self.left_out.leaving_out(samples_seen, self.left_out.position(self.samples_seen))
-        if self.world.first:
-            self.left_out.write(self.folder)
+        self.skipped_data = self.skipped_data.skipping(samples_seen, self.skipped_data.position(self.samples_seen))
+        if self.world.is_rank0:
+            self.skipped_data.write(self.folder)
             self.monitor.close()
         self.world.barrier()
         self._say(f"{failure}; going back to {checkpoint.name}, and on from there behind that data")
@@ -307,8 +314,10 @@ class Trainer:
         if not (done or self._due(self.validate_every)):
             return {}
         with self.meter.standing("validation"):
-            alive = functools.partial(self.watchdog.at, "validation", self.samples_seen)
-            return validation.evaluate(self.engine, self.task.validation, self.config.micro_batch, self.world, alive)
+            alive = functools.partial(self.watchdog.heartbeat, "validation", self.samples_seen)
+            return validation.evaluate(
+                self.engine, self.trainable.validation, self.config.micro_batch, self.world, alive
+            )
 
     def _log(self, values: dict[str, list[Tensor]], validated: dict[str, float]) -> None:
         """Log the means over the global batch just done, where they are finite, and the speed since the last time."""
@@ -328,13 +337,15 @@ class Trainer:
             training[f"ema_decay_{length}"] = decay
         training |= engines.loss_scale(self.engine)
         training["skipped_steps"] = float(self.health.skipped_steps)
-        training["left_out_samples"] = float(self.left_out.left_out(self.samples_seen - self.config.global_batch))
+        training["skipped_samples"] = float(
+            self.skipped_data.count_skipped(self.samples_seen - self.config.global_batch)
+        )
         scalars = {f"training/{name}": value for name, value in training.items()}
         scalars |= {f"weight/{name}": weight for name, weight in self.objective.weights.items()}
         if self.adversary:
             scalars |= self.adversary.scalars()
-        if self.task.quarantine is not None:
-            scalars["data/quarantined"] = float(len(self.task.quarantine))
+        if self.trainable.quarantine is not None:
+            scalars["data/quarantined"] = float(len(self.trainable.quarantine))
         return scalars
 
     def _save(self) -> None:
@@ -345,14 +356,14 @@ class Trainer:
         health = self.health.state()
 
         def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
-            self.task.write_weights(folder, state)
+            self.trainable.write_weights(folder, state)
             health.write(folder.parent)
 
         self.checkpoints.save(self.saved_engines, self.samples_seen, write_weights)
 
     def _finish_saving(self) -> None:
         """Wait for the checkpoint that is being written, if there is one."""
-        self.watchdog.at("saving", self.samples_seen)
+        self.watchdog.heartbeat("saving", self.samples_seen)
         self.saved = self.checkpoints.finish() or self.saved
 
     def _learned(self) -> bool:
@@ -363,5 +374,5 @@ class Trainer:
         return self.samples_seen % interval == 0
 
     def _say(self, line: str) -> None:
-        if self.world.first:
+        if self.world.is_rank0:
             print(line, file=sys.stderr, flush=True)

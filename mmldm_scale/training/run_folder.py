@@ -60,7 +60,7 @@ def begin(run: Path, schema: Any, world: World) -> None:
     Raises:
         UserError: the run was begun with other settings, or the folder cannot be written.
     """
-    problem = world.agree(_begin(run, schema) if world.first else None)
+    problem = world.broadcast_from_rank0(_begin(run, schema) if world.is_rank0 else None)
     if problem:
         raise UserError(problem)
 

@@ -1,6 +1,6 @@
-"""What a trainer needs to know of a model: a task joins a module, its data and its ways out.
+"""What a trainer needs to know of a model: a trainable joins a module, its data and its ways out.
 
-``mmldm train NAME`` builds the task of that name (``trainables/kl_vae/trainable.py``,
+``mmldm train NAME`` builds the trainable of that name (``trainables/kl_vae/trainable.py``,
 ``trainables/autoencoder/trainable.py``, ``trainables/dit/trainable.py``) and hands it to
 :func:`mmldm_scale.training.loop.train`, which knows of no model.
 """
@@ -25,7 +25,7 @@ class Dataset(Protocol):
         """Return the sample at ``position``, without a batch dimension: a pure function of (seed, position)."""
 
 
-class HeldOut(Protocol):
+class ValidationSet(Protocol):
     """Samples that are not trained on, by index from 0 on."""
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class HeldOut(Protocol):
 
 
 class Preview(Protocol):
-    """Where a task shows what it makes (TensorBoard)."""
+    """Where a trainable shows what it makes (TensorBoard)."""
 
     def image(self, tag: str, image: Tensor) -> None:
         """Show ``image``, (3, H, W) in [0, 1]."""
@@ -79,7 +79,7 @@ class Discriminator:
 
 
 @dataclass
-class Task:
+class Trainable:
     """One kind of training.
 
     Attributes:
@@ -106,7 +106,7 @@ class Task:
         weights: How much each "term/NAME" counts in "loss", by NAME; logged.
         discriminator: What plays against the module, if anything does.
         begin_step: Called before each optimizer step.
-        remarks: Lines that the user should read when a run begins.
+        startup_messages: Lines that the user should read when a run begins.
     """
 
     name: Literal["kl_vae", "autoencoder", "dit"]
@@ -117,9 +117,9 @@ class Task:
     write_weights: Callable[[Path, dict[str, torch.Tensor]], None]
     preview: Callable[[nn.Module, Preview], None] | None = None
     samples: Callable[[dict[str, torch.Tensor], Preview], Iterator[None]] | None = None
-    validation: HeldOut | None = None
+    validation: ValidationSet | None = None
     quarantine: Quarantine | None = None
     weights: dict[str, float] = field(default_factory=dict)
     discriminator: Discriminator | None = None
     begin_step: Callable[[StepInfo], None] | None = None
-    remarks: list[str] = field(default_factory=list)
+    startup_messages: list[str] = field(default_factory=list)

@@ -111,21 +111,21 @@ def test_with_a_new_checkpoint_the_count_begins_anew(cluster: Cluster) -> None:
 @pytest.mark.parametrize("status", [0, 2, 75])
 def test_what_ends_in_order_is_left_to_the_training(cluster: Cluster, status: int) -> None:
     """srun's own status is that of a killed task, whatever the first one to end had."""
-    training = "exit 0" if status == 0 else f"printf {status} > $MMLDM_WORD; exit 143"
+    training = "exit 0" if status == 0 else f"printf {status} > $MMLDM_EXIT_STATUS; exit 143"
     assert cluster.finish(training) == (status, "")
     assert cluster.requeued() == []
     assert [file.name for file in cluster.run.iterdir()] == [requeue.STARTS]
 
 
 def test_an_outage_is_queued_again(cluster: Cluster) -> None:
-    assert cluster.finish(f"printf {Outage.status} > $MMLDM_WORD; exit 143")[0] == Outage.status
+    assert cluster.finish(f"printf {Outage.status} > $MMLDM_EXIT_STATUS; exit 143")[0] == Outage.status
     assert cluster.requeued() == ["requeue 17"]
 
 
 @pytest.mark.parametrize("reason", ["None", "TimeLimit"])
 def test_ended_by_slurm_it_is_queued_again_only_for_the_time_limit(cluster: Cluster, reason: str) -> None:
     cluster.ending_because(reason)
-    process = cluster.start('trap "exit 9" TERM; touch $MMLDM_WORD.here; sleep 60 2> /dev/null & wait')
+    process = cluster.start('trap "exit 9" TERM; touch $MMLDM_EXIT_STATUS.here; sleep 60 2> /dev/null & wait')
     deadline = time.monotonic() + 30
     while not list(cluster.run.glob("*.here")) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -133,7 +133,7 @@ def test_shares_of_an_uneven_array_are_refused():
 
 def test_the_job():
     assert slurm.job({}) is None
-    assert slurm.job(STEP) == slurm.Job("4711", "train_dit_L.sh", 0)
+    assert slurm.job(STEP) == slurm.SlurmJob("4711", "train_dit_L.sh", 0)
     assert slurm.job(STEP | {"SLURM_RESTART_COUNT": "2"}).restarts == 2
     task = {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "11"}
     assert slurm.job(STEP | task).id == "4700_11"
@@ -155,9 +155,9 @@ def test_requeue_asks_for_one_task_of_an_array(scontrol, monkeypatch):
 
 
 def test_requeue_repeats_what_slurm_objects_to(scontrol, monkeypatch):
-    scontrol("echo 'Job is not requeueable' >&2; exit 1")
+    scontrol("echo 'SlurmJob is not requeueable' >&2; exit 1")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    with pytest.raises(slurm.SlurmError, match="scontrol requeue 4711: Job is not requeueable"):
+    with pytest.raises(slurm.SlurmError, match="scontrol requeue 4711: SlurmJob is not requeueable"):
         slurm.requeue()
 
 

@@ -10,11 +10,11 @@ import time
 import pytest
 
 from mmldm_scale.common import leases as module
-from mmldm_scale.common.leases import Claims
+from mmldm_scale.common.leases import Leases
 
 
 def test_one_holder_at_a_time_and_nothing_left(tmp_path):
-    with Claims(tmp_path / "set") as one, Claims(tmp_path / "set") as other:
+    with Leases(tmp_path / "set") as one, Leases(tmp_path / "set") as other:
         assert one.take("a")
         assert not other.take("a")
         assert other.take("b")
@@ -25,19 +25,19 @@ def test_one_holder_at_a_time_and_nothing_left(tmp_path):
 
 
 def test_files_of_a_part_may_be_gone_if_another_makes_it(tmp_path):
-    with Claims(tmp_path) as claims:
-        claims.take("a")
-        with pytest.raises(FileNotFoundError), claims.finishing("a"):
+    with Leases(tmp_path) as leases:
+        leases.take("a")
+        with pytest.raises(FileNotFoundError), leases.finishing("a"):
             (tmp_path / "aside").rename(tmp_path / "a")
-        (tmp_path / "claims/a").unlink()  # taken for dead
-        with claims.finishing("a"):
+        (tmp_path / "leases/a").unlink()  # taken for dead
+        with leases.finishing("a"):
             (tmp_path / "aside").rename(tmp_path / "a")
 
 
 def test_an_exception_gives_everything_back(tmp_path):
-    with contextlib.suppress(KeyboardInterrupt), Claims(tmp_path) as claims:
-        claims.take("a")
-        claims.take("b")
+    with contextlib.suppress(KeyboardInterrupt), Leases(tmp_path) as leases:
+        leases.take("a")
+        leases.take("b")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
 
@@ -45,15 +45,15 @@ def test_an_exception_gives_everything_back(tmp_path):
 def test_of_many_threads_one_wins_each_time(tmp_path):
     wins, start = [], threading.Barrier(8)
 
-    def rush(claims):
+    def rush(leases):
         for number in range(30):
             start.wait()
-            if claims.take(f"n{number}"):
+            if leases.take(f"n{number}"):
                 wins.append(number)
 
     with contextlib.ExitStack() as stack:
-        holders = [stack.enter_context(Claims(tmp_path)) for _ in range(8)]
-        threads = [threading.Thread(target=rush, args=(claims,)) for claims in holders]
+        holders = [stack.enter_context(Leases(tmp_path)) for _ in range(8)]
+        threads = [threading.Thread(target=rush, args=(leases,)) for leases in holders]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
     assert sorted(wins) == list(range(30))
@@ -64,52 +64,52 @@ def test_a_killed_holder_s_claim_is_free_at_once(tmp_path, reaped):
     taken = multiprocessing.Event()
 
     def hold():
-        with Claims(tmp_path) as claims:
-            claims.take("a")
+        with Leases(tmp_path) as leases:
+            leases.take("a")
             taken.set()
             time.sleep(60)
 
     process = multiprocessing.get_context("fork").Process(target=hold)
     process.start()
     assert taken.wait(20)
-    with Claims(tmp_path) as claims:
-        assert not claims.take("a")
+    with Leases(tmp_path) as leases:
+        assert not leases.take("a")
         os.kill(process.pid, signal.SIGKILL)
         if reaped:
             process.join()
         else:
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the process table
-        assert claims.take("a")
+        assert leases.take("a")
     process.join()
 
 
 def elsewhere(folder, name, **changes):
-    """Make the claim ``name`` of a process of another machine."""
-    with Claims(folder) as claims:
-        claims.take(name)
-        holder = json.loads((folder / "claims" / name).read_text())
-    (folder / "claims").mkdir()
-    (folder / "claims" / name).write_text(json.dumps({**holder, "host": "far-away", **changes}))
-    return folder / "claims" / name
+    """Make the lease ``name`` of a process of another machine."""
+    with Leases(folder) as leases:
+        leases.take(name)
+        holder = json.loads((folder / "leases" / name).read_text())
+    (folder / "leases").mkdir()
+    (folder / "leases" / name).write_text(json.dumps({**holder, "host": "far-away", **changes}))
+    return folder / "leases" / name
 
 
 def test_a_holder_elsewhere_lives_while_it_touches_its_claim(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SILENCE", 0.3)
     path = elsewhere(tmp_path, "a")
-    with Claims(tmp_path) as claims:
+    with Leases(tmp_path) as leases:
         for beat in range(10):
             os.utime(path, (beat, beat))  # its clock is half a century behind: only that it goes on counts
-            assert not claims.take("a")
+            assert not leases.take("a")
             time.sleep(0.1)
         time.sleep(0.3)
-        assert claims.take("a")
+        assert leases.take("a")
 
 
 def test_a_process_that_was_frozen_notices_that_it_lost_its_claim(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SILENCE", 0.1)
-    with Claims(tmp_path) as frozen, Claims(tmp_path) as other:
+    with Leases(tmp_path) as frozen, Leases(tmp_path) as other:
         frozen.take("a")
-        path = tmp_path / "claims" / "a"
+        path = tmp_path / "leases" / "a"
         path.write_text(json.dumps({**json.loads(path.read_text()), "host": "far-away"}))
         assert not other.take("a")
         time.sleep(0.2)
@@ -121,46 +121,46 @@ def test_a_process_that_was_frozen_notices_that_it_lost_its_claim(tmp_path, monk
 
 def test_the_heart_beats(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT", 0.05)
-    with Claims(tmp_path) as claims:
-        claims.take("a")
-        os.utime(tmp_path / "claims" / "a", (1, 1))
+    with Leases(tmp_path) as leases:
+        leases.take("a")
+        os.utime(tmp_path / "leases" / "a", (1, 1))
         deadline = time.monotonic() + 10
-        while (tmp_path / "claims" / "a").stat().st_mtime < 2 and time.monotonic() < deadline:
+        while (tmp_path / "leases" / "a").stat().st_mtime < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert (tmp_path / "claims" / "a").stat().st_mtime > 2
+        assert (tmp_path / "leases" / "a").stat().st_mtime > 2
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "1/../1"}', '{"pid": 1}'])
 def test_a_claim_that_is_not_written_yet_or_damaged_dies_by_silence(tmp_path, monkeypatch, content):
     monkeypatch.setattr(module, "SILENCE", 0.1)
-    (tmp_path / "claims").mkdir()
-    (tmp_path / "claims" / "a").write_text(content)
-    with Claims(tmp_path) as claims:
-        assert not claims.take("a")
+    (tmp_path / "leases").mkdir()
+    (tmp_path / "leases" / "a").write_text(content)
+    with Leases(tmp_path) as leases:
+        assert not leases.take("a")
         time.sleep(0.2)
-        assert claims.take("a")
+        assert leases.take("a")
 
 
 def test_a_reused_process_id_is_not_the_holder(tmp_path):
     """As after a crash, when the id has gone to another program by now."""
     elsewhere(tmp_path, "a", host=socket.gethostname(), started=1)
-    with Claims(tmp_path) as claims:
-        assert claims.take("a")
+    with Leases(tmp_path) as leases:
+        assert leases.take("a")
 
 
 def test_a_rival_is_named_and_lives_for_sure_once_it_touched_its_claim_again(tmp_path):
     path = elsewhere(tmp_path, "a", job="17")
-    with Claims(tmp_path) as claims:
-        assert not claims.take("a")
-        holder, lives = claims.rival("a")
+    with Leases(tmp_path) as leases:
+        assert not leases.take("a")
+        holder, lives = leases.rival("a")
         assert (holder["host"], holder["job"], lives) == ("far-away", "17", False)
         os.utime(path, (5, 5))
-        assert not claims.take("a")
-        assert claims.rival("a")[1]
+        assert not leases.take("a")
+        assert leases.rival("a")[1]
 
 
 def test_a_rival_on_the_same_machine_lives_for_sure(tmp_path):
-    with Claims(tmp_path, job="3") as one, Claims(tmp_path) as other:
+    with Leases(tmp_path, job="3") as one, Leases(tmp_path) as other:
         one.take("a")
         assert not other.take("a")
         holder, lives = other.rival("a")

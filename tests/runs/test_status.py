@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from mmldm_scale.runs import status
-from mmldm_scale.common.leases import Claims
+from mmldm_scale.common.leases import Leases
 from mmldm_scale.cli import main
 
 CONFIG = """\
@@ -40,7 +40,7 @@ def write_run(folder: Path, until: int = 500, total: int = 1000, ago: float = 0.
     (folder / "checkpoints/step-000000000500.tmp").mkdir()
     (folder / "starts.jsonl").write_text('{"job": "7", "time": "noon"}\n{"job": "7", "time": "one"}\n')
     (folder / "hangs/then").mkdir(parents=True)
-    (folder / "hangs/then/verdict.txt").write_text("rank 3 hangs\n")
+    (folder / "hangs/then/diagnosis.txt").write_text("rank 3 hangs\n")
     return folder
 
 
@@ -50,8 +50,8 @@ def page(run: Path) -> str:
 
 def test_a_running_run_is_summarised(tmp_path, capsys) -> None:
     run = write_run(tmp_path / "run")
-    with Claims(run, job="7") as claims:
-        claims.take("run")
+    with Leases(run, job="7") as leases:
+        leases.take("run")
         assert main(["status", str(run)]) == 0
     said = capsys.readouterr().out
     assert "run: dit S, 12 × 768, batch 10, bf16, ZeRO-1, on data/latents\n" in said
@@ -69,15 +69,15 @@ def test_a_running_run_is_summarised(tmp_path, capsys) -> None:
 def test_whether_it_is_at_work_is_told_from_its_lock(tmp_path) -> None:
     run = write_run(tmp_path / "run", ago=300)
     assert "stopped, last record 5 min 0 s ago" in page(run)
-    with Claims(run) as claims:
-        claims.take("run")
+    with Leases(run) as leases:
+        leases.take("run")
         assert "silent, process" in page(run)  # it logged every second
-        claim = json.loads((run / "claims/run").read_text())
-        (run / "claims/run").write_text(json.dumps(claim | {"pid": 1 << 22}))
+        lease = json.loads((run / "leases/run").read_text())
+        (run / "leases/run").write_text(json.dumps(lease | {"pid": 1 << 22}))
         assert "stopped, its process 4194304 on" in page(run)
-        (run / "claims/run").write_text(json.dumps(claim | {"host": "elsewhere"}))
+        (run / "leases/run").write_text(json.dumps(lease | {"host": "elsewhere"}))
         assert "silent, process" in page(run)
-        os.utime(run / "claims/run", (0, 0))
+        os.utime(run / "leases/run", (0, 0))
         assert "elsewhere died without a word" in page(run)
     assert "finished" in page(write_run(tmp_path / "whole", until=1000))
     assert "100.0%" in page(write_run(tmp_path / "shorter", until=200, total=200))  # than its config.yaml says
@@ -103,8 +103,8 @@ def test_a_folder_that_is_no_run_is_a_line(tmp_path, capsys) -> None:
 
 def test_no_file_that_is_odd_or_cut_off_or_missing_is_too_much(tmp_path) -> None:
     dice, run = Random(0), write_run(tmp_path / "run")
-    (run / "claims").mkdir()
-    (run / "claims/run").write_text('{"host": "x", "pid": 3}')
+    (run / "leases").mkdir()
+    (run / "leases/run").write_text('{"host": "x", "pid": 3}')
     files = [file for file in sorted(run.rglob("*")) if file.is_file()]
     whole = {file: file.read_bytes() for file in files}
     odd = [b"", b"[]", b"null", b"3", b'{"training": 3, "model": [1], "files": {"a": 1}}']

@@ -33,7 +33,7 @@ def trainer(tmp_path_factory, alone) -> Iterator[Trainer]:
     steps = ("training.total_samples=32", "training.checkpoint_every=16", "training.preview_every=32")
     schema = config.load(toy_trainable.ToyTraining, [], [f"run={run}", *steps])
     run.mkdir()
-    trainer = Trainer(toy_trainable.build_task(schema), schema.training, run, alone)
+    trainer = Trainer(toy_trainable.build_trainable(schema), schema.training, run, alone)
     trainer.run(StopRequest())
     yield trainer
     signals.restore_handlers()

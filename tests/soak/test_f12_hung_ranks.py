@@ -43,8 +43,8 @@ def test_a_hung_rank_is_found_named_and_ended(count, toys):
         assert said.startswith(f"rank {guilty} (pid ")
         assert said.endswith(what)
         assert set(reports) == set(range(size)) - ({guilty} if way == "frozen" else set())
-        (verdict,) = run.run.glob("hangs/*/verdict.txt")
-        assert verdict.stat().st_mtime - (run.run / "log.jsonl").stat().st_mtime < LIMIT + LATE
+        (diagnosis,) = run.run.glob("hangs/*/diagnosis.txt")
+        assert diagnosis.stat().st_mtime - (run.run / "log.jsonl").stat().st_mtime < LIMIT + LATE
         return way
 
     fault_trials.run("F12 a rank hangs", count, trial)

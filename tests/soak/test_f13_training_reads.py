@@ -53,8 +53,8 @@ def losses(run: Path) -> list[tuple[int, float]]:
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
     """Return the loader workers of a run: its children that are copies of it."""
     found = []
-    for task in Path(f"/proc/{process.pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
+    for thread in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        for child in map(int, thread.read_text().split()):
             same = Path(f"/proc/{child}/cmdline").read_bytes() == Path(f"/proc/{process.pid}/cmdline").read_bytes()
             found += [child] if same else []
     return found

@@ -79,7 +79,7 @@ def record(file: str, *overrides: str) -> int:
         for stage, accumulation in CASES[model]:
             training = trained(given, stage, accumulation)
             found[f"{model} {stage} {accumulation}"] = of_a_step(makers[model](), training, world)
-    if world.first:
+    if world.is_rank0:
         Path(file).write_text(json.dumps(found))
     stop()
     return 0

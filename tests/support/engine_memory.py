@@ -78,7 +78,7 @@ def record(file: str) -> int:
     """Write what each process held to ``file``, as JSON by stage and precision."""
     world = start(60.0)
     found = {f"{stage} {name}": measure(world, stage, name) for stage in range(4) for name in ("fp32", "bf16")}
-    if world.first:
+    if world.is_rank0:
         Path(file).write_text(json.dumps(found))
     stop()
     return 0

@@ -40,10 +40,10 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DiTTraining
 from mmldm_scale.trainables.dit import trainable as dit_trainable
 from mmldm_scale.training import loop
-from mmldm_scale.training.checkpoint.host_copy import Staging
-from mmldm_scale.training.checkpoint.reshard import load_repartitioned
+from mmldm_scale.training.checkpoint.host_copy import HostCopy
+from mmldm_scale.training.checkpoint.reshard import load_resharded
 from mmldm_scale.training.engine.distributed import start, stop
-from mmldm_scale.training.trainable import Dataset, Task
+from mmldm_scale.training.trainable import Dataset, Trainable
 from tests.support import toy_trainable
 
 LIMIT, COMMAND_LIMIT = 60, 240  # seconds that a process of the toy, or of anything else, lives
@@ -67,12 +67,12 @@ def train(*overrides: str) -> int:
     if schema.stops:
         return toy_trainable.train_twice(schema)
 
-    def build_task(schema: toy_trainable.ToyTraining) -> Task:
-        task = toy_trainable.build_task(schema)
-        task.dataset = Recorded(task.dataset, Path(schema.run) / "positions")
-        return task
+    def build_trainable(schema: toy_trainable.ToyTraining) -> Trainable:
+        trainable = toy_trainable.build_trainable(schema)
+        trainable.dataset = Recorded(trainable.dataset, Path(schema.run) / "positions")
+        return trainable
 
-    return loop.train(build_task, schema)
+    return loop.train(build_trainable, schema)
 
 
 class Digested:
@@ -93,12 +93,12 @@ class Digested:
 def train_dit(*overrides: str) -> int:
     """Train a DiT; the positions that it reads go to ``samples`` in the run folder, with digests of what is there."""
 
-    def build_task(schema: DiTTraining) -> Task:
-        task = dit_trainable.build_task(schema)
-        task.dataset = Digested(task.dataset, Path(schema.run) / "samples")
-        return task
+    def build_trainable(schema: DiTTraining) -> Trainable:
+        trainable = dit_trainable.build_trainable(schema)
+        trainable.dataset = Digested(trainable.dataset, Path(schema.run) / "samples")
+        return trainable
 
-    return loop.train(build_task, config.load(DiTTraining, [], overrides))
+    return loop.train(build_trainable, config.load(DiTTraining, [], overrides))
 
 
 def train_on_failing_disk(fault: str, rank: int, sync: int, *overrides: str) -> int:
@@ -157,10 +157,10 @@ def repartition(source: str, written_by: int, to: str, *overrides: str) -> int:
     world = start(schema.training.collective_timeout)
     Path(to).mkdir(exist_ok=True)
     torch.manual_seed(world.rank)  # all that is not loaded differs
-    trainer = loop.Trainer(toy_trainable.build_task(schema), schema.training, Path(to), world)
+    trainer = loop.Trainer(toy_trainable.build_trainable(schema), schema.training, Path(to), world)
     for tag, engine in trainer.saved_engines.items():
-        load_repartitioned(engine, Path(source) / tag, written_by, world)
-        for file, state in Staging().states({tag: engine}, Path(to)).items():
+        load_resharded(engine, Path(source) / tag, written_by, world)
+        for file, state in HostCopy().states({tag: engine}, Path(to)).items():
             file.parent.mkdir(exist_ok=True)
             torch.save(state, file)
     stop()

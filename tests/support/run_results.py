@@ -1,4 +1,4 @@
-"""Runs the toy task as users run a trainer: in processes of its own, several of them through torchrun."""
+"""Runs the toy trainable as users run a trainer: in processes of its own, several of them through torchrun."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Runs of the toy task of tests/training for fault trials: twenty steps, a line in the log for each."""
+"""Runs of the toy trainable of tests/training for fault trials: twenty steps, a line in the log for each."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""A tiny task for the trainer's tests, and a program that trains it: ``torchrun … toy_trainable.py key=value …``."""
+"""A tiny trainable for the trainer's tests, and a program that trains it: ``torchrun … toy_trainable.py key=value
+…``."""
 
 import copy
 import os
@@ -23,7 +24,7 @@ from mmldm_scale.training import loop
 from mmldm_scale.training.data.quarantine import Quarantine
 from mmldm_scale.training.engine.distributed import start, stop
 from mmldm_scale.training.resilience.signals import StopRequest
-from mmldm_scale.training.trainable import Discriminator, Preview, StepInfo, Task
+from mmldm_scale.training.trainable import Discriminator, Preview, StepInfo, Trainable
 
 WIDTH = 16
 WEIGHTS = {"mse": 1.0, "size": 0.01}
@@ -171,14 +172,14 @@ def samples(state: dict[str, Tensor], writer: Preview) -> Iterator[None]:
         yield
 
 
-def build_task(schema: ToyTraining) -> Task:
+def build_trainable(schema: ToyTraining) -> Trainable:
     def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
         pretrained.save(folder, "dit", {"width": WIDTH}, state)
 
     module, adversarial, discriminator = ToyModule(schema.fault, float(schema.not_finite)), schema.adversarial, None
     if adversarial.weight:
         discriminator = Discriminator(AdversarialLoss(ToyDiscriminator(), arrangements, adversarial.loss), adversarial)
-    return Task(
+    return Trainable(
         name="dit",
         module=module,
         dataset=ToyData(schema),
@@ -196,20 +197,20 @@ def build_task(schema: ToyTraining) -> Task:
 
 def train_twice(schema: ToyTraining) -> int:
     """Train to the end, and once more in pieces, each of which has nothing but the run folder from the one before."""
-    world, wish, run, total = start(20.0), StopRequest(), Path(schema.run), schema.training.total_samples
+    world, stop_request, run, total = start(20.0), StopRequest(), Path(schema.run), schema.training.total_samples
     for folder, until in [(run, total), *((run / "pieces", until) for until in (*schema.stops, total))]:
         piece = copy.deepcopy(schema)
         piece.training.total_samples = until
         torch.manual_seed(schema.training.seed)
         folder.mkdir(parents=True, exist_ok=True)
-        loop.Trainer(build_task(piece), piece.training, folder, world).run(wish)
+        loop.Trainer(build_trainable(piece), piece.training, folder, world).run(stop_request)
     stop()
     return 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(loop.train(build_task, config.load(ToyTraining, [], sys.argv[1:])))
+        sys.exit(loop.train(build_trainable, config.load(ToyTraining, [], sys.argv[1:])))
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -96,9 +96,9 @@ def test_both_learn_as_in_a_plain_loop_with_two_optimizers(
 ) -> None:
     made = schema(tmp_path, stage, loss=form, after=after, ramp=ramp)
     torch.manual_seed(0)
-    task = toy_trainable.build_task(made)
-    expected = Plain(made, copy.deepcopy(task.module), copy.deepcopy(task.discriminator.module))
-    trainer = Trainer(task, made.training, tmp_path, alone)
+    trainable = toy_trainable.build_trainable(made)
+    expected = Plain(made, copy.deepcopy(trainable.module), copy.deepcopy(trainable.discriminator.module))
+    trainer = Trainer(trainable, made.training, tmp_path, alone)
     trainer.run(StopRequest())
     log = Finished(tmp_path, 0, "").log()
     for step in range(STEPS):
@@ -117,7 +117,7 @@ def test_both_learn_as_in_a_plain_loop_with_two_optimizers(
 def test_every_process_group_of_both_engines_has_the_time_out(tmp_path: Path, alone: World) -> None:
     made = schema(tmp_path, stage=1)
     made.training.collective_timeout = 19.0
-    Trainer(toy_trainable.build_task(made), made.training, tmp_path, alone)
+    Trainer(toy_trainable.build_trainable(made), made.training, tmp_path, alone)
     groups = [group._get_backend(alone.device) for group in dist.distributed_c10d._world.pg_map]
     assert {group.options._timeout.total_seconds() for group in groups} == {19.0 + GRACE}
 

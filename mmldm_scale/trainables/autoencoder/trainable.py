@@ -1,4 +1,4 @@
-"""The task "autoencoder": encoders, projectors and signal decoder over a frozen KL-VAE, trained on clip shards.
+"""The trainable "autoencoder": encoders, projectors and signal decoder over a frozen KL-VAE, trained on clip shards.
 
 A sample is one clip. Its encoders run once; the signal decoder then learns to predict the noise in its audio image and
 in a few of its frames, while heads on the semantic features and a discriminator of decoded pictures add their terms
@@ -33,16 +33,16 @@ from mmldm_scale.trainables.autoencoder.dataset import ClipDataset
 from mmldm_scale.trainables.autoencoder.loss import Reconstruction, fake_arrangements
 from mmldm_scale.trainables.clip_stream import Clips
 from mmldm_scale.training.data import validation_set
-from mmldm_scale.training.data.validation_set import HeldOutSamples
-from mmldm_scale.training.trainable import Discriminator, Preview, Task
+from mmldm_scale.training.data.validation_set import ValidationSamples
+from mmldm_scale.training.trainable import Discriminator, Preview, Trainable
 
 SHOWN_CLIPS = 2
 SHOWN_FRAMES = 8  # of each clip in a strip
 FROZEN = "autoencoder.kl_vae."  # names of the KL-VAE's weights among the module's
 
 
-def build_task(config: AutoencoderTraining) -> Task:
-    """Return the task that trains the autoencoder of ``config`` on its clip shards.
+def build_trainable(config: AutoencoderTraining) -> Trainable:
+    """Return the trainable that trains the autoencoder of ``config`` on its clip shards.
 
     Raises:
         UserError: shards, KL-VAE or U-Net are missing, damaged or of another kind, or sizes do not fit together, or
@@ -59,7 +59,7 @@ def build_task(config: AutoencoderTraining) -> Task:
         for unet in module.autoencoder.decoder.unets.values():
             load_unet(unet, config.unet)
     validation = _validation(config, clips, module) if config.validation else None
-    return Task(
+    return Trainable(
         name="autoencoder",
         module=module,
         dataset=ClipDataset(config, clips, module.autoencoder),
@@ -78,11 +78,11 @@ def build_task(config: AutoencoderTraining) -> Task:
     )
 
 
-def _validation(config: AutoencoderTraining, clips: Clips, module: Reconstruction) -> HeldOutSamples:
+def _validation(config: AutoencoderTraining, clips: Clips, module: Reconstruction) -> ValidationSamples:
     """Return the held-out clips, in whole groups of those that the contrastive loss compares with one another."""
     settings = validation_set.settings(config, context_dropout=0.0)
     dataset = ClipDataset(settings, Clips(settings, clips.classes), module.autoencoder)
-    return HeldOutSamples(dataset, clips.samples.mixture, dataset.steps, group=max(1, module.group))
+    return ValidationSamples(dataset, clips.samples.mixture, dataset.steps, group=max(1, module.group))
 
 
 def _discriminator(config: AutoencoderTraining) -> Discriminator | None:

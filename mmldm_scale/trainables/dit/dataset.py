@@ -28,7 +28,7 @@ LOOKED_AT = 256  # samples, to tell the user how many of them can be conditioned
 
 
 @dataclass(frozen=True)
-class Clip:
+class LatentClip:
     """What is read of one clip: where it comes from, its posteriors (C, H, W), its context."""
 
     sample: Sample
@@ -62,7 +62,7 @@ class LatentDataset:
         texts = isinstance(self._context, dit_context.TextContext)
         return {"context.embeddings": self._context.fingerprint} if texts else {}
 
-    def remarks(self) -> list[str]:
+    def startup_messages(self) -> list[str]:
         """Return what the user should know of the conditions, a line each, from a look at the first samples.
 
         Raises:
@@ -93,10 +93,10 @@ class LatentDataset:
                 sample |= self._partners(position, sample["audio"], other)
         return samples
 
-    def _clips(self, found: Sequence[Sample]) -> list[Clip]:
+    def _clips(self, found: Sequence[Sample]) -> list[LatentClip]:
         """Return the clips ``found``; raise ValueError or DamagedSample if one of them is not what it should be."""
         contexts = [self._context.of(sample) if self._context else {} for sample in found]
-        return [*map(Clip, found, _rows(self._decode(found)), contexts)]
+        return [*map(LatentClip, found, _rows(self._decode(found)), contexts)]
 
     def _decode(self, found: Sequence[Sample]) -> LatentSample:
         latents, manifest = decode_latent_batch([sample.members for sample in found]), self.samples.mixture.manifest
@@ -105,7 +105,7 @@ class LatentDataset:
             raise ValueError(f"latents of shapes {shapes}, not {manifest.audio_shape} and {manifest.video_shape}")
         return latents
 
-    def _sample(self, position: int, clip: Clip) -> dict[str, Tensor]:
+    def _sample(self, position: int, clip: LatentClip) -> dict[str, Tensor]:
         """Return the training sample that ``clip`` becomes at ``position``."""
         config, manifest, seed = self.config, self.samples.mixture.manifest, self.config.training.seed
         drawn = diffusion_loss.draw(config.diffusion, manifest.audio_shape, manifest.video_shape, seed, position)

@@ -1,4 +1,4 @@
-"""The task "dit" of ``mmldm train`` with samples of its averaged weights to look at and listen to.
+"""The trainable "dit" of ``mmldm train`` with samples of its averaged weights to look at and listen to.
 
 Training shows them at ``training.preview_every``, but cannot sample by itself: what turns weights into clips is here.
 """
@@ -21,27 +21,31 @@ from mmldm_scale.config import DecodingConfig, DiTTraining, Sampling
 from mmldm_scale.models import pretrained
 from mmldm_scale.trainables.dit import trainable as dit_trainable
 from mmldm_scale.training.monitoring.logger import show
-from mmldm_scale.training.trainable import Preview, Task
+from mmldm_scale.training.trainable import Preview, Trainable
 
 Write = Callable[[Path, dict[str, Tensor]], None]
 
 
-def build_task(config: DiTTraining) -> Task:
-    """Return the task of :mod:`mmldm_scale.trainables.dit.trainable` with its samples.
+def build_trainable(config: DiTTraining) -> Trainable:
+    """Return the trainable of :mod:`mmldm_scale.trainables.dit.trainable` with its samples.
 
     Raises:
         UserError: as there, or the first rank, which makes them, finds no autoencoder where the configuration says.
     """
-    task = dit_trainable.build_task(config)
+    trainable = dit_trainable.build_trainable(config)
     if not config.preview.samples:
-        return task
+        return trainable
     first = not (dist.is_initialized() and dist.get_rank())
-    remarks = _remarks(config, task.dataset.samples.mixture.manifest.autoencoder["path"]) if first else []
-    samples = functools.partial(_samples, config, task.write_weights)
-    return dataclasses.replace(task, samples=samples, remarks=[*task.remarks, *remarks])
+    startup_messages = (
+        _startup_messages(config, trainable.dataset.samples.mixture.manifest.autoencoder["path"]) if first else []
+    )
+    samples = functools.partial(_samples, config, trainable.write_weights)
+    return dataclasses.replace(
+        trainable, samples=samples, startup_messages=[*trainable.startup_messages, *startup_messages]
+    )
 
 
-def _remarks(config: DiTTraining, lay: str) -> list[str]:
+def _startup_messages(config: DiTTraining, lay: str) -> list[str]:
     """Say at the start, not at the first preview, if there is no autoencoder; it may be put back where it ``lay``."""
     try:
         pretrained.find(config.preview.autoencoder or lay, "autoencoder")

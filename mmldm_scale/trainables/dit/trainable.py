@@ -1,4 +1,4 @@
-"""The task "dit": the diffusion transformer, trained on latent shards (sections 3.2 and 3.3).
+"""The trainable "dit": the diffusion transformer, trained on latent shards (sections 3.2 and 3.3).
 
 Its samples are :mod:`~mmldm_scale.trainables.dit.dataset`'s. The weights folder carries everything that sampling needs
 to know: sizes, schedule, statistics, classes, what a clip is, and which autoencoder decodes the latents.
@@ -26,13 +26,13 @@ from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.mixture import Mixture
 from mmldm_scale.trainables.dit.dataset import LatentDataset
 from mmldm_scale.training.data import validation_set
-from mmldm_scale.training.data.validation_set import HeldOutSamples
+from mmldm_scale.training.data.validation_set import ValidationSamples
 from mmldm_scale.training.monitoring import metric_means
-from mmldm_scale.training.trainable import StepInfo, Task
+from mmldm_scale.training.trainable import StepInfo, Trainable
 
 
-def build_task(config: DiTTraining) -> Task:
-    """Return the task that trains the DiT of ``config`` on its latent shards.
+def build_trainable(config: DiTTraining) -> Trainable:
+    """Return the trainable that trains the DiT of ``config`` on its latent shards.
 
     Raises:
         UserError: the shards are missing, damaged or of another kind, or the attention backend or contrastive loss
@@ -46,7 +46,7 @@ def build_task(config: DiTTraining) -> Task:
     if config.contrastive.weight and manifest.audio_shape[2] < 2:
         raise UserError("contrastive.weight: audio latents of one column cannot be shifted in time; 0 fits")
     module = NoisePrediction(config, manifest.audio_shape, manifest.video_shape, len(dataset.classes))
-    return Task(
+    return Trainable(
         name="dit",
         module=module,
         dataset=dataset,
@@ -58,7 +58,7 @@ def build_task(config: DiTTraining) -> Task:
         validation=_validation(config, dataset) if config.validation else None,
         begin_step=module.begin_step,
         weights={"contrastive": config.contrastive.weight} if config.contrastive.weight else {},
-        remarks=dataset.remarks(),
+        startup_messages=dataset.startup_messages(),
     )
 
 
@@ -68,10 +68,10 @@ def forward_flops(config: DiTTraining, audio_shape: Shape, video_shape: Shape) -
     return passes * dit_macs(config.model, audio_shape, video_shape).flops
 
 
-def _validation(config: DiTTraining, dataset: LatentDataset) -> HeldOutSamples:
+def _validation(config: DiTTraining, dataset: LatentDataset) -> ValidationSamples:
     settings = validation_set.settings(config, context=dataclasses.replace(config.context, dropout=0.0))
     held = LatentDataset(settings, dataset.classes)
-    return HeldOutSamples(held, dataset.samples.mixture, config.diffusion.steps)
+    return ValidationSamples(held, dataset.samples.mixture, config.diffusion.steps)
 
 
 class NoisePrediction(nn.Module):

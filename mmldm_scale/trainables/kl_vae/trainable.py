@@ -1,4 +1,4 @@
-"""The task "kl_vae": the KL-VAE's decoder fine-tuned on a data set's pictures, or a small KL-VAE from scratch.
+"""The trainable "kl_vae": the KL-VAE's decoder fine-tuned on a data set's pictures, or a small KL-VAE from scratch.
 
 With ``kl_vae`` it is the paper's preparation of each data set (section 4.6): a KL-VAE of natural images does not know
 audio images, so its decoder learns this set's pictures: from L1, LPIPS where its weights are given, and a discriminator
@@ -33,15 +33,15 @@ from mmldm_scale.models.autoencoder.gaussian import Gaussian
 from mmldm_scale.models.autoencoder.patch_discriminator import PatchDiscriminator
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
 from mmldm_scale.trainables.clip_stream import Clips
-from mmldm_scale.training.trainable import Discriminator, Preview, StepInfo, Task
+from mmldm_scale.training.trainable import Discriminator, Preview, StepInfo, Trainable
 
 MEASURED_CLIPS = 16  # all over the set, whose latents' standard deviation sets the scaling factor
 SHOWN_CLIPS = 4
 DECODER = ("decoder.", "post_quant_conv.")  # names of what fine-tuning trains
 
 
-def build_task(config: KLVAETraining) -> Task:
-    """Return the task that trains the KL-VAE of ``config`` on its clip shards.
+def build_trainable(config: KLVAETraining) -> Trainable:
+    """Return the trainable that trains the KL-VAE of ``config`` on its clip shards.
 
     Raises:
         UserError: shards, KL-VAE or LPIPS's weights are missing, damaged or of another kind, or the pictures' size does
@@ -58,7 +58,7 @@ def build_task(config: KLVAETraining) -> Task:
         inputs["kl_vae"] = pretrained.fingerprint(kl_vae.find(Path(config.kl_vae)))
     if config.lpips:
         inputs["lpips"] = sha256(Path(config.lpips))
-    return Task(
+    return Trainable(
         name="kl_vae",
         module=module,
         dataset=PictureDataset(config, clips, vae),

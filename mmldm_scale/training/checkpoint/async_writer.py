@@ -1,8 +1,8 @@
 """Work that goes on beside training, on all ranks alike, and how they agree on how it went.
 
-Each rank has one thread for it (:class:`Background`). The threads meet over a process group of their own, since the
+Each rank has one thread for it (:class:`AsyncWriter`). The threads meet over a process group of their own, since the
 trainer's ``World`` is in use by the main threads at the same time. What keeps a rank from writing is noted
-(:class:`Obstacle`) until they meet: a rank that raised at once would have the others wait for it.
+(:class:`WriteFailure`) until they meet: a rank that raised at once would have the others wait for it.
 """
 
 import errno
@@ -23,7 +23,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 Result = TypeVar("Result")
 
 
-class Background(Generic[Result]):
+class AsyncWriter(Generic[Result]):
     """A thread that does one task at a time, on every rank the same; all ranks make one together.
 
     Args:
@@ -57,7 +57,7 @@ class Background(Generic[Result]):
         dist.destroy_process_group(self._world.control)
 
 
-class Obstacle:
+class WriteFailure:
     """What kept this rank from writing, if anything did."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from mmldm_scale.common.atomic_files import full_disk, write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.training.engine.deepspeed_engine import averaged_state, base_optimizer, trained_names
 from mmldm_scale.training.engine.distributed import World
-from mmldm_scale.training.engine.ema import Profile
+from mmldm_scale.training.engine.ema import AveragingProfile
 
 NAME = re.compile(r"step-(\d{12})-(0\.\d+)\.safetensors")
 
@@ -32,7 +32,7 @@ def write(run: Path, engine: deepspeed.DeepSpeedEngine, samples_seen: int, world
     """
     for length in base_optimizer(engine).lengths:
         state = averaged_state(engine, world, length)
-        if not world.first:
+        if not world.is_rank0:
             continue
         path = _folder(run) / f"step-{samples_seen:012d}-{length}.safetensors"
         halves = {name: state[name].half() for name in trained_names(engine)}
@@ -44,17 +44,17 @@ def write(run: Path, engine: deepspeed.DeepSpeedEngine, samples_seen: int, world
             print(f"no snapshot: {error}", file=sys.stderr, flush=True)
 
 
-def find(run: Path, until: int) -> dict[Profile, Path]:
+def find(run: Path, until: int) -> dict[AveragingProfile, Path]:
     """Return the snapshots of ``run`` that were taken at ``until`` samples or before."""
     found = {}
     for path in sorted(_folder(run).glob("*.safetensors")):
         name = NAME.fullmatch(path.name)
         if name and int(name[1]) <= until:
-            found[Profile(int(name[1]), float(name[2]))] = path
+            found[AveragingProfile(int(name[1]), float(name[2]))] = path
     return found
 
 
-class Snapshot:
+class EMASnapshot:
     """One of the files, mapped into memory; raises UserError if it is damaged."""
 
     def __init__(self, path: Path) -> None:

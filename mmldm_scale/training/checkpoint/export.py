@@ -27,7 +27,7 @@ from mmldm_scale.sampling import diffusers_format
 from mmldm_scale.training.checkpoint import ema_snapshots, read_parameters, safe_pickle
 from mmldm_scale.training.checkpoint.manager import ENGINE, MANIFEST, WEIGHTS, DamagedCheckpoint, read_manifest, verify
 from mmldm_scale.training.engine import ema
-from mmldm_scale.training.engine.ema import Profile
+from mmldm_scale.training.engine.ema import AveragingProfile
 from mmldm_scale.training.engine.optimizer import average_key, average_lengths
 
 FARTHEST = 0.1  # that an average made of others may be off
@@ -132,14 +132,14 @@ def _average(trained: Trained, length: float, at: int | None) -> Choice:
     at = trained.samples_seen if at is None else at
     if not 0 < at <= trained.samples_seen:
         raise UserError(f"--at: {at:,} is none of the checkpoint's 1 to {trained.samples_seen:,} samples")
-    kept: dict[Profile, Value] = {
-        profile: ema_snapshots.Snapshot(path).tensor
+    kept: dict[AveragingProfile, Value] = {
+        profile: ema_snapshots.EMASnapshot(path).tensor
         for profile, path in ema_snapshots.find(trained.run, until=at).items()
     }
     if at == trained.samples_seen:
         for own in average_lengths(trained.parameters.keys):
-            kept[Profile(at, own)] = functools.partial(trained.parameters.tensor, key=average_key(own))
-    wanted, says = Profile(at, length), f"averaged with length {length} at {at:,} samples"
+            kept[AveragingProfile(at, own)] = functools.partial(trained.parameters.tensor, key=average_key(own))
+    wanted, says = AveragingProfile(at, length), f"averaged with length {length} at {at:,} samples"
     if wanted in kept:
         return Choice(says, trained.parameters.names, kept[wanted])
     coefficients, error = _combine(kept, wanted)
@@ -148,7 +148,7 @@ def _average(trained: Trained, length: float, at: int | None) -> Choice:
     return Choice(says, trained.parameters.names, lambda name: sum(c * value(name).double() for c, value in parts))
 
 
-def _combine(kept: dict[Profile, Value], wanted: Profile) -> ema.Combination:
+def _combine(kept: dict[AveragingProfile, Value], wanted: AveragingProfile) -> ema.Combination:
     if not kept:
         raise UserError(f"--at: nothing was kept up to {wanted.samples_seen:,} samples (training.ema_snapshot_every)")
     combination = ema.coefficients(list(kept), wanted)

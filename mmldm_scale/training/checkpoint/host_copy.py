@@ -1,6 +1,6 @@
 """What DeepSpeed would write, copied into the host's memory, so that training can go on while it is written.
 
-``Staging().states(engines, folder)`` has every engine say what it would write and where, and touches no disk. The
+``HostCopy().states(engines, folder)`` has every engine say what it would write and where, and touches no disk. The
 memory of the copies, as much as a rank writes, stays for the next ones: to get new pages takes longer than to copy.
 """
 
@@ -18,7 +18,7 @@ from mmldm_scale.training.engine import deepspeed_engine as engines
 State = dict[str, Any]  # what one of DeepSpeed's files holds
 
 
-class Staging:
+class HostCopy:
     """Makes copies of one instant; those of the one before are overwritten."""
 
     def __init__(self) -> None:

@@ -31,9 +31,9 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import Precision
 from mmldm_scale.shards.json_files import check_types
 from mmldm_scale.training.checkpoint import safe_pickle
-from mmldm_scale.training.checkpoint.async_writer import Background, Obstacle
-from mmldm_scale.training.checkpoint.host_copy import Staging, State
-from mmldm_scale.training.checkpoint.reshard import load_repartitioned
+from mmldm_scale.training.checkpoint.async_writer import AsyncWriter, WriteFailure
+from mmldm_scale.training.checkpoint.host_copy import HostCopy, State
+from mmldm_scale.training.checkpoint.reshard import load_resharded
 from mmldm_scale.training.engine.deepspeed_engine import averaged_state
 from mmldm_scale.training.engine.distributed import World
 
@@ -44,7 +44,7 @@ FORMAT = 2
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CheckpointManifest:
     """What ``manifest.json`` says of a checkpoint."""
 
     samples_seen: int
@@ -100,8 +100,8 @@ class Checkpoints:
         self._world = world
         self._keep, self._keep_every = keep, keep_every
         self._timeout = timeout
-        self._staging = Staging()
-        self._background: Background[int | None] | None = None  # from the first save on
+        self._staging = HostCopy()
+        self._background: AsyncWriter[int | None] | None = None  # from the first save on
 
     def save(
         self,
@@ -115,7 +115,7 @@ class Checkpoints:
             write_weights: called on the first rank as ``write_weights(folder, averages)``, in another thread.
         """
         if self._background is None:
-            self._background = Background(self._world, self._timeout)
+            self._background = AsyncWriter(self._world, self._timeout)
         content = Content(
             samples_seen,
             zero_stage=int(engines[ENGINE].zero_optimization_stage()),
@@ -157,36 +157,36 @@ class Checkpoints:
 
     def _write(self, content: Content, world: World) -> int | None:
         """Write this rank's part and, on the first, what makes it a checkpoint; in the background, on all ranks."""
-        aside, obstacle = self._aside(content.samples_seen), Obstacle()
-        if world.first:
+        aside, failure = self._aside(content.samples_seen), WriteFailure()
+        if world.is_rank0:
             shutil.rmtree(aside, ignore_errors=True)
-            with obstacle.noted(aside):
+            with failure.noted(aside):
                 for name in (WEIGHTS, *content.tags):
                     (aside / name).mkdir(parents=True)
-        if self._given_up(aside, obstacle, world):
+        if self._given_up(aside, failure, world):
             return None
-        if world.first:
-            with obstacle.noted(aside / WEIGHTS):
+        if world.is_rank0:
+            with failure.noted(aside / WEIGHTS):
                 content.write_weights(aside / WEIGHTS, content.averages)
         for path, state in content.states.items():
             # To a stream, not a path: torch hides what the system said of a path.
-            with obstacle.noted(path), path.open("wb") as stream:
+            with failure.noted(path), path.open("wb") as stream:
                 torch.save(state, stream)
         digests: dict[str, tuple[int, str]] = {}
-        with obstacle.noted(aside):
+        with failure.noted(aside):
             digests = _digests(aside, _own_files(aside, world.rank))
         parts = world.gather(digests)
-        if self._given_up(aside, obstacle, world):
+        if self._given_up(aside, failure, world):
             return None
-        if world.first:
-            with obstacle.noted(aside):
+        if world.is_rank0:
+            with failure.noted(aside):
                 self._commit(content, {name: digest for part in parts for name, digest in part.items()})
-        return None if self._given_up(aside, obstacle, world) else content.samples_seen
+        return None if self._given_up(aside, failure, world) else content.samples_seen
 
-    def _given_up(self, aside: Path, obstacle: Obstacle, world: World) -> bool:
+    def _given_up(self, aside: Path, failure: WriteFailure, world: World) -> bool:
         """Return whether any rank found the disk full, after removing ``aside``; all ranks call this together."""
-        path = obstacle.meet(world)
-        if path and world.first:
+        path = failure.meet(world)
+        if path and world.is_rank0:
             written = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file())
             shutil.rmtree(aside, ignore_errors=True)
             print(
@@ -204,12 +204,14 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, but none is whole.
         """
-        found = self._world.agree([p.name for p in sorted(self.folder.glob("step-*[0-9]"), reverse=True)])
+        found = self._world.broadcast_from_rank0(
+            [p.name for p in sorted(self.folder.glob("step-*[0-9]"), reverse=True)]
+        )
         for name in found:
             problems = [p for p in self._world.gather(self._problem(self.folder / name)) if p]
             if not problems:
                 return self.folder / name
-            if self._world.first:
+            if self._world.is_rank0:
                 print(f"{self.folder / name}: skipped, {problems[0]}", file=sys.stderr, flush=True)
         if found:
             raise UserError(f"{self.folder}: none of its {len(found)} checkpoints is whole; remove it to start over")
@@ -225,14 +227,16 @@ class Checkpoints:
         """
         manifest = read_manifest(folder)
         self._check_fit(engines, folder, manifest)
-        problem = self._world.agree(safe_pickle.forbidden(folder, engines) if self._world.first else None)
+        problem = self._world.broadcast_from_rank0(
+            safe_pickle.forbidden(folder, engines) if self._world.is_rank0 else None
+        )
         if problem:
             raise UserError(problem)
         repartition = self._other_partitions(engines[ENGINE], manifest)
         for tag, engine in engines.items():
             try:
                 if repartition:
-                    load_repartitioned(engine, folder / tag, manifest.world_size, self._world)
+                    load_resharded(engine, folder / tag, manifest.world_size, self._world)
                 elif engine.load_checkpoint(str(folder), tag=tag)[0] is None:
                     raise FileNotFoundError("nothing to load")
             except (MemoryError, torch.OutOfMemoryError):
@@ -245,7 +249,7 @@ class Checkpoints:
     def _commit(self, content: Content, files: dict[str, tuple[int, str]]) -> None:
         """Make a checkpoint of what all ranks have written, and remove those that are not to be kept."""
         aside, final = self._aside(content.samples_seen), self._path(content.samples_seen)
-        manifest = Manifest(
+        manifest = CheckpointManifest(
             samples_seen=content.samples_seen,
             world_size=self._world.size,
             zero_stage=content.zero_stage,
@@ -265,7 +269,7 @@ class Checkpoints:
             if not self._keep_every or int(old.name.removeprefix("step-")) % self._keep_every:
                 shutil.rmtree(old)
 
-    def _check_fit(self, engines: Engines, folder: Path, manifest: Manifest) -> None:
+    def _check_fit(self, engines: Engines, folder: Path, manifest: CheckpointManifest) -> None:
         stage, precision = int(engines[ENGINE].zero_optimization_stage()), _precision(engines[ENGINE])
         if (stage == 0) != (manifest.zero_stage == 0):
             fits = "1, 2 or 3 fit" if manifest.zero_stage else "only 0 fits"
@@ -280,12 +284,12 @@ class Checkpoints:
             if manifest.inputs.get(key) != fingerprint:
                 raise UserError(f"{folder}: learned from other {key} than there are now; give those or another run=")
 
-    def _other_partitions(self, engine: deepspeed.DeepSpeedEngine, manifest: Manifest) -> bool:
+    def _other_partitions(self, engine: deepspeed.DeepSpeedEngine, manifest: CheckpointManifest) -> bool:
         """Return whether ZeRO divided a checkpoint otherwise than it does in ``engine``; if so, say it."""
         size, stage = self._world.size, int(engine.zero_optimization_stage())
         if (size, stage) == (manifest.world_size, manifest.zero_stage):
             return False
-        if self._world.first:
+        if self._world.is_rank0:
             now, then = (
                 f"{size} process{'es' * (size > 1)} (ZeRO-{stage})",
                 f"{manifest.world_size} (ZeRO-{manifest.zero_stage})",
@@ -304,14 +308,14 @@ class Checkpoints:
         return None
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> CheckpointManifest:
     """Return the manifest of the checkpoint ``folder``; raise DamagedCheckpoint if it cannot be read."""
     try:
         if (folder / SEAL).read_bytes() != _seal(folder):
             raise DamagedCheckpoint(f"{MANIFEST} differs from the sha256 in {SEAL}")
         fields = json.loads((folder / MANIFEST).read_text())
         files = {str(k): (int(v[0]), str(v[1])) for k, v in fields.pop("files").items()}
-        manifest = Manifest(files=files, **fields)
+        manifest = CheckpointManifest(files=files, **fields)
         check_types(manifest)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedCheckpoint(f"{MANIFEST} cannot be read ({str(error)[:200]})") from None

@@ -48,7 +48,7 @@ class Piece:
     count: int
 
 
-def load_repartitioned(engine: deepspeed.DeepSpeedEngine, folder: Path, written_by: int, world: World) -> None:
+def load_resharded(engine: deepspeed.DeepSpeedEngine, folder: Path, written_by: int, world: World) -> None:
     """Load what ``written_by`` processes wrote of an engine into ``folder``; all ranks call this together.
 
     Parameters that the engine does not train stay as they are.

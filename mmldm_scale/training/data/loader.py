@@ -2,7 +2,7 @@
 
 Global batch ``k`` is always positions ``[k·B, (k+1)·B)``, whatever the number of processes, micro-batches or workers;
 resuming is starting the count at ``samples_seen``. Only after steps had to be skipped and the run went back are its
-positions ahead of its count (:class:`mmldm_scale.training.resilience.step_skipping.Stretches`).
+positions ahead of its count (:class:`mmldm_scale.training.resilience.step_skipping.SkippedRanges`).
 """
 
 import functools
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.training.resilience.signals import prepare_worker
-from mmldm_scale.training.resilience.step_skipping import Stretches
+from mmldm_scale.training.resilience.step_skipping import SkippedRanges
 from mmldm_scale.training.trainable import Dataset
 
 Batch = dict[str, Tensor]
@@ -34,11 +34,11 @@ class MicroBatches:
     micro_batch: int
     rank: int
     world_size: int
-    left_out: Stretches = field(default_factory=Stretches)
+    skipped_data: SkippedRanges = field(default_factory=SkippedRanges)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in range(self.samples_seen, self.total_samples, self.global_batch):
-            begin = self.left_out.position(batch)
+            begin = self.skipped_data.position(batch)
             for micro in range(begin, begin + self.global_batch, self.micro_batch * self.world_size):
                 first = micro + self.rank * self.micro_batch
                 yield list(range(first, first + self.micro_batch))

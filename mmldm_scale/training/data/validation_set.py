@@ -50,7 +50,7 @@ def settings(config: Training, **changes: Any) -> Training:
     )
 
 
-class HeldOutSamples:
+class ValidationSamples:
     """The first samples of ``dataset``, in its order."""
 
     def __init__(self, dataset: Dataset, learned: Mixture, steps: int, group: int = 1) -> None:
@@ -86,9 +86,9 @@ class HeldOutSamples:
         return (places * self._steps).long().reshape(shape)
 
 
-def _check(held_out: Mixture, learned: Mixture) -> None:
-    """Raise UserError if a set of ``held_out`` is one of ``learned``, or is not like those."""
-    for one in held_out.sets:
+def _check(validation_set: Mixture, learned: Mixture) -> None:
+    """Raise UserError if a set of ``validation_set`` is one of ``learned``, or is not like those."""
+    for one in validation_set.sets:
         if one.fingerprint in [other.fingerprint for other in learned.sets]:
             raise UserError(f"validation: {one.location} is trained on as well; a set held out of shards= fits")
         problem = unlike(learned.sets[0], one)

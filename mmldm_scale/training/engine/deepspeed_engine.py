@@ -170,9 +170,9 @@ def averaged_state(engine: deepspeed.DeepSpeedEngine, world: World, length: floa
             average = base_optimizer(engine).state[masters[parameter]][key]
         else:
             average = safe_get_full_optimizer_state(parameter, key)  # a collective
-        if world.first:
+        if world.is_rank0:
             state[name] = average.detach().reshape(_shape(parameter)).to("cpu", torch.float32, copy=True)
-    if world.first:
+    if world.is_rank0:
         persistent = module.state_dict().keys() - dict(module.named_parameters()).keys()
         state |= {name: b.detach().to("cpu", copy=True) for name, b in module.named_buffers() if name in persistent}
     return state

@@ -18,7 +18,7 @@ from mmldm_scale.training.trainable import Discriminator
 
 
 class Adversary:
-    """A task's discriminator with its engine.
+    """A trainable's discriminator with its engine.
 
     Batches, clipping, precision and the like are the model's. So is the ZeRO stage, but at most 2: the model's passes
     run through the discriminator's layers too, while ZeRO-3 gathers weights in the order that it recorded in the passes

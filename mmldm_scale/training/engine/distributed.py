@@ -31,7 +31,7 @@ class World:
     control: dist.ProcessGroup  # gloo, on the CPU
 
     @property
-    def first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this is the rank that speaks and writes for all."""
         return self.rank == 0
 
@@ -55,7 +55,7 @@ class World:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
-    def agree(self, value: Any) -> Any:
+    def broadcast_from_rank0(self, value: Any) -> Any:
         """Return the first rank's ``value`` on every process."""
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)

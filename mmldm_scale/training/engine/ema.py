@@ -16,7 +16,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Profile:
+class AveragingProfile:
     """How much each instant of the past counts in the average of ``length`` at ``samples_seen``."""
 
     samples_seen: int
@@ -59,7 +59,7 @@ def decay(exponent: float, global_batch: int, samples_seen: int) -> float:
     return (1.0 - global_batch / samples_seen) ** (exponent + 1.0)
 
 
-def coefficients(kept: Sequence[Profile], wanted: Profile) -> Combination:
+def coefficients(kept: Sequence[AveragingProfile], wanted: AveragingProfile) -> Combination:
     """Return the combination of the profiles ``kept``, no two of them alike, that comes closest to ``wanted``.
 
     It is the least-squares solution (appendix C.3 there), but held to coefficients that sum to 1: weights that never
@@ -79,7 +79,7 @@ def coefficients(kept: Sequence[Profile], wanted: Profile) -> Combination:
     return Combination(solution * norms[count] / norms[:count], float(error))
 
 
-def _product(one: Profile, other: Profile) -> float:
+def _product(one: AveragingProfile, other: AveragingProfile) -> float:
     """Return ∫ p q of two profiles: their inner product, in closed form."""
     first, last = sorted((one, other), key=lambda profile: profile.samples_seen)
     a, b = first.exponent, last.exponent

@@ -1,7 +1,7 @@
-"""What a model's engine minimises: its task's loss, and with a discriminator the adversarial term as well.
+"""What a model's engine minimises: its trainable's loss, and with a discriminator the adversarial term as well.
 
-An :class:`Objective` stands between a task's module and its engine. It also measures, on logged steps, how strongly
-each term of the loss pulls at the latents.
+An :class:`Objective` stands between a trainable's module and its engine. It also measures, on logged steps, how
+strongly each term of the loss pulls at the latents.
 """
 
 import torch
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from mmldm_scale.training.engine.deepspeed_engine import uncounted_backward
 from mmldm_scale.training.engine.discriminator_engine import Adversary
-from mmldm_scale.training.trainable import StepInfo, Task
+from mmldm_scale.training.trainable import StepInfo, Trainable
 
 TERM = "term/"
 ADVERSARIAL = "adversarial"
 
 
 class Objective:
-    """Completes what ``task.module`` returns in training; make it before the module's engine.
+    """Completes what ``trainable.module`` returns in training; make it before the module's engine.
 
     It is a forward hook that runs before DeepSpeed's, since what those hand on is of no use here: ZeRO-3 returns copies
     of a module's outputs, which the loss does not depend on, and a gradient that goes through an engine's outputs
@@ -26,10 +26,10 @@ class Objective:
         weights: How much each term counts in this step, by name.
     """
 
-    def __init__(self, task: Task, adversary: Adversary | None) -> None:
-        self._begin, self._adversary = task.begin_step, adversary
-        self.weights = dict(task.weights)
-        task.module.register_forward_hook(self._complete)
+    def __init__(self, trainable: Trainable, adversary: Adversary | None) -> None:
+        self._begin, self._adversary = trainable.begin_step, adversary
+        self.weights = dict(trainable.weights)
+        trainable.module.register_forward_hook(self._complete)
 
     def begin_step(self, samples_seen: int, logged: bool) -> None:
         """Prepare for the optimizer step that begins at ``samples_seen``."""

@@ -26,7 +26,7 @@ CHARTS = {
         "gradient norm": ["training/gradient_norm$"],
         "learning rate": ["training/learning_rate$"],
         "loss scale": ["training/loss_scale$"],
-        "left out": ["training/skipped_steps$", "training/left_out_samples$", "data/quarantined$"],
+        "left out": ["training/skipped_steps$", "training/skipped_samples$", "data/quarantined$"],
     },
     "Is it quick?": {
         "samples per second": ["speed/samples_per_second$"],

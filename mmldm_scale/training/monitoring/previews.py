@@ -13,7 +13,7 @@ from mmldm_scale.training.engine.deepspeed_engine import averaged_state
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.monitoring.logger import Monitor
 from mmldm_scale.training.resilience.watchdog import Watchdog
-from mmldm_scale.training.trainable import Preview, Task
+from mmldm_scale.training.trainable import Preview, Trainable
 
 IMPOSSIBLE = (UserError, OSError, SafetensorError, MemoryError, torch.OutOfMemoryError)  # no reason to end a run
 
@@ -21,18 +21,20 @@ IMPOSSIBLE = (UserError, OSError, SafetensorError, MemoryError, torch.OutOfMemor
 class Previews:
     """The previews of a run; all ranks make one together."""
 
-    def __init__(self, task: Task, engine: deepspeed.DeepSpeedEngine, world: World, watchdog: Watchdog) -> None:
-        self._task, self._engine, self._world, self._watchdog = task, engine, world, watchdog
-        self._samples = task.samples
+    def __init__(
+        self, trainable: Trainable, engine: deepspeed.DeepSpeedEngine, world: World, watchdog: Watchdog
+    ) -> None:
+        self._trainable, self._engine, self._world, self._watchdog = trainable, engine, world, watchdog
+        self._samples = trainable.samples
 
     def show(self, samples_seen: int, monitor: Monitor | None, averaged: bool) -> None:
         """Show the model as it is, and if there are averages yet, samples of those; all ranks call this together."""
         writer = monitor.media(samples_seen) if monitor else Unseen()
-        if self._task.preview:
-            self._watchdog.at("preview", samples_seen)
+        if self._trainable.preview:
+            self._watchdog.heartbeat("preview", samples_seen)
             self._engine.eval()
             with torch.no_grad():
-                self._task.preview(self._engine.module, writer)
+                self._trainable.preview(self._engine.module, writer)
             self._engine.train()
         if self._samples and averaged:
             self._sample(samples_seen, writer)
@@ -43,12 +45,12 @@ class Previews:
         No piece, such as a clip, may take longer than the watchdog waits. What makes sampling impossible is said, and
         it is not tried again.
         """
-        self._watchdog.at("preview", samples_seen)
+        self._watchdog.heartbeat("preview", samples_seen)
         state = averaged_state(self._engine, self._world)
-        pieces = self._samples(state, writer) if self._world.first else iter(())
+        pieces = self._samples(state, writer) if self._world.is_rank0 else iter(())
         del state
-        while (came := self._world.agree(self._next(pieces))) == "more":
-            self._watchdog.at("preview", samples_seen)
+        while (came := self._world.broadcast_from_rank0(self._next(pieces))) == "more":
+            self._watchdog.heartbeat("preview", samples_seen)
         if came == "impossible":
             self._samples = None
 

@@ -14,7 +14,7 @@ WARM_UP = 3  # steps before the trace: memory is found, kernels are chosen and c
 ROWS = 20
 
 
-class Profile:
+class StepProfiler:
     """Traces ``steps`` steps; 0: none."""
 
     def __init__(self, run: Path, steps: int) -> None:

@@ -13,13 +13,17 @@ from torch.utils.data import default_collate
 
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.monitoring import metric_means
-from mmldm_scale.training.trainable import HeldOut
+from mmldm_scale.training.trainable import ValidationSet
 
 
 def evaluate(
-    engine: deepspeed.DeepSpeedEngine, held_out: HeldOut, micro_batch: int, world: World, alive: Callable[[], None]
+    engine: deepspeed.DeepSpeedEngine,
+    validation_set: ValidationSet,
+    micro_batch: int,
+    world: World,
+    alive: Callable[[], None],
 ) -> dict[str, float]:
-    """Return the means over ``held_out`` of what the module returns, as "validation/NAME"; all ranks call this.
+    """Return the means over ``validation_set`` of what the module returns, as "validation/NAME"; all ranks call this.
 
     Every rank goes through the module as often as the others, which ZeRO-3 needs: the last rounds are filled up with
     samples that do not count.
@@ -27,14 +31,14 @@ def evaluate(
     Args:
         alive: called before each micro-batch.
     """
-    count, sums = len(held_out), {}
+    count, sums = len(validation_set), {}
     engine.eval()
     with torch.no_grad():
         for number in range(math.ceil(count / (micro_batch * world.size))):
             alive()
             first = (number * world.size + world.rank) * micro_batch
             real = min(max(count - first, 0), micro_batch)
-            batch = default_collate(held_out.__getitems__([i % count for i in range(first, first + micro_batch)]))
+            batch = default_collate(validation_set.__getitems__([i % count for i in range(first, first + micro_batch)]))
             results = engine.module({name: tensor.to(world.device) for name, tensor in batch.items()})
             for name, values in results.items():
                 sums.setdefault(name, []).append(metric_means.sums([values[:real]]))

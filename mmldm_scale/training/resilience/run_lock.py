@@ -1,6 +1,6 @@
 """One job at a time in a run's folder: a second one is refused, and what a dead one left is taken over.
 
-The lock is a claim (:mod:`mmldm_scale.common.leases`), ``runs/NAME/claims/run``, of the run's first process. Where the
+The lock is a lease (:mod:`mmldm_scale.common.leases`), ``runs/NAME/leases/run``, of the run's first process. Where the
 holder is on this machine, whether it lives is seen at once; elsewhere the lock is watched, for a minute at most.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from mmldm_scale.cluster import slurm
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.common.leases import Claims
+from mmldm_scale.common.leases import Leases
 from mmldm_scale.training.engine.distributed import World
 
 NAME = "run"
@@ -28,7 +28,7 @@ def locked(run: Path, world: World) -> Iterator[None]:
         UserError: another job holds it, or its lock cannot be written.
     """
     with ExitStack() as stack:
-        problem = world.agree(_take(run, stack) if world.first else None)
+        problem = world.broadcast_from_rank0(_take(run, stack) if world.is_rank0 else None)
         if problem:
             raise UserError(problem)
         yield
@@ -36,11 +36,11 @@ def locked(run: Path, world: World) -> Iterator[None]:
 
 def _take(run: Path, stack: ExitStack) -> str | None:
     job = slurm.job()
-    claims = stack.enter_context(Claims(run, job=job.id if job else ""))
+    leases = stack.enter_context(Leases(run, job=job.id if job else ""))
     waiting = False
     try:
-        while not claims.take(NAME):
-            holder, lives = claims.rival(NAME)
+        while not leases.take(NAME):
+            holder, lives = leases.rival(NAME)
             if lives:
                 return f"{run}: {_described(holder)} is at work on this run; end that one first, or give another run="
             if not waiting:

@@ -1,4 +1,5 @@
-"""The wish to stop: SIGUSR1, SIGUSR2 or SIGTERM, from SLURM before a time limit or a preemption, or from a person.
+"""The stop_request to stop: SIGUSR1, SIGUSR2 or SIGTERM, from SLURM before a time limit or a preemption, or from a
+person.
 
 The handler only remembers the signal. The loop asks for it between two steps and all ranks act together there; saving
 inside a handler on one rank would deadlock.

@@ -3,7 +3,7 @@
 :class:`Health` judges each step before the optimizer takes it. A step with a loss or gradient that is not finite is
 skipped on all processes: its samples count as seen, and nothing is learned from them. So is one whose loss or gradient
 norm is a spike, if that is asked for. After ``skip_limit`` in a row the run goes back to its last checkpoint, and
-:class:`Stretches` has it read on behind the data of that time.
+:class:`SkippedRanges` has it read on behind the data of that time.
 """
 
 import json
@@ -107,7 +107,7 @@ def read_state(checkpoint: Path) -> State:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class SkippedRange:
     """Positions of the data that are left out: from ``first`` on, before ``end``."""
 
     first: int
@@ -115,40 +115,40 @@ class Stretch:
     samples_seen: int  # of the checkpoint that the run went back to
 
 
-class Stretches:
+class SkippedRanges:
     """The data that a run leaves out, kept in ``skipped.json`` in its folder; all processes are to hold the same."""
 
-    def __init__(self, found: Sequence[Stretch] = ()) -> None:
-        self.found = tuple(sorted(found, key=lambda stretch: stretch.first))
+    def __init__(self, found: Sequence[SkippedRange] = ()) -> None:
+        self.found = tuple(sorted(found, key=lambda skipped: skipped.first))
 
     def position(self, samples_seen: int) -> int:
         """Return the position of the data that comes after ``samples_seen`` samples, none of which was left out."""
         position, covered = samples_seen, 0
-        for stretch in self.found:
-            first = max(stretch.first, covered)  # one may overlap those before, where an older checkpoint was gone to
+        for skipped in self.found:
+            first = max(skipped.first, covered)  # one may overlap those before, where an older checkpoint was gone to
             if position >= first:
-                position += max(stretch.end - first, 0)
-            covered = max(covered, stretch.end)
+                position += max(skipped.end - first, 0)
+            covered = max(covered, skipped.end)
         return position
 
-    def left_out(self, samples_seen: int) -> int:
+    def count_skipped(self, samples_seen: int) -> int:
         """Return how many samples were left out until then."""
         return self.position(samples_seen) - samples_seen
 
     def went_back_to(self, samples_seen: int) -> bool:
         """Return whether the run went back to ``samples_seen`` before."""
-        return any(stretch.samples_seen == samples_seen for stretch in self.found)
+        return any(skipped.samples_seen == samples_seen for skipped in self.found)
 
-    def leaving_out(self, samples_seen: int, end: int) -> "Stretches":
+    def skipping(self, samples_seen: int, end: int) -> "SkippedRanges":
         """Return these and one more: from the position at ``samples_seen``, which the run goes back to, to ``end``."""
-        return Stretches([*self.found, Stretch(self.position(samples_seen), end, samples_seen)])
+        return SkippedRanges([*self.found, SkippedRange(self.position(samples_seen), end, samples_seen)])
 
     def write(self, run: Path) -> None:
         """Replace the file in ``run``."""
-        write_whole(run / SKIPPED, json.dumps([asdict(stretch) for stretch in self.found], indent=2).encode() + b"\n")
+        write_whole(run / SKIPPED, json.dumps([asdict(skipped) for skipped in self.found], indent=2).encode() + b"\n")
 
 
-def read_stretches(run: Path) -> Stretches:
+def read_skipped_ranges(run: Path) -> SkippedRanges:
     """Return what ``run`` leaves out.
 
     Raises:
@@ -156,8 +156,8 @@ def read_stretches(run: Path) -> Stretches:
     """
     file = run / SKIPPED
     if not file.exists():
-        return Stretches()
-    return Stretches(_parsed(file, lambda content: [Stretch(**row) for row in content]))
+        return SkippedRanges()
+    return SkippedRanges(_parsed(file, lambda content: [SkippedRange(**row) for row in content]))
 
 
 def _parsed(file: Path, build: Callable[[Any], Parsed]) -> Parsed:

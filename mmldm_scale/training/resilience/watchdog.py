@@ -1,7 +1,7 @@
 """Finds the rank that hangs, writes everybody's stacks, and ends the run.
 
     with Watchdog(run, world, limit=600) as watchdog:
-        watchdog.at("data", samples_seen)  # the main thread says what it comes to
+        watchdog.heartbeat("data", samples_seen)  # the main thread says what it comes to
         …
 
 Ranks take every step together, so one that hangs soon stops them all, and while all goes well nobody has to look after
@@ -33,7 +33,7 @@ from mmldm_scale.common.processes import identity
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.resilience.signals import WRITE_STACKS
 
-HANGS, VERDICT = "hangs", "verdict.txt"
+HANGS, DIAGNOSIS = "hangs", "diagnosis.txt"
 EXIT_HUNG = 70  # EX_SOFTWARE
 TICK = 1.0  # seconds between two looks
 SETTLE = 2.0  # that the others get for their reports
@@ -43,7 +43,7 @@ DOING = {"data": "waits for its data", "step": "hangs in a step", "saving": "han
 
 
 @dataclass(frozen=True)
-class Report:
+class RankReport:
     """How far a rank is; the first line of its file. One is behind another where (marks, collectives) is less."""
 
     rank: int
@@ -71,15 +71,15 @@ class Watchdog:
     """
 
     def __init__(self, run: Path, world: World, limit: float) -> None:
-        self._folder = run / HANGS / world.agree(time.strftime("%Y-%m-%dT%H-%M-%S"))
+        self._folder = run / HANGS / world.broadcast_from_rank0(time.strftime("%Y-%m-%dT%H-%M-%S"))
         self._world, self._limit = world, limit
-        self._roster: list[dict[str, Any]] = world.gather(identity(os.getpid()))
+        self._rank_info: list[dict[str, Any]] = world.gather(identity(os.getpid()))
         self._mark = ("starting", 0, 0)
         self.worker_stacks: BinaryIO = tempfile.TemporaryFile("a+b", buffering=0)  # noqa: SIM115 (they inherit it)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def at(self, phase: str, samples_seen: int) -> None:
+    def heartbeat(self, phase: str, samples_seen: int) -> None:
         """Say that the main thread comes to ``phase``; all ranks pass the same phases in the same order."""
         self._mark = (phase, samples_seen, self._mark[2] + 1)
 
@@ -106,19 +106,19 @@ class Watchdog:
                 self._end_all(mark, waited)
 
     def _end_all(self, mark: tuple[str, int, int], waited: float) -> None:
-        """Report, speak or let another speak, end what is frozen on this machine, and this process."""
-        me, here = self._roster[self._world.rank], self._folder
+        """RankReport, speak or let another speak, end what is frozen on this machine, and this process."""
+        me, here = self._rank_info[self._world.rank], self._folder
         phase, samples_seen, marks = mark
         reached = marks, _collectives(self._world.size)
-        self._write(Report(self._world.rank, me["pid"], me["host"], phase, samples_seen, *reached, waited))
+        self._write(RankReport(self._world.rank, me["pid"], me["host"], phase, samples_seen, *reached, waited))
         time.sleep(SETTLE)
         if self._speaks():
-            line = verdict(read_reports(here), self._roster)
+            line = diagnosis(read_reports(here), self._rank_info)
             print(f"mmldm: {line}; stacks: {here}", file=sys.stderr, flush=True)
-            requeue.leave_word(EXIT_HUNG)
-            (here / VERDICT).write_text(line + "\n")
+            requeue.report_exit_status(EXIT_HUNG)
+            (here / DIAGNOSIS).write_text(line + "\n")
         deadline = time.monotonic() + HEARD
-        while not _said(here / VERDICT) and time.monotonic() < deadline:
+        while not _said(here / DIAGNOSIS) and time.monotonic() < deadline:
             time.sleep(0.1)
         self._kill_frozen()
         os._exit(EXIT_HUNG)
@@ -126,12 +126,12 @@ class Watchdog:
     def _speaks(self) -> bool:
         """Return whether it falls to this rank to speak: to the first that makes the file."""
         try:
-            (self._folder / VERDICT).touch(exist_ok=False)
+            (self._folder / DIAGNOSIS).touch(exist_ok=False)
         except FileExistsError:
             return False
         return True
 
-    def _write(self, report: Report) -> None:
+    def _write(self, report: RankReport) -> None:
         """Write ``report`` with the stacks of this process and its loader workers; whole or not at all."""
         self._folder.mkdir(parents=True, exist_ok=True)
         file = _file(self._folder, report.rank)
@@ -159,20 +159,20 @@ class Watchdog:
 
     def _kill_frozen(self) -> None:
         """Kill the ranks of this machine that gave no report: their launcher would wait for them."""
-        me = self._roster[self._world.rank]
-        for rank, other in enumerate(self._roster):
+        me = self._rank_info[self._world.rank]
+        for rank, other in enumerate(self._rank_info):
             here = all(other[key] == me[key] for key in ("host", "boot", "processes"))
             if here and not _file(self._folder, rank).exists() and identity(other["pid"]) == other:
                 with suppress(ProcessLookupError):
                     os.kill(other["pid"], signal.SIGKILL)
 
 
-def verdict(reports: dict[int, Report], roster: list[dict[str, Any]]) -> str:
-    """Say which ranks hang, and where, from the ``reports`` of those that live and the ``roster`` of all."""
-    silent = [rank for rank in range(len(roster)) if rank not in reports]
+def diagnosis(reports: dict[int, RankReport], rank_info: list[dict[str, Any]]) -> str:
+    """Say which ranks hang, and where, from the ``reports`` of those that live and the ``rank_info`` of all."""
+    silent = [rank for rank in range(len(rank_info)) if rank not in reports]
     waiting = max(reports.values(), key=lambda report: report.reached)
     if silent:
-        names = _names(silent, roster)
+        names = _names(silent, rank_info)
         verb = "show" if len(silent) > 1 else "shows"
         return f"{names} {verb} no sign of life since {waiting.seconds:.0f} s at {waiting.samples_seen:,} samples"
     last = min(reports.values(), key=lambda report: report.reached)
@@ -180,18 +180,18 @@ def verdict(reports: dict[int, Report], roster: list[dict[str, Any]]) -> str:
     doing = DOING.get(last.phase, f"hangs in its {last.phase}")
     if len(behind) > 1:
         doing = f"like {len(behind) - 1} other{'s' * (len(behind) > 2)} {doing}"
-    return f"{_names(behind[:1], roster)} {doing} since {last.seconds:.0f} s at {last.samples_seen:,} samples"
+    return f"{_names(behind[:1], rank_info)} {doing} since {last.seconds:.0f} s at {last.samples_seen:,} samples"
 
 
-def read_reports(folder: Path) -> dict[int, Report]:
+def read_reports(folder: Path) -> dict[int, RankReport]:
     """Return the reports in ``folder`` by rank."""
     _refresh(folder)
-    found = (Report(**json.loads(file.open().readline())) for file in folder.glob("rank-*.txt"))
+    found = (RankReport(**json.loads(file.open().readline())) for file in folder.glob("rank-*.txt"))
     return {report.rank: report for report in found}
 
 
-def _names(ranks: list[int], roster: list[dict[str, Any]]) -> str:
-    shown = [f"{rank} (pid {roster[rank]['pid']} on {roster[rank]['host']})" for rank in ranks[:8]]
+def _names(ranks: list[int], rank_info: list[dict[str, Any]]) -> str:
+    shown = [f"{rank} (pid {rank_info[rank]['pid']} on {rank_info[rank]['host']})" for rank in ranks[:8]]
     more = [f"{len(ranks) - 8} more"] if len(ranks) > 8 else []
     return f"rank{'s' * (len(ranks) > 1)} {', '.join([*shown, *more])}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.config import Measurement
+from data_tools.config import MeasureConfig
 from data_tools.filters import measure as module
 from data_tools.filters.measure import Summary, measure
 from data_tools.filters.table import MEASURES, SCHEMA, read_table
@@ -18,10 +18,10 @@ from data_tools.sources.video import Video
 from mmldm_scale.common.atomic_files import ASIDE
 from mmldm_scale.common.errors import UserError
 
-CONFIG = Measurement(rows_per_part=2)
+CONFIG = MeasureConfig(rows_per_part=2)
 
 
-def run(folder: Path, output: Path, config: Measurement = CONFIG, workers: int = 0) -> Summary:
+def run(folder: Path, output: Path, config: MeasureConfig = CONFIG, workers: int = 0) -> Summary:
     return measure(FolderSource(config.source, folder), output, config, workers, 60.0)
 
 
@@ -107,7 +107,7 @@ def test_other_input_or_configuration_is_refused(good_videos, make_video, tmp_pa
     make_video(tmp_path / "in" / "a.mp4")
     run(tmp_path / "in", tmp_path / "m")
     with pytest.raises(UserError, match="silence_db: begun with -60.0, now -50"):
-        run(tmp_path / "in", tmp_path / "m", Measurement(rows_per_part=2, silence_db=-50))
+        run(tmp_path / "in", tmp_path / "m", MeasureConfig(rows_per_part=2, silence_db=-50))
     make_video(tmp_path / "in" / "b.mp4")
     with pytest.raises(UserError, match="other videos"):
         run(tmp_path / "in", tmp_path / "m")
@@ -143,11 +143,11 @@ def test_a_decoder_that_dies_is_a_row(good_videos, tmp_path, monkeypatch):
 
 def test_killed_and_shared_runs_end_with_the_same_table(good_videos, tmp_path):
     """One process is killed after its first part; of two others that share the folder, each does some or none."""
-    run(good_videos, tmp_path / "alone", Measurement(rows_per_part=1))
+    run(good_videos, tmp_path / "alone", MeasureConfig(rows_per_part=1))
     context = multiprocessing.get_context("spawn")
 
     def start() -> multiprocessing.Process:
-        arguments = (good_videos, tmp_path / "m", Measurement(rows_per_part=1))
+        arguments = (good_videos, tmp_path / "m", MeasureConfig(rows_per_part=1))
         process = context.Process(target=run, args=arguments)
         process.start()
         return process

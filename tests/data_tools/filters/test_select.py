@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.config import HeldOut, Limits, Measurement, Selection, SourceConfig
+from data_tools.config import Limits, MeasureConfig, Selection, SourceConfig, ValidationSet
 from data_tools.filters.select import select
 from data_tools.filters.table import KIND, part_sizes, write_part
 from data_tools.sources import open_source
@@ -25,7 +25,7 @@ FIELDS = {"bytes": 1, "labels": [], "start": 0.0, "maybe_trimmed": False, "split
 def write_table(folder: Path, rows: list[dict[str, Any]], rows_per_part: int = 4) -> Path:
     """Write a finished table of ``rows``; what they leave out is as of a plain sound file."""
     folder.mkdir(parents=True)
-    config = dataclasses.asdict(Measurement(rows_per_part=rows_per_part))
+    config = dataclasses.asdict(MeasureConfig(rows_per_part=rows_per_part))
     write_json(folder / "plan.json", {"format": 1, "kind": KIND, "rows": len(rows), "measurement": config})
     whole = [{**FIELDS, "origin": row["path"], "reason": "", **row} for row in rows]
     first = 0
@@ -133,7 +133,7 @@ def test_of_near_duplicates_the_best_is_kept(tmp_path):
 
 
 def test_held_out_recordings_are_whole_and_stay_when_others_come(tmp_path):
-    config = Selection(held_out=HeldOut(share=0.3), seed=5)
+    config = Selection(held_out=ValidationSet(share=0.3), seed=5)
     select(write_table(tmp_path / "m", candidates(200)), tmp_path / "s", config)
     apart = pq.read_table(tmp_path / "s" / "heldout.parquet")
     train = pq.read_table(tmp_path / "s" / "train.parquet")
@@ -153,17 +153,17 @@ def test_held_out_by_count_and_by_the_sources_split(tmp_path):
     rows = candidates(40)
     rows[10]["split"] = "eval"  # rows 10 and 11 are of one recording
     measures = write_table(tmp_path / "m", rows)
-    select(measures, tmp_path / "count", Selection(held_out=HeldOut(count=7)))
+    select(measures, tmp_path / "count", Selection(held_out=ValidationSet(count=7)))
     assert len(paths(tmp_path / "count", "heldout")) == 8  # recordings of two
-    select(measures, tmp_path / "split", Selection(held_out=HeldOut(splits=["eval"])))
+    select(measures, tmp_path / "split", Selection(held_out=ValidationSet(splits=["eval"])))
     assert paths(tmp_path / "split", "heldout") == ["0010.mp4", "0011.mp4"]
     own = pq.read_table(tmp_path / "split" / "heldout.parquet")["source_split"].to_pylist()
     assert own == ["eval", ""]
-    select(measures, tmp_path / "both", Selection(held_out=HeldOut(splits=["eval"], count=4)))
+    select(measures, tmp_path / "both", Selection(held_out=ValidationSet(splits=["eval"], count=4)))
     assert {"0010.mp4", "0011.mp4"} < set(paths(tmp_path / "both", "heldout"))
     assert len(paths(tmp_path / "both", "heldout")) == 4
     with pytest.raises(UserError, match="leaves nothing to train on"):
-        select(measures, tmp_path / "all", Selection(held_out=HeldOut(share=1.0)))
+        select(measures, tmp_path / "all", Selection(held_out=ValidationSet(share=1.0)))
 
 
 def everything(output: Path) -> dict[str, bytes]:
@@ -175,7 +175,7 @@ WHOLE = Selection(
     near_duplicate_bits=20,
     rank={"motion": 1.0},
     top=25,
-    held_out=HeldOut(share=0.2),
+    held_out=ValidationSet(share=0.2),
 )
 
 

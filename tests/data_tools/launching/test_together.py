@@ -78,13 +78,13 @@ def test_the_others_take_over_from_the_killed(good_videos, many, tmp_path):
 
 
 def test_a_frozen_process_does_no_harm_when_it_goes_on(good_videos, many, tmp_path):
-    """Its claim passes to another, which finishes the set; then it wakes, in the middle of its shard."""
+    """Its lease passes to another, which finishes the set; then it wakes, in the middle of its shard."""
     output = tmp_path / "set"
     frozen = start(good_videos, output, many)
     until(lambda: tars(output), frozen)
     os.kill(frozen.pid, signal.SIGSTOP)
-    for claim in (output / "claims").iterdir():  # as if its node had been taken for dead
-        claim.unlink()
+    for lease in (output / "leases").iterdir():  # as if its node had been taken for dead
+        lease.unlink()
     assert main(arguments(good_videos, output, many)) == 0
     before = contents(output)
     os.kill(frozen.pid, signal.SIGCONT)

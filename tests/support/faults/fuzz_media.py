@@ -27,7 +27,7 @@ from tests.support.datasets.recordings import record
 
 MEDIA = MediaConfig(frames=4, fps=10.0, size=16, audio=AudioImageConfig(sample_rate=8000, f_max=4000.0))
 LIMIT = 30.0  # seconds: no file may take longer
-STARTS = (0.0, 0.4, 0.8, 12.0)  # of the windows read: the last one needs a seek, where a file claims to be so long
+STARTS = (0.0, 0.4, 0.8, 12.0)  # of the windows read: the last one needs a seek, where a file leases to be so long
 HEVC = {"video_codec": "libx265", "codec_options": {"x265-params": "log-level=none"}, "size": (64, 64)}  # it needs 64
 ORIGINALS = {
     "a.mp4": {},

@@ -1,4 +1,4 @@
-"""The autoencoder's task on tiny clips of two classes and of none, with a tiny discriminator."""
+"""The autoencoder's trainable on tiny clips of two classes and of none, with a tiny discriminator."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +16,8 @@ from mmldm_scale.config import (
 )
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.planning import memory
-from mmldm_scale.trainables.autoencoder.trainable import build_task
-from mmldm_scale.training.trainable import Task
+from mmldm_scale.trainables.autoencoder.trainable import build_trainable
+from mmldm_scale.training.trainable import Trainable
 from tests.support.datasets.clip_sets import write_clips
 from tests.support.tiny_models import tiny_autoencoder
 
@@ -62,21 +62,23 @@ def words(data: Path, run: Path, *overrides: str) -> list[str]:
     return ["train", "autoencoder", "--config", str(data / "config.yaml"), *paths, *overrides]
 
 
-def task(data: Path, seed: int = 0, model: AutoencoderConfig = tiny_autoencoder.CONFIG, **settings) -> Task:
-    """Return the task on what :func:`write_data` wrote; four clips are compared with one another."""
+def trainable(data: Path, seed: int = 0, model: AutoencoderConfig = tiny_autoencoder.CONFIG, **settings) -> Trainable:
+    """Return the trainable on what :func:`write_data` wrote; four clips are compared with one another."""
     torch.manual_seed(0)
     paths = {"shards": [str(data / "clips")], "kl_vae": str(data / "kl_vae")}
     settings = paths | {"kl_weight": 1e-4, "discriminator": DISCRIMINATOR} | settings
     training = TrainingConfig(seed=seed, micro_batch=4, global_batch=4, log_every=4)
-    return build_task(AutoencoderTraining(model=model, preview=DecodingConfig(steps=2), training=training, **settings))
+    return build_trainable(
+        AutoencoderTraining(model=model, preview=DecodingConfig(steps=2), training=training, **settings)
+    )
 
 
-def batch(one: Task, positions: range) -> dict[str, torch.Tensor]:
+def batch(one: Trainable, positions: range) -> dict[str, torch.Tensor]:
     """Return the samples at ``positions`` together."""
     return default_collate([one.dataset[position] for position in positions])
 
 
-def losses(one: Task, positions: range) -> dict[str, torch.Tensor]:
+def losses(one: Trainable, positions: range) -> dict[str, torch.Tensor]:
     """Return what the module makes of the samples at ``positions``."""
     return one.module(batch(one, positions))
 

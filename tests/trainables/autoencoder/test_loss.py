@@ -8,9 +8,9 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from mmldm_scale.trainables.autoencoder.loss import fake_arrangements
-from mmldm_scale.training.trainable import StepInfo, Task
+from mmldm_scale.training.trainable import StepInfo, Trainable
 from tests.support.tiny_models import tiny_autoencoder
-from tests.support.tiny_models.autoencoder_trainable import batch, losses, task, write_data
+from tests.support.tiny_models.autoencoder_trainable import batch, losses, trainable, write_data
 
 ESTIMATING = dataclasses.replace(
     tiny_autoencoder.CONFIG, decoder=dataclasses.replace(tiny_autoencoder.CONFIG.decoder, estimate=True)
@@ -22,20 +22,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("objective"))
 
 
-def opened(data: Path, **settings) -> Task:
-    """Return the task with its zero-initialised layers filled, as training would."""
-    one = task(data, **settings)
+def opened(data: Path, **settings) -> Trainable:
+    """Return the trainable with its zero-initialised layers filled, as training would."""
+    one = trainable(data, **settings)
     tiny_autoencoder.opened(one.module.autoencoder)
     return one
 
 
-def pictures_of(one: Task, samples: dict[str, torch.Tensor]) -> torch.Tensor:
+def pictures_of(one: Trainable, samples: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the signals (B, F + 1, 3, S, S) of ``samples``, the audio images last."""
     frames = samples["frames"].movedim(-1, -3).float() / 127.5 - 1
     return torch.cat([frames, one.module.audio_image.encode(samples["waveform"])[:, None]], dim=1)
 
 
-def posteriors_of(one: Task, samples: dict[str, torch.Tensor]) -> tuple[Normal, Normal]:
+def posteriors_of(one: Trainable, samples: dict[str, torch.Tensor]) -> tuple[Normal, Normal]:
     pictures = pictures_of(one, samples)
     found = one.module.autoencoder.encode(pictures[:, :-1], pictures[:, -1])
     return tuple(Normal(part.mean, (part.logvar / 2).exp()) for part in (found.audio, found.video))
@@ -82,7 +82,7 @@ def test_semantic_terms_are_those_of_the_drawn_latents(data):
 
 def test_labels_are_the_clips_own(data):
     """Clip n is told by its tone; classes come in turn, every third clip has none."""
-    one = task(data)
+    one = trainable(data)
     for position in range(6):
         sample = one.dataset[position]
         spectrum = torch.fft.rfft(sample["waveform"]).abs()
@@ -129,11 +129,11 @@ def test_dropped_pictures_are_drawn_without_semantics_and_class(data, model):
 
 
 def test_share_of_dropped_pictures(data):
-    dataset = task(data, context_dropout=0.3).dataset
+    dataset = trainable(data, context_dropout=0.3).dataset
     dropped = torch.stack([dataset[position]["dropped"] for position in range(200)])
     assert dropped.shape == (200, 3)
     assert ((dropped.float().mean(0) - 0.3).abs() < 0.1).all()
-    never = task(data, context_dropout=0.0).dataset
+    never = trainable(data, context_dropout=0.0).dataset
     assert not any(never[position]["dropped"].any() for position in range(20))
 
 

@@ -9,10 +9,10 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import AdversarialConfig, AutoencoderTraining, DecodingConfig, TrainingConfig
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from mmldm_scale.trainables.autoencoder.trainable import build_task
+from mmldm_scale.trainables.autoencoder.trainable import build_trainable
 from tests.support.datasets.clip_sets import clip, write_clips
 from tests.support.tiny_models import tiny_autoencoder
-from tests.support.tiny_models.autoencoder_trainable import CLASSES, batch, losses, task, write_data
+from tests.support.tiny_models.autoencoder_trainable import CLASSES, batch, losses, trainable, write_data
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_all_knowing_decoder_has_no_loss(data, monkeypatch):
     """The noise that is to be predicted is that which was added to the target frames, in their order."""
-    one = task(data)
+    one = trainable(data)
     model, samples = one.module.autoencoder, batch(one, range(4))
     frames = samples["frames"].movedim(-1, -3).float() / 127.5 - 1
     chosen = torch.cat([frames[clip, targets] for clip, targets in enumerate(samples["targets"])])
@@ -42,16 +42,16 @@ def test_an_all_knowing_decoder_has_no_loss(data, monkeypatch):
 
 def test_a_samples_loss_is_its_own(data):
     """It is the same in any batch of whole groups; another seed gives other losses."""
-    one = task(data, contrastive_batch=2)
+    one = trainable(data, contrastive_batch=2)
     together = losses(one, range(4))
     apart = [losses(one, range(2)), losses(one, range(2, 4))]
     for name, values in together.items():
         torch.testing.assert_close(values, torch.cat([part[name] for part in apart]), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(together["loss"], losses(task(data, seed=1, contrastive_batch=2), range(4))["loss"])
+    assert not torch.allclose(together["loss"], losses(trainable(data, seed=1, contrastive_batch=2), range(4))["loss"])
 
 
 def test_samples_cover_frames_times_and_mirror_images(data):
-    dataset = task(data, frames_per_clip=3).dataset
+    dataset = trainable(data, frames_per_clip=3).dataset
     samples = [dataset[position] for position in range(60)]
     assert {int(t) for sample in samples for t in sample["targets"]} == {0, 1, 2, 3}
     assert all(len(set(sample["targets"].tolist())) == 3 for sample in samples)
@@ -60,12 +60,12 @@ def test_samples_cover_frames_times_and_mirror_images(data):
     assert all(np.histogram(times[:, i], bins=4, range=(0, 1000))[0].min() > 3 for i in range(4))
     mirrored = [sample["frames"][0, 0, 0, 0].item() < 246 for sample in samples]
     assert 15 < sum(mirrored) < 45  # the bar begins at the left
-    straight = task(data, flip=0.0).dataset[0]["frames"].numpy().astype(int)
+    straight = trainable(data, flip=0.0).dataset[0]["frames"].numpy().astype(int)
     assert min(np.abs(straight - clip(n).frames).max() for n in range(6)) < 40  # a JPEG's difference
 
 
 def test_learns_from_one_clip_and_tells_frames_apart(data, tmp_path):
-    one = task(
+    one = trainable(
         data, shards=[str(write_clips(tmp_path / "one", 1))], flip=0.0, frames_per_clip=4, contrastive_weight=0.0
     )
     optimizer = torch.optim.Adam([p for p in one.module.parameters() if p.requires_grad], lr=3e-3)
@@ -95,13 +95,13 @@ def test_a_guess_from_the_features_starts_lower(data):
         decoder=dataclasses.replace(tiny_autoencoder.CONFIG.decoder, estimate=True),
     )
     plain, guessing = (
-        losses(task(data, model=model), range(8))["loss"].mean() for model in (tiny_autoencoder.CONFIG, scratch)
+        losses(trainable(data, model=model), range(8))["loss"].mean() for model in (tiny_autoencoder.CONFIG, scratch)
     )
     assert guessing < 0.5 * plain
 
 
 def test_weights_folder_is_whole(data, tmp_path):
-    one = task(data)
+    one = trainable(data)
     trained = {name: p for name, p in one.module.named_parameters() if p.requires_grad}
     original = {name: p.clone() for name, p in one.module.autoencoder.state_dict().items()}
     original |= {f"kl_vae.{name}": p for name, p in kl_vae.load(data / "kl_vae").state_dict().items()}
@@ -118,14 +118,14 @@ def test_weights_folder_is_whole(data, tmp_path):
 def test_an_engine_neither_casts_nor_saves_the_kl_vae(data, precision, dtype):
     training = TrainingConfig(precision=precision, micro_batch=4, global_batch=4, log_every=4)
     paths = {"shards": [str(data / "clips")], "kl_vae": str(data / "kl_vae")}
-    module = build_task(AutoencoderTraining(model=tiny_autoencoder.CONFIG, training=training, **paths)).module
+    module = build_trainable(AutoencoderTraining(model=tiny_autoencoder.CONFIG, training=training, **paths)).module
     assert not any("kl_vae" in name for name in module.state_dict())
     for parameter in module.half().autoencoder.kl_vae.parameters():
         assert parameter.dtype == dtype
 
 
 def test_low_precision_agrees(data):
-    one = task(data)
+    one = trainable(data)
     full = losses(one, range(4))
     one.module.bfloat16()
     low = losses(one, range(4))
@@ -150,7 +150,7 @@ class Shown:
 
 
 def test_preview_shows_pictures_video_and_sound_and_always_the_same(data):
-    one, first, second = task(data), Shown(), Shown()
+    one, first, second = trainable(data), Shown(), Shown()
     with torch.no_grad():
         one.preview(one.module, first)
         torch.rand(3)  # nothing hangs on the global generator
@@ -162,13 +162,13 @@ def test_preview_shows_pictures_video_and_sound_and_always_the_same(data):
 
 
 def test_flops_grow_with_the_target_frames_and_the_discriminator(data):
-    counts = [task(data, frames_per_clip=count).flops_per_sample for count in (2, 3, 4)]
+    counts = [trainable(data, frames_per_clip=count).flops_per_sample for count in (2, 3, 4)]
     assert counts[2] - counts[1] == pytest.approx(counts[1] - counts[0], rel=1e-3)
-    assert counts[0] > task(data, adversarial=AdversarialConfig(weight=0.0)).flops_per_sample > 0
+    assert counts[0] > trainable(data, adversarial=AdversarialConfig(weight=0.0)).flops_per_sample > 0
 
 
 def test_without_weight_there_is_no_discriminator(data):
-    alone, both = task(data, adversarial=AdversarialConfig(weight=0.0)), task(data)
+    alone, both = trainable(data, adversarial=AdversarialConfig(weight=0.0)), trainable(data)
     assert alone.discriminator is None
     initial = both.module.state_dict()
     assert all(torch.equal(tensor, initial[name]) for name, tensor in alone.module.state_dict().items())
@@ -181,7 +181,7 @@ def test_begins_from_a_given_unet(data, tmp_path):
     given.class_embedding = None
     given.register_to_config(class_embed_type=None, projection_class_embeddings_input_dim=None)  # as published
     given.save_pretrained(tmp_path / "unet")
-    plain, begun = task(data, model=model), task(data, model=model, unet=str(tmp_path / "unet"))
+    plain, begun = trainable(data, model=model), trainable(data, model=model, unet=str(tmp_path / "unet"))
     for name in ("audio", "video"):
         initial = plain.module.autoencoder.decoder.unets[name].state_dict()
         for key, tensor in begun.module.autoencoder.decoder.unets[name].state_dict().items():
@@ -190,12 +190,12 @@ def test_begins_from_a_given_unet(data, tmp_path):
 
 def test_refusals(data, tmp_path):
     with pytest.raises(UserError, match="empty"):
-        task(data, shards=[str(write_clips(tmp_path / "none", 0))])
+        trainable(data, shards=[str(write_clips(tmp_path / "none", 0))])
     with pytest.raises(UserError, match="no such f"):
-        task(data, kl_vae=str(tmp_path / "nowhere"))
+        trainable(data, kl_vae=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="no such f"):
-        task(data, unet=str(tmp_path / "nowhere"))
+        trainable(data, unet=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="frames_per_clip: .* adversarial.weight=0"):
-        task(data, frames_per_clip=1)
+        trainable(data, frames_per_clip=1)
     with pytest.raises(UserError, match="contrastive_batch: groups of 3"):
-        task(data, contrastive_batch=3)
+        trainable(data, contrastive_batch=3)

@@ -12,9 +12,9 @@ from mmldm_scale import cli
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import AutoencoderTraining, load
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from mmldm_scale.trainables.autoencoder.trainable import build_task
+from mmldm_scale.trainables.autoencoder.trainable import build_trainable
 from mmldm_scale.training.loop import Trainer
-from mmldm_scale.training.trainable import Task
+from mmldm_scale.training.trainable import Trainable
 from tests.support.datasets.clip_sets import clip, write_clips
 from tests.support.run_results import Finished, Forks, assert_same_checkpoint
 from tests.support.tiny_models import tiny_autoencoder
@@ -34,7 +34,7 @@ TWO = (2, "training.micro_batch=2", "training.total_samples=8", "training.checkp
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is learned from, and 13 held-out clips: three groups of four that are compared, and one left over."""
     folder = write_data(tmp_path_factory.mktemp("data"))
-    write_clips(folder / "held_out", 13, NAMES, FIRST)
+    write_clips(folder / "validation_set", 13, NAMES, FIRST)
     write_clips(folder / "few", 3, first=50)
     write_clips(folder / "slow", first=60, media=dataclasses.replace(tiny_autoencoder.MEDIA, fps=5))
     return folder
@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(forks: Forks, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
     """Runs of two steps, without validation and with it, and one of a single step on two processes with ZeRO-3."""
     folder, found = tmp_path_factory.mktemp("runs"), {}
-    validated = ["training.validate_every=8", f"validation={data / 'held_out'}"]
+    validated = ["training.validate_every=8", f"validation={data / 'validation_set'}"]
     kinds = {"plain": ONE, "validated": (*ONE, *validated), "parted": (*TWO, *validated)}
     for name, (processes, *overrides) in kinds.items():
         run = folder / name
@@ -54,7 +54,7 @@ def runs(forks: Forks, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def configure(data: Path, *overrides: str) -> AutoencoderTraining:
-    paths = [f"shards={data / 'clips'}", f"kl_vae={data / 'kl_vae'}", f"validation={data / 'held_out'}"]
+    paths = [f"shards={data / 'clips'}", f"kl_vae={data / 'kl_vae'}", f"validation={data / 'validation_set'}"]
     return load(AutoencoderTraining, [data / "config.yaml"], [*paths, "training.micro_batch=8", *overrides])
 
 
@@ -64,36 +64,36 @@ def validation(run: Finished, samples_seen: int) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def end(data, runs, tmp_path_factory) -> tuple[Task, dict[str, torch.Tensor]]:
-    """The task with the weights that a run ended with, and what it makes of three groups of held-out clips."""
+def end(data, runs, tmp_path_factory) -> tuple[Trainable, dict[str, torch.Tensor]]:
+    """The trainable with the weights that a run ended with, and what it makes of three groups of held-out clips."""
     weights = str(tmp_path_factory.mktemp("end") / "raw")
     exported = ["--checkpoint", str(runs["validated"].run), "--weights", "raw", "--output", weights]
     assert cli.main(["export", *exported]) == 0
-    task = build_task(configure(data))
+    trainable = build_trainable(configure(data))
     state = Autoencoder.from_pretrained(weights).state_dict()
-    task.module.autoencoder.load_state_dict({k: v for k, v in state.items() if not k.startswith("kl_vae.")})
-    task.module.eval()
-    samples = task.validation.__getitems__(range(12))
+    trainable.module.autoencoder.load_state_dict({k: v for k, v in state.items() if not k.startswith("kl_vae.")})
+    trainable.module.eval()
+    samples = trainable.validation.__getitems__(range(12))
     with torch.no_grad():
-        parts = [task.module(default_collate(samples[first : first + 4])) for first in (0, 4, 8)]
-    return task, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        parts = [trainable.module(default_collate(samples[first : first + 4])) for first in (0, 4, 8)]
+    return trainable, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def test_it_is_the_mean_over_whole_groups_of_held_out_clips(runs, end) -> None:
     """Those of a group are compared with one another and with no other clip, as in training."""
-    task, expected = end
-    assert len(task.validation) == 12
+    trainable, expected = end
+    assert len(trainable.validation) == 12
     found = validation(runs["validated"], 16)
-    names = {"loss", "loss/audio", "loss/video", "temperature", *(f"term/{name}" for name in task.weights)}
+    names = {"loss", "loss/audio", "loss/video", "temperature", *(f"term/{name}" for name in trainable.weights)}
     assert {name for name in found if not name.startswith("loss_by_time")} == names
     for name in names:
         assert found[name] == pytest.approx(expected[name].mean().item(), rel=1e-5)
 
 
 def test_its_quarters_are_means_over_the_pictures_noised_so_much(runs, end) -> None:
-    task, expected = end
+    trainable, expected = end
     found = validation(runs["validated"], 16)
-    times = torch.stack([sample["time"] for sample in task.validation.__getitems__(range(12))])
+    times = torch.stack([sample["time"] for sample in trainable.validation.__getitems__(range(12))])
     total = 0.0
     for first in range(0, 1000, 250):
         there, part = (times >= first) & (times < first + 250), f"{first}-{first + 249}"
@@ -121,7 +121,7 @@ def test_it_does_not_disturb_training(runs) -> None:
 
 def test_held_out_clips_are_the_same_in_every_run_and_cover_the_schedule(data) -> None:
     drawn_otherwise = ["training.seed=5", "flip=1", "context_dropout=1", "reading.window=1"]
-    one, other = (build_task(configure(data, *overrides)).validation for overrides in ([], drawn_otherwise))
+    one, other = (build_trainable(configure(data, *overrides)).validation for overrides in ([], drawn_otherwise))
     samples, same = one.__getitems__(range(12)), other.__getitems__(range(12))
     for sample, again in zip(samples, same, strict=True):
         assert all(torch.equal(sample[name], again[name]) for name in sample)
@@ -141,7 +141,7 @@ def test_held_out_clips_are_the_same_in_every_run_and_cover_the_schedule(data) -
     [(["training.validation_samples=9"], 8), (["contrastive_weight=0"], 13)],
 )
 def test_held_out_clips_fill_the_groups_that_are_compared(data, overrides, count) -> None:
-    assert len(build_task(configure(data, *overrides)).validation) == count
+    assert len(build_trainable(configure(data, *overrides)).validation) == count
 
 
 @pytest.mark.parametrize(
@@ -156,11 +156,11 @@ def test_held_out_clips_fill_the_groups_that_are_compared(data, overrides, count
 )
 def test_what_cannot_be_validated_on_is_refused_in_a_line(data, overrides, says) -> None:
     with pytest.raises(UserError, match=says) as caught:
-        build_task(configure(data, *(text.format(data=data) for text in overrides)))
+        build_trainable(configure(data, *(text.format(data=data) for text in overrides)))
     assert "\n" not in str(caught.value)
 
 
 def test_without_held_out_clips_there_is_nothing_to_validate_at_intervals(data, tmp_path, alone) -> None:
     config = configure(data, "validation=[]", "training.validate_every=8")
     with pytest.raises(UserError, match="validate_every: .* validation=DIR fits an autoencoder or a dit, else 0"):
-        Trainer(build_task(config), config.training, tmp_path, alone)
+        Trainer(build_trainable(config), config.training, tmp_path, alone)

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DecodingConfig, DiTTraining, Sampling, load
 from mmldm_scale.sampling.pipeline import Description, Pipeline
-from mmldm_scale.trainables.dit.preview import build_task
+from mmldm_scale.trainables.dit.preview import build_trainable
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.resilience import signals
 from mmldm_scale.training.resilience.signals import StopRequest
@@ -52,7 +52,7 @@ def train(latents: Path, run: Path, world, *overrides: str) -> dict[int, float]:
     config = load(DiTTraining, overrides=[*settings, *overrides])
     run.mkdir()
     torch.manual_seed(0)
-    assert not Trainer(build_task(config), config.training, run, world).run(StopRequest())
+    assert not Trainer(build_trainable(config), config.training, run, world).run(StopRequest())
     records = map(json.loads, (run / "log.jsonl").read_text().splitlines())
     return {record["samples_seen"]: record["loss"] for record in records}
 

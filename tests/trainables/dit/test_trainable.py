@@ -12,7 +12,7 @@ from mmldm_scale.config import DiTTraining, MediaConfig, load
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.dit import DiT
 from mmldm_scale.shards.manifest import Manifest
-from mmldm_scale.trainables.dit.trainable import build_task
+from mmldm_scale.trainables.dit.trainable import build_trainable
 from tests.support.datasets.latent_sets import AUDIO, VIDEO, latent_sample, write_latents
 
 SMALL = ["model.depth=1", "model.width=16", "model.heads=2", "model.context_tokens=2", "model.context_width=4"]
@@ -29,9 +29,9 @@ def configure(latents: Path, *overrides: str) -> DiTTraining:
 
 
 def test_a_sample_is_a_function_of_seed_and_position(latents):
-    dataset = build_task(configure(latents)).dataset
-    copy = pickle.loads(pickle.dumps(build_task(configure(latents)).dataset))  # as a loader worker gets it
-    other = build_task(configure(latents, "training.seed=1")).dataset
+    dataset = build_trainable(configure(latents)).dataset
+    copy = pickle.loads(pickle.dumps(build_trainable(configure(latents)).dataset))  # as a loader worker gets it
+    other = build_trainable(configure(latents, "training.seed=1")).dataset
     for position in (0, 19, 20, 1003):
         one, same = dataset[position], copy[position]
         assert all(torch.equal(one[name], same[name]) for name in one)
@@ -42,7 +42,7 @@ def test_a_sample_is_a_function_of_seed_and_position(latents):
 
 def test_a_micro_batch_is_its_samples(latents, tmp_path):
     write_latents(tmp_path / "more", (5, 9), first=100)
-    dataset = build_task(configure(latents, f"shards=[{latents},{tmp_path / 'more'}]", "weights=[1,2]")).dataset
+    dataset = build_trainable(configure(latents, f"shards=[{latents},{tmp_path / 'more'}]", "weights=[1,2]")).dataset
     positions = [7, 3, 1003, 4, 5, 3]
     for position, sample in zip(positions, dataset.__getitems__(positions), strict=True):
         alone = dataset[position]
@@ -51,7 +51,7 @@ def test_a_micro_batch_is_its_samples(latents, tmp_path):
 
 
 def test_latents_are_normalised_drawn_from_their_posteriors_and_sometimes_mirrored(latents):
-    dataset = build_task(configure(latents)).dataset
+    dataset = build_trainable(configure(latents)).dataset
     samples = [dataset[i] for i in range(400)]
     for name in ("audio", "video"):
         values = torch.stack([sample[name] for sample in samples])  # (400, C, H, W)
@@ -72,12 +72,12 @@ def test_latents_are_normalised_drawn_from_their_posteriors_and_sometimes_mirror
 
 def test_losses_fall_and_are_reported_for_each_modality(latents):
     torch.manual_seed(0)
-    task = build_task(configure(latents))
-    batch = {k: torch.stack([task.dataset[i][k] for i in range(64)]) for k in task.dataset[0]}
-    optimizer = torch.optim.Adam(task.module.parameters(), lr=1e-2)
+    trainable = build_trainable(configure(latents))
+    batch = {k: torch.stack([trainable.dataset[i][k] for i in range(64)]) for k in trainable.dataset[0]}
+    optimizer = torch.optim.Adam(trainable.module.parameters(), lr=1e-2)
     history = []
     for _ in range(60):
-        values = task.module(batch)
+        values = trainable.module(batch)
         assert {name: tuple(v.shape) for name, v in values.items()} == {
             "loss": (64,),
             "loss/audio": (64,),
@@ -98,7 +98,7 @@ PARTNERS = {"other_audio", "other_video", "shifted_audio"}
 def test_what_a_sample_is_held_against_is_a_function_of_seed_and_position(latents, tmp_path):
     more = write_latents(tmp_path / "more", (5, 9), first=100)
     plain, held = (
-        build_task(configure(latents, f"shards=[{latents},{more}]", *overrides)).dataset
+        build_trainable(configure(latents, f"shards=[{latents},{more}]", *overrides)).dataset
         for overrides in ([], ["contrastive.weight=0.1"])
     )
     positions = [7, 3, 1003, 4, 5, 40]
@@ -113,7 +113,7 @@ def test_what_a_sample_is_held_against_is_a_function_of_seed_and_position(latent
 
 
 def test_a_sample_is_held_against_another_clip_of_its_set(latents):
-    dataset = build_task(configure(latents, "contrastive.weight=0.1", "flip=0")).dataset
+    dataset = build_trainable(configure(latents, "contrastive.weight=0.1", "flip=0")).dataset
     mixture = dataset.samples.mixture
     for position in range(0, 60, 7):
         sample, (_, index) = dataset[position], mixture.other(position)
@@ -129,12 +129,12 @@ def test_a_sample_is_held_against_another_clip_of_its_set(latents):
 
 
 def test_the_contrastive_term_counts_in_loss_log_and_arithmetic(latents):
-    task, plain = (build_task(configure(latents, f"contrastive.weight={weight}")) for weight in (0.5, 0))
-    assert task.weights == {"contrastive": 0.5}
+    trainable, plain = (build_trainable(configure(latents, f"contrastive.weight={weight}")) for weight in (0.5, 0))
+    assert trainable.weights == {"contrastive": 0.5}
     assert plain.weights == {}
-    assert task.flops_per_sample == 4 * plain.flops_per_sample
-    batch = {k: torch.stack([task.dataset[i][k] for i in range(4)]) for k in task.dataset[0]}
-    values = task.module(batch)
+    assert trainable.flops_per_sample == 4 * plain.flops_per_sample
+    batch = {k: torch.stack([trainable.dataset[i][k] for i in range(4)]) for k in trainable.dataset[0]}
+    values = trainable.module(batch)
     assert set(values) == {"loss", "loss/audio", "loss/video", "term/contrastive"}
     assert values["term/contrastive"].shape == (4,)
     expected = (values["loss/audio"] + values["loss/video"]) / 2 + 0.5 * values["term/contrastive"]
@@ -143,9 +143,9 @@ def test_the_contrastive_term_counts_in_loss_log_and_arithmetic(latents):
 
 def test_weights_folder_describes_itself(latents, tmp_path):
     config = configure(latents)
-    task = build_task(config)
-    state = {name: tensor.float() for name, tensor in task.module.state_dict().items()}
-    task.write_weights(tmp_path / "weights", state)
+    trainable = build_trainable(config)
+    state = {name: tensor.float() for name, tensor in trainable.module.state_dict().items()}
+    trainable.write_weights(tmp_path / "weights", state)
     folder = pretrained.find(tmp_path, "dit")
     stored = json.loads((folder / "config.json").read_text())
     assert stored["autoencoder"] == {"path": "somewhere", "fingerprint": "abc"}
@@ -153,13 +153,15 @@ def test_weights_folder_describes_itself(latents, tmp_path):
     assert stored["statistics"] == Manifest.read(latents).statistics
     model = DiT(config.model, AUDIO, VIDEO)
     pretrained.load_into(model, folder)
-    for loaded, trained in zip(model.parameters(), task.module.dit.parameters(), strict=True):
+    for loaded, trained in zip(model.parameters(), trainable.module.dit.parameters(), strict=True):
         assert torch.equal(loaded, trained)
 
 
 def test_a_mixture_is_normalised_and_described_as_what_is_drawn_from_it(latents, tmp_path):
     other = write_latents(tmp_path / "other", (5, 9), first=100)
-    one, mixed = (build_task(configure(latents, *o)) for o in ([], [f"shards=[{latents},{other}]", "weights=[1,3]"]))
+    one, mixed = (
+        build_trainable(configure(latents, *o)) for o in ([], [f"shards=[{latents},{other}]", "weights=[1,3]"])
+    )
     assert one.inputs != mixed.inputs
     values = torch.stack([mixed.dataset[i]["video"] for i in range(800)])
     assert values.mean(dim=(0, 2, 3)).abs().max() < 0.05
@@ -173,14 +175,14 @@ def test_a_mixture_is_normalised_and_described_as_what_is_drawn_from_it(latents,
 def test_latents_of_another_shape_than_the_set_says_are_not_used(tmp_path):
     wrong = write_latents(tmp_path / "wrong", audio_shape=(4, 4, 4))
     with pytest.raises(UserError, match="latents of shapes"):
-        build_task(configure(wrong, f"run={tmp_path / 'run'}", "reading.damaged_share=0.9")).dataset[0]
+        build_trainable(configure(wrong, f"run={tmp_path / 'run'}", "reading.damaged_share=0.9")).dataset[0]
 
 
 def test_flops_are_those_of_the_shapes_in_the_shards(latents):
     d, n = 16, 2 + 1 + 4 + 1 + 9  # width; context, [EOS] and latent tokens
     linear = 12 * d * d * n + 6 * d * d  # the layer
     linear += 256 * d + d * d + 2 * 4 * d + 3 * 4 * d * (4 + 9) + 2 * 2 * d * d  # time, context, ends
-    assert build_task(configure(latents)).flops_per_sample == 2 * (linear + 2 * n * n * d)
+    assert build_trainable(configure(latents)).flops_per_sample == 2 * (linear + 2 * n * n * d)
 
 
 @pytest.mark.parametrize(
@@ -189,10 +191,10 @@ def test_flops_are_those_of_the_shapes_in_the_shards(latents):
 )
 def test_what_cannot_work_is_said_at_once(latents, overrides, says):
     with pytest.raises(UserError, match=says):
-        build_task(configure(latents, *overrides))
+        build_trainable(configure(latents, *overrides))
 
 
 def test_sound_that_cannot_be_shifted_is_refused(tmp_path):
     narrow = write_latents(tmp_path / "narrow", audio_shape=(4, 4, 1))
     with pytest.raises(UserError, match="contrastive.weight: audio latents of one column"):
-        build_task(configure(narrow, "contrastive.weight=0.1"))
+        build_trainable(configure(narrow, "contrastive.weight=0.1"))

@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DiTTraining, load
 from mmldm_scale.trainables.dit.dataset import LatentDataset
-from mmldm_scale.trainables.dit.trainable import build_task
+from mmldm_scale.trainables.dit.trainable import build_trainable
 from mmldm_scale.training.engine import deepspeed_engine as engines
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.loop import Trainer
@@ -29,12 +29,12 @@ VALIDATE = ["training.validate_every=32", "training.validation_samples=7"]
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_latents(folder / "learned")
-    write_latents(folder / "held_out", (9,), first=100)
+    write_latents(folder / "validation_set", (9,), first=100)
     return folder
 
 
 def configure(data: Path, *overrides: str) -> DiTTraining:
-    sets = [f"shards={data / 'learned'}", f"validation={data / 'held_out'}"]
+    sets = [f"shards={data / 'learned'}", f"validation={data / 'validation_set'}"]
     return load(DiTTraining, overrides=[*sets, *SETTINGS, *VALIDATE, "training.micro_batch=4", *overrides])
 
 
@@ -49,15 +49,15 @@ def of(records: dict[int, dict[str, float]], part: str) -> dict[int, dict[str, f
 
 def test_it_is_the_mean_over_each_held_out_sample_once(data, alone) -> None:
     config = configure(data, "training.zero_stage=1")
-    task = build_task(config)
-    samples = task.validation.__getitems__(range(7))
+    trainable = build_trainable(config)
+    samples = trainable.validation.__getitems__(range(7))
     with torch.no_grad():
-        for parameter in task.module.parameters():
+        for parameter in trainable.module.parameters():
             parameter.add_(0.1)  # the network begins at a prediction of zero
-        expected = task.module.eval()(default_collate(samples))
-    engine = engines.build(task.module.train(), config.training, alone)
-    found = validation.evaluate(engine, task.validation, 4, alone, lambda: None)
-    assert task.module.training
+        expected = trainable.module.eval()(default_collate(samples))
+    engine = engines.build(trainable.module.train(), config.training, alone)
+    found = validation.evaluate(engine, trainable.validation, 4, alone, lambda: None)
+    assert trainable.module.training
     for name in ("loss", "loss/audio", "loss/video"):
         assert found[f"validation/{name}"] == pytest.approx(expected[name].mean().item(), rel=1e-6)
     for first in range(0, 1000, 250):
@@ -67,28 +67,31 @@ def test_it_is_the_mean_over_each_held_out_sample_once(data, alone) -> None:
 
 
 def test_held_out_samples_are_the_same_in_every_run_and_cover_the_schedule(data) -> None:
-    one = build_task(configure(data)).validation
-    other = build_task(configure(data, "training.seed=5", "flip=1", "reading.window=1")).validation
+    one = build_trainable(configure(data)).validation
+    other = build_trainable(configure(data, "training.seed=5", "flip=1", "reading.window=1")).validation
     assert len(one) == 7
     for sample, same in zip(one.__getitems__([0, 1, 2, 3]), other.__getitems__(range(4)), strict=True):
         assert all(torch.equal(sample[name], same[name]) for name in sample)
     assert [int(sample["time"]) for sample in one.__getitems__(range(7))] == [0, 500, 250, 750, 125, 625, 375]
-    assert len(build_task(configure(data, "training.validation_samples=100")).validation) == 9
+    assert len(build_trainable(configure(data, "training.validation_samples=100")).validation) == 9
 
 
 def test_they_are_normalised_as_those_that_are_learned_from(data) -> None:
     config = configure(data)
-    task = build_task(config)
-    held_out, statistics = task.validation._dataset.samples.mixture, task.dataset.samples.mixture.statistics
-    assert held_out.statistics == statistics
-    assert held_out.manifest.statistics != statistics
+    trainable = build_trainable(config)
+    validation_set, statistics = (
+        trainable.validation._dataset.samples.mixture,
+        trainable.dataset.samples.mixture.statistics,
+    )
+    assert validation_set.statistics == statistics
+    assert validation_set.manifest.statistics != statistics
 
 
 def train(config: DiTTraining, run: Path, world: World) -> dict[int, dict[str, float]]:
     """Train in this process; return what was logged."""
     run.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    assert not Trainer(build_task(config), config.training, run, world).run(StopRequest())
+    assert not Trainer(build_trainable(config), config.training, run, world).run(StopRequest())
     return logged(run)
 
 
@@ -111,7 +114,7 @@ def one_step(data, tmp_path_factory, alone, forks) -> dict[int, dict[str, float]
     one = train(configure(data, "training.total_samples=32", "training.micro_batch=8"), folder / "one", alone)
     signals.restore_handlers()
     settings = [*SETTINGS, *VALIDATE, "training.total_samples=32", "training.micro_batch=2", "training.zero_stage=3"]
-    sets = [f"shards={data / 'learned'}", f"validation={data / 'held_out'}"]
+    sets = [f"shards={data / 'learned'}", f"validation={data / 'validation_set'}"]
     status, output = forks(2, "train_dit", *sets, *settings, f"run={folder / 'two'}")
     assert status == 0, output
     return {1: one[32], 2: logged(folder / "two")[32]}
@@ -151,5 +154,5 @@ def test_what_cannot_be_validated_on_is_refused_in_a_line(data, overrides, says)
     if not (data / "other").exists():
         write_latents(data / "other", first=200, autoencoder={"path": "elsewhere", "fingerprint": "other"})
     with pytest.raises(UserError, match=says) as caught:
-        build_task(configure(data, *(text.format(data=data) for text in overrides)))
+        build_trainable(configure(data, *(text.format(data=data) for text in overrides)))
     assert "\n" not in str(caught.value)

@@ -13,11 +13,11 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import AdversarialConfig, KLVAETraining, PatchDiscriminatorConfig, TrainingConfig
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.lpips import load_lpips
-from mmldm_scale.trainables.kl_vae.trainable import build_task
+from mmldm_scale.trainables.kl_vae.trainable import build_trainable
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.resilience.signals import StopRequest, restore_handlers
-from mmldm_scale.training.trainable import StepInfo, Task
+from mmldm_scale.training.trainable import StepInfo, Trainable
 from tests.support.datasets.clip_sets import write_clips
 from tests.support.tiny_models import tiny_autoencoder
 from tests.support.tiny_models.backbones import write_alexnet
@@ -40,22 +40,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def task(data: Path, **settings) -> Task:
+def trainable(data: Path, **settings) -> Trainable:
     torch.manual_seed(0)
     settings = {"shards": [str(data / "clips")], "kl_vae": str(data / "kl_vae"), "discriminator": SMALL} | settings
-    return build_task(KLVAETraining(**settings))
+    return build_trainable(KLVAETraining(**settings))
 
 
-def values(one: Task, positions: range) -> dict:
+def values(one: Trainable, positions: range) -> dict:
     return one.module(default_collate([one.dataset[position] for position in positions]))
 
 
 def test_terms_are_what_they_are_called(data):
     backbone = str(data / "alexnet.pth")
     settings = {"audio_share": 0.5, "lpips": backbone, "lpips_weight": 0.3, "adversarial": ADVERSARIAL}
-    one = task(data, reconstruction="l1", **settings)
+    one = trainable(data, reconstruction="l1", **settings)
     one.begin_step(FULL)
-    found, squared = values(one, range(8)), values(task(data, reconstruction="l2", **settings), range(8))
+    found, squared = values(one, range(8)), values(trainable(data, reconstruction="l2", **settings), range(8))
     vae, distance = kl_vae.load(data / "kl_vae"), load_lpips(backbone)
     for position in range(8):
         sample = one.dataset[position]
@@ -76,7 +76,7 @@ def test_terms_are_what_they_are_called(data):
 
 
 def test_each_terms_gradient_reaches_the_restored_pictures(data):
-    one = task(data, reconstruction="l1", lpips=str(data / "alexnet.pth"), adversarial=ADVERSARIAL)
+    one = trainable(data, reconstruction="l1", lpips=str(data / "alexnet.pth"), adversarial=ADVERSARIAL)
     one.begin_step(FULL)
     found = values(one, range(2))
     (pictures,) = found["through"]["pictures"]
@@ -89,7 +89,7 @@ def test_each_terms_gradient_reaches_the_restored_pictures(data):
 
 def test_the_patches_verdicts_make_the_adversarial_loss(data):
     """Eq. 2's log form, averaged over a picture's patches: D = 1 - sigmoid(logit) is the probability of a fake."""
-    one = task(data, adversarial=ADVERSARIAL)
+    one = trainable(data, adversarial=ADVERSARIAL)
     one.begin_step(FULL)
     shown = values(one, range(3))["exhibits"]
     loss = one.discriminator.module
@@ -101,7 +101,7 @@ def test_the_patches_verdicts_make_the_adversarial_loss(data):
 
 
 def test_the_decoder_learns_and_the_encoder_stays_to_the_bit(data, tmp_path):
-    one = task(data, reconstruction="l1", audio_share=0.2)
+    one = trainable(data, reconstruction="l1", audio_share=0.2)
     before = kl_vae.load(data / "kl_vae")
     trained = {name: p for name, p in one.module.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=3e-3, weight_decay=0.1)
@@ -134,7 +134,7 @@ def test_the_decoder_learns_and_the_encoder_stays_to_the_bit(data, tmp_path):
 
 def test_the_adversarial_term_teaches_the_decoder_to_pass(data):
     """Against a discriminator that does not learn, the model's term alone makes its pictures look more real to it."""
-    one = task(data, adversarial=ADVERSARIAL)
+    one = trainable(data, adversarial=ADVERSARIAL)
     one.begin_step(FULL)
     judge = one.discriminator.module
     optimizer = torch.optim.Adam([p for p in one.module.parameters() if p.requires_grad], lr=3e-3)
@@ -149,7 +149,9 @@ def test_the_adversarial_term_teaches_the_decoder_to_pass(data):
 
 
 def test_from_scratch_the_same_options_are_there(data):
-    one = task(data, kl_vae="", model=tiny_autoencoder.KL_VAE, reconstruction="l1", lpips=str(data / "alexnet.pth"))
+    one = trainable(
+        data, kl_vae="", model=tiny_autoencoder.KL_VAE, reconstruction="l1", lpips=str(data / "alexnet.pth")
+    )
     found = values(one, range(2))
     weights = {"reconstruction": 1.0, "kl": 1e-6, "lpips": 1.0}
     assert one.weights == weights
@@ -158,21 +160,21 @@ def test_from_scratch_the_same_options_are_there(data):
 
 
 def test_a_frozen_encoder_takes_a_third_of_its_flops(data):
-    scratch, tuned = task(data, kl_vae="", model=tiny_autoencoder.KL_VAE), task(data)
+    scratch, tuned = trainable(data, kl_vae="", model=tiny_autoencoder.KL_VAE), trainable(data)
     assert 0.4 < tuned.flops_per_sample / scratch.flops_per_sample < 0.95
 
 
 def test_the_run_is_tied_to_what_it_learns_from(data, tmp_path):
-    assert task(data).inputs.keys() == {"shards", "kl_vae"}
-    first = task(data, lpips=str(data / "alexnet.pth")).inputs
+    assert trainable(data).inputs.keys() == {"shards", "kl_vae"}
+    first = trainable(data, lpips=str(data / "alexnet.pth")).inputs
     assert len(set(first.values())) == len(first) == 3
     torch.manual_seed(1)
     kl_vae.save(tmp_path, kl_vae.build(tiny_autoencoder.KL_VAE))
-    assert task(data, kl_vae=str(tmp_path)).inputs["kl_vae"] != first["kl_vae"]
+    assert trainable(data, kl_vae=str(tmp_path)).inputs["kl_vae"] != first["kl_vae"]
 
 
 def test_low_precision_agrees(data):
-    one = task(data, reconstruction="l1", lpips=str(data / "alexnet.pth"))
+    one = trainable(data, reconstruction="l1", lpips=str(data / "alexnet.pth"))
     full = values(one, range(2))
     one.module.bfloat16()
     low = values(one, range(2))
@@ -182,7 +184,7 @@ def test_low_precision_agrees(data):
 
 def refusal(data: Path, **settings) -> str:
     with pytest.raises(UserError) as error:
-        task(data, **settings)
+        trainable(data, **settings)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -192,7 +194,7 @@ def test_refusals(data, tmp_path):
     assert "nowhere" in refusal(data, lpips=str(tmp_path / "nowhere"))
     wide = {"discriminator": PatchDiscriminatorConfig(layers=4)}
     assert "discriminator.layers: 4" in refusal(data, adversarial=ADVERSARIAL, **wide)
-    task(data, **wide)  # without an adversarial term there is no discriminator
+    trainable(data, **wide)  # without an adversarial term there is no discriminator
     deep = tiny_autoencoder.KL_VAE.__class__(channels=[8] * 7, blocks=1)
     kl_vae.save(tmp_path / "deep", kl_vae.build(deep))
     assert "7 levels divide sizes by 64" in refusal(data, kl_vae=str(tmp_path / "deep"))
@@ -243,7 +245,7 @@ def train(data: Path, run: Path, world: World, total: int) -> list[dict[str, flo
     run.mkdir(exist_ok=True)
     torch.manual_seed(0)
     try:
-        assert not Trainer(build_task(config), config.training, run, world).run(StopRequest())
+        assert not Trainer(build_trainable(config), config.training, run, world).run(StopRequest())
     finally:
         restore_handlers()
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

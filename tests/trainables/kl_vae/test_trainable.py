@@ -7,8 +7,8 @@ from torch.utils.data import default_collate
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import KLVAETraining
 from mmldm_scale.models.autoencoder import kl_vae
-from mmldm_scale.trainables.kl_vae.trainable import build_task
-from mmldm_scale.training.trainable import Task
+from mmldm_scale.trainables.kl_vae.trainable import build_trainable
+from mmldm_scale.training.trainable import Trainable
 from tests.support.datasets.clip_sets import write_clips
 from tests.support.tiny_models import tiny_autoencoder
 
@@ -18,19 +18,19 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clips(tmp_path_factory.mktemp("kl_vae") / "clips")
 
 
-def task(clips: Path, seed: int = 0, **settings) -> Task:
+def trainable(clips: Path, seed: int = 0, **settings) -> Trainable:
     torch.manual_seed(0)
     config = KLVAETraining(shards=[str(clips)], model=tiny_autoencoder.KL_VAE, **settings)
     config.training.seed = seed
-    return build_task(config)
+    return build_trainable(config)
 
 
-def losses(one: Task, positions: range) -> dict[str, torch.Tensor]:
+def losses(one: Trainable, positions: range) -> dict[str, torch.Tensor]:
     return one.module(default_collate([one.dataset[position] for position in positions]))
 
 
 def test_losses_are_what_they_are_called(clips):
-    one = task(clips, kl_weight=0.01, audio_share=0.5)
+    one = trainable(clips, kl_weight=0.01, audio_share=0.5)
     found = losses(one, range(8))
     kinds = set()
     for position in range(8):
@@ -49,15 +49,15 @@ def test_losses_are_what_they_are_called(clips):
 
 def test_a_samples_loss_is_its_own(clips):
     """It is the same in any batch, and so for any number of processes; another seed gives other losses."""
-    one = task(clips)
+    one = trainable(clips)
     together = losses(one, range(4))["loss"]
     apart = torch.cat([losses(one, range(2, 4))["loss"], losses(one, range(2))["loss"]])
     torch.testing.assert_close(together, apart.roll(2))
-    assert not torch.allclose(together, losses(task(clips, seed=1), range(4))["loss"])
+    assert not torch.allclose(together, losses(trainable(clips, seed=1), range(4))["loss"])
 
 
 def test_learns_and_the_weights_folder_knows_its_scale(clips, tmp_path):
-    one = task(clips)
+    one = trainable(clips)
     optimizer = torch.optim.Adam(one.module.parameters(), lr=1e-2)
     history = []
     for step in range(40):
@@ -77,15 +77,15 @@ def test_learns_and_the_weights_folder_knows_its_scale(clips, tmp_path):
 
 
 def test_flops_are_those_of_a_picture(clips):
-    one = task(clips)
+    one = trainable(clips)
     convolution = 2 * 3 * 9 * 8 * 32 * 32  # the first of all, from 3 channels to 8
     assert 20 * convolution < one.flops_per_sample < 200 * convolution
 
 
 def test_empty_sets_and_sizes_that_do_not_fit_are_refused(clips, tmp_path):
     with pytest.raises(UserError, match="empty"):
-        task(write_clips(tmp_path / "none", 0))
+        trainable(write_clips(tmp_path / "none", 0))
     config = KLVAETraining(shards=[str(clips)])
     config.model.channels = [8] * 7
     with pytest.raises(UserError, match="channels"):
-        build_task(config)
+        build_trainable(config)

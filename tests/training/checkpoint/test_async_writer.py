@@ -47,12 +47,12 @@ class Held:
     def __init__(self, run: Path, world: World, until: int, *overrides: str, on_read=lambda position: None) -> None:
         schema = config.load(toy_trainable.ToyTraining, [], [f"run={run}", "training.log_every=160", *overrides])
         torch.manual_seed(schema.training.seed)
-        task = toy_trainable.build_task(schema)
-        self.data = task.dataset = Watched(task.dataset, on_read)
-        self.write_weights, task.write_weights = task.write_weights, self.write_late
+        trainable = toy_trainable.build_trainable(schema)
+        self.data = trainable.dataset = Watched(trainable.dataset, on_read)
+        self.write_weights, trainable.write_weights = trainable.write_weights, self.write_late
         self.until, self.highest_while_writing = until, -1
         run.mkdir(exist_ok=True)
-        self.trainer = Trainer(task, schema.training, run, world)
+        self.trainer = Trainer(trainable, schema.training, run, world)
 
     def write_late(self, folder: Path, state: dict[str, Tensor]) -> None:
         self.data.wait_for(self.until)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from mmldm_scale.common import atomic_files
 from mmldm_scale.training.checkpoint import ema_snapshots
-from mmldm_scale.training.engine.ema import Profile
+from mmldm_scale.training.engine.ema import AveragingProfile
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.resilience.signals import StopRequest
 from tests.support import toy_trainable
@@ -24,7 +24,7 @@ def train(tmp_path: Path, alone, restored_handlers) -> Callable[[int], Path]:
         schema = toy_trainable.ToyTraining(run=str(tmp_path))
         schema.training.total_samples, schema.training.ema_snapshot_every = total, 32
         schema.training.checkpoint_every, schema.training.keep_checkpoints = 16, 1
-        Trainer(toy_trainable.build_task(schema), schema.training, tmp_path, alone).run(StopRequest())
+        Trainer(toy_trainable.build_trainable(schema), schema.training, tmp_path, alone).run(StopRequest())
         return tmp_path
 
     return run
@@ -33,12 +33,12 @@ def train(tmp_path: Path, alone, restored_handlers) -> Callable[[int], Path]:
 def test_snapshots_are_taken_in_time_and_at_the_end_of_each_average(train) -> None:
     run = train(80)
     found = ema_snapshots.find(run, until=80)
-    assert found.keys() == {Profile(end, length) for end in (32, 64, 80) for length in (0.1, 0.2)}
+    assert found.keys() == {AveragingProfile(end, length) for end in (32, 64, 80) for length in (0.1, 0.2)}
     assert {path.name for path in (run / "ema").iterdir()} == {path.name for path in found.values()}
     assert ema_snapshots.find(run, until=79).keys() == {profile for profile in found if profile.samples_seen < 80}
     inside = load_file(run / "checkpoints/step-000000000080/weights/model.safetensors")
     del inside["scale"]  # a buffer
-    first, second = (load_file(found[Profile(80, length)]) for length in (0.1, 0.2))
+    first, second = (load_file(found[AveragingProfile(80, length)]) for length in (0.1, 0.2))
     assert first.keys() == second.keys() == inside.keys()
     for name, value in inside.items():
         assert torch.equal(first[name], value.half())
@@ -63,7 +63,7 @@ def test_full_disk_leaves_a_gap_and_the_run_goes_on(train, monkeypatch, capfd) -
     monkeypatch.setattr(atomic_files, "_write", full_at_64)
     run = train(96)
     assert "no snapshot: " in capfd.readouterr().err
-    missing = Profile(64, 0.1)
-    whole = {Profile(end, length) for end in (32, 64, 96) for length in (0.1, 0.2)}
+    missing = AveragingProfile(64, 0.1)
+    whole = {AveragingProfile(end, length) for end in (32, 64, 96) for length in (0.1, 0.2)}
     assert ema_snapshots.find(run, until=96).keys() == whole - {missing}
     assert len(list((run / "ema").iterdir())) == 5

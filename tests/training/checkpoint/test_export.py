@@ -13,7 +13,7 @@ from mmldm_scale.cli import main
 from mmldm_scale.models import pretrained
 from mmldm_scale.training.checkpoint import ema_snapshots
 from mmldm_scale.training.engine.deepspeed_engine import averaged_state, base_optimizer
-from mmldm_scale.training.engine.ema import Profile, exponent
+from mmldm_scale.training.engine.ema import AveragingProfile, exponent
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.resilience.signals import StopRequest
 from tests.support import toy_trainable
@@ -101,7 +101,7 @@ def train(run: Path, alone, total: int, **settings) -> Trainer:
         setattr(schema.training, key, value)
     run.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    trainer = Trainer(toy_trainable.build_task(schema), schema.training, run, alone)
+    trainer = Trainer(toy_trainable.build_trainable(schema), schema.training, run, alone)
     trainer.run(StopRequest())
     return trainer
 
@@ -117,7 +117,7 @@ def test_average_of_another_length_is_near_the_one_tracked(
     assert status == 0
     assert f"length 0.14 at {at} samples, made of {at // 8} averages (off by 0." in capsys.readouterr().out
     made, tracked = tensors(folder), tensors(tmp_path / f"other/checkpoints/step-{at:012d}/weights")
-    nearest = load_file(ema_snapshots.find(tmp_path / "run", at)[Profile(at, 0.1)])
+    nearest = load_file(ema_snapshots.find(tmp_path / "run", at)[AveragingProfile(at, 0.1)])
     for name in TRAINED:
         assert (made[name] - tracked[name]).norm() < 0.03 * (nearest[name] - tracked[name]).norm(), name
 
@@ -142,7 +142,7 @@ def test_average_that_snapshots_cannot_make_is_refused(tmp_path, alone, restored
 def test_damage_is_named_and_nothing_is_written(tmp_path, alone, restored_handlers, export, capsys) -> None:
     train(tmp_path / "run", alone, 64)
     step = tmp_path / "run/checkpoints/step-000000000064"
-    snapshot = ema_snapshots.find(tmp_path / "run", 64)[Profile(32, 0.1)]
+    snapshot = ema_snapshots.find(tmp_path / "run", 64)[AveragingProfile(32, 0.1)]
     weights, states = step / "weights/model.safetensors", step / "engine/zero_pp_rank_0_mp_rank_00_optim_states.pt"
     for file, options in ((snapshot, ["--ema", "0.15"]), (states, ["--weights", "raw"]), (weights, [])):
         content = bytearray(file.read_bytes())

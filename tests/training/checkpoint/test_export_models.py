@@ -25,7 +25,7 @@ from mmldm_scale.trainables.dit import trainable as dit_trainable
 from mmldm_scale.trainables.kl_vae import trainable as kl_vae_task
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.resilience.signals import StopRequest
-from mmldm_scale.training.trainable import Task
+from mmldm_scale.training.trainable import Trainable
 from tests.support.datasets.latent_sets import AUDIO, VIDEO, write_latents
 from tests.support.tiny_models import autoencoder_trainable as tiny_trainable
 from tests.support.tiny_models import tiny_autoencoder
@@ -46,13 +46,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trained(tmp_path: Path, alone, restored_handlers) -> Callable[[Task], dict[str, torch.Tensor]]:
-    """Train a task for one step into ``tmp_path / "run"``; return the weights that it has then."""
+def trained(tmp_path: Path, alone, restored_handlers) -> Callable[[Trainable], dict[str, torch.Tensor]]:
+    """Train a trainable for one step into ``tmp_path / "run"``; return the weights that it has then."""
 
-    def train(task: Task) -> dict[str, torch.Tensor]:
-        task.preview = None
+    def train(trainable: Trainable) -> dict[str, torch.Tensor]:
+        trainable.preview = None
         (tmp_path / "run").mkdir()
-        trainer = Trainer(task, TRAINING, tmp_path / "run", alone)
+        trainer = Trainer(trainable, TRAINING, tmp_path / "run", alone)
         trainer.run(StopRequest())
         return {name: p.detach().clone() for name, p in trainer.engine.module.named_parameters() if p.requires_grad}
 
@@ -81,7 +81,7 @@ def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
 def test_autoencoder(data, tmp_path, trained) -> None:
     settings = {"kl_vae": str(data / "kl_vae"), "adversarial": AdversarialConfig(weight=0.0), "training": TRAINING}
     config = AutoencoderTraining(shards=[str(data / "clips")], model=tiny_autoencoder.CONFIG, **settings)
-    weights = trained(autoencoder_trainable.build_task(config))
+    weights = trained(autoencoder_trainable.build_trainable(config))
     raw = Autoencoder.from_pretrained(export(tmp_path, "--weights", "raw"))
     assert_holds(raw, weights, "autoencoder.")
     assert_same(raw.kl_vae, kl_vae.load(data / "kl_vae"))
@@ -94,7 +94,7 @@ def test_autoencoder(data, tmp_path, trained) -> None:
 
 def test_kl_vae(data, tmp_path, trained) -> None:
     config = KLVAETraining(shards=[str(data / "clips")], model=tiny_autoencoder.KL_VAE, training=TRAINING)
-    weights = trained(kl_vae_task.build_task(config))
+    weights = trained(kl_vae_task.build_trainable(config))
     for options in (["--weights", "raw"], ["--weights", "raw", "--format", "diffusers"]):
         folder = export(tmp_path, *options)
         assert_holds(kl_vae.load(folder), weights, "vae.")
@@ -107,7 +107,7 @@ def test_dit(tmp_path, trained) -> None:
     shards = write_latents(tmp_path / "latents")
     config = load(DiTTraining, overrides=[f"shards={shards}", "training.precision=fp32", *SMALL])
     config.training = TRAINING
-    weights = trained(dit_trainable.build_task(config))
+    weights = trained(dit_trainable.build_trainable(config))
     found = DiT(config.model, AUDIO, VIDEO)
     pretrained.load_into(found, export(tmp_path, "--weights", "raw"))
     assert_holds(found, weights, "dit.")

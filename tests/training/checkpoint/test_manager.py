@@ -98,7 +98,7 @@ def carry_on(run: Path, alone: World, weight: float, total: int = 16) -> None:
         setattr(schema.training, key, total)
     schema.training.zero_stage = 1
     run.mkdir(exist_ok=True)
-    Trainer(toy_trainable.build_task(schema), schema.training, run, alone).run(StopRequest())
+    Trainer(toy_trainable.build_trainable(schema), schema.training, run, alone).run(StopRequest())
 
 
 @pytest.mark.parametrize(

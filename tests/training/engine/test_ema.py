@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmldm_scale.training.engine import ema
-from mmldm_scale.training.engine.ema import Profile, coefficients
+from mmldm_scale.training.engine.ema import AveragingProfile, coefficients
 from mmldm_scale.training.engine.optimizer import EMAAdamW, average_key
 
 BATCH, STEPS = 4, 120
@@ -13,7 +13,7 @@ LENGTHS = (0.05, 0.1)
 OTHERS = (0.04, 0.06, 0.08, 0.12)
 
 
-def density(profile: Profile, times: np.ndarray) -> np.ndarray:
+def density(profile: AveragingProfile, times: np.ndarray) -> np.ndarray:
     """Return p at ``times``, made to sum to 1 over them."""
     values = np.where(times <= profile.samples_seen, times**profile.exponent, 0.0)
     return values / values.sum()
@@ -24,7 +24,7 @@ def midpoints(end: float, count: int = 200_000) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def trained() -> tuple[np.ndarray, dict[Profile, np.ndarray]]:
+def trained() -> tuple[np.ndarray, dict[AveragingProfile, np.ndarray]]:
     """The weights after each step, (STEPS, 5), and their averages by time and length, (5,) each."""
     weight = torch.nn.Parameter(torch.linspace(-1, 1, 5, dtype=torch.float64))
     optimizer = EMAAdamW([weight], (*LENGTHS, *OTHERS), lr=0.05)
@@ -36,14 +36,14 @@ def trained() -> tuple[np.ndarray, dict[Profile, np.ndarray]]:
         optimizer.step()
         history.append(weight.detach().numpy().copy())
         for length in optimizer.lengths:
-            averages[Profile(end, length)] = optimizer.state[weight][average_key(length)].numpy().copy()
+            averages[AveragingProfile(end, length)] = optimizer.state[weight][average_key(length)].numpy().copy()
     return np.array(history), averages
 
 
 @pytest.mark.parametrize("length", [0.001, 0.02, 0.05, 0.1, 0.2, 0.28])
 def test_length_is_the_standard_deviation_of_the_profile(length: float) -> None:
     times = midpoints(1.0)
-    weights = density(Profile(1, length), times)
+    weights = density(AveragingProfile(1, length), times)
     mean = weights @ times
     assert np.sqrt(weights @ (times - mean) ** 2) == pytest.approx(length, rel=1e-3)
 
@@ -55,10 +55,12 @@ def test_first_step_forgets_the_initial_weights() -> None:
 @pytest.mark.parametrize("length", [*LENGTHS, *OTHERS])
 def test_tracked_average_is_the_integral_over_the_weights(trained, length: float) -> None:
     history, averages = trained
-    power = Profile(1, length).exponent + 1
+    power = AveragingProfile(1, length).exponent + 1
     for step in (1, 2, 17, STEPS):
         shares = np.diff((np.arange(step + 1) / step) ** power)  # ∫ p over each step, during which weights are constant
-        np.testing.assert_allclose(averages[Profile(BATCH * step, length)], shares @ history[:step], rtol=1e-12)
+        np.testing.assert_allclose(
+            averages[AveragingProfile(BATCH * step, length)], shares @ history[:step], rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize("length", OTHERS)
@@ -66,8 +68,8 @@ def test_tracked_average_is_the_integral_over_the_weights(trained, length: float
 def test_average_of_another_length_is_made_of_snapshots(trained, length: float, until: int) -> None:
     """Off by no more than Cauchy and Schwarz allow: the distance of the profiles times how much the weights moved."""
     history, averages = trained
-    kept = [Profile(end, size) for end in range(24, until + 1, 24) for size in LENGTHS]
-    wanted = Profile(until, length)
+    kept = [AveragingProfile(end, size) for end in range(24, until + 1, 24) for size in LENGTHS]
+    wanted = AveragingProfile(until, length)
     combination = coefficients(kept, wanted)
     assert combination.coefficients.sum() == pytest.approx(1.0, abs=1e-12)
     made = sum(c * averages[profile] for c, profile in zip(combination.coefficients, kept, strict=True))
@@ -84,7 +86,10 @@ def test_average_of_another_length_is_made_of_snapshots(trained, length: float, 
 
 
 def test_no_combination_that_sums_to_one_comes_closer() -> None:
-    kept, wanted = [Profile(end, size) for end in (40, 80, 120) for size in LENGTHS], Profile(120, 0.07)
+    kept, wanted = (
+        [AveragingProfile(end, size) for end in (40, 80, 120) for size in LENGTHS],
+        AveragingProfile(120, 0.07),
+    )
     best = coefficients(kept, wanted)
     times = midpoints(120)
     profiles, meant = np.array([density(profile, times) for profile in kept]), density(wanted, times)
@@ -96,8 +101,8 @@ def test_no_combination_that_sums_to_one_comes_closer() -> None:
 
 
 def test_average_that_was_kept_is_found_itself() -> None:
-    kept = [Profile(end, size) for end in range(1000, 200_001, 1000) for size in LENGTHS]
-    combination = coefficients(kept, Profile(150_000, 0.05))
-    assert combination.coefficients[kept.index(Profile(150_000, 0.05))] == pytest.approx(1.0, abs=1e-6)
+    kept = [AveragingProfile(end, size) for end in range(1000, 200_001, 1000) for size in LENGTHS]
+    combination = coefficients(kept, AveragingProfile(150_000, 0.05))
+    assert combination.coefficients[kept.index(AveragingProfile(150_000, 0.05))] == pytest.approx(1.0, abs=1e-6)
     assert np.abs(combination.coefficients).sum() == pytest.approx(1.0, abs=1e-6)
     assert combination.error < 1e-6

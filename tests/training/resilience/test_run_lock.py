@@ -36,7 +36,7 @@ def test_second_job_is_refused_and_a_killed_one_s_run_is_carried_on(tmp_path: Pa
     )
     assert third.status == 0, third.output
     assert "carrying on from" in third.output
-    assert not (tmp_path / "run/claims").exists()
+    assert not (tmp_path / "run/leases").exists()
 
 
 @pytest.fixture
@@ -45,22 +45,22 @@ def elsewhere(tmp_path: Path, alone, monkeypatch) -> Path:
     monkeypatch.setattr(leases, "SILENCE", 0.5)
     monkeypatch.setattr(run_lock, "POLL", 0.05)
     with locked(tmp_path, alone):
-        holder = json.loads((tmp_path / "claims/run").read_text())
-    (tmp_path / "claims").mkdir()
-    (tmp_path / "claims/run").write_text(json.dumps({**holder, "host": "far-away", "pid": 12, "job": "17"}))
+        holder = json.loads((tmp_path / "leases/run").read_text())
+    (tmp_path / "leases").mkdir()
+    (tmp_path / "leases/run").write_text(json.dumps({**holder, "host": "far-away", "pid": 12, "job": "17"}))
     return tmp_path
 
 
 def test_silent_lock_of_another_node_is_taken_over(elsewhere: Path, alone, capfd) -> None:
     with locked(elsewhere, alone):
-        assert json.loads((elsewhere / "claims/run").read_text())["pid"] == os.getpid()
+        assert json.loads((elsewhere / "leases/run").read_text())["pid"] == os.getpid()
     assert "seeing whether process 12 on far-away (job 17) still lives" in capfd.readouterr().err
-    assert not (elsewhere / "claims").exists()
+    assert not (elsewhere / "leases").exists()
 
 
 def test_beating_lock_of_another_node_is_respected(elsewhere: Path, alone, monkeypatch) -> None:
     beats = iter(range(1, 1000))
-    monkeypatch.setattr(run_lock.time, "sleep", lambda _: os.utime(elsewhere / "claims/run", (next(beats),) * 2))
+    monkeypatch.setattr(run_lock.time, "sleep", lambda _: os.utime(elsewhere / "leases/run", (next(beats),) * 2))
     with pytest.raises(UserError, match=r"process 12 on far-away \(job 17\) is at work"), locked(elsewhere, alone):
         pass
-    assert json.loads((elsewhere / "claims/run").read_text())["pid"] == 12
+    assert json.loads((elsewhere / "leases/run").read_text())["pid"] == 12

@@ -27,7 +27,7 @@ def test_nothing_is_learned_from_a_skipped_step(
     schema.adversarial.after = 0
     for total in (64, 80):
         schema.training.total_samples = total
-        Trainer(toy_trainable.build_task(schema), schema.training, tmp_path, alone).run(StopRequest())
+        Trainer(toy_trainable.build_trainable(schema), schema.training, tmp_path, alone).run(StopRequest())
     before, after = (learned(tmp_path / f"checkpoints/step-0000000000{seen}") for seen in (64, 80))
     assert before.keys() == after.keys()
     for name, value in before.items():
@@ -64,7 +64,7 @@ def test_too_many_in_a_row_go_back_and_leave_their_data_out(train, tmp_path: Pat
     assert whole.status == 0, whole.output
     assert failed.values() == whole.values()
     assert_same_checkpoint(failed.checkpoints()[-1], whole.checkpoints()[-1])
-    assert [record["training/left_out_samples"] for record in failed.log()[2:6]] == [0, 0, 48, 48]
+    assert [record["training/skipped_samples"] for record in failed.log()[2:6]] == [0, 0, 48, 48]
 
 
 def test_failing_again_from_the_same_checkpoint_stops_in_one_line(train) -> None:

@@ -8,7 +8,14 @@ import pytest
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.training.data.loader import MicroBatches
-from mmldm_scale.training.resilience.step_skipping import WINDOW, Health, Stretch, Stretches, read_state, read_stretches
+from mmldm_scale.training.resilience.step_skipping import (
+    WINDOW,
+    Health,
+    SkippedRange,
+    SkippedRanges,
+    read_skipped_ranges,
+    read_state,
+)
 
 
 def test_what_is_not_finite_is_never_taken() -> None:
@@ -68,37 +75,37 @@ def test_it_is_carried_on_from_a_checkpoint_as_it_was(tmp_path: Path) -> None:
     assert read_state(tmp_path / "of an older program").skipped_steps == 0
 
 
-def positions(left_out: Stretches, samples_seen: int = 0, world: int = 1) -> list[list[int]]:
+def positions(skipped_data: SkippedRanges, samples_seen: int = 0, world: int = 1) -> list[list[int]]:
     """Return the global batches of 8, of which there are 10."""
-    ranks = [list(MicroBatches(samples_seen, 80, 8, 2, rank, world, left_out)) for rank in range(world)]
+    ranks = [list(MicroBatches(samples_seen, 80, 8, 2, rank, world, skipped_data)) for rank in range(world)]
     flat = [sorted(chain.from_iterable(parts)) for parts in zip(*ranks, strict=True)]
     micros = 8 // (2 * world)
     return [sorted(chain.from_iterable(flat[i : i + micros])) for i in range(0, len(flat), micros)]
 
 
 def test_positions_go_on_behind_what_is_left_out_on_any_number_of_processes() -> None:
-    left_out = Stretches().leaving_out(16, end=40)
-    left_out = left_out.leaving_out(24, end=64)  # from position 48 on
+    skipped = SkippedRanges().skipping(16, end=40)
+    skipped = skipped.skipping(24, end=64)  # from position 48 on
     expected = [[*range(first, first + 8)] for first in (0, 8, 40, *range(64, 120, 8))]
-    assert positions(left_out) == positions(left_out, world=2) == positions(left_out, world=4) == expected
-    assert positions(left_out, samples_seen=24) == expected[3:]
-    assert [left_out.left_out(seen) for seen in (8, 16, 24, 80)] == [0, 24, 40, 40]
-    assert left_out.went_back_to(16)
-    assert left_out.went_back_to(24)
-    assert not left_out.went_back_to(32)
+    assert positions(skipped) == positions(skipped, world=2) == positions(skipped, world=4) == expected
+    assert positions(skipped, samples_seen=24) == expected[3:]
+    assert [skipped.count_skipped(seen) for seen in (8, 16, 24, 80)] == [0, 24, 40, 40]
+    assert skipped.went_back_to(16)
+    assert skipped.went_back_to(24)
+    assert not skipped.went_back_to(32)
 
 
 def test_a_stretch_inside_of_an_older_one_leaves_out_no_more_than_it_says() -> None:
     """As when the checkpoint that the run went back to is damaged later, and it goes back to one before that."""
-    left_out = Stretches().leaving_out(32, end=48).leaving_out(16, end=64)
-    assert positions(left_out)[:4] == [[*range(first, first + 8)] for first in (0, 8, 64, 72)]
+    skipped = SkippedRanges().skipping(32, end=48).skipping(16, end=64)
+    assert positions(skipped)[:4] == [[*range(first, first + 8)] for first in (0, 8, 64, 72)]
 
 
 def test_what_is_left_out_is_kept_in_the_run(tmp_path: Path) -> None:
-    assert read_stretches(tmp_path).found == ()
-    left_out = Stretches().leaving_out(16, end=40)
-    left_out.write(tmp_path)
-    assert read_stretches(tmp_path).found == left_out.found == (Stretch(16, 40, 16),)
+    assert read_skipped_ranges(tmp_path).found == ()
+    skipped = SkippedRanges().skipping(16, end=40)
+    skipped.write(tmp_path)
+    assert read_skipped_ranges(tmp_path).found == skipped.found == (SkippedRange(16, 40, 16),)
 
 
 TYPED = '[{"first": 1, "end": "2", "samples_seen": 1}]'
@@ -108,5 +115,5 @@ TYPED = '[{"first": 1, "end": "2", "samples_seen": 1}]'
 def test_damaged_list_of_what_is_left_out_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "skipped.json").write_text(content)
     with pytest.raises(UserError, match=r"skipped.json: cannot be read \(.*\); put back") as error:
-        read_stretches(tmp_path)
+        read_skipped_ranges(tmp_path)
     assert "\n" not in str(error.value)

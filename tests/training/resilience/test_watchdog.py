@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale.common.processes import identity
-from mmldm_scale.training.resilience.watchdog import EXIT_HUNG, Report, verdict
+from mmldm_scale.training.resilience.watchdog import EXIT_HUNG, RankReport, diagnosis
 from tests.support.run_results import Finished
 
 LIMIT = "training.collective_timeout=4"
@@ -21,8 +21,8 @@ def hung(run: Finished) -> tuple[str, dict[int, str]]:
     (said,) = filter(None, map(LINE.fullmatch, run.output.splitlines()))
     folder = Path(said["folder"])
     assert folder.parent == run.run / "hangs"
-    assert (folder / "verdict.txt").read_text().startswith(said["what"])
-    assert time.time() - (folder / "verdict.txt").stat().st_mtime < 20  # a launcher would wait longer before it kills
+    assert (folder / "diagnosis.txt").read_text().startswith(said["what"])
+    assert time.time() - (folder / "diagnosis.txt").stat().st_mtime < 20  # a launcher would wait longer before it kills
     reports = {int(file.stem[-5:]): file.read_text() for file in folder.glob("rank-*.txt")}
     for pid in re.findall(r'(?:pid"?|worker):? (\d+)', "\n".join([said["what"], *reports.values()])):
         deadline = time.monotonic() + 10
@@ -79,11 +79,11 @@ def test_a_job_that_was_suspended_goes_on(forks, tmp_path) -> None:
     assert not (tmp_path / "hangs").exists()
 
 
-def report(rank: int, marks: int, collectives: int, phase: str = "step") -> Report:
-    return Report(rank, 100 + rank, "gpu07", phase, 12_800, marks, collectives, 31.4)
+def report(rank: int, marks: int, collectives: int, phase: str = "step") -> RankReport:
+    return RankReport(rank, 100 + rank, "gpu07", phase, 12_800, marks, collectives, 31.4)
 
 
-def roster(size: int) -> list[dict]:
+def rank_info(size: int) -> list[dict]:
     return [{"pid": 100 + rank, "host": "gpu07"} for rank in range(size)]
 
 
@@ -112,11 +112,11 @@ def roster(size: int) -> list[dict]:
         ),
     ],
 )
-def test_the_verdict_names_who_is_behind(reports: list[Report], size: int, line: str) -> None:
-    assert verdict({r.rank: r for r in reports}, roster(size)) == line
+def test_the_verdict_names_who_is_behind(reports: list[RankReport], size: int, line: str) -> None:
+    assert diagnosis({r.rank: r for r in reports}, rank_info(size)) == line
 
 
 def test_of_many_frozen_ranks_eight_are_named() -> None:
-    line = verdict({0: report(0, 5, 7)}, roster(1024))
+    line = diagnosis({0: report(0, 5, 7)}, rank_info(1024))
     assert line.startswith("ranks 1 (pid 101 on gpu07), 2 ")
     assert "8 (pid 108 on gpu07), 1015 more show no sign of life" in line
