@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from benchmarks.report import machine, publish
-from mmldm_scale.config import DiTTraining, load
+from mmldm_scale.config import load
 from mmldm_scale.diffusion.sampler import Latents, sample_latents
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.trainable import build_trainable
 from mmldm_scale.training.trainable import Trainable
 

@@ -31,8 +31,9 @@ from torch.utils.data import default_collate
 
 from benchmarks.reading import make_latents
 from benchmarks.report import machine, publish
-from mmldm_scale.config import DiTTraining, load
+from mmldm_scale.config import load
 from mmldm_scale.trainables.dit import trainable as dit_trainable
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training import loop
 from mmldm_scale.training.engine.deepspeed_engine import deepspeed_config
 from mmldm_scale.training.engine.optimizer import EMAAdamW

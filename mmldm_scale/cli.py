@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.processes import die_with_launcher
+from mmldm_scale.trainables.registry import TRAINABLES, registered
 
 EPILOG = """\
 examples:
@@ -25,7 +26,6 @@ examples:
   mmldm doctor --shards data/latents --run runs/dit_S
   mmldm model-info
 """
-MODELS = ("kl-vae", "autoencoder", "dit")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_train(commands.add_parser("train", help="train a kl-vae, an autoencoder or a dit"))
+    _add_train(commands.add_parser("train", help="train a kl_vae, an autoencoder or a dit"))
     _add_launch(commands.add_parser("launch", help="submit a training, or a sweep of them, to SLURM"))
     _add_sample(commands.add_parser("sample", help="make videos with sound from a trained dit"))
     _add_reconstruct(commands.add_parser("reconstruct", help="measure how close an autoencoder brings clips back"))
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:
-    train.add_argument("model", choices=MODELS)
+    train.add_argument("model", choices=list(TRAINABLES))
     train.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
     train.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
     train.add_argument("--processes", type=int, metavar="N", help="start N processes on this machine, without SLURM")
@@ -64,7 +64,7 @@ def _add_train(train: argparse.ArgumentParser) -> None:
 def _add_launch(launch: argparse.ArgumentParser) -> None:
     add = launch.add_argument
     add("what", choices=["train"])
-    add("model", choices=MODELS)
+    add("model", choices=list(TRAINABLES))
     add("--nodes", type=int, metavar="N", help="1 by default")
     add("--gpus-per-node", type=int, metavar="N", help="one task is started on each GPU")
     add("--tasks-per-node", type=int, metavar="N", help="on nodes without GPUs")
@@ -144,7 +144,7 @@ def _add_doctor(doctor: argparse.ArgumentParser) -> None:
     add("--shards", action="append", default=[], metavar="DIR", help="a shard set to look at; give it again for more")
     add("--run", dest="folder", metavar="DIR", help="where a run goes; runs by default")
     add("--processes", type=int, metavar="N", help="start N on this machine, to try what is between them")
-    add("--model", choices=MODELS, default="dit", help="that the configuration is of")
+    add("--model", choices=list(TRAINABLES), default="dit", help="that the configuration is of")
     add("--config", action="append", default=[], metavar="FILE", help="as for train")
     add("overrides", nargs="*", metavar="key=value", help="as for train")
     doctor.set_defaults(run=_doctor)
@@ -208,7 +208,7 @@ def _export(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from mmldm_scale import config
 
-    schema = config.load(config.TRAININGS[args.model], args.config, args.overrides)
+    schema = config.load(registered(args.model).schema(), args.config, args.overrides)
     if args.print_config:
         print(config.dump(schema), end="")
         return 0
@@ -230,13 +230,7 @@ def _train_here(model: str, schema: object) -> int:
     die_with_launcher(signal.SIGTERM)
     from mmldm_scale.training import loop
 
-    if model == "kl-vae":
-        from mmldm_scale.trainables.kl_vae import trainable as task
-    elif model == "autoencoder":
-        from mmldm_scale.trainables.autoencoder import trainable as task
-    else:
-        from mmldm_scale.trainables.dit import preview as task
-    return loop.train(task.build_trainable, schema)
+    return loop.train(registered(model).build, schema)
 
 
 def _model_info(args: argparse.Namespace) -> int:

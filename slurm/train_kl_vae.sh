@@ -7,7 +7,7 @@
 #       training.precision=fp32 shards=data/clips kl_vae=weights/sd/vae lpips=weights/vgg16-397923af.pth \
 #       run=runs/kl_vae    # in fp16 Stable Diffusion's KL-VAE can overflow
 #
-# Submit it from the project's root folder; the arguments go on to `mmldm train kl-vae`. Two minutes before its time
+# Submit it from the project's root folder; the arguments go on to `mmldm train kl_vae`. Two minutes before its time
 # is up the run saves and queues up again; a run that failed does too, up to three times from the same checkpoint. One
 # that was stopped carries on when it is submitted once more.
 #
@@ -32,5 +32,5 @@
 set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
-exec mmldm train kl-vae --launch "srun --kill-on-bad-exit=1" \
+exec mmldm train kl_vae --launch "srun --kill-on-bad-exit=1" \
     --config configs/autoencoder/kl_vae_finetune.yaml --config configs/cluster/a800.yaml "$@"

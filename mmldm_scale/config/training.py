@@ -7,16 +7,6 @@ from typing import Any, Literal
 from omegaconf import MISSING
 
 from mmldm_scale.config.check import require
-from mmldm_scale.config.models import (
-    AutoencoderConfig,
-    ContextConfig,
-    DecodingConfig,
-    DiffusionConfig,
-    DiscriminatorConfig,
-    DiTConfig,
-    KLVAEConfig,
-    PatchDiscriminatorConfig,
-)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 SHORTEST_EMA, LONGEST_EMA = (
@@ -150,64 +140,6 @@ class AdversarialConfig:
 
 
 @dataclass
-class KLVAETraining(ShardTraining):
-    """``mmldm train kl-vae``, on the frames and audio images of clip shards.
-
-    With ``kl_vae`` it fine-tunes that one's decoder (section 4.6), else it trains a small one from scratch.
-    """
-
-    run: str = "runs/kl_vae"
-    kl_vae: str = ""  # the one to fine-tune: its encoder stays as it is
-    model: KLVAEConfig = field(default_factory=KLVAEConfig)  # of the one from scratch
-    audio_share: float = 0.25  # of the samples; the others are video frames
-    reconstruction: Literal["l1", "l2"] = "l2"
-    kl_weight: float = 1e-6  # from scratch
-    lpips: str | None = None  # weights of LPIPS's backbone (AlexNet or VGG); none: no such term
-    lpips_weight: float = 1.0
-    discriminator: PatchDiscriminatorConfig = field(default_factory=PatchDiscriminatorConfig)
-    adversarial: AdversarialConfig = field(default_factory=lambda: AdversarialConfig(weight=0.0))
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 <= self.audio_share <= 1, "audio_share", "must lie in 0..1")
-        require(self.kl_weight >= 0, "kl_weight", "must not be negative")
-        require(self.lpips_weight >= 0, "lpips_weight", "must not be negative")
-
-
-@dataclass
-class AutoencoderTraining(ShardTraining):
-    """``mmldm train autoencoder``: encoders, projectors and signal decoder, on clip shards. The weights are Eq. 3's."""
-
-    run: str = "runs/autoencoder"
-    kl_vae: str = "???"  # Stable Diffusion's, as a folder or a single file, or a kl-vae run
-    unet: str | None = None  # Stable Diffusion's, likewise, for the signal decoder to begin from; none: random weights
-    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    kl_weight: float = 1e-9  # λ_kl: 1e-9 Landscape, 1e-8 AIST++
-    classification_weight: float = 0.1  # λ_cl; 0 or clips without labels: no classification head
-    contrastive_weight: float = 0.1  # λ_co; 0: no contrastive head
-    contrastive_batch: int = 0  # samples compared with one another, of those at once on all processes; 0: global_batch
-    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)  # λ_gan
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    real_pictures: Literal["original", "kl_vae"] = "original"  # to the discriminator; ours: a clip's through the KL-VAE
-    estimate_weight: float = 1.0  # of the estimates' squared error, where model.decoder.estimate is on
-    context_dropout: float = 0.1  # share of pictures drawn without semantics and class: what guidance needs
-    frames_per_clip: int = 2  # target frames of each clip in a step
-    flip: float = 0.5  # share of clips mirrored
-    validation: list[str] = field(default_factory=list)  # held-out sets, on which the loss is measured
-    preview: DecodingConfig = field(default_factory=lambda: DecodingConfig(steps=20))
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("kl_weight", "classification_weight", "contrastive_weight", "contrastive_batch", "estimate_weight"):
-            require(getattr(self, key) >= 0, key, "must not be negative")
-        for key in ("context_dropout", "flip"):
-            require(0 <= getattr(self, key) <= 1, key, "must lie in 0..1")
-        require(self.frames_per_clip >= 1, "frames_per_clip", "must be at least 1")
-
-
-@dataclass
 class ContrastiveConfig:
     """The contrastive loss for synchrony; see mmldm_scale/diffusion/contrastive.py."""
 
@@ -217,46 +149,3 @@ class ContrastiveConfig:
     def __post_init__(self) -> None:
         require(self.weight >= 0, "contrastive.weight", "must not be negative")
         require(self.temperature > 0, "contrastive.temperature", "must be positive")
-
-
-@dataclass
-class PreviewConfig:
-    """What a DiT in training shows of its averaged weights: samples of svg, always of the same noise."""
-
-    samples: int = 2  # 0: none
-    steps: int = 25  # DDIM steps of the DiT
-    decoding_steps: int = 20  # of the autoencoder's signal decoder
-    autoencoder: str = ""  # where it lies now; none: where it lay when the latents were made
-
-    def __post_init__(self) -> None:
-        require(self.samples >= 0, "preview.samples", "must not be negative")
-        require(min(self.steps, self.decoding_steps) >= 1, "preview", "steps and decoding_steps are at least 1")
-
-
-@dataclass
-class DiTTraining(ShardTraining):
-    """``mmldm train dit``: the diffusion transformer, on latent shards."""
-
-    run: str = "runs/dit"
-    model: DiTConfig = field(default_factory=DiTConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    context: ContextConfig = field(default_factory=ContextConfig)
-    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
-    flip: float = 0.5  # share of samples that use the mirrored video's latent
-    validation: list[str] = field(default_factory=list)  # held-out sets, on which the loss is measured
-    preview: PreviewConfig = field(default_factory=PreviewConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        fit = self.model.continuation or not self.diffusion.continued
-        require(fit, "diffusion.continued", f"{self.diffusion.continued:g}: needs model.continuation=true")
-        fit = self.model.context_tokens > 0 or self.context.kind == "none"
-        require(fit, "context.kind", f"{self.context.kind}: needs model.context_tokens of at least 1")
-
-
-TRAININGS: dict[str, type[ShardTraining]] = {  # what `mmldm train` can be told to train
-    "kl-vae": KLVAETraining,
-    "autoencoder": AutoencoderTraining,
-    "dit": DiTTraining,
-}

@@ -17,6 +17,9 @@ from mmldm_scale.doctor import devices, host, ranks, shards, software, storage
 from mmldm_scale.doctor.findings import Check, Finding, examine, report, worst
 from mmldm_scale.doctor.ranks import Ranks
 from mmldm_scale.models.precision import DTYPES
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
+from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.trainables.registry import registered
 
 MEETING = 60.0  # seconds
 
@@ -85,7 +88,7 @@ def read_request(args: argparse.Namespace) -> Request:
         given.append(f"shards=[{','.join(args.shards)}]")
     if args.folder:
         given.append(f"run={args.folder}")
-    schema = config.load(config.TRAININGS[args.model], args.config, given)
+    schema = config.load(registered(args.model).schema(), args.config, given)
     training, run = schema.training, Path(schema.run)
     return Request(
         run,
@@ -103,9 +106,9 @@ def _checkpoint_bytes(schema: ShardTraining) -> int:
     """Return about how many bytes a checkpoint takes; 0 where nobody has counted (a KL-VAE's is small)."""
     from mmldm_scale.planning import workload
 
-    if isinstance(schema, config.DiTTraining):
+    if isinstance(schema, DiTTraining):
         return workload.checkpoint_bytes(workload.of_dit("", schema))
-    if isinstance(schema, config.AutoencoderTraining):
+    if isinstance(schema, AutoencoderTraining):
         return workload.checkpoint_bytes(workload.of_autoencoder("", schema))
     return 0
 

@@ -21,9 +21,10 @@ from omegaconf import MISSING
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.processes import die_with_parent
-from mmldm_scale.config import AutoencoderTraining, Reconstructing, load, require
+from mmldm_scale.config import Reconstructing, load, require
 from mmldm_scale.evaluation.reconstruction import RESULTS
 from mmldm_scale.models import pretrained
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 
 MMLDM = (sys.executable, "-m", "mmldm_scale.cli")
 FINETUNED = "kl_vae"  # the run of the fine-tuned KL-VAE, in the output folder
@@ -102,7 +103,7 @@ def _climb(args: argparse.Namespace, rung: Rung) -> dict[str, float]:
     if rung.finetuned:
         data = load(AutoencoderTraining, args.config, args.overrides)
         given = [f"shards={json.dumps(data.shards)}", f"weights={data.weights}", f"kl_vae={data.kl_vae}"]
-        _train(args, "kl-vae", args.finetune or [FINETUNE], [*given, f"run={args.output / FINETUNED}"])
+        _train(args, "kl_vae", args.finetune or [FINETUNE], [*given, f"run={args.output / FINETUNED}"])
     _train(args, "autoencoder", args.config, _overrides(args, rung))
     weights = pretrained.find(args.output / rung.name, "autoencoder")
     results = args.output / rung.name / "reconstruction" / weights.parent.name  # step-…: of this checkpoint

@@ -29,8 +29,8 @@ from mmldm_scale.cluster import code_snapshot
 from mmldm_scale.cluster.submit import Jobs, Resources, queue, read_request, require_least
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import ShardTraining
+from mmldm_scale.trainables.registry import registered
 
-KINDS = {"kl-vae": "clips", "autoencoder": "clips", "dit": "latents"}
 UNLIMITED = 1_000_000  # requeues by submitit, which are the rare ones: cluster/requeue.py knows when it is no use
 
 
@@ -135,7 +135,7 @@ def plan(model: str, files: Sequence[str], overrides: Sequence[str], sweeps: Seq
     for values in itertools.product(*(values for _, values in axes)):
         combination = dict(zip(keys, values, strict=True))
         assigned = [f"{key}={value}" for key, value in combination.items()]
-        schema = config.load(config.TRAININGS[model], files, [*overrides, *assigned])
+        schema = config.load(registered(model).schema(), files, [*overrides, *assigned])
         runs.append(Run(_name(combination), combination, schema))
     names = [run.name for run in runs]
     twice = [name for name in names if names.count(name) > 1]
@@ -191,7 +191,7 @@ def _check(model: str, schema: ShardTraining, processes: int) -> None:
 
     for location in schema.shards:
         if not is_url(location):
-            Manifest.read(location, KINDS[model])
+            Manifest.read(location, registered(model).shards)
     deepspeed_engine.deepspeed_config(schema.training, processes)
     run_folder.check(Path(schema.run), schema)
 

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from mmldm_scale.config import AutoencoderTraining, DiTTraining, MediaConfig, TrainingConfig
+from mmldm_scale.config import MediaConfig, TrainingConfig
 from mmldm_scale.diffusion.contrastive import PARTNERS
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.discriminator import AudioVideoDiscriminator
@@ -25,7 +25,9 @@ from mmldm_scale.models.dit import Shape
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.planning.allocations import Allocations
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.autoencoder.loss import Reconstruction, fake_arrangements
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.trainable import NoisePrediction
 from mmldm_scale.training.trainable import StepInfo
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import AutoencoderTraining, DiTTraining, load
+from mmldm_scale.config import load
 from mmldm_scale.planning.hardware import CLUSTERS
 from mmldm_scale.planning.memory_table import CONFIGS, GIB
 from mmldm_scale.planning.planner import OWN, WASTE, Fleet, Plan, find_plans
 from mmldm_scale.planning.workload import Workload, of_autoencoder, of_dit
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
+from mmldm_scale.trainables.dit.config import DiTTraining
 
 SHOWN = 8  # plans in the table
 DAY = 86_400

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from mmldm_scale.config import AutoencoderTraining, DiTTraining, KLVAEConfig, MediaConfig, TrainingConfig
+from mmldm_scale.config import KLVAEConfig, MediaConfig, TrainingConfig
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE
 from mmldm_scale.models.precision import DTYPES
@@ -23,8 +23,10 @@ from mmldm_scale.models.recompute import Recomputation
 from mmldm_scale.planning.allocations import SHORTCUTS, fused_attention
 from mmldm_scale.planning.hardware import Cluster
 from mmldm_scale.planning.memory import MASTER, MicroStep, autoencoder_step, dit_step, engines, take
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.autoencoder.trainable import forward_flops
 from mmldm_scale.trainables.dit import trainable as dit_trainable
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training.monitoring.throughput import TRAINING
 from mmldm_scale.training.trainable import StepInfo
 

@@ -281,7 +281,7 @@ def _part(config: dict[str, Any], key: str) -> dict[str, Any]:
 def _model(status: Status) -> str:
     """Return what is trained, and on what."""
     config, training = status.config, _part(status.config, "training")
-    kinds = {"diffusion": "dit", "contrastive_weight": "autoencoder", "audio_share": "kl-vae"}
+    kinds = {"diffusion": "dit", "contrastive_weight": "autoencoder", "audio_share": "kl_vae"}
     kind = next((name for key, name in kinds.items() if key in config), "a run of an unknown kind")
     facts = [kind]
     if kind == "dit":

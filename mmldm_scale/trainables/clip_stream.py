@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
-from mmldm_scale.config import AutoencoderTraining, KLVAETraining, MediaConfig
+from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.reader import Sample
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
+from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.training.data.sample_stream import Samples
 
 

@@ -5,7 +5,6 @@ not (lengths, intervals, workers, …) may change when the run is carried on. A 
 saved anything, such as one on the wrong data, has begun nothing: the next one's configuration takes its place.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,8 @@ from mmldm_scale.runs import run_log
 from mmldm_scale.training.engine.distributed import World
 
 CONFIG = "config.yaml"
-FREE = {
+FREE = {  # keys that may change when a run is resumed; so may all that begin with "preview."
     "run",
-    *(
-        f"preview.{field.name}"
-        for kind in (config.DecodingConfig, config.PreviewConfig)
-        for field in dataclasses.fields(kind)
-    ),
     "validation",
     "reading.stage",
     "reading.stage_gigabytes",
@@ -98,7 +92,7 @@ def _check_same(file: Path, now: Any) -> None:
     begun = config.load(type(now), [file])
     old, new = (_flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (begun, now))
     for key in sorted(old.keys() | new.keys()):
-        if key not in FREE and old.get(key) != new.get(key):
+        if key not in FREE and not key.startswith("preview.") and old.get(key) != new.get(key):
             was = f"{key}={old.get(key)}, now {new.get(key)}"
             raise UserError(f"{file}: the run was begun with {was}; give that or another run=")
 

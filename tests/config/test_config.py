@@ -9,6 +9,9 @@ from data_tools.config import Preparation, Selection
 from mmldm_scale import config
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.evaluation.ablation import Ladder
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
+from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -17,15 +20,15 @@ def test_later_files_and_overrides_win(tmp_path) -> None:
     (tmp_path / "a.yaml").write_text("shards: x\nmodel: {depth: 3}\ntraining: {seed: 1, learning_rate: 1e-3}\n")
     (tmp_path / "b.yaml").write_text("training: {seed: 2}\n")
     files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
-    loaded = config.load(config.DiTTraining, files, ["model.width=64", "model.heads=4"])
+    loaded = config.load(DiTTraining, files, ["model.width=64", "model.heads=4"])
     assert (loaded.model.depth, loaded.model.width, loaded.training.seed) == (3, 64, 2)
     assert loaded.training.learning_rate == pytest.approx(1e-3)
 
 
 def test_printed_configuration_reads_back_the_same(tmp_path) -> None:
-    loaded = config.load(config.DiTTraining, [], ["shards=x", "training.deepspeed.zero_optimization.overlap_comm=true"])
+    loaded = config.load(DiTTraining, [], ["shards=x", "training.deepspeed.zero_optimization.overlap_comm=true"])
     (tmp_path / "c.yaml").write_text(config.dump(loaded))
-    assert config.load(config.DiTTraining, [tmp_path / "c.yaml"]) == loaded
+    assert config.load(DiTTraining, [tmp_path / "c.yaml"]) == loaded
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,7 @@ def test_mistake_is_one_line_naming_file_key_and_what_fits(tmp_path, text: str, 
     file = tmp_path / "mistake.yaml"
     file.write_text(text)
     with pytest.raises(UserError) as error:
-        config.load(config.DiTTraining, [file], ["shards=x"])
+        config.load(DiTTraining, [file], ["shards=x"])
     assert complaint in str(error.value)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
@@ -70,28 +73,28 @@ def test_mistake_is_one_line_naming_file_key_and_what_fits(tmp_path, text: str, 
 
 def test_missing_value_missing_file_and_malformed_override() -> None:
     with pytest.raises(UserError, match="shards: not set; give shards=VALUE"):
-        config.load(config.DiTTraining)
+        config.load(DiTTraining)
     with pytest.raises(UserError, match="nowhere.yaml: no such configuration file"):
-        config.load(config.DiTTraining, ["nowhere.yaml"])
+        config.load(DiTTraining, ["nowhere.yaml"])
     with pytest.raises(UserError, match="has the form key.sub=value"):
-        config.load(config.DiTTraining, [], ["shards"])
+        config.load(DiTTraining, [], ["shards"])
 
 
 def test_a_reference_that_leads_nowhere_is_one_line() -> None:
     with pytest.raises(UserError, match="run: Interpolation key 'nowhere' not found") as error:
-        config.load(config.DiTTraining, [], ["shards=x", "run=${nowhere}"])
+        config.load(DiTTraining, [], ["shards=x", "run=${nowhere}"])
     assert "\n" not in str(error.value)
 
 
 def test_one_set_or_several(tmp_path: Path) -> None:
-    one = config.load(config.DiTTraining, [], ["shards=data/a"])
+    one = config.load(DiTTraining, [], ["shards=data/a"])
     assert (one.shards, one.weights) == (["data/a"], [])
     (tmp_path / "a.yaml").write_text("shards: data/a\n")
-    assert config.load(config.DiTTraining, [tmp_path / "a.yaml"], ["weights=2"]).weights == [2.0]
-    several = config.load(config.AutoencoderTraining, [], ["shards=[data/a,s3://b/c]", "weights=[1,2.5]", "kl_vae=x"])
+    assert config.load(DiTTraining, [tmp_path / "a.yaml"], ["weights=2"]).weights == [2.0]
+    several = config.load(AutoencoderTraining, [], ["shards=[data/a,s3://b/c]", "weights=[1,2.5]", "kl_vae=x"])
     assert (several.shards, several.weights) == (["data/a", "s3://b/c"], [1.0, 2.5])
     (tmp_path / "b.yaml").write_text(config.dump(several))
-    assert config.load(config.AutoencoderTraining, [tmp_path / "b.yaml"]) == several
+    assert config.load(AutoencoderTraining, [tmp_path / "b.yaml"]) == several
 
 
 @pytest.mark.parametrize(
@@ -109,20 +112,20 @@ def test_one_set_or_several(tmp_path: Path) -> None:
 )
 def test_sets_that_cannot_be_meant_are_refused(overrides: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        config.load(config.DiTTraining, [], overrides)
+        config.load(DiTTraining, [], overrides)
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.relative_to(CONFIGS).as_posix())
 def test_every_shipped_file_is_valid(file: Path) -> None:
     schemas = {
         "data": [Selection if file.name == "audioset_select.yaml" else Preparation],
-        "dit": [config.DiTTraining],
+        "dit": [DiTTraining],
         "sample": [config.Sampling],
         "ladder": [Ladder],
-        "cluster": [config.AutoencoderTraining]
+        "cluster": [AutoencoderTraining]
         if file.stem.endswith("_autoencoder")
-        else [config.DiTTraining, config.AutoencoderTraining, config.KLVAETraining],
-        "autoencoder": [config.KLVAETraining if file.name.startswith("kl_vae") else config.AutoencoderTraining],
+        else [DiTTraining, AutoencoderTraining, KLVAETraining],
+        "autoencoder": [KLVAETraining if file.name.startswith("kl_vae") else AutoencoderTraining],
     }
     for schema in schemas[file.parent.name]:
         keys = {f.name for f in dataclasses.fields(schema)}

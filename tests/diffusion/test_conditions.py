@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DiffusionConfig, DiTTraining, load
+from mmldm_scale.config import DiffusionConfig, load
 from mmldm_scale.diffusion.conditions import conditions, context_dropped, null, previous_seen, shares
 from mmldm_scale.diffusion.loss import draw
+from mmldm_scale.trainables.dit.config import DiTTraining
 
 AUDIO, VIDEO = (4, 2, 2), (4, 3, 3)
 NUMBER = 6000

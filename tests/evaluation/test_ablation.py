@@ -10,8 +10,9 @@ import yaml
 
 from mmldm_scale import cli
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import AutoencoderTraining, load
+from mmldm_scale.config import load
 from mmldm_scale.evaluation.ablation import Ladder, Rung, table
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from tests.support.tiny_models.autoencoder_trainable import MODEL, write_data
 
 CONFIGS = Path(__file__).parents[2] / "configs"

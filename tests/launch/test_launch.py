@@ -13,6 +13,7 @@ from mmldm_scale.cluster import code_snapshot
 from mmldm_scale.cluster.submit import read_request
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.launch.launch import TrainingRequest, plan
+from mmldm_scale.trainables.dit.config import DiTTraining
 from tests.support.datasets.latent_sets import write_latents
 
 
@@ -27,7 +28,7 @@ def test_without_a_sweep_there_is_one_run_with_the_composed_configuration(tmp_pa
     base, (run,) = plan("dit", [str(tmp_path / "a.yaml")], overrides, [])
     assert base == Path(run.schema.run) == tmp_path / "run"
     assert run.name == ""
-    assert run.schema == config.load(config.DiTTraining, [tmp_path / "a.yaml"], overrides)
+    assert run.schema == config.load(DiTTraining, [tmp_path / "a.yaml"], overrides)
 
 
 def test_a_sweep_is_every_combination_each_with_a_folder_of_its_own():
@@ -56,7 +57,7 @@ def test_a_sweep_is_every_combination_each_with_a_folder_of_its_own():
     ],
 )
 def test_a_combinations_name_is_that_of_one_folder(sweeps, names):
-    base, runs = plan("kl-vae", [], ["shards=x", "run=runs/sweep"], sweeps)
+    base, runs = plan("kl_vae", [], ["shards=x", "run=runs/sweep"], sweeps)
     assert [Path(run.schema.run).relative_to(base).parts for run in runs] == [(name,) for name in names]
 
 
@@ -133,7 +134,7 @@ def test_the_job_gets_the_environment_of_the_shell_and_the_user_a_few_lines(late
     folder = tmp_path / "run/launch-1"
     assert "job 4711: mmldm train dit on 1 × 2 tasks\n" in done.stdout
     assert f"tail -F {folder}/4711_*_log.out\n" in done.stdout
-    assert config.load(config.DiTTraining, [folder / "config.yaml"]).run == str(tmp_path / "run")
+    assert config.load(DiTTraining, [folder / "config.yaml"]).run == str(tmp_path / "run")
 
 
 def test_a_snapshot_is_the_package_that_runs_here(tmp_path):

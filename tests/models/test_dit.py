@@ -10,8 +10,9 @@ import torch._inductor.config
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DiTConfig, DiTTraining, load
+from mmldm_scale.config import DiTConfig, load
 from mmldm_scale.models.dit import FREQUENCIES, PRESETS, DiT, sincos, sincos_grid
+from mmldm_scale.trainables.dit.config import DiTTraining
 
 CONFIG = DiTConfig(depth=2, width=32, heads=4, context_tokens=3, context_width=8)
 AUDIO, VIDEO = (4, 2, 3), (4, 4, 4)

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmldm_scale.config import ContextConfig, ContrastiveConfig, DiffusionConfig, DiTConfig, DiTTraining, TrainingConfig
+from mmldm_scale.config import ContextConfig, ContrastiveConfig, DiffusionConfig, DiTConfig, TrainingConfig
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.dit import DiT
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.planning import memory
+from mmldm_scale.trainables.dit.config import DiTTraining
 from tests.support.allocator import allocated
 from tests.support.engine_memory import BUCKET, Net, settings
 from tests.support.tiny_models import tiny_autoencoder

@@ -6,8 +6,10 @@ import io
 import pytest
 
 from mmldm_scale.cli import main
-from mmldm_scale.config import AutoencoderTraining, DiTTraining, load
+from mmldm_scale.config import load
 from mmldm_scale.planning.memory_table import CONFIGS, SHIPPED, Shipped
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
+from mmldm_scale.trainables.dit.config import DiTTraining
 
 ROOM = 0.9  # of a GPU; the rest is for what cannot be predicted
 

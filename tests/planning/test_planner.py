@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import AutoencoderTraining, DiTTraining, load
+from mmldm_scale.config import load
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs
 from mmldm_scale.planning.hardware import CLUSTERS
 from mmldm_scale.planning.memory import Prediction as Predicted
@@ -17,6 +17,8 @@ from mmldm_scale.planning.memory import States, dit_step, predict, take
 from mmldm_scale.planning.memory_table import CONFIGS, GIB
 from mmldm_scale.planning.planner import Plan, find_plans, memory_parts, traffic
 from mmldm_scale.planning.workload import Workload, arithmetic, checkpoint_bytes, of_dit
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training.monitoring.throughput import PEAK_TFLOPS
 from tests.support.collectives import CASES, trained
 from tests.support.tiny_models import tiny_autoencoder as tiny_autoencoder

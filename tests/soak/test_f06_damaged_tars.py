@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmldm_scale.config import DiTTraining, ReadingConfig
+from mmldm_scale.config import ReadingConfig
 from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 from mmldm_scale.shards.verify import verify_set
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training.data.sample_stream import Samples
 from tests.support.datasets.clip_sets import write_clips
 from tests.support.datasets.latent_sets import write_latents

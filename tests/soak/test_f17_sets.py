@@ -17,13 +17,14 @@ import torch._dynamo  # noqa: F401  (diffusers imports it late, and it makes a f
 from data_tools import shard
 from data_tools.reports.stats import stats
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DiTTraining, ReadingConfig
+from mmldm_scale.config import ReadingConfig
 from mmldm_scale.shards.index import ShardIndex
 from mmldm_scale.shards.json_files import read_json, write_json
 from mmldm_scale.shards.latents import decode_latent_batch
 from mmldm_scale.shards.manifest import Manifest, ShardEntry
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 from mmldm_scale.shards.verify import verify_set
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training.data.sample_stream import Samples
 from tests.support.datasets.latent_sets import write_latents
 from tests.support.datasets.recordings import record

@@ -8,16 +8,19 @@ import numpy as np
 
 from data_tools.config import Preparation, Selection
 from mmldm_scale import config
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
+from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from tests.support.faults import fault_trials, guard, mutate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SCHEMAS = {
     "data/audioset_select.yaml": Selection,
     "data/*.yaml": Preparation,
-    "dit/*.yaml": config.DiTTraining,
+    "dit/*.yaml": DiTTraining,
     "sample/*.yaml": config.Sampling,
-    "autoencoder/*.yaml": config.AutoencoderTraining,
-    "cluster/*.yaml": config.KLVAETraining,
+    "autoencoder/*.yaml": AutoencoderTraining,
+    "cluster/*.yaml": KLVAETraining,
 }
 
 Settings = list[tuple[str, type]]  # text in YAML and the schema that it fits

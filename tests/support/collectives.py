@@ -11,9 +11,10 @@ from pathlib import Path
 
 import deepspeed
 
-from mmldm_scale.config import DiTTraining, TrainingConfig, load
+from mmldm_scale.config import TrainingConfig, load
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE
 from mmldm_scale.planning import memory
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training.engine import deepspeed_engine as engines
 from mmldm_scale.training.engine.distributed import World, start, stop
 from tests.support.tiny_models.autoencoder_trainable import micro_step, settings_of

@@ -37,8 +37,8 @@ from data_tools import shard
 from mmldm_scale import cli, config
 from mmldm_scale.common import atomic_files
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DiTTraining
 from mmldm_scale.trainables.dit import trainable as dit_trainable
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training import loop
 from mmldm_scale.training.checkpoint.host_copy import HostCopy
 from mmldm_scale.training.checkpoint.reshard import load_resharded

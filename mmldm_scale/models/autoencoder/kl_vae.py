@@ -1,7 +1,7 @@
 """The KL-VAE under everything: pictures ⇄ latents of a fourth or an eighth of their size, frozen once it is trained.
 
 It is diffusers' ``AutoencoderKL``, either a published one (Stable Diffusion's, in any format that
-:mod:`~mmldm_scale.models.autoencoder.stable_diffusion` knows) or one trained here: a kl-vae run's weights folder holds
+:mod:`~mmldm_scale.models.autoencoder.stable_diffusion` knows) or one trained here: a kl_vae run's weights folder holds
 it in diffusers' format as its sub-folder ``vae``, next to the ``config.json`` that says what it is. :func:`load` is the
 one door to both.
 """
@@ -74,7 +74,7 @@ def save(folder: Path, vae: AutoencoderKL) -> None:
 
 
 def load(path: str | Path) -> AutoencoderKL:
-    """Load a KL-VAE: a published one (a diffusers folder or a single file), or a kl-vae run, checkpoint or its weights.
+    """Load a KL-VAE: a published one (a diffusers folder or a single file), or a kl_vae run, checkpoint or its weights.
 
     Raises:
         UserError: there is none at ``path``, or it is damaged, or weights are missing from it.
@@ -85,7 +85,7 @@ def load(path: str | Path) -> AutoencoderKL:
 def find(path: Path) -> Path:
     """Return the file or diffusers folder that ``path`` means to :func:`load`; raise UserError if there is none."""
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; a kl-vae run, diffusers folder, .safetensors or .ckpt fits")
+        raise UserError(f"{path}: no such file or folder; a kl_vae run, diffusers folder, .safetensors or .ckpt fits")
     if path.is_file():
         return path
     for folder in (path, path / SUBFOLDER):

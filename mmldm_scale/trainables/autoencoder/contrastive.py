@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.nn import functional as collectives
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import AutoencoderTraining
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 
 
 def contrastive_losses(audio: Tensor, video: Tensor, temperature: Tensor, group: int) -> Tensor:

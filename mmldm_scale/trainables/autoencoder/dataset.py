@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.common import rng
-from mmldm_scale.config import AutoencoderTraining, DiffusionConfig
+from mmldm_scale.config import DiffusionConfig
 from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.clip_stream import Clips
 
 

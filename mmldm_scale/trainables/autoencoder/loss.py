@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from mmldm_scale.config import AutoencoderTraining, DiffusionConfig, MediaConfig
+from mmldm_scale.config import DiffusionConfig, MediaConfig
 from mmldm_scale.diffusion.schedule import scheduler
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.pixels import to_signal
 from mmldm_scale.models.autoencoder.decoder import Condition
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.autoencoder.semantic import Semantics
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.autoencoder.contrastive import contrastive_group, contrastive_losses
 from mmldm_scale.training.monitoring import metric_means
 from mmldm_scale.training.trainable import StepInfo

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.common import rng
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import AutoencoderTraining, MediaConfig
+from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.audio_image import signals
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.pixels import strips, to_frames
@@ -29,6 +29,7 @@ from mmldm_scale.models.autoencoder.discriminator import PICTURES, AudioVideoDis
 from mmldm_scale.models.autoencoder.model import Autoencoder, save
 from mmldm_scale.models.autoencoder.stable_diffusion import load_unet
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.autoencoder.dataset import ClipDataset
 from mmldm_scale.trainables.autoencoder.loss import Reconstruction, fake_arrangements
 from mmldm_scale.trainables.clip_stream import Clips

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mmldm_scale.common import rng
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DiTTraining
 from mmldm_scale.diffusion import contrastive
 from mmldm_scale.diffusion import loss as diffusion_loss
 from mmldm_scale.diffusion.conditions import context_dropped, previous_seen
@@ -22,6 +21,7 @@ from mmldm_scale.diffusion.normalise import normalise
 from mmldm_scale.shards.latents import LatentSample, decode_latent_batch
 from mmldm_scale.shards.reader import Sample
 from mmldm_scale.trainables.dit import context as dit_context
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training.data.sample_stream import Samples
 
 LOOKED_AT = 256  # samples, to tell the user how many of them can be conditioned as asked for

@@ -17,9 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DecodingConfig, DiTTraining, Sampling
+from mmldm_scale.config import DecodingConfig, Sampling
 from mmldm_scale.models import pretrained
 from mmldm_scale.trainables.dit import trainable as dit_trainable
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training.monitoring.logger import show
 from mmldm_scale.training.trainable import Preview, Trainable
 

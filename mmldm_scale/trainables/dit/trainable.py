@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DiTTraining
 from mmldm_scale.diffusion import contrastive
 from mmldm_scale.diffusion import loss as diffusion_loss
 from mmldm_scale.diffusion.conditions import shares
@@ -24,6 +23,7 @@ from mmldm_scale.models.dit import DiT, Shape
 from mmldm_scale.models.flops import dit_macs
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.mixture import Mixture
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.dataset import LatentDataset
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmldm_scale.common import rng
 from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import KLVAETraining, MediaConfig
+from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.audio_image import AudioImage, signals
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.pixels import strips, to_signal
@@ -33,6 +33,7 @@ from mmldm_scale.models.autoencoder.gaussian import Gaussian
 from mmldm_scale.models.autoencoder.patch_discriminator import PatchDiscriminator
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
 from mmldm_scale.trainables.clip_stream import Clips
+from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.training.trainable import Discriminator, Preview, StepInfo, Trainable
 
 MEASURED_CLIPS = 16  # all over the set, whose latents' standard deviation sets the scaling factor

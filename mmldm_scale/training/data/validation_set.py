@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import AutoencoderTraining, DiTTraining, ReadingConfig
+from mmldm_scale.config import ReadingConfig
 from mmldm_scale.shards.mixture import Mixture, unlike
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training.data.sample_stream import Samples
 
 SEED = 0

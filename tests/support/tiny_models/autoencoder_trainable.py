@@ -6,16 +6,10 @@ from pathlib import Path
 import torch
 from torch.utils.data import default_collate
 
-from mmldm_scale.config import (
-    AdversarialConfig,
-    AutoencoderConfig,
-    AutoencoderTraining,
-    DecodingConfig,
-    DiscriminatorConfig,
-    TrainingConfig,
-)
+from mmldm_scale.config import AdversarialConfig, AutoencoderConfig, DecodingConfig, DiscriminatorConfig, TrainingConfig
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.planning import memory
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.autoencoder.trainable import build_trainable
 from mmldm_scale.training.trainable import Trainable
 from tests.support.datasets.clip_sets import write_clips

@@ -10,7 +10,8 @@ import torch.multiprocessing as processes
 import torch.nn.functional as F
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import AutoencoderTraining, TrainingConfig
+from mmldm_scale.config import TrainingConfig
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.autoencoder.contrastive import contrastive_group, contrastive_losses
 
 CLIPS, WIDTH = 8, 5

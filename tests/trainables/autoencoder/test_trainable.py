@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import AdversarialConfig, AutoencoderTraining, DecodingConfig, TrainingConfig
+from mmldm_scale.config import AdversarialConfig, DecodingConfig, TrainingConfig
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.autoencoder.trainable import build_trainable
 from tests.support.datasets.clip_sets import clip, write_clips
 from tests.support.tiny_models import tiny_autoencoder

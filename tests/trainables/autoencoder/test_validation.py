@@ -10,8 +10,9 @@ from torch.utils.data import default_collate
 
 from mmldm_scale import cli
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import AutoencoderTraining, load
+from mmldm_scale.config import load
 from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.autoencoder.trainable import build_trainable
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.trainable import Trainable

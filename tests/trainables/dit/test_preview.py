@@ -15,8 +15,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DecodingConfig, DiTTraining, Sampling, load
+from mmldm_scale.config import DecodingConfig, Sampling, load
 from mmldm_scale.sampling.pipeline import Description, Pipeline
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.preview import build_trainable
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.resilience import signals

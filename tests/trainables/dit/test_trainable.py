@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DiTTraining, MediaConfig, load
+from mmldm_scale.config import MediaConfig, load
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.dit import DiT
 from mmldm_scale.shards.manifest import Manifest
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.trainable import build_trainable
 from tests.support.datasets.latent_sets import AUDIO, VIDEO, latent_sample, write_latents
 

@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import default_collate
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DiTTraining, load
+from mmldm_scale.config import load
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.dataset import LatentDataset
 from mmldm_scale.trainables.dit.trainable import build_trainable
 from mmldm_scale.training.engine import deepspeed_engine as engines

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import AdversarialConfig, KLVAETraining, PatchDiscriminatorConfig, TrainingConfig
+from mmldm_scale.config import AdversarialConfig, PatchDiscriminatorConfig, TrainingConfig
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.lpips import load_lpips
+from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.trainables.kl_vae.trainable import build_trainable
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.loop import Trainer

@@ -5,8 +5,8 @@ import torch
 from torch.utils.data import default_collate
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import KLVAETraining
 from mmldm_scale.models.autoencoder import kl_vae
+from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.trainables.kl_vae.trainable import build_trainable
 from mmldm_scale.training.trainable import Trainable
 from tests.support.datasets.clip_sets import write_clips

@@ -8,21 +8,17 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from mmldm_scale.cli import main
-from mmldm_scale.config import (
-    AdversarialConfig,
-    AutoencoderTraining,
-    DiTTraining,
-    KLVAETraining,
-    TrainingConfig,
-    load,
-)
+from mmldm_scale.config import AdversarialConfig, TrainingConfig, load
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.dit import DiT
 from mmldm_scale.trainables.autoencoder import trainable as autoencoder_trainable
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.dit import trainable as dit_trainable
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.kl_vae import trainable as kl_vae_task
+from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.resilience.signals import StopRequest
 from mmldm_scale.training.trainable import Trainable

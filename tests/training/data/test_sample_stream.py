@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DiTTraining, ReadingConfig, TrainingConfig
+from mmldm_scale.config import ReadingConfig, TrainingConfig
 from mmldm_scale.shards.latents import decode_latent_batch
 from mmldm_scale.shards.remote.cache import Cache
 from mmldm_scale.shards.remote.remote import StoredTar
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training.data.sample_stream import Samples
 from tests.support.datasets.latent_sets import damage, write_latents
 

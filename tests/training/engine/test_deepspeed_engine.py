@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DiTTraining, TrainingConfig, load
+from mmldm_scale.config import TrainingConfig, load
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE
 from mmldm_scale.planning.memory import dit_step
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training.engine.deepspeed_engine import averaged_state, build, deepspeed_config
 from mmldm_scale.training.engine.distributed import World
 
