@@ -67,7 +67,7 @@ def learn(shards: str, settings: list[str], steps: int) -> dict[str, object]:
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP)
         optimizer.zero_grad()
-        trainable.module(positions(trainable, step * batch, batch))["loss"].mean().backward()
+        trainable.module(positions(trainable, step * batch, batch)).loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(trainable.module.parameters(), config.training.gradient_clip)
         optimizer.step()
     seconds = (time.process_time() - began) / max(1, steps)

@@ -150,7 +150,7 @@ def bare_loop(trainable: Trainable, schema: DiTTraining, build: Callable[..., to
     batches = [default_collate(trainable.dataset.__getitems__(list(some))) for some in positions]
     while True:
         for micro in range(engine.gradient_accumulation_steps()):
-            engine.backward(engine(batches[micro])["loss"].mean())
+            engine.backward(engine(batches[micro]).loss.mean())
             engine.step()
         batches.append(batches.pop(0))
         yield

@@ -21,3 +21,10 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: cannot be used: {str(error).splitlines()[0]}") from None
     return device
+
+
+def training_device() -> torch.device:
+    """Return the GPU that this process trains on, or the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -1,14 +1,50 @@
-"""Clips by global position, for the trainers that work on pixels and waveforms."""
+"""Clips by global position, for the trainables that learn from pixels and waveforms.
+
+``Clips(config).labelled(position)`` reads a clip from the shards; :class:`BlankClips` stands in for it where only the
+shapes of a sample are needed (the planner).
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from mmldm_scale.config import MediaConfig
+import numpy as np
+
+from mmldm_scale.config import MediaConfig, ShardTraining
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.reader import Sample
-from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
-from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.training.data.sample_stream import Samples
+
+
+class ClipSource(Protocol):
+    """Where a dataset gets its clips from."""
+
+    @property
+    def media(self) -> MediaConfig:
+        """What a clip is."""
+
+    def clip(self, position: int, frames: Sequence[int] | None = None) -> Clip:
+        """Return the clip at global ``position`` with only the ``frames`` given (None: all)."""
+
+    def labelled(self, position: int) -> tuple[Clip, int]:
+        """Return the whole clip at global ``position`` and its class, -1 if it has none."""
+
+
+@dataclass(frozen=True)
+class BlankClips:
+    """Black clips without sound and class."""
+
+    media: MediaConfig
+
+    def clip(self, position: int, frames: Sequence[int] | None = None) -> Clip:
+        """Return a clip; see :class:`ClipSource`."""
+        count, size = self.media.frames if frames is None else len(frames), self.media.size
+        return Clip(np.zeros((count, size, size, 3), np.uint8), np.zeros(self.media.audio_samples, np.float32))
+
+    def labelled(self, position: int) -> tuple[Clip, int]:
+        """Return a clip and -1."""
+        return self.clip(position), -1
 
 
 class Clips:
@@ -22,7 +58,7 @@ class Clips:
         UserError: as :class:`Samples`.
     """
 
-    def __init__(self, config: KLVAETraining | AutoencoderTraining, classes: Sequence[str] | None = None) -> None:
+    def __init__(self, config: ShardTraining, classes: Sequence[str] | None = None) -> None:
         """Open the sets of ``config``; ``classes``: those that the model knows, if not those of these sets."""
         self.samples = Samples(config, "clips")
         names = self.samples.mixture.classes

@@ -1,27 +1,98 @@
-"""What a trainer needs to know of a model: a trainable joins a module, its data and its ways out.
+"""The contract between the training loop and what it trains.
 
-``mmldm train NAME`` builds the trainable of that name (``trainables/kl_vae/trainable.py``,
-``trainables/autoencoder/trainable.py``, ``trainables/dit/trainable.py``) and hands it to
-:func:`mmldm_scale.training.loop.train`, which knows of no model.
+A trainable is a folder of :mod:`mmldm_scale.trainables` whose ``build_trainable(config)`` returns a :class:`Trainable`:
+a module, its data and what is written and shown of it. Its module returns a :class:`StepOutput` for each micro-batch.
+:func:`mmldm_scale.training.loop.train` knows nothing else of a model.
 """
 
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from mmldm_scale.config import AdversarialConfig
 from mmldm_scale.training.data.quarantine import Quarantine
 
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class DiscriminatorInputs:
+    """Pictures of B samples for the discriminator, P of each, in [-1, 1].
+
+    Attributes:
+        real: (B, P, 3, S, S).
+        fake: (B, P, 3, S, S), what the model made of them, attached to its graph.
+        weight: (B,), how much each sample's adversarial loss counts.
+    """
+
+    real: Tensor
+    fake: Tensor
+    weight: Tensor
+
+    def detached(self) -> "DiscriminatorInputs":
+        """Return the same pictures without their graph."""
+        return DiscriminatorInputs(self.real.detach(), self.fake.detach(), self.weight.detach())
+
+
+@dataclass
+class StepOutput:
+    """What a trainable's module returns for a micro-batch of B samples.
+
+    It is a dataclass and not a dictionary because DeepSpeed looks for tensors in dictionaries and tuples: ZeRO-3 would
+    replace them by copies that the loss does not depend on.
+
+    Attributes:
+        loss: (B,) float32, what is minimised; all ``terms`` are in it.
+        terms: terms of the loss by name, (B,) each, before they are multiplied by ``Trainable.term_weights``; logged
+            as "term/NAME".
+        metrics: other values to be logged, by tag: (B,), or (B, 2) by :func:`monitoring.metric_means.where`.
+        discriminator_inputs: on steps in which the discriminator takes part.
+        gradient_probes: on logged steps, tensors by name, each (B, …), through which the norm of every term's gradient
+            is measured; logged as "gradient_norm/PROBE/TERM".
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    discriminator_inputs: DiscriminatorInputs | None = None
+    gradient_probes: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def logged(self) -> dict[str, Tensor]:
+        """Return the values to be logged by tag, without their graphs."""
+        values = {"loss": self.loss, **{f"term/{name}": term for name, term in self.terms.items()}, **self.metrics}
+        return {tag: value.detach() for tag, value in values.items()}
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Return Σ weight · term over ``weights``, (B,), of the ``terms``, (B,) each."""
+    return reduce(operator.add, (weight * terms[name] for name, weight in weights.items()))
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """The optimizer step that begins.
+
+    Attributes:
+        samples_seen: at its start.
+        logged: whether its values are logged; then the module returns ``gradient_probes``.
+        adversarial: whether the discriminator takes part; then the module returns ``discriminator_inputs``.
+    """
+
+    samples_seen: int = 0
+    logged: bool = False
+    adversarial: bool = False
+
 
 class Dataset(Protocol):
-    """The endless data of a run, addressed by global position."""
+    """The endless training samples of a run by global position; a class may have ``__getitems__`` as well."""
 
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
+    def __getitem__(self, position: int) -> Batch:
         """Return the sample at ``position``, without a batch dimension: a pure function of (seed, position)."""
 
 
@@ -29,9 +100,9 @@ class ValidationSet(Protocol):
     """Samples that are not trained on, by index from 0 on."""
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of samples."""
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
         """Return the samples ``indices``, each without a batch dimension: a pure function of its index."""
 
 
@@ -42,25 +113,10 @@ class Preview(Protocol):
         """Show ``image``, (3, H, W) in [0, 1]."""
 
     def video(self, tag: str, frames: np.ndarray, fps: float) -> None:
-        """Show ``frames``, (F, H, W, 3) uint8, moving at ``fps`` frames per second."""
+        """Show ``frames``, (F, H, W, 3) uint8, at ``fps`` frames per second."""
 
     def audio(self, tag: str, waveform: Tensor, sample_rate: int) -> None:
-        """Offer ``waveform``, (N,) in [-1, 1] at ``sample_rate`` Hz, to be listened to."""
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """What a module may want to know of the optimizer step that begins.
-
-    Attributes:
-        samples_seen: At the step's start.
-        logged: Whether the step's values are logged: then, and only then, the module returns "through" in training.
-        adversarial: Whether the discriminator takes part: then, and only then, it returns "exhibits" in training.
-    """
-
-    samples_seen: int
-    logged: bool
-    adversarial: bool
+        """Show ``waveform``, (N,) in [-1, 1] at ``sample_rate`` Hz."""
 
 
 @dataclass
@@ -68,10 +124,10 @@ class Discriminator:
     """A second network, which learns to tell the model's pictures from real ones.
 
     Attributes:
-        module: ``module(real, fake, weight)`` returns per-sample values, each (B,); "loss" is minimised, all are
-            logged as "discriminator/NAME". ``module.generator_loss(fake)`` returns the model's term, (B,).
-            :class:`mmldm_scale.trainables.adversarial_loss.AdversarialLoss` is such a module.
-        config: When it begins to take part, how much its term counts, and how it learns.
+        module: ``module(real, fake, weight)`` returns (B,) values by name: "loss" is minimised, all are logged as
+            "discriminator/NAME". ``module.generator_loss(fake)`` returns the model's term, (B,). No sample's values
+            may depend on the others'. See :class:`mmldm_scale.trainables.adversarial_loss.AdversarialLoss`.
+        config: when it takes part, the weight of its term, and its optimizer.
     """
 
     module: nn.Module
@@ -79,47 +135,63 @@ class Discriminator:
 
 
 @dataclass
-class Trainable:
-    """One kind of training.
+class StepOutline:
+    """One micro-step of a trainable on the device "meta", which the planner runs (:mod:`mmldm_scale.planning`).
 
     Attributes:
-        name: The kind of its weights folders.
-        module: ``module(batch)`` returns per-sample values, each (B,); "loss" is what is minimised, the others are
-            logged under their names. Parameters that do not require gradients stay as they are. Besides these it may
-            return, still attached to the graph,
-
-            - "term/NAME", (B,): a term of the loss, not yet multiplied by its weight;
-            - "exhibits", with a discriminator: {"real": (B, P, 3, S, S), "fake": likewise, "weight": (B,)}, pictures
-              in [-1, 1] and how much each sample's adversarial loss counts;
-            - "through": {NAME: tensors, each (B, …)}, where the gradient of each term is measured.
-        dataset: The samples by global position.
-        inputs: Fingerprints of what it learns from, by configuration key: a run is not carried on with others.
-        flops_per_sample: Floating-point operations of one sample's forward pass (twice the MACs).
-        write_weights: Called as ``write_weights(folder, state)`` with the averaged float32 ``state`` of ``module``
-            (names as in ``module.state_dict()``), on the first rank, while training goes on: what else it reads must
-            not change, nor may it read ``dataset``.
-        preview: Called on every rank as ``preview(module, preview)`` at intervals; must be deterministic.
-        samples: Called on the first rank as ``samples(state, preview)``, with the averaged ``state`` as above: an
-            iterator that shows samples, a piece at a time, while the other ranks wait.
-        validation: The held-out samples that the module is validated on, if there are any.
-        quarantine: The samples found damaged; how many there are is logged.
-        weights: How much each "term/NAME" counts in "loss", by NAME; logged.
-        discriminator: What plays against the module, if anything does.
-        begin_step: Called before each optimizer step.
-        startup_messages: Lines that the user should read when a run begins.
+        module: as in :class:`Trainable`.
+        batch: a micro-batch for it, made by the trainable's own dataset.
+        discriminator: as in :class:`Trainable`.
+        frozen: networks that no engine holds, in their own precision.
+        info: the step that takes most memory.
+        flops_per_sample: as in :class:`Trainable`.
     """
 
-    name: Literal["kl_vae", "autoencoder", "dit"]
+    module: nn.Module
+    batch: Batch
+    discriminator: nn.Module | None = None
+    frozen: nn.Module | None = None
+    info: StepInfo = field(default_factory=lambda: StepInfo(logged=True))
+    flops_per_sample: float = 0.0
+
+
+@dataclass
+class Trainable:
+    """What is trained, and everything that the loop needs of it.
+
+    Attributes:
+        name: of its record in :mod:`mmldm_scale.trainables.registry`.
+        module: ``module(batch)`` returns a :class:`StepOutput`. Its parameters belong to sub-modules, since ZeRO-3
+            gathers a module's own ones by the tensors in its output. Parameters that require no gradient stay as they
+            are. In validation (eval mode) neither probes nor discriminator inputs are returned.
+        dataset: the training samples by global position.
+        inputs: fingerprints of what it learns from, by configuration key; a run is not resumed with others.
+        flops_per_sample: floating-point operations of one sample's forward pass (twice the MACs).
+        write_weights: ``write_weights(folder, state)`` writes the averaged float32 ``state`` of ``module`` (names as in
+            ``module.state_dict()``). It runs on rank 0, in another thread, while training goes on, so that it may read
+            neither ``dataset`` nor anything that changes.
+        term_weights: how much each of ``StepOutput.terms`` counts in the loss; logged as "weight/NAME".
+        begin_step: called before each optimizer step.
+        preview: ``preview(module, writer)``, called on all ranks at intervals; must be deterministic.
+        samples: ``samples(state, writer)``, called on rank 0 with the averaged ``state``: an iterator that shows one
+            sample after another while the other ranks wait.
+        validation: the held-out samples, if there are any.
+        quarantine: the samples found damaged; their number is logged.
+        discriminator: a second network that learns against the module.
+        startup_messages: lines for the user, printed when a run starts.
+    """
+
+    name: str
     module: nn.Module
     dataset: Dataset
     inputs: dict[str, str]
     flops_per_sample: float
-    write_weights: Callable[[Path, dict[str, torch.Tensor]], None]
+    write_weights: Callable[[Path, dict[str, Tensor]], None]
+    term_weights: dict[str, float] = field(default_factory=dict)
+    begin_step: Callable[[StepInfo], None] | None = None
     preview: Callable[[nn.Module, Preview], None] | None = None
-    samples: Callable[[dict[str, torch.Tensor], Preview], Iterator[None]] | None = None
+    samples: Callable[[dict[str, Tensor], Preview], Iterator[None]] | None = None
     validation: ValidationSet | None = None
     quarantine: Quarantine | None = None
-    weights: dict[str, float] = field(default_factory=dict)
     discriminator: Discriminator | None = None
-    begin_step: Callable[[StepInfo], None] | None = None
     startup_messages: list[str] = field(default_factory=list)

@@ -135,7 +135,7 @@ def test_signalled_it_saves_queues_up_again_once_and_carries_on_whatever_becomes
     followed = Path(signalled.printed.split("tail -F ")[1].splitlines()[0])
     (log,) = followed.parent.glob(followed.name)
     text = log.read_text()
-    assert text.count("after SIGUSR2; saved") == text.count("carrying on from") == 1
+    assert text.count("after SIGUSR2; saved") == text.count("resuming from") == 1
     assert "the training failed" not in text
     assert losses(undisturbed).keys() == set(range(40, LENGTH + 1, 40))
     assert losses(signalled.run).items() >= losses(undisturbed).items()  # and where it stopped

@@ -101,7 +101,7 @@ def life(cluster, submit, tmp_path_factory) -> Life:
         os.kill(pid, fault)
         start_again(cluster, job, number)
         seen.append(newest(run))
-    cluster.wait_until(lambda: cluster.output(job).count("carrying on from") == 2, job, 90)
+    cluster.wait_until(lambda: cluster.output(job).count("resuming from") == 2, job, 90)
     cluster.run("scancel", str(job))
     output = cluster.wait(job, 60).output
     return Life(job, run, [*seen, newest(run)], pid, output)
@@ -111,7 +111,7 @@ def test_a_killed_rank_ends_the_job_which_is_queued_again_and_carries_on(life):
     assert life.output.count(f"{life.run}: the training failed (status 143); job {life.job} is queued again") == 1
     begun = [(start["job"], start["restarts"], start["tasks"], start["samples_seen"]) for start in starts(life.run)]
     assert begun == [(str(life.job), number, 2, life.seen[number]) for number in range(3)]
-    assert f"carrying on from {life.seen[1]:,} of" in life.output
+    assert f"resuming from {life.seen[1]:,} of" in life.output
 
 
 def test_a_frozen_rank_is_named_and_the_job_carries_on(life):
@@ -119,7 +119,7 @@ def test_a_frozen_rank_is_named_and_the_job_carries_on(life):
     assert life.output.count(named) == 1
     assert life.output.count(f"{life.run}: the training failed (status 70); job {life.job} is queued again") == 1
     assert [file.name for file in life.run.glob("hangs/*/rank-*")] == ["rank-00000.txt"]
-    assert f"carrying on from {life.seen[2]:,} of" in life.output
+    assert f"resuming from {life.seen[2]:,} of" in life.output
 
 
 def test_cancelled_it_saves_with_its_loader_workers_alive_and_stays_down(cluster, life):

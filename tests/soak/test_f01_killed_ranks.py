@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from mmldm_scale.training.checkpoint.manager import read_manifest
+from mmldm_scale.training.checkpoint.manifest import read_manifest
 from tests.support.faults import fault_trials
 from tests.support.process_runner import progress
 from tests.support.run_results import Finished, assert_same_checkpoint

@@ -72,7 +72,7 @@ def trial(trainer: Trainer, expected: dict[int, torch.Tensor], aside: Path, capf
         assert found == folder(trainer, good)
         reason = f"{folder(trainer, LAST)}: skipped, "
         assert [line.startswith(reason) for line in said.splitlines()] == [True] * (good != LAST), said
-        assert trainer.checkpoints.load(trainer.saved_engines, found) == good
+        assert trainer.checkpoints.load(trainer.engines, found) == good
         assert torch.equal(weights(trainer), expected[good])
     finally:
         shutil.rmtree(checkpoints)
@@ -85,7 +85,7 @@ def test_damage_is_noticed_and_the_good_one_is_loaded(count, trainer, tmp_path, 
     aside, expected = tmp_path / "aside", {}
     shutil.copytree(trainer.checkpoints.folder, aside)
     for samples_seen in (BEFORE, LAST):
-        trainer.checkpoints.load(trainer.saved_engines, folder(trainer, samples_seen))
+        trainer.checkpoints.load(trainer.engines, folder(trainer, samples_seen))
         expected[samples_seen] = weights(trainer)
     assert not torch.equal(*expected.values())
     fault_trials.run("F5 damaged checkpoints", count, lambda number: trial(trainer, expected, aside, capfd, number))

@@ -42,7 +42,7 @@ def test_signalled_a_job_saves_queues_up_again_and_carries_on(count, two_nodes, 
         name, began = ("USR1", "USR2")[number % 2], time.monotonic()
         two_nodes.run("scancel", f"--signal={name}", str(job))
         two_nodes.restart(job, 60)
-        two_nodes.wait_until(lambda: two_nodes.output(job).count("carrying on from") == number + 1, job, 60)
+        two_nodes.wait_until(lambda: two_nodes.output(job).count("resuming from") == number + 1, job, 60)
         seconds = time.monotonic() - began
         assert two_nodes.output(job).count("; saved") == number + 1
         seen = logged()

@@ -89,7 +89,7 @@ def trial(latents: Path, folder: Path, number: int) -> str:
     newest = max(int(folder.name.removeprefix("step-")) for folder in run.glob("checkpoints/step-*[0-9]"))
     third = Job(latents, run, folder / "third", 1, *SETTINGS, f"training.total_samples={newest + 8}")
     assert third.process.wait(PATIENCE) == 0, third.said()
-    assert f"carrying on from {newest:,} of" in third.said()
+    assert f"resuming from {newest:,} of" in third.said()
     assert not (run / "leases").exists()
     shutil.rmtree(folder)
     return f"{'the first' if works is jobs[0] else 'the second'} worked and got {how.name}"

@@ -50,10 +50,10 @@ def _micro_step(
     discriminator: deepspeed.DeepSpeedEngine | None = None,
 ) -> None:
     results = engine(step.batch)
-    engine.backward(results["loss"].mean())
+    engine.backward(results.loss.mean())
     if discriminator is not None:  # the model's term sends nothing
-        shown = [results["exhibits"][name].detach() for name in ("real", "fake", "weight")]
-        discriminator.backward(discriminator(*shown)["loss"].mean())
+        shown = [results.discriminator_inputs[name].detach() for name in ("real", "fake", "weight")]
+        discriminator.backward(discriminator(*shown).loss.mean())
 
 
 def trained(given: TrainingConfig, stage: int, accumulation: int) -> TrainingConfig:

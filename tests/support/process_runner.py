@@ -158,7 +158,7 @@ def repartition(source: str, written_by: int, to: str, *overrides: str) -> int:
     Path(to).mkdir(exist_ok=True)
     torch.manual_seed(world.rank)  # all that is not loaded differs
     trainer = loop.Trainer(toy_trainable.build_trainable(schema), schema.training, Path(to), world)
-    for tag, engine in trainer.saved_engines.items():
+    for tag, engine in trainer.engines.items():
         load_resharded(engine, Path(source) / tag, written_by, world)
         for file, state in HostCopy().states({tag: engine}, Path(to)).items():
             file.parent.mkdir(exist_ok=True)

@@ -37,7 +37,7 @@ class Toys:
 
 def carried_on_from(run: Finished) -> int:
     """Return the samples seen at which a start of the run took it up: 0 if at the beginning."""
-    line = next((line for line in run.output.splitlines() if line.startswith("carrying on from ")), "")
+    line = next((line for line in run.output.splitlines() if line.startswith("resuming from ")), "")
     return int(line.split()[3].replace(",", "")) if line else 0
 
 

@@ -24,7 +24,14 @@ from mmldm_scale.training import loop
 from mmldm_scale.training.data.quarantine import Quarantine
 from mmldm_scale.training.engine.distributed import start, stop
 from mmldm_scale.training.resilience.signals import StopRequest
-from mmldm_scale.training.trainable import Discriminator, Preview, StepInfo, Trainable
+from mmldm_scale.training.trainable import (
+    Discriminator,
+    DiscriminatorInputs,
+    Preview,
+    StepInfo,
+    StepOutput,
+    Trainable,
+)
 
 WIDTH = 16
 WEIGHTS = {"mse": 1.0, "size": 0.01}
@@ -95,12 +102,12 @@ class ToyModule(nn.Module):
         self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
         self.net = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
         self.register_buffer("scale", torch.tensor(2.0))
-        self.step = StepInfo(0, logged=False, adversarial=False)
+        self.step = StepInfo()
 
     def begin_step(self, step: StepInfo) -> None:
         self.step = step
 
-    def forward(self, batch: dict[str, Tensor]) -> dict:
+    def forward(self, batch: dict[str, Tensor]) -> StepOutput:
         if "asleep" in batch and batch["asleep"].any():
             time.sleep(3600)
         dtype = self.net[0].weight.dtype
@@ -117,15 +124,13 @@ class ToyModule(nn.Module):
             real = real.masked_fill(faulty, self.not_finite)
         terms = {"mse": (out - y).square().mean(1), "size": hidden.float().square().mean(1)}  # (B, n) -> (B,)
         loss = sum(WEIGHTS[name] * term for name, term in terms.items())
-        results = {"loss": loss, "loss/half": loss / 2} | {f"term/{name}": term for name, term in terms.items()}
-        if self.step.adversarial:
-            pictures = {"real": real, "fake": out}
+        output = StepOutput(loss, terms, {"loss/half": loss / 2})
+        if self.training and self.step.adversarial:
             weight = (batch["x"][:, 0] > 0).float() + 0.5
-            results["exhibits"] = {name: pair.unflatten(1, (2, -1)) for name, pair in pictures.items()}
-            results["exhibits"]["weight"] = weight
-        if self.step.logged:
-            results["through"] = {"hidden": (hidden,), "both": (hidden, out)}
-        return results
+            output.discriminator_inputs = DiscriminatorInputs(*(x.unflatten(1, (2, -1)) for x in (real, out)), weight)
+        if self.training and self.step.logged:
+            output.gradient_probes = {"hidden": (hidden,), "both": (hidden, out)}
+        return output
 
 
 class ToyDiscriminator(nn.Module):
@@ -189,7 +194,7 @@ def build_trainable(schema: ToyTraining) -> Trainable:
         preview=preview,
         samples=samples,
         quarantine=Quarantine(Path(schema.run) / "quarantine", 0),
-        weights=WEIGHTS,
+        term_weights=WEIGHTS,
         discriminator=discriminator,
         begin_step=module.begin_step,
     )

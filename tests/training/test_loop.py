@@ -67,7 +67,7 @@ def test_killed_while_saving_and_while_training_ends_with_the_same_weights(tmp_p
         assert not (run / "checkpoints/step-000000000160").exists()
     finished = train(*EVERY_STEP)
     assert finished.status == 0, finished.output
-    assert "carrying on from" in finished.output
+    assert "resuming from" in finished.output
     assert_same_run(finished, undisturbed)
 
 

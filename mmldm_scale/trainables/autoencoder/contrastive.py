@@ -35,12 +35,19 @@ def contrastive_losses(audio: Tensor, video: Tensor, temperature: Tensor, group:
     return losses.unflatten(0, (_processes(), -1))[_rank()]
 
 
+def contrasts(config: AutoencoderTraining) -> bool:
+    """Return whether the loss has a contrastive term."""
+    return bool(config.contrastive_weight and config.model.semantics and config.model.contrastive_width)
+
+
 def contrastive_group(config: AutoencoderTraining) -> int:
-    """Return how many clips are compared with one another.
+    """Return how many clips are compared with one another; 0 if the loss has no contrastive term.
 
     Raises:
         UserError: what the processes take at once does not divide into such groups.
     """
+    if not contrasts(config):
+        return 0
     training = config.training
     group, together = config.contrastive_batch or training.global_batch, training.micro_batch * _processes()
     if group > 1 and together % group == 0:

@@ -4,29 +4,29 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mmldm_scale.common import rng
 from mmldm_scale.config import DiffusionConfig
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
-from mmldm_scale.trainables.clip_stream import Clips
+from mmldm_scale.trainables.clip_stream import ClipSource
+from mmldm_scale.training.trainable import Batch
 
 
 class ClipDataset:
     """Training samples by global position, as ``trainables.autoencoder.loss.Reconstruction`` takes them."""
 
-    def __init__(self, config: AutoencoderTraining, clips: Clips, model: Autoencoder) -> None:
-        self.config, self.clips, self.samples = config, clips, clips.samples
+    def __init__(self, config: AutoencoderTraining, clips: ClipSource, model: Autoencoder) -> None:
+        self.config, self.clips = config, clips
         self.shapes = {"audio_noise": model.audio_shape, "video_noise": model.video_shape}
         self.noise_shape = model.noise_shape
         self.steps = DiffusionConfig().steps
 
-    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Tensor]]:
+    def __getitems__(self, positions: Sequence[int]) -> list[Batch]:
         """Return the samples at ``positions``."""
         return [self[position] for position in positions]
 
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
+    def __getitem__(self, position: int) -> Batch:
         """Return the sample at ``position``; see ``Reconstruction.forward`` for its parts."""
         random = rng.generator(self.config.training.seed, "autoencoder", position)
         total = self.clips.media.frames

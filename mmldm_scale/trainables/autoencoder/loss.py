@@ -21,11 +21,9 @@ from mmldm_scale.models.autoencoder.decoder import Condition
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.autoencoder.semantic import Semantics
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
-from mmldm_scale.trainables.autoencoder.contrastive import contrastive_group, contrastive_losses
+from mmldm_scale.trainables.autoencoder.contrastive import contrastive_losses
 from mmldm_scale.training.monitoring import metric_means
-from mmldm_scale.training.trainable import StepInfo
-
-Batch = dict[str, Tensor]
+from mmldm_scale.training.trainable import Batch, DiscriminatorInputs, StepInfo, StepOutput, weighted_sum
 
 
 class Reconstruction(nn.Module):
@@ -36,13 +34,13 @@ class Reconstruction(nn.Module):
     it to float16, in which its activations overflow, split it over the processes, and save it with every checkpoint.
 
     Attributes:
-        weights: λ of each term that there is, by its name.
-
-    Raises:
-        UserError: the contrastive loss's groups do not fit what the processes take at once.
+        term_weights: λ of each term that there is, by its name.
     """
 
-    def __init__(self, config: AutoencoderTraining, media: MediaConfig, vae: AutoencoderKL, classes: list[str]) -> None:
+    def __init__(
+        self, config: AutoencoderTraining, media: MediaConfig, vae: AutoencoderKL, classes: list[str], group: int
+    ) -> None:
+        """Build the networks around ``vae``; the contrastive term compares ``group`` clips (0: there is none)."""
         super().__init__()
         model = config.model if config.contrastive_weight else replace(config.model, contrastive_width=0)
         classes = classes if model.semantics and config.classification_weight else []
@@ -50,27 +48,27 @@ class Reconstruction(nn.Module):
         self.autoencoder.set_kl_vae_aside()
         self.audio_image = AudioImage(media)
         self.schedule = scheduler(DiffusionConfig())
-        self.weights = _weights(config, self.autoencoder)
+        self.term_weights = _term_weights(config, self.autoencoder)
         self.restored = config.real_pictures == "kl_vae"
-        self.group = contrastive_group(config) if "contrastive" in self.weights else 0
-        self.step = StepInfo(samples_seen=0, logged=False, adversarial=False)
+        self.group = group
+        self.step = StepInfo()
 
     def begin_step(self, step: StepInfo) -> None:
         """Say which optimizer step the next batches belong to."""
         self.step = step
 
-    def forward(self, batch: Batch) -> dict[str, Tensor | dict]:
-        """Return the losses of each clip, each (B,) float32, and what the trainer asked for with ``begin_step``.
+    def forward(self, batch: Batch) -> StepOutput:
+        """Return the losses of B clips, each (B,) float32.
 
-        "loss" is Eq. 3 without its last term, "term/NAME" each term before its weight: "mse", the mean squared error of
-        the noise predicted in the clip's pictures ("loss/audio" and "loss/video" are its two parts); "kl_audio" and
-        "kl_video", the posteriors' divergences in nats; "classification", the cross-entropy of the class, zero for a
-        clip without one (the mean is over all clips); "contrastive", Eq. 1, whose τ is "temperature". If the decoder
-        guesses from an estimate, "estimate" is the mean squared error of that, over all frames and the audio image
-        alike: ours, it teaches the encoders far quicker than noise does. On logged steps, and in validation, there are
-        "loss/audio" and "loss/video" by quarter of the schedule as well (:mod:`training.monitoring.metric_means`).
+        ``loss`` is Eq. 3 without its last term. The terms, before their weights, are
 
-        In validation (eval mode) that is all, whatever the last step was, and "loss" lacks the discriminator's part.
+        - "mse": the mean squared error of the noise predicted in the clip's pictures; the metrics "loss/audio" and
+          "loss/video" are its two parts, on logged steps and in validation also by quarter of the schedule;
+        - "kl_audio" and "kl_video": the posteriors' divergences in nats;
+        - "classification": the cross-entropy of the class, 0 for a clip without one (the mean is over all clips);
+        - "contrastive": Eq. 1, whose τ is the metric "temperature";
+        - "estimate", if the decoder estimates the noise from the features alone: the mean squared error of that
+          estimate, over all frames and the audio image alike. Ours; it teaches the encoders far faster than noise does.
 
         Args:
             batch: "frames" (B, F, S, S, 3) uint8, "waveform" (B, N), "label" (B,) the class or -1, "targets" (B, K)
@@ -85,35 +83,39 @@ class Reconstruction(nn.Module):
         posteriors = model.posteriors(latents[:, :-1], latents[:, -1])
         perceptual = posteriors.audio.sample(batch["audio_noise"]), posteriors.video.sample(batch["video_noise"])
         semantics = model.semantics(*perceptual)
-        values = {"term/kl_audio": posteriors.audio.kl(), "term/kl_video": posteriors.video.kl()}
+        terms = {"kl_audio": posteriors.audio.kl(), "kl_video": posteriors.video.kl()}
         conditions = self._conditions(batch, perceptual, semantics)
         if model.config.decoder.estimate:
-            values["term/estimate"] = _estimate_error(conditions, latents)
+            terms["estimate"] = _estimate_error(conditions, latents)
             conditions = conditions[0], conditions[1].select(_flat_rows(batch["targets"], frames.shape[1]))
 
-        wanted = F.pad(batch["targets"], (0, 1), value=frames.shape[1])  # (B, K + 1): the audio image comes last
-        clean = _at(latents, wanted)  # (B, K + 1, c, s, s)
+        chosen = F.pad(batch["targets"], (0, 1), value=frames.shape[1])  # (B, K + 1): the audio image comes last
+        clean = _at(latents, chosen)  # (B, K + 1, c, s, s)
         noisy, predicted = self._denoise(clean, batch, conditions)
         errors = (predicted - batch["noise"]).square().mean(dim=(2, 3, 4))  # (B, K + 1)
-        values |= {"term/mse": errors.mean(dim=1), **self._semantic_values(semantics, batch["label"])}
-        results = {
-            "loss": sum(weight * values[f"term/{name}"] for name, weight in self.weights.items()),
-            "loss/audio": errors[:, -1],
-            "loss/video": errors[:, :-1].mean(dim=1),
-            **values,
-        }
-        if self.step.logged or not self.training:
-            results |= _by_time(errors, batch["time"], len(self.schedule.alphas_cumprod))
-        if not self.training:
-            return results
-        if self.step.logged:
-            results["through"] = {"latents": perceptual}
+        terms |= {"mse": errors.mean(dim=1), **self._semantic_terms(semantics, batch["label"])}
+        output = StepOutput(
+            loss=weighted_sum(terms, self.term_weights),
+            terms=terms,
+            metrics=self._metrics(errors, batch),
+        )
+        if self.training and self.step.logged:
+            output.gradient_probes["latents"] = perceptual
             if semantics is not None:
-                results["through"]["semantics"] = (semantics.audio, semantics.video)
-        if self.step.adversarial:
-            real = self._pictures(clean) if self.restored else _at(pictures, wanted)
-            results["exhibits"] = self._exhibits(real, noisy, predicted, batch)
-        return results
+                output.gradient_probes["semantics"] = (semantics.audio, semantics.video)
+        if self.training and self.step.adversarial:
+            real = self._pictures(clean) if self.restored else _at(pictures, chosen)
+            output.discriminator_inputs = self._discriminator_inputs(real, noisy, predicted, batch)
+        return output
+
+    def _metrics(self, errors: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the metrics, of the pictures' ``errors`` (B, K + 1), the audio image's last."""
+        metrics = {"loss/audio": errors[:, -1], "loss/video": errors[:, :-1].mean(dim=1)}
+        if "contrastive" in self.term_weights:
+            metrics["temperature"] = self.autoencoder.temperature.detach().expand(len(errors))
+        if self.step.logged or not self.training:
+            metrics |= _by_time(errors, batch["time"], len(self.schedule.alphas_cumprod))
+        return metrics
 
     def _conditions(
         self, batch: Batch, perceptual: tuple[Tensor, Tensor], semantics: Semantics | None
@@ -137,20 +139,20 @@ class Reconstruction(nn.Module):
         video = decoder(noisy[:, :-1].flatten(0, 1), time[:, :-1].flatten(), conditions[1])  # (B·K, c, s, s)
         return noisy, torch.cat([video.unflatten(0, (len(audio), -1)), audio[:, None]], dim=1)
 
-    def _semantic_values(self, semantics: Semantics | None, labels: Tensor) -> dict[str, Tensor]:
-        """Return the terms of the semantic features, and "temperature", τ of Eq. 1, each (B,)."""
-        model, values = self.autoencoder, {}
-        if "classification" in self.weights:
+    def _semantic_terms(self, semantics: Semantics | None, labels: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the semantic features, (B,) each."""
+        model, terms = self.autoencoder, {}
+        if "classification" in self.term_weights:
             logits = model.classify(semantics)  # (B, n_classes)
-            values["term/classification"] = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
-        if "contrastive" in self.weights:
-            temperature = model.temperature
+            terms["classification"] = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+        if "contrastive" in self.term_weights:
             features = model.contrast(semantics)
-            values["term/contrastive"] = contrastive_losses(*features, temperature, self.group)
-            values["temperature"] = temperature.detach().expand(len(labels))
-        return values
+            terms["contrastive"] = contrastive_losses(*features, model.temperature, self.group)
+        return terms
 
-    def _exhibits(self, real: Tensor, noisy: Tensor, predicted: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def _discriminator_inputs(
+        self, real: Tensor, noisy: Tensor, predicted: Tensor, batch: Batch
+    ) -> DiscriminatorInputs:
         """Return what the discriminator is shown: ⟨audio image, frame i, frame j⟩ with i < j, real and decoded.
 
         Decoding a clip whole takes many steps; what the decoder makes of the clip in the step that trains it is the
@@ -171,7 +173,7 @@ class Reconstruction(nn.Module):
         kept = self.schedule.alphas_cumprod.to(targets.device)[_at(batch["time"], shown)]  # ᾱ, (B, 3)
         scale = kept[..., None, None, None]
         clean = (_at(noisy, shown) - (1 - scale).sqrt() * _at(predicted, shown)) / scale.sqrt()  # (B, 3, c, s, s)
-        return {"real": _at(real, shown), "fake": self._pictures(clean), "weight": kept.amin(dim=1).sqrt()}
+        return DiscriminatorInputs(_at(real, shown), self._pictures(clean), weight=kept.amin(dim=1).sqrt())
 
     def _pictures(self, latents: Tensor) -> Tensor:
         """Return what the KL-VAE makes of ``latents`` (B, N, c, s, s): (B, N, 3, S, S)."""
@@ -197,7 +199,7 @@ def fake_arrangements(real: Tensor, fake: Tensor) -> list[Tensor]:
     ]
 
 
-def _weights(config: AutoencoderTraining, model: Autoencoder) -> dict[str, float]:
+def _term_weights(config: AutoencoderTraining, model: Autoencoder) -> dict[str, float]:
     weights = {"mse": 1.0, "kl_audio": config.kl_weight, "kl_video": config.kl_weight}
     if model.config.decoder.estimate:
         weights["estimate"] = config.estimate_weight

@@ -2,64 +2,59 @@
 
 A sample is one clip. Its encoders run once; the signal decoder then learns to predict the noise in its audio image and
 in a few of its frames, while heads on the semantic features and a discriminator of decoded pictures add their terms
-(section 3.1, Eq. 1 to 3; ``autoencoder_objective.py``). The clip and everything drawn at random for it are functions of
-(seed, position) (``autoencoder_data.py``). The weights folder holds the KL-VAE as well, but not the discriminator.
+(section 3.1, Eq. 1 to 3; ``loss.py``). The clip and everything drawn at random for it are functions of (seed, position)
+(``dataset.py``). The weights folder holds the KL-VAE as well, but not the discriminator.
 """
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmldm_scale.common import rng
+from mmldm_scale.common.device import training_device
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import MediaConfig
-from mmldm_scale.media.audio_image import signals
-from mmldm_scale.media.clip import Clip
-from mmldm_scale.media.pixels import strips, to_frames
-from mmldm_scale.media.vocoder import load_vocoder
+from mmldm_scale.config import KLVAEConfig, MediaConfig
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.discriminator import PICTURES, AudioVideoDiscriminator
 from mmldm_scale.models.autoencoder.model import Autoencoder, save
 from mmldm_scale.models.autoencoder.stable_diffusion import load_unet
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
+from mmldm_scale.trainables.autoencoder import preview
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
+from mmldm_scale.trainables.autoencoder.contrastive import contrastive_group, contrasts
 from mmldm_scale.trainables.autoencoder.dataset import ClipDataset
 from mmldm_scale.trainables.autoencoder.loss import Reconstruction, fake_arrangements
-from mmldm_scale.trainables.clip_stream import Clips
+from mmldm_scale.trainables.clip_stream import BlankClips, Clips
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
-from mmldm_scale.training.trainable import Discriminator, Preview, Trainable
+from mmldm_scale.training.trainable import Discriminator, StepInfo, StepOutline, Trainable
 
-SHOWN_CLIPS = 2
-SHOWN_FRAMES = 8  # of each clip in a strip
+CLASSES = 9  # of Landscape, which the planner takes; their number hardly counts
 FROZEN = "autoencoder.kl_vae."  # names of the KL-VAE's weights among the module's
 
 
 def build_trainable(config: AutoencoderTraining) -> Trainable:
-    """Return the trainable that trains the autoencoder of ``config`` on its clip shards.
+    """Return the trainable of the autoencoder of ``config`` on its clip shards.
 
     Raises:
-        UserError: shards, KL-VAE or U-Net are missing, damaged or of another kind, or sizes do not fit together, or
-            the held-out clips are too few or are learned from.
+        UserError: shards, KL-VAE or U-Net are missing, damaged or of another kind; sizes or the contrastive loss's
+            groups do not fit together; the held-out clips are too few or are trained on.
     """
     vae = kl_vae.load(config.kl_vae)
     clips = Clips(config)
     _check_frames(config, clips.media)
     frozen = {f"{FROZEN}{name}": tensor for name, tensor in vae.state_dict().items()}
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    kl_vae.set_precision(vae.to(device), config.training.precision)
-    module = Reconstruction(config, clips.media, vae, clips.classes)
-    if config.unet is not None:  # to begin from: a carried-on run's own weights follow, so no fingerprint is in inputs
+    kl_vae.set_precision(vae.to(training_device()), config.training.precision)
+    module = Reconstruction(config, clips.media, vae, clips.classes, contrastive_group(config))
+    if config.unet is not None:  # no fingerprint in inputs: a resumed run's own weights replace it
         for unet in module.autoencoder.decoder.unets.values():
             load_unet(unet, config.unet)
-    validation = _validation(config, clips, module) if config.validation else None
     return Trainable(
         name="autoencoder",
         module=module,
@@ -70,20 +65,51 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
         },
         flops_per_sample=forward_flops(config, module.autoencoder),
         write_weights=functools.partial(_write_weights, module.autoencoder, frozen),
-        preview=functools.partial(_show, config, clips),
-        quarantine=clips.samples.quarantine,
-        validation=validation,
-        weights=module.weights,
-        discriminator=_discriminator(config),
+        term_weights=module.term_weights,
         begin_step=module.begin_step,
+        preview=functools.partial(preview.show, config, clips),
+        validation=_validation(config, clips, module) if config.validation else None,
+        quarantine=clips.samples.quarantine,
+        discriminator=_discriminator(config),
+    )
+
+
+def outline(config: AutoencoderTraining, media: MediaConfig | None = None, classes: int = CLASSES) -> StepOutline:
+    """Return a micro-step of the autoencoder over Stable Diffusion's KL-VAE on the device "meta".
+
+    It is a logged one in which the discriminator, if there is one, takes part: that takes most memory.
+
+    Args:
+        media: what a clip is; None: the paper's.
+        classes: number of classes of the data set.
+    """
+    media, micro_batch = media or MediaConfig(), config.training.micro_batch
+    with torch.device("meta"):
+        vae = kl_vae.build(KLVAEConfig())
+        kl_vae.set_precision(vae, config.training.precision)
+        group = micro_batch if contrasts(config) else 0  # other processes' clips take little of this one's memory
+        module = Reconstruction(config, media, vae, [""] * classes, group)
+        discriminator = _discriminator(config)
+    dataset = ClipDataset(config, BlankClips(media), module.autoencoder)
+    batch = default_collate(dataset.__getitems__(range(micro_batch)))
+    return StepOutline(
+        module=module,
+        batch={name: tensor.to("meta") for name, tensor in batch.items()},
+        discriminator=discriminator.module if discriminator else None,
+        frozen=vae,
+        info=StepInfo(logged=True, adversarial=discriminator is not None),
+        flops_per_sample=forward_flops(config, module.autoencoder),
     )
 
 
 def _validation(config: AutoencoderTraining, clips: Clips, module: Reconstruction) -> ValidationSamples:
     """Return the held-out clips, in whole groups of those that the contrastive loss compares with one another."""
-    settings = validation_set.settings(config, context_dropout=0.0)
-    dataset = ClipDataset(settings, Clips(settings, clips.classes), module.autoencoder)
-    return ValidationSamples(dataset, clips.samples.mixture, dataset.steps, group=max(1, module.group))
+    settings = validation_set.settings(config, config.validation, flip=0.0, context_dropout=0.0)
+    held_out = Clips(settings, clips.classes)
+    dataset = ClipDataset(settings, held_out, module.autoencoder)
+    mixtures = held_out.samples.mixture, clips.samples.mixture
+    count = config.training.validation_samples
+    return ValidationSamples(dataset, *mixtures, count, dataset.steps, group=max(1, module.group))
 
 
 def _discriminator(config: AutoencoderTraining) -> Discriminator | None:
@@ -107,31 +133,6 @@ def _write_weights(model: Autoencoder, frozen: dict[str, Tensor], folder: Path, 
     """Write the averaged ``state`` of a :class:`Reconstruction`, and the KL-VAE, as a weights folder."""
     weights = {name.removeprefix("autoencoder."): tensor for name, tensor in {**state, **frozen}.items()}
     save(folder, model.config, model.media, model.kl_vae, model.classes, weights)
-
-
-def _show(config: AutoencoderTraining, clips: Clips, module: Reconstruction, preview: Preview) -> None:
-    """Show clips of the set beside what the autoencoder makes of them: pictures, video, audio image and sound."""
-    model, device = module.autoencoder, next(module.parameters()).device
-    vocoder = load_vocoder(None, clips.media.audio)
-    for number, clip in enumerate(clips.spread(SHOWN_CLIPS)):
-        frames, audio = signals([clip], module.audio_image, device)
-        means = model.encode(frames, audio)
-        random = rng.generator(0, "autoencoder/preview", number)
-        shapes = (1, *model.noise_shape), (1, len(clip.frames), *model.noise_shape)
-        noise = [torch.from_numpy(random.standard_normal(shape, dtype=np.float32)).to(device) for shape in shapes]
-        restored, sound = model.decode(means.audio.mean, means.video.mean, *noise, config.preview)
-        shown = torch.linspace(0, len(clip.frames) - 1, min(SHOWN_FRAMES, len(clip.frames))).long()
-        preview.image(f"clip_{number}/frames_original_above_restored", strips([frames[0, shown], restored[0, shown]]))
-        preview.image(f"clip_{number}/sound_original_beside_restored", strips([torch.cat([audio, sound])]))
-        preview.video(f"clip_{number}/restored", to_frames(restored[0]).cpu().numpy(), clips.media.fps)
-        _listen(
-            preview, number, clip, vocoder(module.audio_image.to_decibels(sound), len(clip.waveform))[0], clips.media
-        )
-
-
-def _listen(preview: Preview, number: int, clip: Clip, restored: Tensor, media: MediaConfig) -> None:
-    preview.audio(f"clip_{number}/sound_original", torch.from_numpy(clip.waveform), media.audio.sample_rate)
-    preview.audio(f"clip_{number}/sound_restored", restored.cpu(), media.audio.sample_rate)
 
 
 def forward_flops(config: AutoencoderTraining, model: Autoencoder) -> float:

@@ -40,7 +40,7 @@ class ClassContext:
 
     def null(self) -> dict[str, Tensor]:
         """Return the context of a sample that has none."""
-        return {"label": torch.tensor(-1)}
+        return null_label()
 
 
 class TextContext:
@@ -72,7 +72,7 @@ class TextContext:
 
     def null(self) -> dict[str, Tensor]:
         """Return the context of a sample that has none: the model's null tokens stand for all of it."""
-        return {"context": torch.zeros(self._tokens, self._width), "context_length": torch.tensor(0)}
+        return null_text(self._tokens, self._width)
 
     def name(self, sample: Sample) -> str | None:
         """Return the name of the embedding of ``sample``; None if there is none."""
@@ -112,6 +112,23 @@ class TextContext:
 
 
 Context = ClassContext | TextContext
+
+
+def null_label() -> dict[str, Tensor]:
+    """Return what a sample without a class holds: "label", ()."""
+    return {"label": torch.tensor(-1)}
+
+
+def null_text(tokens: int, width: int) -> dict[str, Tensor]:
+    """Return what a sample without a text holds: "context" (tokens, width), and "context_length", ()."""
+    return {"context": torch.zeros(tokens, width), "context_length": torch.tensor(0)}
+
+
+def null_context(config: ContextConfig, model: DiTConfig) -> dict[str, Tensor]:
+    """Return what a sample without a context holds, by the kind of contexts that ``config`` asks for."""
+    if config.kind == "class":
+        return null_label()
+    return null_text(model.context_tokens, model.context_width) if config.kind == "text" else {}
 
 
 def make(config: ContextConfig, model: DiTConfig, names: Sequence[str], known: Sequence[str]) -> Context | None:

@@ -1,7 +1,8 @@
 """The trainable "dit": the diffusion transformer, trained on latent shards (sections 3.2 and 3.3).
 
-Its samples are :mod:`~mmldm_scale.trainables.dit.dataset`'s. The weights folder carries everything that sampling needs
-to know: sizes, schedule, statistics, classes, what a clip is, and which autoencoder decodes the latents.
+Its samples are :mod:`~mmldm_scale.trainables.dit.dataset`'s, its loss is :mod:`~mmldm_scale.trainables.dit.loss`'s. The
+weights folder holds everything that sampling needs to know: sizes, schedule, statistics, classes, what a clip is, and
+which autoencoder decodes the latents.
 """
 
 import dataclasses
@@ -9,56 +10,87 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import default_collate
 
+from mmldm_scale.common.device import training_device
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.diffusion import contrastive
-from mmldm_scale.diffusion import loss as diffusion_loss
-from mmldm_scale.diffusion.conditions import shares
-from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
-from mmldm_scale.models.dit import DiT, Shape
-from mmldm_scale.models.flops import dit_macs
+from mmldm_scale.models.dit import Shape
+from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs
 from mmldm_scale.models.precision import DTYPES
+from mmldm_scale.shards.latents import LatentSample
 from mmldm_scale.shards.mixture import Mixture
+from mmldm_scale.trainables.dit import preview
 from mmldm_scale.trainables.dit.config import DiTTraining
-from mmldm_scale.trainables.dit.dataset import LatentDataset
+from mmldm_scale.trainables.dit.context import null_context
+from mmldm_scale.trainables.dit.dataset import LatentDataset, SampleMaker
+from mmldm_scale.trainables.dit.loss import NoisePrediction
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
-from mmldm_scale.training.monitoring import metric_means
-from mmldm_scale.training.trainable import StepInfo, Trainable
+from mmldm_scale.training.trainable import StepInfo, StepOutline, Trainable
 
 
 def build_trainable(config: DiTTraining) -> Trainable:
-    """Return the trainable that trains the DiT of ``config`` on its latent shards.
+    """Return the trainable of the DiT of ``config`` on its latent shards.
 
     Raises:
-        UserError: the shards are missing, damaged or of another kind, or the attention backend or contrastive loss
-            asked for cannot work.
+        UserError: the shards are missing, damaged or of another kind; the attention backend or the contrastive loss
+            cannot work; ``preview.autoencoder`` is no autoencoder.
     """
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    choose_backend(config.model.attention, device, DTYPES[config.training.precision])  # say so now if it cannot work
+    choose_backend(config.model.attention, training_device(), DTYPES[config.training.precision])  # raises early
     dataset = LatentDataset(config)
     mixture = dataset.samples.mixture
     manifest = mixture.manifest
     if config.contrastive.weight and manifest.audio_shape[2] < 2:
-        raise UserError("contrastive.weight: audio latents of one column cannot be shifted in time; 0 fits")
+        raise UserError("contrastive.weight: must be 0, since audio latents of one column cannot be shifted in time")
     module = NoisePrediction(config, manifest.audio_shape, manifest.video_shape, len(dataset.classes))
+    write_weights = functools.partial(_write_weights, _description(config, mixture, dataset.classes))
     return Trainable(
         name="dit",
         module=module,
         dataset=dataset,
         inputs={"shards": mixture.fingerprint, **dataset.inputs},
         flops_per_sample=forward_flops(config, manifest.audio_shape, manifest.video_shape),
-        write_weights=functools.partial(_write_weights, _description(config, mixture, dataset.classes)),
-        preview=None,
-        quarantine=dataset.samples.quarantine,
-        validation=_validation(config, dataset) if config.validation else None,
+        write_weights=write_weights,
+        term_weights=module.term_weights,
         begin_step=module.begin_step,
-        weights={"contrastive": config.contrastive.weight} if config.contrastive.weight else {},
-        startup_messages=dataset.startup_messages(),
+        samples=functools.partial(preview.show_samples, config, write_weights) if config.preview.samples else None,
+        validation=_validation(config, dataset) if config.validation else None,
+        quarantine=dataset.samples.quarantine,
+        startup_messages=[
+            *dataset.startup_messages(),
+            *preview.startup_messages(config, manifest.autoencoder["path"]),
+        ],
+    )
+
+
+def outline(config: DiTTraining, audio_shape: Shape = AUDIO_SHAPE, video_shape: Shape = VIDEO_SHAPE) -> StepOutline:
+    """Return a micro-step of the DiT on latents of these shapes, (C, H, W), on the device "meta"."""
+    classes = int(config.context.kind == "class")  # their number hardly counts beside the model
+    backend = config.model.attention if config.model.attention == "math" else "sdpa"  # "meta" has no other
+    model = dataclasses.replace(config.model, attention=backend, compile=False)
+    with torch.device("meta"):
+        module = NoisePrediction(config, audio_shape, video_shape, classes, model)
+    unit = {
+        name: {"mean": [0.0] * shape[0], "std": [1.0] * shape[0]}
+        for name, shape in (("audio", audio_shape), ("video", video_shape))
+    }
+    context = null_context(config.context, config.model)
+    maker = SampleMaker(config, audio_shape, video_shape, unit, context)
+    audio, video = (np.zeros(shape, np.float16) for shape in (audio_shape, video_shape))
+    latents = LatentSample(audio, audio, video, video, video, video)
+    sample = maker.make(0, latents, context, other=latents if config.contrastive.weight else None)
+    batch = default_collate([sample] * config.training.micro_batch)
+    return StepOutline(
+        module=module,
+        batch={name: tensor.to("meta") for name, tensor in batch.items()},
+        info=StepInfo(logged=True),
+        flops_per_sample=forward_flops(config, audio_shape, video_shape),
     )
 
 
@@ -69,36 +101,13 @@ def forward_flops(config: DiTTraining, audio_shape: Shape, video_shape: Shape) -
 
 
 def _validation(config: DiTTraining, dataset: LatentDataset) -> ValidationSamples:
-    settings = validation_set.settings(config, context=dataclasses.replace(config.context, dropout=0.0))
-    held = LatentDataset(settings, dataset.classes)
-    return ValidationSamples(held, dataset.samples.mixture, config.diffusion.steps)
-
-
-class NoisePrediction(nn.Module):
-    """The DiT with its loss: a batch of :class:`LatentDataset` in, each sample's losses out."""
-
-    def __init__(self, config: DiTTraining, audio_shape: Shape, video_shape: Shape, classes: int = 0) -> None:
-        super().__init__()
-        self.dit = DiT(config.model, audio_shape, video_shape, classes)
-        self.process = noise_process(config.diffusion)
-        self.contrastive = config.contrastive
-        self.steps, self.logged = config.diffusion.steps, False
-
-    def begin_step(self, step: StepInfo) -> None:
-        """Prepare for an optimizer step."""
-        self.logged = step.logged
-
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what :func:`diffusion.loss.losses` does, each (B,), and which samples have what they might have:
-
-        "data/continued" (a clip before them) and "data/context", where the configuration has such.
-        On logged steps, and in validation, also "loss/audio" and "loss/video" by quarter of the schedule
-        (:mod:`training.monitoring.metric_means`).
-        """
-        results = diffusion_loss.losses(self.dit, self.process, batch, self.contrastive)
-        if self.logged or not self.training:
-            results |= metric_means.by_time(results, batch["time"], self.steps)
-        return results | shares(batch)
+    """Return the held-out samples, normalised as the training samples are."""
+    context = dataclasses.replace(config.context, dropout=0.0)
+    settings = validation_set.settings(config, config.validation, flip=0.0, context=context)
+    learned = dataset.samples.mixture
+    held_out = LatentDataset(settings, dataset.classes, learned.statistics)
+    count, steps = config.training.validation_samples, config.diffusion.steps
+    return ValidationSamples(held_out, held_out.samples.mixture, learned, count, steps)
 
 
 def _write_weights(description: dict[str, Any], folder: Path, state: dict[str, Tensor]) -> None:
@@ -108,7 +117,7 @@ def _write_weights(description: dict[str, Any], folder: Path, state: dict[str, T
 
 
 def _description(config: DiTTraining, mixture: Mixture, classes: list[str]) -> dict[str, Any]:
-    """Return what a weights folder says of its model: all that sampling needs besides the weights."""
+    """Return the config.json of a weights folder: all that sampling needs besides the weights."""
     manifest = mixture.manifest
     return {
         "model": dataclasses.asdict(config.model),

@@ -14,31 +14,29 @@ import copy
 import functools
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmldm_scale.common import rng
 from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import MediaConfig
+from mmldm_scale.config import KLVAEConfig, MediaConfig
 from mmldm_scale.media.audio_image import AudioImage, signals
 from mmldm_scale.media.clip import Clip
-from mmldm_scale.media.pixels import strips, to_signal
 from mmldm_scale.models import lpips, pretrained
 from mmldm_scale.models.autoencoder import kl_vae, patch_discriminator
-from mmldm_scale.models.autoencoder.gaussian import Gaussian
 from mmldm_scale.models.autoencoder.patch_discriminator import PatchDiscriminator
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
-from mmldm_scale.trainables.clip_stream import Clips
+from mmldm_scale.trainables.clip_stream import BlankClips, Clips
+from mmldm_scale.trainables.kl_vae import preview
 from mmldm_scale.trainables.kl_vae.config import KLVAETraining
-from mmldm_scale.training.trainable import Discriminator, Preview, StepInfo, Trainable
+from mmldm_scale.trainables.kl_vae.dataset import PictureDataset
+from mmldm_scale.trainables.kl_vae.loss import PictureReconstruction
+from mmldm_scale.training.trainable import Discriminator, StepInfo, StepOutline, Trainable
 
 MEASURED_CLIPS = 16  # all over the set, whose latents' standard deviation sets the scaling factor
-SHOWN_CLIPS = 4
-DECODER = ("decoder.", "post_quant_conv.")  # names of what fine-tuning trains
 
 
 def build_trainable(config: KLVAETraining) -> Trainable:
@@ -66,101 +64,12 @@ def build_trainable(config: KLVAETraining) -> Trainable:
         inputs=inputs,
         flops_per_sample=_forward_flops(config, vae, clips.media.size),
         write_weights=functools.partial(_write_weights, whole, measured, clips.media),
-        preview=functools.partial(_show, clips),
+        preview=functools.partial(preview.show, clips),
         quarantine=clips.samples.quarantine,
-        weights=module.weights,
+        term_weights=module.term_weights,
         discriminator=_discriminator(config),
         begin_step=module.begin_step,
     )
-
-
-class PictureReconstruction(nn.Module):
-    """The KL-VAE with its loss: a batch of :class:`PictureDataset` in, each sample's losses out.
-
-    ``weights`` says how much each term counts in "loss": "reconstruction", "kl" from scratch, "lpips" where given.
-    """
-
-    def __init__(self, config: KLVAETraining, vae: AutoencoderKL, audio_image: AudioImage) -> None:
-        super().__init__()
-        self.vae, self.audio_image = vae, audio_image
-        self.fine_tuning = bool(config.kl_vae)
-        if self.fine_tuning:
-            for name, parameter in vae.named_parameters():
-                parameter.requires_grad_(name.startswith(DECODER))
-        self.error = torch.abs if config.reconstruction == "l1" else torch.square
-        self.lpips = lpips.load_lpips(config.lpips) if config.lpips else None
-        self.weights = {"reconstruction": 1.0}
-        if not self.fine_tuning:
-            self.weights["kl"] = config.kl_weight
-        if self.lpips:
-            self.weights["lpips"] = config.lpips_weight
-        self.step = StepInfo(samples_seen=0, logged=False, adversarial=False)
-
-    def begin_step(self, step: StepInfo) -> None:
-        """Take note of the optimizer step that begins."""
-        self.step = step
-
-    def forward(self, batch: dict[str, Tensor]) -> dict:
-        """Return "loss" and the terms it is made of, each (B,).
-
-        "term/reconstruction" is the mean absolute or squared error, "term/kl" is in nats, "term/lpips" LPIPS. With a
-        discriminator there are "exhibits", each picture and its restoration, both (B, 1, 3, S, S); where the step is
-        logged, "through" names the restored pictures.
-
-        Args:
-            batch: "frame" (B, S, S, 3) uint8, "waveform" (B, N), "audio" (B,) boolean, whether the picture is the audio
-                image and not the frame, and "noise" (B, c, s, s).
-        """
-        audio, frames = self.audio_image.encode(batch["waveform"]), to_signal(batch["frame"])
-        pictures = torch.where(batch["audio"].view(-1, 1, 1, 1), audio, frames)  # (B, 3, S, S)
-        pictures = pictures.contiguous(memory_format=torch.channels_last)  # thrice as fast at few channels on a CPU
-        posterior = self._posterior(pictures)
-        restored = self.vae.decode(posterior.sample(batch["noise"])).sample.float()
-        terms = self._terms(pictures, restored, posterior)
-        values: dict = {f"term/{name}": term for name, term in terms.items()}
-        values["loss"] = sum(self.weights[name] * term for name, term in terms.items())
-        if self.step.adversarial:
-            weight = torch.ones_like(values["loss"])
-            values["exhibits"] = {"real": pictures[:, None], "fake": restored[:, None], "weight": weight}
-        if self.step.logged:
-            values["through"] = {"pictures": (restored,)}
-        return values
-
-    def _posterior(self, pictures: Tensor) -> Gaussian:
-        """Return what the encoder says of ``pictures``, without gradients where it is frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.fine_tuning):
-            moments = self.vae.encode(pictures.to(self.vae.dtype)).latent_dist
-        return Gaussian(moments.mean, moments.logvar)
-
-    def _terms(self, pictures: Tensor, restored: Tensor, posterior: Gaussian) -> dict[str, Tensor]:
-        """Return the terms of the loss by name, each (B,)."""
-        terms = {"reconstruction": self.error(restored - pictures).mean(dim=(1, 2, 3))}
-        if not self.fine_tuning:
-            terms["kl"] = posterior.kl()
-        if self.lpips:
-            terms["lpips"] = self.lpips(restored, pictures)
-        return terms
-
-
-class PictureDataset:
-    """Training samples by global position, as :class:`PictureReconstruction` takes them."""
-
-    def __init__(self, config: KLVAETraining, clips: Clips, vae: AutoencoderKL) -> None:
-        self.config, self.clips = config, clips
-        side = clips.media.size // kl_vae.reduction(vae)
-        self.noise_shape = (vae.config.latent_channels, side, side)
-
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
-        """Return the sample at ``position``; see :meth:`PictureReconstruction.forward` for its parts."""
-        random = rng.generator(self.config.training.seed, "kl_vae", position)
-        audio = random.random() < self.config.audio_share
-        clip = self.clips.clip(position, [int(random.integers(self.clips.media.frames))])
-        return {
-            "frame": torch.from_numpy(clip.frames[0]),
-            "waveform": torch.from_numpy(clip.waveform),
-            "audio": torch.tensor(audio),
-            "noise": torch.from_numpy(random.standard_normal(self.noise_shape, dtype=np.float32)),
-        }
 
 
 def _check_sizes(config: KLVAETraining, vae: AutoencoderKL, size: int) -> None:
@@ -176,6 +85,28 @@ def _check_sizes(config: KLVAETraining, vae: AutoencoderKL, size: int) -> None:
     if config.adversarial.weight and size < least:
         layers = config.discriminator.layers
         raise UserError(f"discriminator.layers: {layers} need pictures of at least {least}; those here are {size}")
+
+
+def outline(config: KLVAETraining, media: MediaConfig | None = None) -> StepOutline:
+    """Return a micro-step of the KL-VAE on the device "meta": of Stable Diffusion's where it is fine-tuned.
+
+    Args:
+        media: what a clip is; None: the paper's.
+    """
+    media = media or MediaConfig()
+    with torch.device("meta"):
+        vae = kl_vae.build(KLVAEConfig() if config.kl_vae else config.model)
+        module = PictureReconstruction(config, vae, AudioImage(media))
+        discriminator = _discriminator(config)
+    dataset = PictureDataset(config, BlankClips(media), vae)
+    batch = default_collate([dataset[position] for position in range(config.training.micro_batch)])
+    return StepOutline(
+        module=module,
+        batch={name: tensor.to("meta") for name, tensor in batch.items()},
+        discriminator=discriminator.module if discriminator else None,
+        info=StepInfo(logged=True, adversarial=discriminator is not None),
+        flops_per_sample=_forward_flops(config, vae, media.size),
+    )
 
 
 def _discriminator(config: KLVAETraining) -> Discriminator | None:
@@ -213,15 +144,6 @@ def _scaling_factor(vae: AutoencoderKL, clips: list[Clip], media: MediaConfig) -
     latents = kl_vae.encode(vae.to(device), torch.cat([frames[:, 0], audio])) / vae.config.scaling_factor
     vae.to("cpu")
     return 1.0 / latents.std().item()
-
-
-def _show(clips: Clips, module: nn.Module, preview: Preview) -> None:
-    """Show pictures above what the KL-VAE makes of them."""
-    device = next(module.parameters()).device
-    frames, audio = signals(clips.spread(SHOWN_CLIPS), module.audio_image, device)
-    pictures = torch.cat([frames[:, 0], audio])
-    restored = kl_vae.decode(module.vae, kl_vae.encode(module.vae, pictures))
-    preview.image("kl_vae/original_above_restored", strips([pictures, restored]))
 
 
 def _forward_flops(config: KLVAETraining, vae: AutoencoderKL, size: int) -> float:

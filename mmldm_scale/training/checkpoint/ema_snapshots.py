@@ -10,7 +10,6 @@ import sys
 import zlib
 from pathlib import Path
 
-import deepspeed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -18,13 +17,14 @@ from torch import Tensor
 from mmldm_scale.common.atomic_files import full_disk, write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.training.engine.deepspeed_engine import averaged_state, base_optimizer, trained_names
+from mmldm_scale.training.engine.deepspeed_internals import Engine
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.engine.ema import AveragingProfile
 
 NAME = re.compile(r"step-(\d{12})-(0\.\d+)\.safetensors")
 
 
-def write(run: Path, engine: deepspeed.DeepSpeedEngine, samples_seen: int, world: World) -> None:
+def write(run: Path, engine: Engine, samples_seen: int, world: World) -> None:
     """Write each average of the trained weights, whole or not at all; all ranks call this together.
 
     One that was written before at ``samples_seen``, by a process that was killed before its next checkpoint, is

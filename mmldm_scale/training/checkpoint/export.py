@@ -25,7 +25,7 @@ from mmldm_scale.config.training import LONGEST_EMA, SHORTEST_EMA
 from mmldm_scale.models import pretrained
 from mmldm_scale.sampling import diffusers_format
 from mmldm_scale.training.checkpoint import ema_snapshots, read_parameters, safe_pickle
-from mmldm_scale.training.checkpoint.manager import ENGINE, MANIFEST, WEIGHTS, DamagedCheckpoint, read_manifest, verify
+from mmldm_scale.training.checkpoint.manifest import ENGINE, MANIFEST, WEIGHTS, DamagedCheckpoint, read_manifest, verify
 from mmldm_scale.training.engine import ema
 from mmldm_scale.training.engine.ema import AveragingProfile
 from mmldm_scale.training.engine.optimizer import average_key, average_lengths

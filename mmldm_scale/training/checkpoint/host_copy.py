@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from torch import Tensor
 
-from mmldm_scale.training.engine import deepspeed_engine as engines
+from mmldm_scale.training.engine import deepspeed_engine
+from mmldm_scale.training.engine.deepspeed_internals import Engine
 
 State = dict[str, Any]  # what one of DeepSpeed's files holds
 
@@ -25,7 +25,7 @@ class HostCopy:
         self._storages: list[torch.UntypedStorage] = []  # in the order of use
         self._used = 0
 
-    def states(self, parts: dict[str, deepspeed.DeepSpeedEngine], folder: Path) -> dict[Path, State]:
+    def states(self, parts: dict[str, Engine], folder: Path) -> dict[Path, State]:
         """Return, by file, copies of all that this rank is to write of each engine into ``folder / its name``.
 
         All ranks call this together. Tensors share memory as those that they are copied from, so that the files are
@@ -38,7 +38,7 @@ class HostCopy:
             copies[path] = self._copy(state)
 
         for tag, engine in parts.items():
-            engines.save(engine, folder, tag, keep)
+            deepspeed_engine.save(engine, folder, tag, keep)
         return copies
 
     def _copy(self, state: State) -> State:

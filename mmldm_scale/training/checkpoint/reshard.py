@@ -1,9 +1,10 @@
-"""Carrying on with other processes than before: ZeRO's partitions of a checkpoint, cut anew while they are loaded.
+"""Resuming on another number of processes: ZeRO's partitions of a checkpoint are divided anew while they are loaded.
 
-ZeRO 1 to 3 lay the float32 weights, Adam's moments and the average end to end in flat tensors, and each process keeps
+ZeRO 1 to 3 lay the float32 weights, Adam's moments and the averages end to end in flat tensors, and each process keeps
 and writes a part of each. Here every process maps all those files into memory, finds the elements that are its own now,
-copies them, and hands DeepSpeed the state that it would itself have written. So no state is gathered or written, and a
-process reads little more than what it keeps. It does not matter which of the three stages wrote or loads.
+copies them, and gives DeepSpeed the state that it would itself have written. So no state is gathered or written, and a
+process reads little more than what it keeps. Any of the three stages may have written the checkpoint, and any may load
+it.
 
 DeepSpeed's universal checkpoint would first write each parameter to files of its own, for every process to read in
 full, and leaves out the buffers and every state but Adam's.
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from deepspeed.checkpoint.constants import (
     BASE_OPTIMIZER_STATE,
@@ -30,7 +30,8 @@ from deepspeed.checkpoint.constants import (
 from torch import Tensor
 
 from mmldm_scale.training.checkpoint.safe_pickle import mapped
-from mmldm_scale.training.engine.deepspeed_engine import base_optimizer
+from mmldm_scale.training.engine import deepspeed_internals
+from mmldm_scale.training.engine.deepspeed_internals import Engine
 from mmldm_scale.training.engine.distributed import World
 
 State = dict[str, Any]  # of one process's ZeRO optimizer, as DeepSpeed writes it
@@ -48,7 +49,7 @@ class Piece:
     count: int
 
 
-def load_resharded(engine: deepspeed.DeepSpeedEngine, folder: Path, written_by: int, world: World) -> None:
+def load_resharded(engine: Engine, folder: Path, written_by: int, world: World) -> None:
     """Load what ``written_by`` processes wrote of an engine into ``folder``; all ranks call this together.
 
     Parameters that the engine does not train stay as they are.
@@ -58,15 +59,8 @@ def load_resharded(engine: deepspeed.DeepSpeedEngine, folder: Path, written_by: 
     """
     parts, model = read_parts(folder, written_by), read_model(folder)
     state = _own_state(engine, parts, model[PARAM_SHAPES], world)
-    optimizer, shares_weights = engine.optimizer, engine.zero_optimization_partition_weights()
-    if shares_weights:
-        optimizer.checkpoint_event_prologue()
     engine.module.load_state_dict({name: model["module"][name] for name in model["buffer_names"]}, strict=False)
-    optimizer.load_state_dict([state] * world.size, load_from_fp32_weights=True)
-    if shares_weights:
-        optimizer.checkpoint_event_epilogue()
-    else:
-        optimizer.update_lp_params()
+    deepspeed_internals.load_optimizer_state(engine, state, world.size)
     for counter in ("global_steps", "global_samples", "skipped_steps"):
         setattr(engine, counter, model[counter])
 
@@ -93,13 +87,13 @@ def written_pieces(parts: list[State], shapes: list[dict[str, torch.Size]]) -> d
     return written
 
 
-def _own_state(engine: deepspeed.DeepSpeedEngine, parts: list[State], shapes: list[dict], world: World) -> State:
+def _own_state(engine: Engine, parts: list[State], shapes: list[dict], world: World) -> State:
     """Return this process's state, cut from the ``parts`` of those that wrote."""
     written = written_pieces(parts, shapes)
     wanted = list(_own_pieces(engine, world))
     tensors = [flat_tensors(part) for part in parts]
     weights, kept = [], {}
-    for number, flat in enumerate(_flat_weights(engine)):
+    for number, flat in enumerate(deepspeed_internals.flat_master_weights(engine)):
         mine = [piece for piece in wanted if piece.flat == number]
         cut = {}
         for key, first in tensors[0][0].items():
@@ -166,24 +160,19 @@ def _pieces_of_shapes(shapes: list[dict[str, torch.Size]], processes: int) -> It
                 offset += share
 
 
-def _own_pieces(engine: deepspeed.DeepSpeedEngine, world: World) -> Iterator[Piece]:
+def _own_pieces(engine: Engine, world: World) -> Iterator[Piece]:
     """Return the pieces that this process keeps."""
-    names, optimizer = engine.param_names, engine.optimizer
+    names = engine.param_names
     if engine.zero_optimization_partition_weights():
-        shapes = [{names[p]: p.ds_shape for p in group} for group in optimizer.fp16_groups]
+        groups = deepspeed_internals.zero3_groups(engine)
+        shapes = [{names[p]: torch.Size(deepspeed_internals.whole_shape(p)) for p in group} for group in groups]
         yield from (piece for piece in _pieces_of_shapes(shapes, world.size) if piece.rank == world.rank)
         return
     for parameter, name in names.items():
-        mapping = getattr(parameter, "_hp_mapping", None)
+        mapping = deepspeed_internals.own_fragment(parameter)
         if mapping is not None:
             kept, part = mapping.hp_fragment_address, mapping.lp_fragment_address
             yield Piece(name, world.rank, mapping.param_group_index, kept.start, part.start, part.numel)
-
-
-def _flat_weights(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
-    """Return the flat float32 tensors that this process steps."""
-    stepped = [p for group in base_optimizer(engine).param_groups for p in group["params"]]
-    return stepped or engine.optimizer.fp32_partitioned_groups_flat  # which ZeRO-3 lends the optimizer for a step
 
 
 def flat_tensors(state: State) -> list[dict[str, Tensor]]:

@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import ReadingConfig
+from mmldm_scale.config import ReadingConfig, ShardTraining
 from mmldm_scale.shards import adjacent_clips, reader
 from mmldm_scale.shards.manifest import Kind
 from mmldm_scale.shards.mixture import Mixture
 from mmldm_scale.shards.reader import DamagedSample, Sample, ShardSet
 from mmldm_scale.shards.remote.cache import Cache
 from mmldm_scale.shards.remote.prefetch import Ahead
-from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
-from mmldm_scale.trainables.dit.config import DiTTraining
-from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.training.data.quarantine import Quarantine
 
 ATTEMPTS = 16  # samples that are tried for one position
@@ -40,7 +37,7 @@ class Samples:
         quarantine: what was damaged so far.
     """
 
-    def __init__(self, config: KLVAETraining | AutoencoderTraining | DiTTraining, kind: Kind) -> None:
+    def __init__(self, config: ShardTraining, kind: Kind) -> None:
         """Open the sets of ``config``.
 
         Raises:

@@ -1,8 +1,11 @@
-"""The held-out samples that a model is validated on: other sets than it learns from, made ready as those are.
+"""The samples that a model is validated on: from other shard sets than it learns from, prepared in the same way.
 
-Which samples these are, their noise and their timesteps are functions of their index alone, the same in every run on
-the same sets: the seed is fixed, nothing is mirrored, no context is dropped, and timesteps cover the schedule evenly,
-in whatever way training draws them. All else, such as a DiT's task mixture, is training's.
+    dataset = MyDataset(settings(config, config.validation, flip=0.0))
+    validation = ValidationSamples(dataset, held_out_mixture, training_mixture, count=512, steps=1000)
+
+The samples, their noise and their timesteps are functions of their index alone, so they are the same in every run on
+the same sets: the seed is fixed, nothing is mirrored, no context is dropped, and the timesteps cover the schedule
+evenly, whatever distribution training draws them from. All else, such as a DiT's task mixture, is as in training.
 """
 
 import dataclasses
@@ -14,38 +17,34 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import ReadingConfig
+from mmldm_scale.config import ReadingConfig, ShardTraining
 from mmldm_scale.shards.mixture import Mixture, unlike
-from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
-from mmldm_scale.trainables.dit.config import DiTTraining
-from mmldm_scale.training.data.sample_stream import Samples
 
-SEED = 0
+SEED = 0  # of the validation samples of every run
 
-Training = TypeVar("Training", AutoencoderTraining, DiTTraining)
+Config = TypeVar("Config", bound=ShardTraining)
 
 
-class Dataset(Protocol):
-    """What a model learns from, by global position: made of ``samples`` as ``config`` says."""
-
-    config: AutoencoderTraining | DiTTraining
-    samples: Samples
+class TimedDataset(Protocol):
+    """Samples by global position, each with its timesteps."""
 
     def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Tensor]]:
         """Return the samples at ``positions``; "time" is () or (n,) timesteps."""
 
 
-def settings(config: Training, **changes: Any) -> Training:
-    """Return ``config`` as it reads the sets of ``config.validation``, with ``changes`` by which no context is dropped.
+def settings(config: Config, shards: list[str], **changes: Any) -> Config:
+    """Return ``config`` for reading the held-out sets ``shards``.
 
-    What is damaged goes to ``RUN/validation``.
+    Damaged samples go to ``RUN/validation``.
+
+    Args:
+        changes: further keys, which switch off what is random in training (mirroring, dropped contexts).
     """
     return dataclasses.replace(
         config,
         run=str(Path(config.run) / "validation"),
-        shards=config.validation,
+        shards=shards,
         weights=[],
-        flip=0.0,
         reading=dataclasses.replace(config.reading, window=ReadingConfig().window),
         training=dataclasses.replace(config.training, seed=SEED),
         **changes,
@@ -53,30 +52,32 @@ def settings(config: Training, **changes: Any) -> Training:
 
 
 class ValidationSamples:
-    """The first samples of ``dataset``, in its order."""
+    """The first samples of a dataset, in its order."""
 
-    def __init__(self, dataset: Dataset, learned: Mixture, steps: int, group: int = 1) -> None:
-        """Take the sets of ``dataset``, normalised as those of ``learned`` are.
+    def __init__(
+        self, dataset: TimedDataset, held_out: Mixture, learned: Mixture, count: int, steps: int, group: int = 1
+    ) -> None:
+        """Take the first ``count`` samples of ``dataset`` (fewer if it has not as many).
 
         Args:
+            held_out: the sets of ``dataset``.
+            learned: the sets that the model learns from.
             steps: timesteps of the schedule.
-            group: consecutive samples that a loss compares with one another; what fills no group is left out.
+            group: consecutive samples that a loss compares with one another; an incomplete group is left out.
 
         Raises:
-            UserError: a set is trained on as well, or is of another kind or autoencoder; no group is filled.
+            UserError: a set is trained on as well, or is of another kind or autoencoder; there is no complete group.
         """
-        mixture = dataset.samples.mixture
-        _check(mixture, learned)
-        mixture.statistics = learned.statistics
+        _check_sets(held_out, learned)
         self._dataset, self._steps = dataset, steps
-        self._count = _count(dataset.config.training.validation_samples, len(mixture), group)
+        self._count = _whole_groups(count, len(held_out), group)
 
     def __len__(self) -> int:
-        """Return how many samples there are."""
+        """Return the number of samples."""
         return self._count
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Return the samples ``indices`` as training would get them, but for their timesteps."""
+        """Return the samples ``indices`` as training would get them, with evenly spaced timesteps."""
         samples = self._dataset.__getitems__(indices)
         times = [self._times(index, sample["time"].shape) for index, sample in zip(indices, samples, strict=True)]
         return [sample | {"time": time} for sample, time in zip(samples, times, strict=True)]
@@ -84,39 +85,44 @@ class ValidationSamples:
     def _times(self, index: int, shape: torch.Size) -> Tensor:
         """Return the timesteps of sample ``index``, () or (n,): evenly spaced, and each of the n even over samples."""
         count = shape.numel()
-        places = (_spread(index) + torch.arange(1, count + 1, dtype=torch.float64) / count) % 1
+        places = (_van_der_corput(index) + torch.arange(1, count + 1, dtype=torch.float64) / count) % 1
         return (places * self._steps).long().reshape(shape)
 
 
-def _check(validation_set: Mixture, learned: Mixture) -> None:
-    """Raise UserError if a set of ``validation_set`` is one of ``learned``, or is not like those."""
-    for one in validation_set.sets:
-        if one.fingerprint in [other.fingerprint for other in learned.sets]:
-            raise UserError(f"validation: {one.location} is trained on as well; a set held out of shards= fits")
-        problem = unlike(learned.sets[0], one)
+def _check_sets(held_out: Mixture, learned: Mixture) -> None:
+    """Raise UserError if a held-out set is trained on, or differs in kind from those that are."""
+    for shard_set in held_out.sets:
+        if shard_set.fingerprint in [trained.fingerprint for trained in learned.sets]:
+            raise UserError(f"validation: {shard_set.location} is also in shards; it must be a held-out set")
+        problem = unlike(learned.sets[0], shard_set)
         if problem:
-            raise UserError(f"validation: a set that is not like those trained on: {problem}")
+            raise UserError(f"validation: the sets must be like those in shards: {problem}")
 
 
-def _count(wanted: int, there: int, group: int) -> int:
-    """Return how many of the samples ``there``, of which so many are ``wanted``, fill groups of ``group``.
+def _whole_groups(count: int, available: int, group: int) -> int:
+    """Return how many of ``count`` samples, of which ``available`` exist, fill groups of ``group``.
 
     Raises:
-        UserError: they fill none.
+        UserError: none.
     """
-    count = min(wanted, there)
-    if count >= group:
-        return count - count % group
-    few = f"fewer than the {group} that are compared with one another (contrastive_batch)"
-    if there < group:
-        raise UserError(f"validation: {there} held-out clips are {few}; more clips fit, or a smaller contrastive_batch")
-    raise UserError(f"training.validation_samples: {wanted} are {few}; {group} fits")
+    usable = min(count, available)
+    if usable >= group:
+        return usable - usable % group
+    if available < group:
+        raise UserError(
+            f"validation: {available} held-out clips are fewer than contrastive_batch = {group}, which are compared "
+            "with one another; add clips or lower contrastive_batch"
+        )
+    raise UserError(
+        f"training.validation_samples: {count} must be at least contrastive_batch = {group}, the clips that are "
+        "compared with one another"
+    )
 
 
-def _spread(index: int) -> float:
-    """Return where in [0, 1) the point ``index`` lies of the sequence of van der Corput (its bits, mirrored).
+def _van_der_corput(index: int) -> float:
+    """Return point ``index`` of the van der Corput sequence (its bits, mirrored), in [0, 1).
 
-    Any 2^k points one after another lie one in each 2^k-th of the interval.
+    Of any 2^k consecutive points one lies in each 2^k-th of the interval.
     """
     place, share = 0.0, 0.5
     while index:

@@ -17,8 +17,10 @@ import torch
 import torch.distributed as dist
 
 from mmldm_scale.cluster import slurm
+from mmldm_scale.common.device import training_device
+from mmldm_scale.training.engine import deepspeed_internals
 
-GRACE = 15.0  # seconds by which what waits for others gives up later than the watchdog, which knows whom they wait for
+GRACE = 15.0  # seconds by which collectives time out later than the watchdog, which can name the rank that hangs
 
 
 @dataclass(frozen=True)
@@ -63,34 +65,36 @@ class World:
 
 
 def start(timeout: float) -> World:
-    """Join the run's processes; a collective that waits longer than ``timeout`` seconds and ``GRACE`` fails."""
+    """Join the run's processes; a collective that waits longer than ``timeout`` + ``GRACE`` seconds fails.
+
+    Raises:
+        UserError: the environment describes no place in the run, or DeepSpeed's version is not supported.
+    """
+    deepspeed_internals.check_version()
     slurm.export_rendezvous()
-    deepspeed.utils.logger.setLevel(logging.ERROR)  # one rank speaks, and it is ours
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # rank 0 prints what users need
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     limit = timedelta(seconds=timeout + GRACE)
     backend = "nccl" if cuda else "gloo"
-    # DeepSpeed would try its compilers for a second, and on CPUs compile a shared-memory all-reduce for a minute, that
-    # only its inference calls: this is where it notes which of its operators can be built.
-    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed_internals.compile_no_operators()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=limit, verbose=False)
     return World(
         rank=dist.get_rank(),
         size=dist.get_world_size(),
-        device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
+        device=training_device(),
         control=dist.new_group(backend="gloo", timeout=limit),
     )
 
 
 def limit_every_group(timeout: float) -> None:
-    """Give ``timeout`` seconds and ``GRACE`` to every process group, those that DeepSpeed made for itself included.
+    """Give ``timeout`` + ``GRACE`` seconds to every process group, those that DeepSpeed made for itself included.
 
-    The time-out of ``init_distributed`` does not reach ZeRO's own groups, which would wait for a lost rank for the
-    half hour that is gloo's default.
+    The time-out of ``init_distributed`` does not reach ZeRO's own groups, which would wait for a lost rank for gloo's
+    default of half an hour.
     """
-    for group in dist.distributed_c10d._world.pg_map:
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout + GRACE), group)
+    deepspeed_internals.set_timeout_of_all_groups(timeout + GRACE)
 
 
 def stop() -> None:

@@ -1,32 +1,38 @@
-"""Watches the gradients of an engine, and holds its optimizer back from a step that must not be taken.
+"""Watches an engine's loss and gradients, and holds its optimizer back from a step that must be skipped.
 
-DeepSpeed skips some of these steps by itself, but not at ZeRO 0 in float32, and never one engine's for another's sake.
+DeepSpeed skips some of these steps by itself, but not with ZeRO 0 in float32, and never one engine's step because of
+another's.
 """
 
 import math
-from typing import Any
 
-import deepspeed
 import torch
 from torch import Tensor
 
+from mmldm_scale.training.engine import deepspeed_internals
 from mmldm_scale.training.engine.deepspeed_engine import base_optimizer
+from mmldm_scale.training.engine.deepspeed_internals import Engine
 
 
-class Guard:
+class StepGuard:
     """Stands between an engine and its optimizer; make it when the engine is built.
 
-    In fp16 a gradient that is not finite is nothing unusual, and is left to DeepSpeed: it lowers the loss scale.
+    In fp16, gradients that are not finite are usual and are left to DeepSpeed, which lowers the loss scale.
+
+    Args:
+        follows: another engine's guard; this engine skips every step that the other one skips.
 
     Attributes:
-        closed: Whether the optimizer is held back: then DeepSpeed's step clears the gradients and changes nothing else.
-        highest_norm: A gradient norm beyond it closes the guard, where DeepSpeed tells a norm (all but ZeRO 0 in fp32).
+        skip_step: whether the optimizer is held back; then ``engine.step()`` clears the gradients and changes nothing
+            else.
+        highest_norm: a gradient norm above it makes the step be skipped, where DeepSpeed computes a norm (not with
+            ZeRO 0 in float32).
     """
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        self._engine, self._optimizer = engine, base_optimizer(engine)
-        self._take, self._optimizer.step = self._optimizer.step, self._step
+    def __init__(self, engine: Engine, follows: "StepGuard | None" = None) -> None:
+        self._engine, self._follows = engine, follows
         self.begin_step()
+        base_optimizer(engine).must_skip = self._must_skip
         if not engine.fp16_enabled():
             for parameter in engine.module.parameters():
                 if parameter.requires_grad:
@@ -34,20 +40,22 @@ class Guard:
 
     def begin_step(self) -> None:
         """Forget the step before."""
-        self.closed, self.highest_norm = False, math.inf
+        self.skip_step, self.highest_norm = False, math.inf
         self._sums: list[Tensor] = []
 
     @torch.no_grad()
     def watch(self, tensor: Tensor) -> None:
-        """Have ``tensor`` count for whether all is finite; this does not wait for the device."""
+        """Include ``tensor`` in :meth:`is_finite`; this does not wait for the device."""
         self._sums.append(tensor.sum(dtype=torch.float32))  # infinities and NaNs survive every sum
 
-    def finite(self) -> bool:
-        """Return whether all that this process saw in this step was finite; this waits for the device."""
+    def is_finite(self) -> bool:
+        """Return whether all losses and gradients of this process and step are finite; this waits for the device."""
         return not self._sums or math.isfinite(torch.stack(self._sums).sum().item())
 
-    def _step(self, *arguments: Any, **options: Any) -> Any:
+    def _must_skip(self) -> bool:
+        if self._follows is not None:
+            self.skip_step |= self._follows.skip_step
         if self.highest_norm < math.inf:
-            norm = getattr(self._engine.optimizer, "_global_grad_norm", None)  # of this step: DeepSpeed has just set it
-            self.closed |= norm is not None and float(norm) > self.highest_norm
-        return None if self.closed else self._take(*arguments, **options)
+            norm = deepspeed_internals.norm_of_this_step(self._engine)
+            self.skip_step |= norm is not None and norm > self.highest_norm
+        return self.skip_step

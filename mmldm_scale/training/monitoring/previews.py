@@ -4,12 +4,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import deepspeed
 import torch
 from safetensors import SafetensorError
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.training.engine.deepspeed_engine import averaged_state
+from mmldm_scale.training.engine.deepspeed_internals import Engine
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.monitoring.logger import Monitor
 from mmldm_scale.training.resilience.watchdog import Watchdog
@@ -21,9 +21,7 @@ IMPOSSIBLE = (UserError, OSError, SafetensorError, MemoryError, torch.OutOfMemor
 class Previews:
     """The previews of a run; all ranks make one together."""
 
-    def __init__(
-        self, trainable: Trainable, engine: deepspeed.DeepSpeedEngine, world: World, watchdog: Watchdog
-    ) -> None:
+    def __init__(self, trainable: Trainable, engine: Engine, world: World, watchdog: Watchdog) -> None:
         self._trainable, self._engine, self._world, self._watchdog = trainable, engine, world, watchdog
         self._samples = trainable.samples
 

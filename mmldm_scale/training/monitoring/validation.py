@@ -7,43 +7,41 @@ sums, on any number of processes and with any micro-batch, and comparable betwee
 import math
 from collections.abc import Callable
 
-import deepspeed
 import torch
+from torch import Tensor
 from torch.utils.data import default_collate
 
+from mmldm_scale.training.engine.deepspeed_internals import Engine
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.monitoring import metric_means
-from mmldm_scale.training.trainable import ValidationSet
+from mmldm_scale.training.trainable import StepOutput, ValidationSet
 
 
 def evaluate(
-    engine: deepspeed.DeepSpeedEngine,
-    validation_set: ValidationSet,
-    micro_batch: int,
-    world: World,
-    alive: Callable[[], None],
+    engine: Engine, validation_set: ValidationSet, micro_batch: int, world: World, heartbeat: Callable[[], None]
 ) -> dict[str, float]:
-    """Return the means over ``validation_set`` of what the module returns, as "validation/NAME"; all ranks call this.
+    """Return the means over ``validation_set`` of the module's values, as "validation/TAG"; all ranks call this.
 
     Every rank goes through the module as often as the others, which ZeRO-3 needs: the last rounds are filled up with
     samples that do not count.
 
     Args:
-        alive: called before each micro-batch.
+        heartbeat: called before each micro-batch.
     """
-    count, sums = len(validation_set), {}
+    count, sums = len(validation_set), dict[str, list[Tensor]]()
     engine.eval()
     with torch.no_grad():
         for number in range(math.ceil(count / (micro_batch * world.size))):
-            alive()
+            heartbeat()
             first = (number * world.size + world.rank) * micro_batch
             real = min(max(count - first, 0), micro_batch)
-            batch = default_collate(validation_set.__getitems__([i % count for i in range(first, first + micro_batch)]))
-            results = engine.module({name: tensor.to(world.device) for name, tensor in batch.items()})
-            for name, values in results.items():
-                sums.setdefault(name, []).append(metric_means.sums([values[:real]]))
+            indices = [index % count for index in range(first, first + micro_batch)]
+            batch = default_collate(validation_set.__getitems__(indices))
+            output: StepOutput = engine.module({name: tensor.to(world.device) for name, tensor in batch.items()})
+            for tag, values in output.logged().items():
+                sums.setdefault(tag, []).append(metric_means.sums([values[:real]]))
     engine.train()
-    names = sorted(sums)
-    totals = torch.stack([torch.stack(sums[name]).sum(dim=0) for name in names])  # (names, 2)
-    found = metric_means.means(names, world.sum(totals.flatten().tolist()))
-    return {f"validation/{name}": value for name, value in found.items()}
+    tags = sorted(sums)
+    totals = torch.stack([torch.stack(sums[tag]).sum(dim=0) for tag in tags])  # (tags, 2)
+    means = metric_means.means(tags, world.sum(totals.flatten().tolist()))
+    return {f"validation/{tag}": value for tag, value in means.items()}

@@ -1,9 +1,13 @@
-"""Which optimizer steps are not taken, when a run goes back, and which data it leaves out from then on.
+"""Which optimizer steps are skipped, when a run goes back to its last checkpoint, and which data it skips from then on.
 
-:class:`Health` judges each step before the optimizer takes it. A step with a loss or gradient that is not finite is
-skipped on all processes: its samples count as seen, and nothing is learned from them. So is one whose loss or gradient
-norm is a spike, if that is asked for. After ``skip_limit`` in a row the run goes back to its last checkpoint, and
-:class:`SkippedRanges` has it read on behind the data of that time.
+A step whose loss or gradient is not finite on any process is skipped on all processes: its samples count as seen, and
+nothing is learned from them. So is a step whose loss or gradient norm is a spike, if ``training.spike_factor`` is set.
+After ``training.skip_limit`` skipped steps in a row the run goes back to its last checkpoint, and
+:class:`SkippedRanges` makes it read on after the data of that time.
+
+    skipping.begin_step()
+    skipping.decide(non_finite_ranks, mean_loss)  # before engine.step(), which the guards then hold back or not
+    reason = skipping.finish_step(gradient_norm)  # after it
 """
 
 import json
@@ -13,102 +17,134 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import TrainingConfig
 from mmldm_scale.shards.json_files import check_types
 
-WINDOW = 64  # steps taken whose median a spike is held against; before so many there are no spikes
+WINDOW = 64  # steps taken, of whose loss the median is the measure of a spike; before so many there are no spikes
+SKIPPED = "skipped.json"  # in a run's folder
 Parsed = TypeVar("Parsed")
-HEALTH, SKIPPED = "health.json", "skipped.json"  # in a checkpoint; in a run
+
+
+class Guard(Protocol):
+    """What holds an optimizer back; see :class:`mmldm_scale.training.engine.step_guard.StepGuard`."""
+
+    skip_step: bool
+    highest_norm: float
+
+    def begin_step(self) -> None:
+        """Forget the step before."""
+
+    def is_finite(self) -> bool:
+        """Return whether all losses and gradients of this process and step are finite."""
 
 
 @dataclass
-class State:
-    """What :class:`Health` remembers; each checkpoint holds it as ``health.json``, for resuming to be exact."""
+class SkippingState:
+    """What :class:`StepSkipping` remembers, for resuming to be exact."""
 
     skipped_steps: int = 0
-    streak: int = 0  # steps skipped in a row
+    consecutive_skips: int = 0
     losses: list[float] = field(default_factory=list)  # of the last WINDOW steps taken
     gradient_norms: list[float] = field(default_factory=list)
 
-    def write(self, checkpoint: Path) -> None:
-        """Put it into the folder ``checkpoint``."""
-        (checkpoint / HEALTH).write_text(json.dumps(asdict(self)) + "\n")
 
-
-class Health:
-    """The rule by which steps are skipped; a pure function of what it is told, which is the same on all processes.
+class StepSkipping:
+    """Decides which steps are skipped: a pure function of its arguments, which are the same on all processes.
 
     Args:
-        skip_limit: steps skipped in a row after which the run has failed.
-        spike_factor: a loss or gradient norm is a spike if it is more than so many times the median of the last
-            ``WINDOW`` steps that were taken; 0: never.
+        config: ``skip_limit`` and ``spike_factor``.
+        guards: of the engines, the model's first.
+
+    Attributes:
+        skipped_steps: number of steps skipped so far.
+        consecutive_skips: number of steps skipped since the last one taken.
     """
 
-    def __init__(self, skip_limit: int, spike_factor: float, state: State | None = None) -> None:
-        state = state or State()
-        self._limit, self._factor = skip_limit, spike_factor
-        self.skipped_steps, self.streak = state.skipped_steps, state.streak
-        self._losses = deque(state.losses, WINDOW)
-        self._norms = deque(state.gradient_norms, WINDOW)
+    def __init__(self, config: TrainingConfig, guards: Sequence[Guard] = ()) -> None:
+        self._limit, self._factor, self._guards = config.skip_limit, config.spike_factor, guards
+        self._loss, self._reason = 0.0, None  # of the step that was decided on
+        self._load(SkippingState())
 
-    def objection(self, broken: int, loss: float) -> str | None:
-        """Say why a step must not be taken, or return None.
+    def begin_step(self) -> None:
+        """Forget the step before."""
+        for guard in self._guards:
+            guard.begin_step()
+
+    def is_finite(self) -> bool:
+        """Return whether all losses and gradients of this process and step are finite; this waits for the device."""
+        return all(guard.is_finite() for guard in self._guards)
+
+    def decide(self, non_finite_ranks: int, loss: float) -> None:
+        """Decide on the step whose gradients are complete, before the optimizers step.
 
         Args:
-            broken: processes on which the loss or the gradient is not finite.
+            non_finite_ranks: number of processes on which a loss or gradient is not finite.
             loss: mean over the global batch.
         """
-        if broken:
-            return f"the loss or gradient of {broken} process{'es' * (broken > 1)} is not finite"
-        highest = self._highest(self._losses)
-        if loss > highest:
-            return f"its loss {loss:.4g} is a spike, above {highest:.4g}"
+        self._loss, self._reason = loss, self._skip_reason(non_finite_ranks, loss)
+        for guard in self._guards:
+            guard.skip_step = self._reason is not None
+        if self._guards:
+            self._guards[0].highest_norm = self._highest(self._norms)
+
+    def finish_step(self, gradient_norm: float | None) -> str | None:
+        """Record the step that was decided on; return why it was skipped, None if it was taken.
+
+        Args:
+            gradient_norm: of this step; None if it is not known.
+        """
+        reason = self._reason
+        if reason is None and self._guards and self._guards[0].skip_step:
+            highest = self._highest(self._norms)
+            reason = f"its gradient norm {gradient_norm or math.inf:.4g} is a spike, above {highest:.4g}"
+        if reason is not None:
+            self.skipped_steps += 1
+            self.consecutive_skips += 1
+            return reason
+        self.consecutive_skips = 0
+        self._losses.append(self._loss)
+        if gradient_norm is not None and math.isfinite(gradient_norm):
+            self._norms.append(gradient_norm)
         return None
 
     @property
-    def highest_norm(self) -> float:
-        """The gradient norm above which a step must not be taken."""
-        return self._highest(self._norms)
+    def must_go_back(self) -> bool:
+        """Whether so many steps in a row were skipped that the run goes back to its last checkpoint."""
+        return self.consecutive_skips >= self._limit
 
-    def skipped(self) -> None:
-        """Count a step that was not taken."""
-        self.skipped_steps += 1
-        self.streak += 1
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered, as JSON values."""
+        return asdict(SkippingState(self.skipped_steps, self.consecutive_skips, list(self._losses), list(self._norms)))
 
-    def taken(self, loss: float, gradient_norm: float | None) -> None:
-        """Remember a step that was taken."""
-        self.streak = 0
-        self._losses.append(loss)
-        if gradient_norm is not None and math.isfinite(gradient_norm):
-            self._norms.append(gradient_norm)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember ``state``; raise TypeError if it is not what :meth:`state_dict` returns."""
+        loaded = SkippingState(**state)
+        check_types(loaded)
+        self._load(loaded)
 
-    @property
-    def failed(self) -> bool:
-        """Whether too many steps in a row were skipped."""
-        return self.streak >= self._limit
+    def _load(self, state: SkippingState) -> None:
+        self.skipped_steps, self.consecutive_skips = state.skipped_steps, state.consecutive_skips
+        self._losses, self._norms = deque(state.losses, WINDOW), deque(state.gradient_norms, WINDOW)
 
-    def state(self) -> State:
-        """Return a copy of what is remembered."""
-        return State(self.skipped_steps, self.streak, list(self._losses), list(self._norms))
+    def _skip_reason(self, non_finite_ranks: int, loss: float) -> str | None:
+        """Return why a step must be skipped, or None."""
+        if non_finite_ranks:
+            return f"the loss or gradient of {non_finite_ranks} process{'es' * (non_finite_ranks > 1)} is not finite"
+        highest = self._highest(self._losses)
+        return f"its loss {loss:.4g} is a spike, above {highest:.4g}" if loss > highest else None
 
     def _highest(self, values: Sequence[float]) -> float:
+        """Return what is no spike yet, by the ``values`` of the last steps taken."""
         return self._factor * median(values) if self._factor and len(values) == WINDOW else math.inf
-
-
-def read_state(checkpoint: Path) -> State:
-    """Return what a verified checkpoint holds; a fresh state if it is of a time before there was one."""
-    file = checkpoint / HEALTH
-    if not file.exists():
-        return State()
-    return _parsed(file, lambda content: State(**content))
 
 
 @dataclass(frozen=True)
 class SkippedRange:
-    """Positions of the data that are left out: from ``first`` on, before ``end``."""
+    """Positions of the data that a run skips: from ``first`` on, before ``end``."""
 
     first: int
     end: int
@@ -116,40 +152,41 @@ class SkippedRange:
 
 
 class SkippedRanges:
-    """The data that a run leaves out, kept in ``skipped.json`` in its folder; all processes are to hold the same."""
+    """The data that a run skips, kept in ``skipped.json`` in its folder; all processes must hold the same."""
 
-    def __init__(self, found: Sequence[SkippedRange] = ()) -> None:
-        self.found = tuple(sorted(found, key=lambda skipped: skipped.first))
+    def __init__(self, ranges: Sequence[SkippedRange] = ()) -> None:
+        self.ranges = tuple(sorted(ranges, key=lambda skipped: skipped.first))
 
     def position(self, samples_seen: int) -> int:
-        """Return the position of the data that comes after ``samples_seen`` samples, none of which was left out."""
+        """Return the position of the data that is read after ``samples_seen`` samples."""
         position, covered = samples_seen, 0
-        for skipped in self.found:
-            first = max(skipped.first, covered)  # one may overlap those before, where an older checkpoint was gone to
+        for skipped in self.ranges:
+            first = max(skipped.first, covered)  # ranges overlap where the run went back to an older checkpoint
             if position >= first:
                 position += max(skipped.end - first, 0)
             covered = max(covered, skipped.end)
         return position
 
     def count_skipped(self, samples_seen: int) -> int:
-        """Return how many samples were left out until then."""
+        """Return how many samples were skipped until then."""
         return self.position(samples_seen) - samples_seen
 
     def went_back_to(self, samples_seen: int) -> bool:
         """Return whether the run went back to ``samples_seen`` before."""
-        return any(skipped.samples_seen == samples_seen for skipped in self.found)
+        return any(skipped.samples_seen == samples_seen for skipped in self.ranges)
 
     def skipping(self, samples_seen: int, end: int) -> "SkippedRanges":
         """Return these and one more: from the position at ``samples_seen``, which the run goes back to, to ``end``."""
-        return SkippedRanges([*self.found, SkippedRange(self.position(samples_seen), end, samples_seen)])
+        return SkippedRanges([*self.ranges, SkippedRange(self.position(samples_seen), end, samples_seen)])
 
     def write(self, run: Path) -> None:
         """Replace the file in ``run``."""
-        write_whole(run / SKIPPED, json.dumps([asdict(skipped) for skipped in self.found], indent=2).encode() + b"\n")
+        rows = [asdict(skipped) for skipped in self.ranges]
+        write_whole(run / SKIPPED, json.dumps(rows, indent=2).encode() + b"\n")
 
 
 def read_skipped_ranges(run: Path) -> SkippedRanges:
-    """Return what ``run`` leaves out.
+    """Return what ``run`` skips.
 
     Raises:
         UserError: its file is damaged.
@@ -157,14 +194,14 @@ def read_skipped_ranges(run: Path) -> SkippedRanges:
     file = run / SKIPPED
     if not file.exists():
         return SkippedRanges()
-    return SkippedRanges(_parsed(file, lambda content: [SkippedRange(**row) for row in content]))
+    return SkippedRanges(_parsed(file, lambda rows: [SkippedRange(**row) for row in rows]))
 
 
-def _parsed(file: Path, build: Callable[[Any], Parsed]) -> Parsed:
+def _parsed(file: Path, build: Callable[[Any], list[Parsed]]) -> list[Parsed]:
     try:
-        found = build(json.loads(file.read_text()))
-        for part in found if isinstance(found, list) else [found]:
+        parsed = build(json.loads(file.read_text()))
+        for part in parsed:
             check_types(part)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read ({str(error)[:200]}); put back the one that the run wrote") from None
-    return found
+        raise UserError(f"{file}: cannot be read ({str(error)[:200]}); restore the file that the run wrote") from None
+    return parsed

@@ -26,10 +26,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch.distributed as dist
-
 from mmldm_scale.cluster import requeue
 from mmldm_scale.common.processes import identity
+from mmldm_scale.training.engine.deepspeed_internals import collectives_begun
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.resilience.signals import WRITE_STACKS
 
@@ -109,7 +108,7 @@ class Watchdog:
         """RankReport, speak or let another speak, end what is frozen on this machine, and this process."""
         me, here = self._rank_info[self._world.rank], self._folder
         phase, samples_seen, marks = mark
-        reached = marks, _collectives(self._world.size)
+        reached = marks, collectives_begun(self._world.size)
         self._write(RankReport(self._world.rank, me["pid"], me["host"], phase, samples_seen, *reached, waited))
         time.sleep(SETTLE)
         if self._speaks():
@@ -194,12 +193,6 @@ def _names(ranks: list[int], rank_info: list[dict[str, Any]]) -> str:
     shown = [f"{rank} (pid {rank_info[rank]['pid']} on {rank_info[rank]['host']})" for rank in ranks[:8]]
     more = [f"{len(ranks) - 8} more"] if len(ranks) > 8 else []
     return f"rank{'s' * (len(ranks) > 1)} {', '.join([*shown, *more])}"
-
-
-def _collectives(size: int) -> int:
-    """Return how many collectives of all ``size`` ranks this one has begun."""
-    groups = dist.distributed_c10d._world.pg_map
-    return sum(group._get_sequence_number_for_group() for group in groups if group.size() == size)
 
 
 def _refresh(folder: Path) -> None:

@@ -45,12 +45,12 @@ def test_loss_is_the_weighted_sum(data):
     weights = {"kl_weight": 0.01, "classification_weight": 0.3, "contrastive_weight": 0.7, "estimate_weight": 0.5}
     one = opened(data, model=ESTIMATING, **weights)
     expected = {"mse": 1.0, "kl_audio": 0.01, "kl_video": 0.01}
-    assert one.weights == expected | {"classification": 0.3, "contrastive": 0.7, "estimate": 0.5}
+    assert one.term_weights == expected | {"classification": 0.3, "contrastive": 0.7, "estimate": 0.5}
     found = losses(one, range(4))
     assert all(value.shape == (4,) and value.dtype == torch.float32 for value in found.values())
-    terms = sum(weight * found[f"term/{name}"] for name, weight in one.weights.items())
-    torch.testing.assert_close(found["loss"], terms)
-    torch.testing.assert_close(found["term/mse"], (found["loss/audio"] + 2 * found["loss/video"]) / 3)
+    terms = sum(weight * found.terms[name] for name, weight in one.term_weights.items())
+    torch.testing.assert_close(found.loss, terms)
+    torch.testing.assert_close(found.terms["mse"], (found.metrics["loss/audio"] + 2 * found.metrics["loss/video"]) / 3)
 
 
 def test_divergences_are_those_of_the_posteriors(data):
@@ -71,13 +71,13 @@ def test_semantic_terms_are_those_of_the_drawn_latents(data):
     assert set(labels) == {-1, 0, 1}
     for i, label in enumerate(labels):
         expected = torch.tensor(0.0) if label < 0 else -chances[i, label].log()
-        torch.testing.assert_close(found["term/classification"][i], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.terms["classification"][i], expected, atol=1e-5, rtol=1e-4)
 
     audio, video = model.contrast(semantics)
     likeness = (model.temperature * audio @ video.T).exp()
     matches = likeness.diagonal()
     expected = -0.5 * ((matches / likeness.sum(1)).log() + (matches / likeness.sum(0)).log())
-    torch.testing.assert_close(found["term/contrastive"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.terms["contrastive"], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_labels_are_the_clips_own(data):
@@ -108,7 +108,7 @@ def test_every_parameter_learns(data, model, settings):
     changes = {key.removeprefix("model."): value for key, value in settings.items() if key.startswith("model.")}
     rest = {key: value for key, value in settings.items() if not key.startswith("model.")}
     one = opened(data, model=dataclasses.replace(model, **changes), **rest)
-    losses(one, range(4))["loss"].mean().backward()
+    losses(one, range(4)).loss.mean().backward()
     assert [name for name, p in one.module.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
@@ -117,11 +117,11 @@ def test_dropped_pictures_are_drawn_without_semantics_and_class(data, model):
     one = opened(data, model=model)
     samples = batch(one, range(4))
     samples["dropped"] = torch.tensor([[True, False, False], [False, False, True]]).repeat(2, 1)
-    one.begin_step(StepInfo(0, logged=False, adversarial=True))
+    one.begin_step(StepInfo(adversarial=True))
     fakes = []
     for label in (0, 1):
         samples["label"] = torch.full((4,), label)
-        fakes.append(one.module(samples)["exhibits"]["fake"])  # audio image, earlier and later frame
+        fakes.append(one.module(samples).discriminator_inputs.fake)  # audio image, earlier and later frame
     change = (fakes[0] - fakes[1]).abs().amax(dim=(2, 3, 4))
     earlier = samples["targets"].argmin(dim=1)
     told = [[True, e != 0, e == 0] if row % 2 == 0 else [False, True, True] for row, e in enumerate(earlier.tolist())]
@@ -153,8 +153,8 @@ def test_exhibits_are_the_pictures_and_what_the_decoder_makes_of_them(data, monk
         return (noisy - share.sqrt() * clean[len(noisy)]) / (1 - share).sqrt()
 
     monkeypatch.setattr(model.decoder, "forward", solve)
-    one.begin_step(StepInfo(0, logged=False, adversarial=True))
-    exhibits = one.module(samples)["exhibits"]
+    one.begin_step(StepInfo(adversarial=True))
+    exhibits = one.module(samples).discriminator_inputs
     pair = samples["targets"][:, :2].sort(dim=1).values
     triple = torch.cat([torch.full((4, 1), pictures.shape[1] - 1), pair], dim=1)  # audio image, i < j
     assert (triple[:, 1] < triple[:, 2]).all()
@@ -169,8 +169,8 @@ def test_exhibits_are_the_pictures_and_what_the_decoder_makes_of_them(data, monk
 
 def test_gradients_of_the_exhibits_reach_decoder_and_encoders(data):
     one = opened(data)
-    one.begin_step(StepInfo(0, logged=False, adversarial=True))
-    losses(one, range(4))["exhibits"]["fake"].square().mean().backward()
+    one.begin_step(StepInfo(adversarial=True))
+    losses(one, range(4)).discriminator_inputs.fake.square().mean().backward()
     for part in ("decoder.unets", "video_encoder", "audio_encoder", "audio_projector"):
         assert any(p.grad is not None and p.grad.any() for n, p in one.module.named_parameters() if part in n), part
     assert all(p.grad is None for p in one.module.autoencoder.kl_vae.parameters())
@@ -179,14 +179,14 @@ def test_gradients_of_the_exhibits_reach_decoder_and_encoders(data):
 def test_gives_what_the_step_asks_for(data):
     one = opened(data)
     assert not {"through", "exhibits"} & losses(one, range(4)).keys()
-    one.begin_step(StepInfo(0, logged=True, adversarial=False))
+    one.begin_step(StepInfo(logged=True))
     found = losses(one, range(4))
     assert "exhibits" not in found
     torch.testing.assert_close(found["temperature"], torch.full((4,), 1 / 0.07))
-    shapes = {name: [part.shape[0] for part in parts] for name, parts in found["through"].items()}
+    shapes = {name: [part.shape[0] for part in parts] for name, parts in found.gradient_probes.items()}
     assert shapes == {"latents": [4, 4], "semantics": [4, 4]}
-    for parts in found["through"].values():
-        assert all(g.any() for g in torch.autograd.grad(found["loss"].mean(), parts, retain_graph=True))
+    for parts in found.gradient_probes.values():
+        assert all(g.any() for g in torch.autograd.grad(found.loss.mean(), parts, retain_graph=True))
 
 
 def test_the_four_fakes_of_equation_2():

@@ -38,7 +38,7 @@ def test_an_all_knowing_decoder_has_no_loss(data, monkeypatch):
 
     monkeypatch.setattr(model.decoder, "forward", solve)
     found = one.module(samples)
-    assert max(found["loss/audio"].max(), found["loss/video"].max()) < 1e-6
+    assert max(found.metrics["loss/audio"].max(), found.metrics["loss/video"].max()) < 1e-6
 
 
 def test_a_samples_loss_is_its_own(data):
@@ -48,7 +48,7 @@ def test_a_samples_loss_is_its_own(data):
     apart = [losses(one, range(2)), losses(one, range(2, 4))]
     for name, values in together.items():
         torch.testing.assert_close(values, torch.cat([part[name] for part in apart]), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(together["loss"], losses(trainable(data, seed=1, contrastive_batch=2), range(4))["loss"])
+    assert not torch.allclose(together.loss, losses(trainable(data, seed=1, contrastive_batch=2), range(4)).loss)
 
 
 def test_samples_cover_frames_times_and_mirror_images(data):
@@ -73,7 +73,7 @@ def test_learns_from_one_clip_and_tells_frames_apart(data, tmp_path):
     before = {name: p.clone() for name, p in one.module.autoencoder.kl_vae.named_parameters()}
     history = []
     for step in range(60):
-        loss = losses(one, range(4 * step, 4 * step + 4))["loss"].mean()
+        loss = losses(one, range(4 * step, 4 * step + 4)).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -96,7 +96,7 @@ def test_a_guess_from_the_features_starts_lower(data):
         decoder=dataclasses.replace(tiny_autoencoder.CONFIG.decoder, estimate=True),
     )
     plain, guessing = (
-        losses(trainable(data, model=model), range(8))["loss"].mean() for model in (tiny_autoencoder.CONFIG, scratch)
+        losses(trainable(data, model=model), range(8)).loss.mean() for model in (tiny_autoencoder.CONFIG, scratch)
     )
     assert guessing < 0.5 * plain
 
@@ -131,7 +131,7 @@ def test_low_precision_agrees(data):
     one.module.bfloat16()
     low = losses(one, range(4))
     assert all(value.dtype == torch.float32 for value in low.values())
-    torch.testing.assert_close(low["loss"], full["loss"], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(low.loss, full.loss, rtol=0.02, atol=0.02)
 
 
 class Shown:

@@ -242,7 +242,7 @@ def learn(folder: Path, *options: str) -> Trainable:
         first = 32 * step % 320
         values = trainable.module({name: column[first : first + 32] for name, column in columns.items()})
         optimizer.zero_grad()
-        values["loss"].mean().backward()
+        values.loss.mean().backward()
         optimizer.step()
     return trainable
 

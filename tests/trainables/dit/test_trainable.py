@@ -86,7 +86,7 @@ def test_losses_fall_and_are_reported_for_each_modality(latents):
         }
         history.append({name: v.mean().item() for name, v in values.items()})
         optimizer.zero_grad()
-        values["loss"].mean().backward()
+        values.loss.mean().backward()
         optimizer.step()
     assert history[0]["loss"] == pytest.approx(1, abs=0.05)  # the network starts at a prediction of zero
     for name in ("loss/audio", "loss/video"):
@@ -131,15 +131,15 @@ def test_a_sample_is_held_against_another_clip_of_its_set(latents):
 
 def test_the_contrastive_term_counts_in_loss_log_and_arithmetic(latents):
     trainable, plain = (build_trainable(configure(latents, f"contrastive.weight={weight}")) for weight in (0.5, 0))
-    assert trainable.weights == {"contrastive": 0.5}
-    assert plain.weights == {}
+    assert trainable.term_weights == {"contrastive": 0.5}
+    assert plain.term_weights == {}
     assert trainable.flops_per_sample == 4 * plain.flops_per_sample
     batch = {k: torch.stack([trainable.dataset[i][k] for i in range(4)]) for k in trainable.dataset[0]}
     values = trainable.module(batch)
     assert set(values) == {"loss", "loss/audio", "loss/video", "term/contrastive"}
-    assert values["term/contrastive"].shape == (4,)
-    expected = (values["loss/audio"] + values["loss/video"]) / 2 + 0.5 * values["term/contrastive"]
-    torch.testing.assert_close(values["loss"], expected)
+    assert values.terms["contrastive"].shape == (4,)
+    expected = (values.metrics["loss/audio"] + values.metrics["loss/video"]) / 2 + 0.5 * values.terms["contrastive"]
+    torch.testing.assert_close(values.loss, expected)
 
 
 def test_weights_folder_describes_itself(latents, tmp_path):

@@ -65,14 +65,14 @@ def test_terms_are_what_they_are_called(data):
         posterior = vae.encode(picture).latent_dist
         restored = vae.decode(posterior.mean + posterior.std * sample["noise"]).sample
         error, perceptual = F.l1_loss(restored, picture), distance(restored, picture)[0]
-        torch.testing.assert_close(found["term/reconstruction"][position], error)
-        torch.testing.assert_close(squared["term/reconstruction"][position], F.mse_loss(restored, picture))
-        torch.testing.assert_close(found["term/lpips"][position], perceptual)
-        torch.testing.assert_close(found["loss"][position], error + 0.3 * perceptual)
-        torch.testing.assert_close(found["exhibits"]["real"][position, 0], picture[0])
-        torch.testing.assert_close(found["exhibits"]["fake"][position, 0], restored[0])
-    assert one.weights == {"reconstruction": 1.0, "lpips": 0.3}
-    assert torch.equal(found["exhibits"]["weight"], torch.ones(8))
+        torch.testing.assert_close(found.terms["reconstruction"][position], error)
+        torch.testing.assert_close(squared.terms["reconstruction"][position], F.mse_loss(restored, picture))
+        torch.testing.assert_close(found.terms["lpips"][position], perceptual)
+        torch.testing.assert_close(found.loss[position], error + 0.3 * perceptual)
+        torch.testing.assert_close(found.discriminator_inputs.real[position, 0], picture[0])
+        torch.testing.assert_close(found.discriminator_inputs.fake[position, 0], restored[0])
+    assert one.term_weights == {"reconstruction": 1.0, "lpips": 0.3}
+    assert torch.equal(found.discriminator_inputs.weight, torch.ones(8))
     assert not {"exhibits", "through", "term/kl"} & squared.keys()
 
 
@@ -80,9 +80,9 @@ def test_each_terms_gradient_reaches_the_restored_pictures(data):
     one = trainable(data, reconstruction="l1", lpips=str(data / "alexnet.pth"), adversarial=ADVERSARIAL)
     one.begin_step(FULL)
     found = values(one, range(2))
-    (pictures,) = found["through"]["pictures"]
-    adversarial = one.discriminator.module.generator_loss(found["exhibits"]["fake"])
-    terms = {"adversarial": adversarial, **{name: found[f"term/{name}"] for name in one.weights}}
+    (pictures,) = found.gradient_probes["pictures"]
+    adversarial = one.discriminator.module.generator_loss(found.discriminator_inputs.fake)
+    terms = {"adversarial": adversarial, **{name: found.terms[name] for name in one.term_weights}}
     gradients = {n: torch.autograd.grad(t.sum(), pictures, retain_graph=True)[0] for n, t in terms.items()}
     torch.testing.assert_close(gradients["reconstruction"].abs(), torch.full_like(pictures, 1 / pictures[0].numel()))
     assert all(gradient.flatten(1).norm(dim=1).min() > 0 for gradient in gradients.values())
@@ -92,12 +92,12 @@ def test_the_patches_verdicts_make_the_adversarial_loss(data):
     """Eq. 2's log form, averaged over a picture's patches: D = 1 - sigmoid(logit) is the probability of a fake."""
     one = trainable(data, adversarial=ADVERSARIAL)
     one.begin_step(FULL)
-    shown = values(one, range(3))["exhibits"]
+    shown = values(one, range(3)).discriminator_inputs
     loss = one.discriminator.module
     found = loss(shown["real"], shown["fake"].detach(), shown["weight"])
     verdict = {name: 1 - torch.sigmoid(loss.network(shown[name])) for name in ("real", "fake")}  # (B, n)
     expected = -(torch.log(1 - verdict["real"]) + torch.log(verdict["fake"])).mean(dim=1)
-    torch.testing.assert_close(found["loss"], expected)
+    torch.testing.assert_close(found.loss, expected)
     torch.testing.assert_close(loss.generator_loss(shown["fake"]), -torch.log(1 - verdict["fake"]).mean(dim=1))
 
 
@@ -108,7 +108,7 @@ def test_the_decoder_learns_and_the_encoder_stays_to_the_bit(data, tmp_path):
     optimizer = torch.optim.AdamW(trained.values(), lr=3e-3, weight_decay=0.1)
     history = []
     for _ in range(50):
-        loss = values(one, range(6))["loss"].mean()
+        loss = values(one, range(6)).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -141,7 +141,7 @@ def test_the_adversarial_term_teaches_the_decoder_to_pass(data):
     optimizer = torch.optim.Adam([p for p in one.module.parameters() if p.requires_grad], lr=3e-3)
     history = []
     for _ in range(20):
-        loss = judge.generator_loss(values(one, range(4))["exhibits"]["fake"]).mean()
+        loss = judge.generator_loss(values(one, range(4)).discriminator_inputs.fake).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -155,8 +155,8 @@ def test_from_scratch_the_same_options_are_there(data):
     )
     found = values(one, range(2))
     weights = {"reconstruction": 1.0, "kl": 1e-6, "lpips": 1.0}
-    assert one.weights == weights
-    torch.testing.assert_close(found["loss"], sum(w * found[f"term/{name}"] for name, w in weights.items()))
+    assert one.term_weights == weights
+    torch.testing.assert_close(found.loss, sum(w * found.terms[name] for name, w in weights.items()))
     assert all(p.requires_grad for p in one.module.parameters())
 
 
@@ -180,7 +180,7 @@ def test_low_precision_agrees(data):
     one.module.bfloat16()
     low = values(one, range(2))
     assert all(value.dtype == torch.float32 for value in low.values())
-    torch.testing.assert_close(low["loss"], full["loss"], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(low.loss, full.loss, rtol=0.02, atol=0.02)
 
 
 def refusal(data: Path, **settings) -> str:
@@ -271,7 +271,7 @@ def test_what_a_run_logs(data, tmp_path, alone):
     last, weights = records[-1], [record["weight/adversarial"] for record in records]
     assert weights == pytest.approx([0, 0, 0.025, 0.05, 0.075, 0.1])
     assert (last["weight/reconstruction"], last["weight/lpips"]) == (1.0, 1.0)
-    parts = sum(last[f"weight/{name}"] * last[f"term/{name}"] for name in ("reconstruction", "lpips", "adversarial"))
+    parts = sum(last[f"weight/{name}"] * last.terms[name] for name in ("reconstruction", "lpips", "adversarial"))
     assert last["loss"] == pytest.approx(parts, rel=1e-5)
     assert last["gradient_norm/pictures/adversarial"] > 0
     assert {"discriminator/logit_real", "discriminator/logit_fake", "discriminator/loss"} <= last.keys()

@@ -41,19 +41,19 @@ def test_losses_are_what_they_are_called(clips):
         posterior = one.module.vae.encode(picture).latent_dist
         restored = one.module.vae.decode(posterior.mean + posterior.std * sample["noise"]).sample
         error = torch.nn.functional.mse_loss(restored, picture)
-        torch.testing.assert_close(found["term/reconstruction"][position], error)
-        torch.testing.assert_close(found["term/kl"][position], posterior.kl()[0])
-        torch.testing.assert_close(found["loss"][position], error + 0.01 * posterior.kl()[0])
+        torch.testing.assert_close(found.terms["reconstruction"][position], error)
+        torch.testing.assert_close(found.terms["kl"][position], posterior.kl()[0])
+        torch.testing.assert_close(found.loss[position], error + 0.01 * posterior.kl()[0])
     assert kinds == {True, False}
 
 
 def test_a_samples_loss_is_its_own(clips):
     """It is the same in any batch, and so for any number of processes; another seed gives other losses."""
     one = trainable(clips)
-    together = losses(one, range(4))["loss"]
-    apart = torch.cat([losses(one, range(2, 4))["loss"], losses(one, range(2))["loss"]])
+    together = losses(one, range(4)).loss
+    apart = torch.cat([losses(one, range(2, 4)).loss, losses(one, range(2)).loss])
     torch.testing.assert_close(together, apart.roll(2))
-    assert not torch.allclose(together, losses(trainable(clips, seed=1), range(4))["loss"])
+    assert not torch.allclose(together, losses(trainable(clips, seed=1), range(4)).loss)
 
 
 def test_learns_and_the_weights_folder_knows_its_scale(clips, tmp_path):
@@ -61,7 +61,7 @@ def test_learns_and_the_weights_folder_knows_its_scale(clips, tmp_path):
     optimizer = torch.optim.Adam(one.module.parameters(), lr=1e-2)
     history = []
     for step in range(40):
-        loss = losses(one, range(4 * (step % 3), 4 * (step % 3) + 4))["loss"].mean()
+        loss = losses(one, range(4 * (step % 3), 4 * (step % 3) + 4)).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

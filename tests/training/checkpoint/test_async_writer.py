@@ -81,7 +81,7 @@ def test_it_holds_the_instant_of_saving_though_training_goes_on(tmp_path, alone,
     Held(tmp_path / "ended", alone, 0, "training.total_samples=64", *options).run()
     on, ended = (tmp_path / name / "checkpoints/step-000000000064" for name in ("on", "ended"))
     assert_same_checkpoint(on, ended)
-    assert (on / "health.json").read_text() == (ended / "health.json").read_text()
+    assert (on / "states/step_skipping.json").read_text() == (ended / "states/step_skipping.json").read_text()
 
 
 def test_a_second_one_waits_for_the_first(tmp_path, alone) -> None:
@@ -140,7 +140,7 @@ def test_an_error_on_one_rank_ends_all_with_what_it_was(tmp_path, forks, rank: i
     assert said.count(line) == 2, said  # one of each rank
     status, said = forks(2, "train", f"run={run}", *OPTIONS)
     assert status == 0, said
-    assert "carrying on from 32 of 160" in said
+    assert "resuming from 32 of 160" in said
     assert names(run) == [32, 64, 96, 128, 160]
 
 
@@ -154,6 +154,6 @@ def test_a_kill_at_any_moment_of_writing_leaves_what_stood(tmp_path, forks, whol
     assert status == signal.SIGKILL, said
     status, said = forks(2, "train", f"run={run}", *OPTIONS)
     assert status == 0, said
-    assert f"carrying on from {stands} of 160" in said
+    assert f"resuming from {stands} of 160" in said
     assert names(run) == [32, 64, 96, 128, 160]
     assert_same_checkpoint(Finished(run, 0, "").checkpoints()[-1], whole.checkpoints()[-1])

@@ -49,7 +49,7 @@ def test_a_run_on_a_full_disk_goes_on_with_what_it_has_and_ends_with_room(disk: 
     subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
     finished = on_disk()
     assert finished.status == 0, finished.output
-    assert "carrying on from" in finished.output
+    assert "resuming from" in finished.output
     assert finished.values() == undisturbed.values()
     assert_same_checkpoint(finished.checkpoints()[-1], undisturbed.checkpoints()[-1])
 

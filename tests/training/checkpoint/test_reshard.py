@@ -9,7 +9,7 @@ import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from safetensors.torch import load_file
 
-from mmldm_scale.training.checkpoint.manager import MANIFEST, seal
+from mmldm_scale.training.checkpoint.manifest import MANIFEST, seal
 from tests.support.run_results import EVERY_STEP, Finished, Forks, assert_same_checkpoint
 
 
@@ -58,7 +58,7 @@ def test_run_goes_on_as_if_the_number_of_processes_had_not_changed(
         status, said = forks(count, "train", f"run={tmp_path}", f"training.total_samples={total}", *zero, *EVERY_STEP)
         assert status == 0, said
         now = f"{count} process{'es' * (count > 1)}"
-        line = f"carrying on on {now} (ZeRO-{stage}) a run that {before} (ZeRO-{stage}) wrote"
+        line = f"resuming on {now} (ZeRO-{stage}) a run that {before} (ZeRO-{stage}) wrote"
         assert (line in said.splitlines()) == (before is not None), said
         before = count
     assert sorted(map(int, (tmp_path / "positions").read_text().split())) == list(range(160))

@@ -68,7 +68,7 @@ def test_recomputation_changes_nothing_of_what_is_learned(alone: World, stage: i
         engine = build(step.module, config.training, alone)
         for group in engine.basic_optimizer.param_groups:
             group["lr"] = 1e-3
-        engine.backward(engine(step.batch)["loss"].mean())
+        engine.backward(engine(step.batch).loss.mean())
         engine.step()
         learned.append(averaged_state(engine, alone))
     for name, weight in learned[0].items():

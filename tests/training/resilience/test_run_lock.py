@@ -35,7 +35,7 @@ def test_second_job_is_refused_and_a_killed_one_s_run_is_carried_on(tmp_path: Pa
         "training.checkpoint_every=16", f"training.total_samples={until}", "training.preview_every=16", processes=1
     )
     assert third.status == 0, third.output
-    assert "carrying on from" in third.output
+    assert "resuming from" in third.output
     assert not (tmp_path / "run/leases").exists()
 
 

@@ -1,0 +1,54 @@
+"""The loss of the DiT (sections 3.2 and 3.3): a batch of :class:`~.dataset.LatentDataset` in, a StepOutput out."""
+
+from torch import nn
+
+from mmldm_scale.config import DiTConfig
+from mmldm_scale.diffusion import loss as diffusion_loss
+from mmldm_scale.diffusion.conditions import shares
+from mmldm_scale.diffusion.noise_process import noise_process
+from mmldm_scale.models.dit import DiT, Shape
+from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.training.monitoring import metric_means
+from mmldm_scale.training.trainable import Batch, StepInfo, StepOutput
+
+
+class NoisePrediction(nn.Module):
+    """The DiT with its loss.
+
+    Attributes:
+        term_weights: of the terms that are in the loss besides the two modalities' errors.
+    """
+
+    def __init__(
+        self,
+        config: DiTTraining,
+        audio_shape: Shape,
+        video_shape: Shape,
+        classes: int = 0,
+        model: DiTConfig | None = None,
+    ) -> None:
+        """Make the network of ``model`` (that of ``config`` if None) for latents of these shapes, (C, H, W)."""
+        super().__init__()
+        self.dit = DiT(model or config.model, audio_shape, video_shape, classes)
+        self.process = noise_process(config.diffusion)
+        self.contrastive = config.contrastive
+        self.term_weights = {"contrastive": config.contrastive.weight} if config.contrastive.weight else {}
+        self.steps, self.logged = config.diffusion.steps, False
+
+    def begin_step(self, step: StepInfo) -> None:
+        """Prepare for an optimizer step."""
+        self.logged = step.logged
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Return the losses of :func:`diffusion.loss.losses`, each (B,).
+
+        The metrics are "loss/audio" and "loss/video", on logged steps and in validation also by quarter of the
+        schedule, and where the configuration has them "data/continued" (the share with a clip before them) and
+        "data/context" (the share with a context).
+        """
+        values = diffusion_loss.losses(self.dit, self.process, batch, self.contrastive)
+        metrics = {name: value for name, value in values.items() if name.startswith("loss/")}
+        if self.logged or not self.training:
+            metrics |= metric_means.by_time(metrics, batch["time"], self.steps)
+        terms = {name: values[f"term/{name}"] for name in self.term_weights}
+        return StepOutput(values["loss"], terms, metrics | shares(batch))
