@@ -7,7 +7,6 @@ torch's weights-only unpickler, which builds tensors, containers and numbers and
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
-
 from pathlib import Path
 from typing import Any
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import AutoencoderTraining, DiTTraining, ReadingConfig
-from mmldm_scale.shards.mixture import Mixture, unlike
+from mmldm_scale.shards.mixture import Mixture, mixing_problem
 from mmldm_scale.training.data.sample_stream import Samples
 
 SEED = 0
@@ -91,7 +91,7 @@ def _check(validation_set: Mixture, learned: Mixture) -> None:
     for one in validation_set.sets:
         if one.fingerprint in [other.fingerprint for other in learned.sets]:
             raise UserError(f"validation: {one.location} is trained on as well; a set held out of shards= fits")
-        problem = unlike(learned.sets[0], one)
+        problem = mixing_problem(learned.sets[0], one)
         if problem:
             raise UserError(f"validation: a set that is not like those trained on: {problem}")
 
