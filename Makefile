@@ -1,7 +1,7 @@
 # make demo          everything once, in small: videos, shards, training, sampling (VIDEOS=dir takes your own videos)
 # make test          the tests; as root on Debian it installs SLURM for those that need one
 # make soak          the fault trials at their full counts, hours (SOAK_SHARE=0.05 takes a twentieth of each)
-# make lint          ruff
+# make lint          ruff, the import contracts and mypy
 # make install       the environment .venv with the command mmldm
 # make clean         removes .venv and what building left; not demo/ and runs/
 #
@@ -30,6 +30,8 @@ soak: $(VENV)/installed-dev
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports --no-cache --no-logo
+	$(VENV)/bin/mypy
 
 install: $(VENV)/installed
 

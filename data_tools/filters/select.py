@@ -18,7 +18,7 @@ from data_tools.filters.selection_report import SelectionReport, describe
 from data_tools.filters.table import parquet, read_table
 from data_tools.reports.selection_page import page
 from data_tools.stages.shard_set import remove_asides
-from mmldm_scale.common.atomic_files import ASIDE, write_whole
+from mmldm_scale.common.atomic_files import TEMPORARY_SUFFIX, write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.shards.json_files import DamagedSet, read_json, write_json
 
@@ -98,7 +98,7 @@ def _check_output(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; a new or empty folder, or an older selection, fits as output")
     found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    if all(name.endswith(ASIDE) for name in found):
+    if all(name.endswith(TEMPORARY_SUFFIX) for name in found):
         return
     try:
         ours = read_json(folder / REPORT).get("kind") == KIND

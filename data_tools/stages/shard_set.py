@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_tools.stages.share_out import POLL, share_out
-from mmldm_scale.common.atomic_files import ASIDE, sync, write_whole
+from mmldm_scale.common.atomic_files import TEMPORARY_SUFFIX, sync, write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import LEASES, Leases
 from mmldm_scale.shards.index import FORMAT, ShardIndex, shard_name
@@ -39,7 +39,7 @@ def read_plan(folder: Path, kind: str) -> dict[str, Any] | None:
         raise UserError(f"{folder}: is a file; a new or empty folder fits as output")
     if not (folder / PLAN).exists():
         found = [path.name for path in folder.iterdir()] if folder.exists() else []
-        strange = [name for name in found if name != LEASES and not name.endswith(ASIDE)]
+        strange = [name for name in found if name != LEASES and not name.endswith(TEMPORARY_SUFFIX)]
         if strange:
             raise UserError(f"{folder}: holds other files ({min(strange)}, …); a new or empty folder fits as output")
         return None
@@ -105,7 +105,7 @@ def _whole(folder: Path, number: int) -> bool:
 
 def remove_asides(folder: Path, name: str) -> None:
     """Remove what killed processes left of files whose name begins with ``name``."""
-    for leftover in folder.glob(f"{name}*{ASIDE}"):
+    for leftover in folder.glob(f"{name}*{TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)
     sync(folder)
 

@@ -1,8 +1,8 @@
-"""Files written whole or not at all.
+"""Atomic writes: a file under its final name is always complete.
 
-``write_whole(path, data)`` writes aside (a ``.tmp`` file beside ``path``), syncs and renames, so that a file under its
-own name is complete whatever happens meanwhile, and two writers of one file cannot mix; :class:`WholeFile` does the
-same for a file that is written piece by piece.
+``write_whole(path, data)`` writes to a temporary ``.tmp`` file beside ``path``, syncs it to the disk and renames it. A
+crash leaves at most the temporary file, and two writers of one path cannot mix their data. :class:`WholeFile` does the
+same for a file that is written in pieces.
 """
 
 import contextlib
@@ -17,22 +17,28 @@ from typing import BinaryIO
 
 from mmldm_scale.common.errors import UserError
 
-ASIDE = ".tmp"  # suffix of a file that is not whole yet
+TEMPORARY_SUFFIX = ".tmp"  # of a file that is still being written
 
 
 class WholeFile:
-    """A file that appears under its name when it is committed and leaves nothing behind when it is not.
+    """A file that appears under its name when it is committed.
 
-    Use it as a context manager; leaving the block without :meth:`commit` discards what was written. A full disk
-    raises :class:`UserError` with the path and the bytes written so far.
+    Use it as a context manager; leaving the block without :meth:`commit` removes what was written.
+
+    Attributes:
+        path: the final name.
+        bytes: number of bytes written so far.
+
+    Raises:
+        UserError: the disk is full; the message has the path and the bytes written so far.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bytes = 0
-        self._aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{ASIDE}")
+        self._temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
         with full_disk(self.path, self.bytes):
-            self._stream: BinaryIO = self._aside.open("xb")
+            self._stream: BinaryIO = self._temporary.open("xb")
 
     def write(self, data: bytes) -> None:
         """Append ``data``."""
@@ -41,12 +47,12 @@ class WholeFile:
         self.bytes += len(data)
 
     def commit(self) -> None:
-        """Bring everything to the disk, then give the file its name (replacing an older one)."""
+        """Sync the data to the disk, then rename the file to its final name, replacing an older one."""
         with full_disk(self.path, self.bytes):
             self._stream.flush()
             _sync(self._stream.fileno())
             self._stream.close()
-            _rename(self._aside, self.path)
+            _rename(self._temporary, self.path)
             sync(self.path.parent)
 
     def __enter__(self) -> "WholeFile":
@@ -55,34 +61,34 @@ class WholeFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._aside.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # closing flushes data that nobody wants any more
+        self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # closing flushes data that is discarded anyway
             self._stream.close()
 
 
 @contextlib.contextmanager
 def full_disk(path: Path, written: int = 0) -> Iterator[None]:
-    """Turn a full disk in the block into a UserError that names ``path`` and the bytes ``written`` of it before."""
+    """Turn a full-disk error in the block into a UserError that names ``path`` and its ``written`` bytes."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"{path}: the disk is full after {written:,} bytes of this file; what was finished is kept: "
-            "make room and run the same command again to carry on"
+            f"{path}: the disk is full after {written:,} bytes of this file; finished files are kept: "
+            "free space and run the same command again to resume"
         ) from None
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, whole or not at all; raise UserError if the disk is full."""
+    """Write ``data`` to ``path`` atomically; raise UserError if the disk is full."""
     with WholeFile(path) as file:
         file.write(data)
         file.commit()
 
 
 def sync(path: Path) -> None:
-    """Bring a file's content, or a folder's entries (new names, removals), to the disk."""
+    """Sync a file's content, or a folder's entries (new names, removals), to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         _sync(descriptor)
@@ -96,7 +102,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-# The side effects, one line each, so that a test can make them fail.
+# Side effects as functions of one line, so that a test can make them fail.
 
 
 def _write(stream: BinaryIO, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The device that a command works on."""
+"""The torch device that a command runs on: ``choose_device("auto")``."""
 
 import torch
 
@@ -6,15 +6,15 @@ from mmldm_scale.common.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device ``name``, as torch writes it, or for "auto" a GPU if there is one.
+    """Return the device called ``name`` in torch ("cuda:1", "cpu"), or for "auto" a GPU if there is one, else the CPU.
 
     Raises:
-        UserError: it cannot be used here.
+        UserError: torch cannot use that device on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: there is no GPU that torch can use here; 'auto' or 'cpu' fits")
+        raise UserError(f"--device {name}: torch finds no GPU on this machine; use 'auto' or 'cpu'")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

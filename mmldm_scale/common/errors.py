@@ -1,18 +1,18 @@
-"""The exceptions whose message is all that the user is to read: one line, without a traceback.
+"""Exceptions whose message is shown to the user in one line, without a traceback.
 
-Raise :class:`UserError` where an input, a path or an option cannot work, and :class:`Outage` where what a run needs
-fails under it. The command line shows the message and exits with ``status``. Every other exception is ours and keeps
-its traceback.
+Raise :class:`UserError` when an input, a path or an option is wrong, and :class:`Outage` when a file system or another
+process fails during a run. The command line prints the message and exits with ``status``. Any other exception is a
+programming error and keeps its traceback.
 """
 
 
 class UserError(Exception):
-    """Says in one line what is wrong, where, and what would fit."""
+    """An input or a setting is wrong. The message says in one line what, where, and what is allowed."""
 
     status = 2
 
 
 class Outage(UserError):
-    """A file system, or another process of the run, has failed. It may not the next time: a job is queued again."""
+    """A file system or another process of the run failed. The next attempt may succeed, so a job is queued again."""
 
     status = 74  # EX_IOERR of sysexits.h

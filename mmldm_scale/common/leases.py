@@ -1,16 +1,16 @@
-"""Who makes which part of a folder, agreed through it alone, by any number of processes on any number of nodes.
+"""Leases: processes on any number of nodes agree, through a shared folder alone, who makes which part of it.
 
     with Leases(folder) as leases:
         if leases.take("shard-000012"):
             …
             leases.release("shard-000012")
 
-A lease is a small file in ``folder/leases`` that names its holder and is touched every ten seconds. It is dead, and
-free to be taken over, when its holder's process is gone (seen at once on the same machine) or when nobody has touched
-it for a minute of the observer's own time, so that the clocks of nodes need not agree.
+A lease is a small file ``folder/leases/NAME`` that names its holder and is touched every 10 seconds. It has expired,
+and another process may take it, when its holder's process has ended (detected at once on the same machine) or when its
+file was not touched for 60 seconds. These are measured on the observer's clock, so the clocks of nodes need not agree.
 
-A process that was frozen for a minute may have lost its lease without knowing (:meth:`Leases.holds`). Where parts are
-pure functions of a plan, written aside and renamed, as shards are, two that made the same one did no harm.
+A process that was suspended for a minute may have lost its lease; :meth:`Leases.holds` tells. If the parts are pure
+functions of a plan and written atomically, as shards are, two processes that make the same part do no harm.
 """
 
 import contextlib
@@ -26,16 +26,17 @@ from typing import Any, TextIO
 from mmldm_scale.common.atomic_files import full_disk
 from mmldm_scale.common.processes import identity
 
-LEASES = "leases"
-HEARTBEAT = 10.0  # seconds between two touches
-SILENCE = 60.0  # seconds after which an untouched lease is dead
+LEASES = "leases"  # subfolder that holds the lease files
+RENEWAL_INTERVAL = 10.0  # seconds between two touches of a lease by its holder
+LEASE_TIMEOUT = 60.0  # seconds without a touch after which a lease has expired
 
 
 class Leases:
     """The leases of this process on parts of ``folder``; leaving the block releases them all.
 
     Args:
-        facts: further strings for others to read of the holder.
+        folder: the shared folder; made when the first lease is taken.
+        facts: further strings about the holder for other processes to read, such as job="17".
     """
 
     def __init__(self, folder: Path, **facts: str) -> None:
@@ -43,13 +44,13 @@ class Leases:
         self._new = not folder.exists()
         self._me = {**facts, **identity(os.getpid()), "token": secrets.token_hex(8)}
         self._held: set[str] = set()
-        self._seen: dict[str, tuple[Any, float]] = {}  # leases of others: their last touch, when we first saw it
-        self._beating: set[str] = set()  # leases of others that were touched since
+        self._seen: dict[str, tuple[Any, float]] = {}  # others' leases: (token, last touch), when first seen so
+        self._renewed: set[str] = set()  # others' leases that were touched between two calls of take
         self._end = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name="leases", daemon=True)
+        self._renewal = threading.Thread(target=self._renew, name="leases", daemon=True)
 
     def take(self, name: str) -> bool:
-        """Return whether the lease ``name`` is ours from now on; it is not while somebody alive holds it."""
+        """Take the lease ``name``; return False if another live process holds it."""
         path = self._folder / name
         while not self._create(path):
             holder, touched = _read(path)
@@ -57,28 +58,28 @@ class Leases:
                 continue  # released just now
             if self._alive(name, holder, touched):
                 return False
-            self._bury(path, holder)
+            self._remove_expired(path, holder)
         self._held.add(name)
         self._seen.pop(name, None)
         return True
 
     def rival(self, name: str) -> tuple[dict[str, Any], bool]:
-        """Return who had ``name`` when :meth:`take` failed, {} if unknown, and whether it surely lives.
+        """Return who held ``name`` when :meth:`take` failed ({} if unknown), and whether that process surely lives.
 
-        One elsewhere does if it touched its lease between two calls of :meth:`take`.
+        A process on another machine surely lives if it touched its lease between two calls of :meth:`take`.
         """
         holder, _ = _read(self._folder / name)
-        return holder, _same_machine(holder, self._me) or name in self._beating
+        return holder, _same_machine(holder, self._me) or name in self._renewed
 
     def holds(self, name: str) -> bool:
-        """Return whether ``name`` is still ours: a process that was frozen may have lost it."""
+        """Return whether this process still holds ``name``; a process that was suspended may have lost it."""
         return name in self._held and _read(self._folder / name)[0].get("token") == self._me["token"]
 
     @contextlib.contextmanager
     def finishing(self, name: str) -> Iterator[None]:
-        """Let the block give the files of ``name`` their names, unless what it wrote aside is gone.
+        """Run the block that renames the temporary files of ``name``; ignore missing files if the lease was lost.
 
-        Then this process was frozen and taken for dead since it last looked, and another one makes them.
+        They are missing if this process was suspended and another one took the lease and removed them.
         """
         try:
             yield
@@ -87,29 +88,29 @@ class Leases:
                 raise
 
     def release(self, name: str) -> None:
-        """Give ``name`` back."""
+        """Release the lease ``name``, if this process still holds it."""
         if self.holds(name):
             (self._folder / name).unlink(missing_ok=True)
         self._held.discard(name)
 
     def clear(self) -> None:
-        """Remove every lease but ours, once there is nothing left to lease: their holders are dead or too late."""
+        """Remove all leases of other processes. Call it when every part is made: their holders are not needed."""
         for path in self._folder.iterdir():
             if path.name not in self._held:
                 path.unlink(missing_ok=True)
 
     def __enter__(self) -> "Leases":
-        self._heart.start()
+        self._renewal.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self._heart.join()
+        self._renewal.join()
         for name in list(self._held):
             self.release(name)
-        with contextlib.suppress(OSError):  # others have leases in it, or nobody ever had
+        with contextlib.suppress(OSError):  # other processes have leases in the folder, or it was never made
             self._folder.rmdir()
-            if self._new:  # and nothing came of it
+            if self._new:  # remove the shared folder too if it is still empty
                 self._folder.parent.rmdir()
 
     def _create(self, path: Path) -> bool:
@@ -117,19 +118,19 @@ class Leases:
             with full_disk(path):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 with path.open("x") as file:  # exclusive on every file system that clusters use, NFS included
-                    self._sign(path, file)
+                    self._write_holder(path, file)
         except FileExistsError:
             return False
-        except FileNotFoundError:  # somebody who found it empty removed the folder in between
+        except FileNotFoundError:  # another process removed the empty folder in between
             return self._create(path)
         return True
 
-    def _sign(self, path: Path, file: TextIO) -> None:
+    def _write_holder(self, path: Path, file: TextIO) -> None:
         try:
             json.dump(self._me, file)
             file.flush()
         except OSError:
-            path.unlink()  # a lease of nobody would have to die by silence
+            path.unlink()  # a lease without a holder would block others until it expires
             raise
 
     def _alive(self, name: str, holder: dict[str, Any], touched: int) -> bool:
@@ -141,30 +142,30 @@ class Leases:
         if seen != state:
             self._seen[name] = (state, time.monotonic())
             if seen and seen[0] == state[0]:
-                self._beating.add(name)
+                self._renewed.add(name)
             return True
-        return time.monotonic() - since < SILENCE
+        return time.monotonic() - since < LEASE_TIMEOUT
 
-    def _bury(self, path: Path, holder: dict[str, Any]) -> None:
-        """Remove the dead lease ``path`` of ``holder``; if another did so first, leave what stands there now."""
-        grave = path.with_name(f"{path.name}.{self._me['token']}")
+    def _remove_expired(self, path: Path, holder: dict[str, Any]) -> None:
+        """Remove the expired lease ``path`` of ``holder``; if another process took it meanwhile, put that one back."""
+        moved = path.with_name(f"{path.name}.{self._me['token']}")
         with contextlib.suppress(FileNotFoundError):
-            path.rename(grave)
-            if _read(grave)[0] != holder:
-                grave.rename(path)
-            grave.unlink(missing_ok=True)
+            path.rename(moved)
+            if _read(moved)[0] != holder:
+                moved.rename(path)
+            moved.unlink(missing_ok=True)
 
-    def _beat(self) -> None:
-        while not self._end.wait(HEARTBEAT):
+    def _renew(self) -> None:
+        while not self._end.wait(RENEWAL_INTERVAL):
             for name in list(self._held):
-                with contextlib.suppress(FileNotFoundError):  # released meanwhile, or taken over
+                with contextlib.suppress(FileNotFoundError):  # released meanwhile, or taken by another process
                     os.utime(self._folder / name)
 
 
 def peek(folder: Path, name: str) -> tuple[dict[str, Any], bool] | None:
-    """Return who holds the lease ``name`` on ``folder`` and whether it seems alive, without claiming anything; or None.
+    """Return the holder of the lease ``name`` on ``folder`` and whether it seems alive, without taking it; or None.
 
-    A holder elsewhere seems so if its last touch is no older than that of a living one by the clock here.
+    A holder on another machine seems alive if its last touch, by this machine's clock, is less than LEASE_TIMEOUT ago.
     """
     holder, touched = _read(folder / LEASES / name)
     if touched is None:
@@ -172,13 +173,13 @@ def peek(folder: Path, name: str) -> tuple[dict[str, Any], bool] | None:
     if _same_machine(holder, identity(os.getpid())):
         process = identity(holder["pid"])
         return holder, bool(process) and process.items() <= holder.items()
-    return holder, time.time() - touched / 1e9 < SILENCE
+    return holder, time.time() - touched / 1e9 < LEASE_TIMEOUT
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int | None]:
-    """Return who holds the lease ``path`` and when (ns, its file system's clock) it was touched; None without a lease.
+    """Return the holder of the lease ``path`` and when it was touched (ns, file system's clock); None if there is none.
 
-    The holder is empty while the lease is being written. Opening the file makes NFS ask its server.
+    The holder is {} while the lease is being written. Opening the file makes NFS ask its server.
     """
     try:
         with path.open() as file:
@@ -191,5 +192,6 @@ def _read(path: Path) -> tuple[dict[str, Any], int | None]:
     return holder if isinstance(holder, dict) else {}, touched
 
 
-def _same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one.get(key) == other[key] for key in ("host", "boot", "processes")) and isinstance(one.get("pid"), int)
+def _same_machine(holder: dict[str, Any], me: dict[str, Any]) -> bool:
+    same = all(holder.get(key) == me[key] for key in ("host", "boot", "processes"))
+    return same and isinstance(holder.get("pid"), int)

@@ -1,7 +1,8 @@
-"""Counter-based random generators: every random number of a run is a function of what it is for.
+"""Counter-based random numbers: ``generator(seed, stream, position)`` returns a generator for one purpose.
 
-A generator is keyed by (seed, stream, position), so the noise of sample 1,000,003 is the same whichever rank, loader
-worker or restart draws it. Draw from it in a fixed order, use it up, and never share it between positions.
+Every random number of a run is a function of (seed, stream, position). The noise of sample 1,000,003 is therefore the
+same whichever rank, loader worker or restart draws it. Draw from a generator in a fixed order, and do not share one
+between positions.
 """
 
 import hashlib
@@ -11,10 +12,10 @@ import numpy as np
 
 
 def generator(seed: int, stream: str, position: int = 0) -> np.random.Generator:
-    """Return the generator for one purpose (``stream``) at one global ``position``.
+    """Return the generator of ``stream`` (what the numbers are for) at global ``position`` (0, 1, 2, …).
 
-    The Philox key is derived from (seed, stream) and its counter starts at ``position`` in the upper half, which
-    leaves 2**128 draws to each position before two of them could overlap.
+    The Philox key is a hash of (seed, stream). ``position`` is the upper half of Philox's 256-bit counter, so each
+    position has 2**128 draws before it could overlap with the next one.
     """
     digest = hashlib.blake2b(f"{seed}:{stream}".encode(), digest_size=16).digest()
     key = np.frombuffer(digest, dtype=np.uint64)
@@ -23,6 +24,6 @@ def generator(seed: int, stream: str, position: int = 0) -> np.random.Generator:
 
 
 def standard_normal(seed: int, stream: str, positions: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
-    """Return standard normal noise (B, *shape) float32, that of each of B ``positions`` its own."""
-    draws = [generator(seed, stream, position).standard_normal(shape, dtype=np.float32) for position in positions]
-    return np.stack(draws)
+    """Return standard normal noise (B, *shape) float32, one row for each of the B ``positions``."""
+    rows = [generator(seed, stream, position).standard_normal(shape, dtype=np.float32) for position in positions]
+    return np.stack(rows)

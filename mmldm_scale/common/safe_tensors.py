@@ -1,12 +1,12 @@
-"""Tensors out of the weights files that others publish: .safetensors, and torch's own without running what is in them.
+"""Reading tensors from untrusted weights files, .safetensors or torch's: ``read_tensors(path, prefix)``.
 
-A torch file (.ckpt, .pth, .bin, or HiFi-GAN's without a suffix) is a pickle, which can hold any code; it is read by
+A torch file (.ckpt, .pth, .bin, or HiFi-GAN's without a suffix) is a pickle, which can contain code. It is read with
 torch's weights-only unpickler, which builds tensors, containers and numbers and refuses everything else.
 """
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +16,34 @@ from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
 
-WRAPPERS = ("state_dict", "generator")  # what Lightning's and HiFi-GAN's checkpoints keep their weights under
-LFS_POINTER = b"version https://git-lfs"
+WRAPPERS = ("state_dict", "generator")  # keys under which Lightning's and HiFi-GAN's checkpoints hold their weights
+LFS_POINTER = b"version https://git-lfs"  # first bytes of a Git LFS pointer
 
 
 class _Ignored:
-    """Stands for an object of the training program that is of no use here; holds whatever the file gives it."""
+    """Placeholder for an object of the training program that wrote the file; accepts any state."""
 
 
-# Stable Diffusion's and latent diffusion's own .ckpt files name this class, as a key beside the weights.
-IGNORED = [(_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
+# Stable Diffusion's and latent diffusion's own .ckpt files contain this class, as a key beside the weights.
+IGNORED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")
+]
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Return the tensors in ``path`` whose names begin with ``prefix``, under their whole names, on the CPU.
+    """Return the tensors in ``path`` whose names begin with ``prefix``, by their full names, on the CPU.
 
-    Only these are read, as far as the format allows: the others of a large file cost neither memory nor time.
+    Other tensors are not loaded if the format allows it, so they cost neither memory nor time.
 
     Raises:
-        UserError: the file is missing, damaged, of another kind, or holds objects other than weights.
+        UserError: the file is missing, damaged, in another format, or contains objects other than weights.
     """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
         content = _load(path)
-    except Exception as error:  # a damaged pickle can raise anything at all, and it is the file's fault in every case
+    except Exception as error:  # a damaged pickle can raise any exception
         raise UserError(f"{path}: cannot be read as weights: {_reason(path, error)}") from None
     return {
         name: tensor
@@ -51,25 +53,25 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
 
 
 def _load(path: Path) -> Mapping[Any, Any]:
-    mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are not, and can only be read whole
+    mapped = zipfile.is_zipfile(path)  # files written before torch 1.6 are not, and cannot be memory-mapped
     with torch.serialization.safe_globals(IGNORED):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping):
-        raise TypeError(f"holds a {type(content).__name__}, not tensors by name")
+        raise TypeError(f"contains a {type(content).__name__}, not tensors by name")
     return content
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Return in one line what is wrong with ``path``, without torch's advice to run the code in it."""
+    """Return in one line why ``path`` cannot be read, without torch's advice to run the code in it."""
     if path.is_file() and path.open("rb").read(len(LFS_POINTER)) == LFS_POINTER:
-        return "it is a Git LFS pointer in place of the file; `git lfs pull` brings the file"
+        return "it is a Git LFS pointer; run `git lfs pull` to download the file"
     text = " ".join(str(error).split()) or type(error).__name__
     _, refused, name = text.partition(" GLOBAL ")
     if refused:
-        return f"it holds {name.split()[0]}, which is no weight and is not run; a .safetensors file fits"
+        return f"it contains {name.split()[0]}, which is not a weight and is not loaded; use a .safetensors file"
     if isinstance(error, pickle.UnpicklingError):
-        return "it is no file of torch's, or a damaged one"
+        return "it is not a torch file, or it is damaged"
     return text[:200]

@@ -1,7 +1,7 @@
-"""Shard sets: folders of plain WebDataset tars with an index beside each tar and a manifest over all of them.
+"""Shard sets: folders of plain WebDataset tars, with an index for each tar and one manifest.
 
-A set holds ``plan.json`` (the work list, written first), ``shard-000000.tar`` and ``shard-000000.json`` (its index),
-…, ``dropped.jsonl`` (what was left out, and why) and ``manifest.json`` (written last: a set without it is unfinished).
-A shard exists if and only if its index does. The tars hold nothing private, so any WebDataset reader reads them; the
-indexes and the manifest add random access, checksums and the set's origin.
+A set contains ``plan.json`` (the work list, written first), ``shard-000000.tar`` and its index ``shard-000000.json``,
+…, ``dropped.jsonl`` (the candidates that were dropped, with reasons) and ``manifest.json``, written last: a set without
+it is unfinished. A shard exists if and only if its index exists. Any WebDataset reader can read the tars; indexes and
+manifest add random access, checksums and the origin of the set.
 """

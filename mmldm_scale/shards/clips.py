@@ -1,6 +1,7 @@
-"""A clip as members of a WebDataset sample: one JPEG a frame ("00.jpg", "01.jpg", …) and the waveform ("wav").
+"""Clips as members of a WebDataset sample: one JPEG per frame ("00.jpg", "01.jpg", …) and the waveform ("wav").
 
-The JPEGs keep full colour resolution (4:4:4) at the quality given; the waveform is mono PCM, 16 bits.
+``encode_clip`` and ``decode_clip`` convert. The JPEGs keep full colour resolution (4:4:4); the waveform is 16-bit mono
+PCM.
 """
 
 import io
@@ -13,17 +14,17 @@ from PIL import Image
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import Clip
 
-PIXEL_LIMIT = 4096 * 4096  # of a frame; a picture that claims more is not decoded
-_FULL_SCALE = 32768
+PIXEL_LIMIT = 4096 * 4096  # pixels of a frame; a JPEG whose header claims more is not decoded
+_FULL_SCALE = 32768  # 16-bit level of a waveform value of 1.0
 
 
 def frame_member(number: int, frames: int) -> str:
-    """Return the name of frame ``number`` in a clip of ``frames``, so that names sort as the frames follow."""
+    """Return the member name of frame ``number`` in a clip of ``frames``; names sort in frame order."""
     return f"{number:0{max(2, len(str(frames - 1)))}d}.jpg"
 
 
 def encode_clip(clip: Clip, sample_rate: int, quality: int) -> dict[str, bytes]:
-    """Return the members that hold ``clip``: its frames as JPEGs of ``quality`` (1..100), its waveform as "wav"."""
+    """Return the members of ``clip``: its frames as JPEGs of ``quality`` (1 to 100) and its waveform as "wav"."""
     count = len(clip.frames)
     members = {frame_member(i, count): _encode_jpeg(frame, quality) for i, frame in enumerate(clip.frames)}
     return {**members, "wav": _encode_wave(clip.waveform, sample_rate)}
@@ -32,24 +33,24 @@ def encode_clip(clip: Clip, sample_rate: int, quality: int) -> dict[str, bytes]:
 def decode_clip(
     members: Mapping[str, bytes | memoryview], frames: Sequence[int] | None = None, media: MediaConfig | None = None
 ) -> Clip:
-    """Return the clip that ``members`` hold, with only the ``frames`` asked for (all if None), in that order.
+    """Return the clip in ``members``, with the frames numbered ``frames`` in that order (all if None).
 
     Raises:
-        ValueError: a member is missing, is of another format, or has another size than the rest, or than ``media`` says
-            where it is given.
+        ValueError: a member is missing or has another format, or sizes differ between frames or from ``media``, if
+            given.
     """
     names = sorted(name for name in members if name.endswith(".jpg"))
     if "wav" not in members or not names:
-        raise ValueError(f"holds no clip, but {', '.join(members)}")
-    wanted = names if frames is None else [names[number] for number in frames]
-    pictures = np.stack([_decode_jpeg(members[name]) for name in wanted])  # (F, H, W, 3)
+        raise ValueError(f"contains no clip; its members are {', '.join(members)}")
+    chosen = names if frames is None else [names[number] for number in frames]
+    pictures = np.stack([_decode_jpeg(members[name]) for name in chosen])  # (F, H, W, 3)
     clip = Clip(pictures, _decode_wave(members["wav"]))
     if media is not None:
         count = media.frames if frames is None else len(frames)
         shapes = clip.frames.shape, clip.waveform.shape
         expected = (count, media.size, media.size, 3), (media.audio_samples,)
         if shapes != expected:
-            raise ValueError(f"frames and waveform have shapes {shapes}, {expected} are expected")
+            raise ValueError(f"frames and waveform have shapes {shapes}; expected {expected}")
     return clip
 
 
@@ -65,8 +66,8 @@ def _decode_jpeg(data: bytes | memoryview) -> np.ndarray:
             if image.width * image.height > PIXEL_LIMIT:
                 raise ValueError(f"a frame of {image.width}×{image.height} pixels is too large")
             return np.asarray(image.convert("RGB"))  # (H, W, 3)
-    except (OSError, Image.DecompressionBombError) as error:  # Pillow's words for what is no whole, sane JPEG
-        raise ValueError(f"a frame is no whole JPEG: {error}") from None
+    except (OSError, Image.DecompressionBombError) as error:  # what Pillow raises for damaged or oversized JPEGs
+        raise ValueError(f"a frame is not a complete JPEG: {error}") from None
 
 
 def _encode_wave(waveform: np.ndarray, sample_rate: int) -> bytes:
@@ -84,8 +85,9 @@ def _decode_wave(data: bytes | memoryview) -> np.ndarray:
     try:
         with wave.open(io.BytesIO(data), "rb") as file:
             if (file.getnchannels(), file.getsampwidth()) != (1, 2):
-                raise ValueError(f"sound with {file.getnchannels()} channels of {8 * file.getsampwidth()} bits")
+                bits = 8 * file.getsampwidth()
+                raise ValueError(f"sound has {file.getnchannels()} channels of {bits} bits; expected 1 of 16")
             levels = np.frombuffer(file.readframes(file.getnframes()), "<i2")
     except (wave.Error, EOFError) as error:
-        raise ValueError(f"sound is no whole WAV: {error}") from None
+        raise ValueError(f"sound is not a complete WAV: {error}") from None
     return levels.astype(np.float32) / _FULL_SCALE  # (N,)

@@ -1,25 +1,27 @@
-"""The index of one shard: where each sample lies in the tar, its checksum, and what was dropped on the way.
+"""The index of one shard: offset and checksum of each sample in the tar, and the candidates that were dropped.
 
-``shard-000000.json`` describes ``shard-000000.tar``. Samples are columns, not objects, so that a set of 100,000 opens
-in a moment. Every sample of a shard has the same members in the same order, and they follow one another in the tar
-without a gap, each behind its 512-byte header and padded to 512 bytes; a sample's CRC-32 covers that whole stretch,
-headers and so names included.
+``shard-000000.json`` describes ``shard-000000.tar``. It stores columns instead of one object per sample, so that a set
+of 100,000 opens quickly. All samples of a shard have the same members in the same order. They lie in the tar without
+gaps, each behind its 512-byte header and padded to 512 bytes. A sample's CRC-32 covers this whole span, headers (and so
+names) included.
 """
 
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mmldm_scale.shards.json_files import DamagedSet, read_json, write_json
 
-FORMAT = 1
+FORMAT = 1  # version of index and manifest files
 BLOCK = 512  # bytes of a tar block
-KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")  # with a member's name it fits a plain tar header of 100 characters
-DROP_COLUMNS = ("key", "path", "reason", "detail")
+KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")  # key + "." + member name fits the 100 characters of a plain tar header
 MEMBER = re.compile(r"[a-z0-9_]{1,12}(\.[a-z0-9_]{1,6})?")
+DROP_COLUMNS = ("key", "path", "reason", "detail")
+
+Size = TypeVar("Size", int, np.ndarray)
 
 
 def shard_name(number: int) -> str:
@@ -27,24 +29,24 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}"
 
 
-def padded(size: int | np.ndarray) -> int | np.ndarray:
-    """Return ``size`` in bytes rounded up to whole tar blocks."""
+def padded(size: Size) -> Size:
+    """Return ``size`` (bytes) rounded up to whole tar blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
 @dataclass(eq=False)
 class ShardIndex:
-    """What is known about one shard of n samples with m members each.
+    """The index of one shard of n samples with m members each.
 
     Attributes:
         name: ``shard-000000``; the tar is ``name`` + ``.tar``.
-        bytes, sha256: of the whole tar.
-        members: the m member names ("00.jpg", "wav", "json", …) in the order they lie in the tar.
-        keys: the n sample keys in the order they lie in the tar.
-        crc32: (n,) int64, over each sample's stretch of the tar, from its first header to its last padding.
-        offsets, sizes: (n, m) int64, of each member's content, in bytes.
-        dropped: one row for each candidate left out: key, path, reason, detail.
-        statistics: sums over the shard's samples that the set's statistics are made of; latent shards only.
+        bytes, sha256: size and hash (hex) of the whole tar.
+        members: the m member names ("00.jpg", "wav", "json", …) in tar order.
+        keys: the n sample keys in tar order.
+        crc32: (n,) int64, over each sample's span of the tar, from its first header to its last padding.
+        offsets, sizes: (n, m) int64, offset and size in bytes of each member's content in the tar.
+        dropped: one row per dropped candidate: key, path, reason, detail.
+        statistics: latent shards: sums over the samples, from which the set's statistics are computed.
     """
 
     name: str
@@ -63,14 +65,14 @@ class ShardIndex:
 
     @property
     def spans(self) -> np.ndarray:
-        """(n, 2) int64: where each sample's stretch of the tar begins and ends, in bytes."""
+        """(n, 2) int64: begin and end of each sample's span of the tar, in bytes."""
         if not self.keys:
             return np.zeros((0, 2), np.int64)
         ends = self.offsets[:, -1] + padded(self.sizes[:, -1])
         return np.stack([self.offsets[:, 0] - BLOCK, ends], axis=1)
 
     def write(self, folder: Path) -> None:
-        """Write ``folder/name.json``, whole or not at all: from here on the shard exists."""
+        """Write ``folder/name.json`` atomically; the shard exists from then on."""
         value = {
             "format": FORMAT,
             "name": self.name,
@@ -92,7 +94,7 @@ class ShardIndex:
         file = folder / f"{shard_name(number)}.json"
         value = read_json(file)
         if value.get("format") != FORMAT:
-            raise DamagedSet(f"{file}: format {value.get('format')!r}; this version reads {FORMAT}")
+            raise DamagedSet(f"{file}: format is {value.get('format')!r}; this version reads format {FORMAT}")
         try:
             count, width = len(value["keys"]), len(value["members"])
             index = cls(
@@ -108,30 +110,31 @@ class ShardIndex:
                 statistics=value["statistics"],
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DamagedSet(f"{file}: no index of a shard: {type(error).__name__}: {str(error)[:200]}") from None
+            raise DamagedSet(f"{file}: not a shard index: {type(error).__name__}: {str(error)[:200]}") from None
         problem = index._problem(shard_name(number))
         if problem:
             raise DamagedSet(f"{file}: {problem}")
         return index
 
     def check_tar(self, folder: Path) -> None:
-        """Raise DamagedSet if the tar is missing or its size is not the one written down here."""
+        """Raise DamagedSet if the tar is missing or its size differs from ``bytes``."""
         file = folder / f"{self.name}.tar"
-        found = file.stat().st_size if file.is_file() else None
-        if found is None:
-            raise DamagedSet(f"{file}: missing, though its index is there")
-        if found != self.bytes:
-            raise DamagedSet(f"{file}: {self.bytes:,} bytes expected, {found:,} found; the file is damaged")
+        if not file.is_file():
+            raise DamagedSet(f"{file}: is missing, but its index exists")
+        size = file.stat().st_size
+        if size != self.bytes:
+            raise DamagedSet(f"{file}: {self.bytes:,} bytes expected, {size:,} found; the file is damaged")
 
     def _problem(self, name: str) -> str | None:
         if self.name != name:
-            return f"is the index of {self.name!r}, not of {name}"
+            return f"is the index of {self.name!r} instead of {name}"
         if not all(MEMBER.fullmatch(member) for member in self.members) or len(set(self.members)) < len(self.members):
-            return f"member names {self.members} are not ours"
+            return f"member names {self.members} repeat or do not match {MEMBER.pattern}"
         if not all(KEY.fullmatch(key) for key in self.keys) or len(set(self.keys)) < len(self.keys):
-            return "a key occurs twice or is not made of letters, digits, '_' and '-'"
+            return f"a key repeats or does not match {KEY.pattern}"
         if self.keys and not self._contiguous():
-            return "offsets and sizes contradict each other"
+            return "offsets and sizes are inconsistent"
+
         return None
 
     def _contiguous(self) -> bool:

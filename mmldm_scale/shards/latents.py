@@ -1,8 +1,9 @@
 """Perceptual latents as members of a WebDataset sample, and their statistics over a whole set.
 
-A sample has three float16 arrays of shape (2, C, H, W), mean and log-variance of the posterior: "audio.npy",
-"video.npy" and "mirrored.npy" (of the video flipped left to right). :func:`sums` of each shard, added up in shard
-order, give the per-channel :func:`statistics` of the latents as they will be drawn from their posteriors.
+``encode_latents`` and ``decode_latents`` convert. A sample has three float16 arrays of shape (2, C, H, W), mean and
+log-variance of the posterior: "audio.npy", "video.npy" and "mirrored.npy" (of the horizontally flipped video). The
+:func:`sums` of all shards, added in shard order, give the per-channel :func:`statistics` of latents drawn from their
+posteriors.
 """
 
 import functools
@@ -36,10 +37,10 @@ class LatentSample:
 
 
 def encode_latents(sample: LatentSample) -> dict[str, bytes]:
-    """Return the members that hold ``sample`` (arrays of any float type, kept as float16).
+    """Return the members of ``sample``, whose arrays may have any float type; they are stored as float16.
 
     Raises:
-        ValueError: a value is not finite, or overflows float16 (beyond ±65,504).
+        ValueError: a value is not finite or exceeds the range of float16, ±65,504.
     """
     return {
         AUDIO: _encode_array(AUDIO, sample.audio_mean, sample.audio_logvar),
@@ -49,37 +50,37 @@ def encode_latents(sample: LatentSample) -> dict[str, bytes]:
 
 
 def decode_latents(members: Mapping[str, bytes | memoryview]) -> LatentSample:
-    """Return the sample that ``members`` hold, as read-only views of them (nothing is copied).
+    """Return the sample in ``members`` as read-only views; nothing is copied.
 
     Raises:
-        ValueError: a member is missing or is no float16 array of shape (2, C, H, W).
+        ValueError: a member is missing or is not a float16 array of shape (2, C, H, W).
     """
     arrays = []
     for name in (AUDIO, VIDEO, MIRRORED):
         if name not in members:
-            raise ValueError(f"holds no latents, but {', '.join(members)}")
+            raise ValueError(f"contains no latents; its members are {', '.join(members)}")
         arrays += [*_decode_array(name, members[name])]
     return LatentSample(*arrays)
 
 
 def decode_latent_batch(batch: Sequence[Mapping[str, bytes | memoryview]]) -> LatentSample:
-    """Return the samples that the members in ``batch`` hold as one, its arrays (B, C, H, W), copied into new memory.
+    """Return the samples in ``batch`` stacked into one with arrays (B, C, H, W), copied into new memory.
 
     Raises:
-        ValueError: as :func:`decode_latents`; or they are not all of one shape.
+        ValueError: as :func:`decode_latents`, or the samples have different shapes.
     """
     arrays = []
     for name in (AUDIO, VIDEO, MIRRORED):
         try:
             contents = [members[name] for members in batch]
         except KeyError:
-            raise ValueError(f"a sample without {name} holds no latents") from None
+            raise ValueError(f"a sample contains no latents: {name} is missing") from None
         arrays += [*_decode_arrays(name, contents)]
     return LatentSample(*arrays)
 
 
 def sums(samples: Iterable[LatentSample]) -> Sums:
-    """Return what :func:`statistics` needs of ``samples``: float64 sums per channel; video counts both orientations."""
+    """Return the input of :func:`statistics`: float64 sums per channel; "video" includes the mirrored latents."""
     totals: Sums = {}
     for sample in samples:
         _add(totals, "audio", sample.audio_mean, sample.audio_logvar)
@@ -113,7 +114,7 @@ def _moments(total: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def _add(totals: Sums, modality: str, mean: np.ndarray, logvar: np.ndarray) -> None:
-    with np.errstate(over="ignore"):  # infinite is what such a log-variance means
+    with np.errstate(over="ignore"):  # the variance of a very large log-variance is infinite
         mean, variance = mean.astype(np.float64), np.exp(logvar.astype(np.float64))
     part = {
         "count": mean[0].size,
@@ -128,11 +129,11 @@ def _add(totals: Sums, modality: str, mean: np.ndarray, logvar: np.ndarray) -> N
 
 def _encode_array(name: str, mean: np.ndarray, logvar: np.ndarray) -> bytes:
     exact = np.stack([mean, logvar])  # (2, C, H, W)
-    with np.errstate(over="ignore"):  # found out below
+    with np.errstate(over="ignore"):  # checked below
         half = exact.astype(_HALF)
     if not np.isfinite(half).all():
         largest = np.abs(exact).max()  # NaN if there is one
-        raise ValueError(f"{name}: holds values that float16 cannot: largest magnitude {largest:g}")
+        raise ValueError(f"{name}: largest magnitude {largest:g} cannot be stored as float16 (at most 65504)")
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, half, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
@@ -142,31 +143,32 @@ def _decode_array(name: str, data: bytes | memoryview) -> np.ndarray:
     start = 10 + int.from_bytes(data[8:10], "little")  # a version 1.0 header: magic, version, length, text
     shape, size = _layout(bytes(data[:start]))
     if len(data) - start != size:
-        raise ValueError(f"{name}: {len(data) - start} bytes do not hold a float16 array of shape {shape}")
+        raise ValueError(f"{name}: {len(data) - start} bytes of data; a float16 array of shape {shape} has {size}")
     return np.frombuffer(data, _HALF, offset=start).reshape(shape)  # (2, C, H, W)
 
 
 def _decode_arrays(name: str, contents: list[bytes | memoryview]) -> np.ndarray:
-    """Return what as many calls of :func:`_decode_array` would, stacked to (2, B, C, H, W), in a tenth of the time."""
+    """Return the arrays stacked to (2, B, C, H, W); ten times as fast as calling :func:`_decode_array` for each."""
     first = contents[0]
     start = 10 + int.from_bytes(first[8:10], "little")
     shape, size = _layout(bytes(first[:start]))
     if any(len(data) != start + size for data in contents):
-        raise ValueError(f"{name}: the samples are not all of shape {shape}")
+        raise ValueError(f"{name}: not all samples have shape {shape}")
     joined = np.frombuffer(b"".join(contents), np.uint8).reshape(len(contents), start + size)
     if (joined[:, :start] != joined[0, :start]).any():
-        raise ValueError(f"{name}: the samples are not all float16 arrays of shape {shape}")
+        raise ValueError(f"{name}: not all samples are float16 arrays of shape {shape}")
     return joined[:, start:].view(_HALF).reshape(-1, *shape).swapaxes(0, 1)  # (2, B, C, H, W)
 
 
-@functools.lru_cache(maxsize=64)  # all samples of a set share two headers
+@functools.lru_cache(maxsize=64)  # a set has only two different headers
 def _layout(header: bytes) -> tuple[tuple[int, ...], int]:
-    """Return the shape that an npy header states, and the bytes that its array takes.
+    """Return the shape in an npy header and the size of its array in bytes.
 
-    Only the header that numpy writes for our arrays fits, so nothing in it needs evaluating.
+    Accepts only the header that numpy writes for float16 arrays of 4 dimensions, so nothing in it is evaluated.
     """
-    stated = _HEADER.fullmatch(header)
-    if not stated:
-        raise ValueError(f"no float16 array of shape (2, C, H, W) in npy format 1.0, but {header[:100]!r}")
-    shape = tuple(map(int, stated[1].split(b", ")))
+    match = _HEADER.fullmatch(header)
+    if not match:
+        raise ValueError(f"not a float16 array of shape (2, C, H, W) in npy format 1.0: {header[:100]!r}")
+    shape = tuple(map(int, match[1].split(b", ")))
+
     return shape, math.prod(shape) * _HALF.itemsize

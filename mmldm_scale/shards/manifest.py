@@ -1,7 +1,7 @@
-"""The manifest of a shard set: what the set holds and where it comes from. It is written last.
+"""The manifest of a shard set: contents, media format and origin of the set. It is written last.
 
-``Manifest.read(folder, "latents")`` gives it back, or says in one line why the folder is no such set. ``autoencoder``,
-``source`` and ``statistics`` are plain JSON objects, described at :class:`Manifest`.
+``Manifest.read(folder, "latents")`` returns it, or raises an error that says in one line why the folder is not a
+finished set of latents.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ MANIFEST, PLAN, DROPPED = "manifest.json", "plan.json", "dropped.jsonl"
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard as the manifest knows it: name without suffix, samples, and its tar's size and sha256."""
+    """The manifest's entry of one shard: name without suffix, number of samples, size and sha256 (hex) of the tar."""
 
     name: str
     samples: int
@@ -39,19 +39,20 @@ class Manifest:
 
     Attributes:
         kind: "clips" (frames and waveform) or "latents" (perceptual latents).
-        media: what a clip is: frames, rate, size, audio.
-        classes: label names; a sample's "class" is an index into it, or null.
-        videos: media files found.
-        failed_files: those that gave no candidate at all (unreadable, silent track missing, too short).
-        candidates: windows that might have become samples.
-        samples, dropped: windows that did; windows and failed files that did not, each a row of ``dropped.jsonl``.
-        reasons: how many were dropped for each reason, the most frequent first.
-        shards: in order.
-        preparation: clips: source, stride, jpeg_quality, silence_db, … they were cut with.
-        source: latents: {"path", "manifest"}: the clip set's folder relative to this one, its manifest's sha256.
-        autoencoder: latents: {"path", "fingerprint"} of the weights they were encoded with.
+        media: format of a clip: number, rate and size of frames; audio.
+        classes: label names; a sample's "class" is an index into this list, or null.
+        videos: number of media files found.
+        failed_files: number of files without any candidate (unreadable, no sound, too short, …).
+        candidates: number of windows considered.
+        samples: number of windows that became samples.
+        dropped: number of windows and failed files that did not; each is a row of ``dropped.jsonl``.
+        reasons: number dropped for each reason, the most frequent first.
+        shards: one entry per shard, in order.
+        preparation: clips: the settings (source, stride, jpeg_quality, silence_db, …) of the cutting.
+        source: latents: {"path", "manifest"}: folder of the clip set relative to this one, sha256 of its manifest.
+        autoencoder: latents: {"path", "fingerprint"} of the weights that encoded them.
         audio_shape, video_shape: latents: (C, H, W) of the two latents.
-        statistics: latents: {"audio": {"mean": [C], "std": [C]}, "video": {…}} of the latents as they are sampled.
+        statistics: latents: {"audio": {"mean": [C], "std": [C]}, "video": {…}} of latents drawn from their posteriors.
     """
 
     kind: Kind
@@ -72,7 +73,7 @@ class Manifest:
     statistics: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write ``folder/manifest.json``, whole or not at all: from here on the set is finished."""
+        """Write ``folder/manifest.json`` atomically; the set is finished from then on."""
         write_json(folder / MANIFEST, {"format": FORMAT, **dataclasses.asdict(self)}, indent=1)
 
     @classmethod
@@ -80,25 +81,26 @@ class Manifest:
         """Return the manifest of the set in ``folder``.
 
         Raises:
-            UserError: the folder is missing, holds no set or an unfinished one, or one of another ``kind`` than asked.
+            UserError: the folder is missing or contains no finished set, or the set is not of ``kind``, if given.
+            DamagedSet: the manifest is damaged or inconsistent.
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; a finished shard set (made by data_tools/shard.py) fits")
+            raise UserError(f"{folder}: no such folder; expected a finished shard set (made by data_tools/shard.py)")
         if not (folder / MANIFEST).is_file():
             if (folder / PLAN).is_file():
-                raise UserError(f"{folder}: an unfinished shard set; run the command that began it again to finish it")
-            raise UserError(f"{folder}: no shard set (it has no {MANIFEST}); data_tools/shard.py makes one")
+                raise UserError(f"{folder}: unfinished shard set; run the command that began it again to finish it")
+            raise UserError(f"{folder}: not a shard set (it has no {MANIFEST}); data_tools/shard.py makes one")
         manifest = cls._parse(folder / MANIFEST)
         if kind is not None and manifest.kind != kind:
-            raise UserError(f"{folder}: holds {manifest.kind}, but {kind} are needed here")
+            raise UserError(f"{folder}: contains {manifest.kind}, but {kind} are required here")
         return manifest
 
     @classmethod
     def _parse(cls, file: Path) -> "Manifest":
         value = read_json(file)
         if value.pop("format", None) != FORMAT:
-            raise DamagedSet(f"{file}: of another format than this version reads ({FORMAT})")
+            raise DamagedSet(f"{file}: not of format {FORMAT}, which this version reads")
         try:
             value["media"] = read_media(value["media"])
             value["shards"] = [ShardEntry(**entry) for entry in value["shards"]]
@@ -108,23 +110,23 @@ class Manifest:
             check_types(manifest)
             problem = manifest._problem()
         except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
-            raise DamagedSet(f"{file}: no manifest of ours: {type(error).__name__}: {str(error)[:200]}") from None
+            raise DamagedSet(f"{file}: not a manifest: {type(error).__name__}: {str(error)[:200]}") from None
         if problem:
             raise DamagedSet(f"{file}: {problem}")
         return manifest
 
     def _problem(self) -> str | None:
         if [entry.name for entry in self.shards] != [shard_name(number) for number in range(len(self.shards))]:
-            return f"the shards are not named {shard_name(0)}, {shard_name(1)}, … in order"
+            return f"its shards are not named {shard_name(0)}, {shard_name(1)}, … in order"
         if self.samples != sum(entry.samples for entry in self.shards):
-            return f"{self.samples} samples do not add up to those of the shards"
+            return f"samples is {self.samples}, but the shards have {sum(entry.samples for entry in self.shards)}"
         if self.samples + self.dropped != self.candidates + self.failed_files:
             return (
-                f"{self.samples} samples + {self.dropped} dropped are not "
+                f"{self.samples} samples + {self.dropped} dropped do not equal "
                 f"{self.candidates} candidates + {self.failed_files} failed files"
             )
         if self.kind == "latents" and self.samples and not self._describes_latents():
-            return "its statistics are not those of latents of its shapes"
+            return "its statistics do not have the channels of audio_shape and video_shape"
         return None
 
     def _describes_latents(self) -> bool:
@@ -138,19 +140,19 @@ class Manifest:
 
 
 def read_media(value: dict[str, Any]) -> MediaConfig:
-    """Return the MediaConfig that ``dataclasses.asdict`` made ``value`` of; raise TypeError if a key does not fit."""
+    """Return the MediaConfig that ``dataclasses.asdict`` turned into ``value``; raise TypeError for unknown keys."""
     return MediaConfig(**{**value, "audio": AudioImageConfig(**value["audio"])})
 
 
 def differences(
-    here: dict[str, Any], there: dict[str, Any], sides: tuple[str, str] = ("here", "there"), prefix: str = ""
+    left: dict[str, Any], right: dict[str, Any], sides: tuple[str, str] = ("left", "right"), prefix: str = ""
 ) -> list[str]:
-    """Return what differs between two JSON objects as "key: here 1, there 2" (``sides``), nested keys dotted."""
-    found = []
-    for key in dict.fromkeys([*here, *there]):
-        one, other = here.get(key), there.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += differences(one, other, sides, f"{prefix}{key}.")
-        elif one != other:
-            found.append(f"{prefix}{key}: {sides[0]} {one!r}, {sides[1]} {other!r}")
-    return found
+    """Return the differing keys of two JSON objects as "key: left 1, right 2" (``sides``), nested keys with dots."""
+    lines = []
+    for key in dict.fromkeys([*left, *right]):
+        value, other_value = left.get(key), right.get(key)
+        if isinstance(value, dict) and isinstance(other_value, dict):
+            lines += differences(value, other_value, sides, f"{prefix}{key}.")
+        elif value != other_value:
+            lines.append(f"{prefix}{key}: {sides[0]} {value!r}, {sides[1]} {other_value!r}")
+    return lines

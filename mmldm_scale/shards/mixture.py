@@ -1,11 +1,11 @@
-"""Several finished sets as one endless stream, mixed by weight: global position in, sample out.
+"""Several shard sets as one endless stream of samples, mixed by weight.
 
     mixture = Mixture([ShardSet("data/audioset"), ShardSet("data/landscape")], weights=[3, 1], seed=0, window=64)
     samples = mixture.read(range(384))
 
-Which set a position belongs to, and which place within that set's own order, is a function of the weights alone: any
-stretch of positions holds each set's share of it to within one sample for each other set. Each set goes through its own
-epochs, without a repeat within one. Only what belongs together is mixed: clips of one kind, latents of one autoencoder.
+The weights alone determine which set a global position belongs to, and which position of that set's own order it is. In
+any range of positions each set has its share, to within one sample for each other set. Each set has its own epochs,
+without repeats within one. The sets must match: clips of one media format, or latents of one autoencoder.
 """
 
 import bisect
@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -24,126 +25,132 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.rng import generator
 from mmldm_scale.shards.manifest import Manifest, differences
 from mmldm_scale.shards.reader import Sample, ShardSet
-from mmldm_scale.shards.shuffle import Order
+from mmldm_scale.shards.shuffle import ShuffledOrder
 
 Statistics = dict[str, dict[str, list[float]]]
 
 
 class Mixture:
-    """Sets of one kind, in the order in which a run with ``seed`` sees their samples.
+    """Sets of one kind, in the order in which a run with ``seed`` reads their samples.
 
     Attributes:
         sets: the sets.
-        orders: each one's order; set number i is at place p of its order where ``locate`` gives (i, p).
+        orders: the order of each set; ``locate`` returns (set number, position in that set's order).
         classes: the label names of all sets, each once.
-        statistics: latents: those of the stream, as :func:`mixed_statistics` makes them.
+        statistics: latents: the statistics of the stream, as returned by :func:`mixed_statistics`.
     """
 
     def __init__(self, sets: Sequence[ShardSet], weights: Sequence[float], seed: int, window: int) -> None:
-        """Mix ``sets`` by ``weights`` (positive; none: by their sizes, as if they were one set).
+        """Mix ``sets`` by ``weights``.
+
+        Args:
+            sets: the finished sets, at least one.
+            weights: positive, one for each set; empty: the sizes of the sets.
+            seed: seed of the run.
+            window: largest number of shards whose samples are shuffled together.
 
         Raises:
-            UserError: a set is empty, or two of them do not belong together; the message says which and why.
+            UserError: a set is empty, or two sets do not match; the message says which and why.
         """
-        for one in sets:
-            if not len(one):
-                raise UserError(f"{one.location}: this set of {one.manifest.kind} is empty; nothing is to be learned")
-            problem = unlike(sets[0], one)
+        for shards in sets:
+            if not len(shards):
+                raise UserError(f"{shards.location}: this set of {shards.manifest.kind} is empty")
+            problem = mixing_problem(sets[0], shards)
             if problem:
-                raise UserError(f"shards: sets that cannot be mixed: {problem}")
+                raise UserError(f"shards: these sets cannot be mixed: {problem}")
         self.sets, self.seed = list(sets), seed
         self.weights = [float(weight) for weight in weights or map(len, sets)]
-        self.orders = [Order(one.sizes, seed, window, f"order/{number}") for number, one in enumerate(sets)]
-        self.classes = list(dict.fromkeys(name for one in sets for name in one.manifest.classes))
+        self.orders = [ShuffledOrder(s.sizes, seed, window, f"order/{number}") for number, s in enumerate(sets)]
+        self.classes = list(dict.fromkeys(name for shards in sets for name in shards.manifest.classes))
         numbers = {name: number for number, name in enumerate(self.classes)}
-        self._classes = [[numbers[name] for name in one.manifest.classes] for one in sets]
-        self.statistics = mixed_statistics([one.manifest for one in sets], self.weights)
+        self._classes = [[numbers[name] for name in shards.manifest.classes] for shards in sets]
+        self.statistics = mixed_statistics([shards.manifest for shards in sets], self.weights)
         self._splits = _splits(self.weights)
 
     def __len__(self) -> int:
-        """Return how many samples the sets hold together."""
+        """Return the number of samples of all sets."""
         return sum(map(len, self.sets))
 
     @property
     def manifest(self) -> Manifest:
-        """The first set's manifest: kind, media, shapes and autoencoder are those of all sets."""
+        """The first set's manifest. Kind, media, shapes and autoencoder are the same for all sets."""
         return self.sets[0].manifest
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The identity of what a run reads: the set's fingerprint; of several, a sha256 (hex) with their weights."""
+        """The identity of the stream: the fingerprint of a single set, or a sha256 (hex) over those and the weights."""
         if len(self.sets) == 1:
             return self.sets[0].fingerprint
-        parts = [[one.fingerprint, weight] for one, weight in zip(self.sets, self.weights, strict=True)]
+        parts = [[shards.fingerprint, weight] for shards, weight in zip(self.sets, self.weights, strict=True)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def locate(self, position: int) -> tuple[int, int]:
-        """Return (set number, place in that set's order) of global ``position``.
+        """Return (set number, position in that set's order) of global ``position``.
 
-        Set 0 gets its share of the positions, as evenly as whole samples allow; set 1 its share of the rest; and so on.
+        Set 0 gets its share of the positions, as evenly as whole samples allow, set 1 its share of the rest, and so on.
         """
         for number, (share, total) in enumerate(self._splits):
-            before = position * share // total  # of this set, among the positions before this one
+            before = position * share // total  # number of earlier positions that belong to this set
             if (position + 1) * share // total > before:
                 return number, before
             position -= before
-        raise AssertionError("the last set takes all that is left")
+        raise AssertionError("the last set takes all remaining positions")
 
     def read(self, positions: Sequence[int]) -> list[Sample]:
-        """Return the samples at ``positions``; raise DamagedSample if one of them is damaged."""
+        """Return the samples at global ``positions``; raise DamagedSample if one of them is damaged."""
         return self.read_indices([self.index(position) for position in positions])
 
     def read_indices(self, indices: Sequence[tuple[int, int]]) -> list[Sample]:
-        """Return the samples that ``indices`` name by (set number, index), likewise."""
-        found: dict[tuple[int, int], Sample] = {}
+        """Return the samples at ``indices``, (set number, index) each; raise DamagedSample if one is damaged."""
+        samples: dict[tuple[int, int], Sample] = {}
         by_set: dict[int, list[int]] = {}
         for number, index in dict.fromkeys(indices):
             by_set.setdefault(number, []).append(index)
-        for number, wanted in by_set.items():
-            for index, sample in zip(wanted, self.sets[number].read(wanted), strict=True):
-                found[number, index] = self.relabelled(number, sample)
-        return [found[which] for which in indices]
+        for number, of_set in by_set.items():
+            for index, sample in zip(of_set, self.sets[number].read(of_set), strict=True):
+                samples[number, index] = self.relabelled(number, sample)
+        return [samples[key] for key in indices]
 
     def index(self, position: int) -> tuple[int, int]:
-        """Return (set number, index) of the sample at ``position``."""
+        """Return (set number, index) of the sample at global ``position``."""
         number, place = self.locate(position)
         return number, self.orders[number](place)
 
-    def other(self, position: int) -> tuple[int, int]:
-        """Return (set number, index) of another sample than that at ``position``, for them to be held together.
+    def pair_index(self, position: int) -> tuple[int, int]:
+        """Return (set number, index) of a different sample to pair with the one at ``position``.
 
-        It is the next in the same pool, whose first follows its last: one of the tars that are in turn has it. Only a
-        pool of one sample has no other.
+        It is the next sample of the same pool (after the last one, the first), so its tar is in use anyway. In a pool
+        of one sample it is that sample itself.
         """
         number, place = self.locate(position)
         pool = self.orders[number].pool(place)
         return number, int(pool.indices[(place + 1 - pool.first) % len(pool.indices)])
 
-    def place(self, number: int) -> tuple[int, int]:
-        """Return (set number, index) of sample ``number`` of all sets laid end to end."""
+    def concatenated_index(self, sample: int) -> tuple[int, int]:
+        """Return (set number, index) of sample number ``sample`` of the concatenation of all sets."""
         ends = list(itertools.accumulate(map(len, self.sets)))
-        chosen = bisect.bisect_right(ends, number)
-        return chosen, number - (ends[chosen - 1] if chosen else 0)
+        number = bisect.bisect_right(ends, sample)
+        return number, sample - (ends[number - 1] if number else 0)
 
     def replacement(self, position: int, attempt: int) -> tuple[int, int]:
-        """Return (set number, index) of a sample to take in place of a damaged one at ``position``: any of its set.
+        """Return (set number, index) of a random sample of the same set, to replace a damaged one at ``position``.
 
-        It is a function of the seed, ``position`` and ``attempt`` (1, 2, … until one is whole).
+        It is a function of the seed, ``position`` and ``attempt`` (1, 2, …, until a sample is not damaged).
         """
         number, _ = self.locate(position)
         draws = generator(self.seed, "replacement", position).integers(len(self.sets[number]), size=attempt)
         return number, int(draws[-1])
 
     def relabelled(self, number: int, sample: Sample) -> Sample:
-        """Return ``sample`` of set ``number`` with its "class" as an index into ``classes``."""
+        """Return ``sample`` of set ``number`` with its "class" as an index into the mixture's ``classes``."""
         return sample if len(self.sets) == 1 else dataclasses.replace(sample, classes=self._classes[number])
 
 
 def mixed_statistics(manifests: Sequence[Manifest], weights: Sequence[float]) -> Statistics:
-    """Return mean and standard deviation per channel of latents drawn from several sets by weight.
+    """Return mean and standard deviation per channel of latents drawn from several sets by weight; {} for clips.
 
-    The moments of the mixture: with shares p_i, means m_i and deviations s_i, mean = Σ p_i m_i and variance =
-    Σ p_i (s_i² + m_i²) − mean². One set's are its own; clips have none.
+    With shares p_i, means m_i and standard deviations s_i of the sets, the mixture has mean = Σ p_i m_i and
+    variance = Σ p_i (s_i² + m_i²) − mean².
     """
     if len(manifests) == 1:
         return manifests[0].statistics
@@ -154,28 +161,29 @@ def mixed_statistics(manifests: Sequence[Manifest], weights: Sequence[float]) ->
             np.array([manifest.statistics[modality][name] for manifest in manifests]) for name in ("mean", "std")
         )  # (sets, C)
         mean = (shares * means).sum(0)
-        variance = (shares * (deviations**2 + (means - mean) ** 2)).sum(0)  # the same, without cancellation
+        variance = (shares * (deviations**2 + (means - mean) ** 2)).sum(0)  # the same value, without cancellation
         mixed[modality] = {"mean": mean.tolist(), "std": np.sqrt(variance).tolist()}
     return mixed
 
 
 def _splits(weights: Sequence[float]) -> list[tuple[int, int]]:
-    """Return for each set (its weight, its and all later ones' weights) as exact integers."""
+    """Return for each set (its weight, the sum of its and all later weights), scaled to exact integers."""
     exact = [Fraction(weight) for weight in weights]
     scale = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * scale) for weight in exact]
     return [(share, sum(whole[number:])) for number, share in enumerate(whole)]
 
 
-def unlike(one: ShardSet, other: ShardSet) -> str | None:
-    """Say why the two sets must not be mixed (latents of one autoencoder look like no other's), or return None."""
-    identities = []
-    for manifest in (one.manifest, other.manifest):
-        identity = {"kind": manifest.kind, "media": dataclasses.asdict(manifest.media)}
-        if manifest.kind == "latents":
-            fingerprint = manifest.autoencoder.get("fingerprint")
-            shapes = {"audio_shape": manifest.audio_shape, "video_shape": manifest.video_shape}
-            identity |= {"autoencoder": fingerprint, **shapes}
-        identities.append(identity)
-    found = differences(*identities, sides=(one.location, other.location))
-    return found[0] if found else None
+def mixing_problem(first: ShardSet, second: ShardSet) -> str | None:
+    """Return why the two sets cannot be mixed, or None. Latents of different autoencoders are not comparable."""
+    lines = differences(_format(first.manifest), _format(second.manifest), (first.location, second.location))
+    return lines[0] if lines else None
+
+
+def _format(manifest: Manifest) -> dict[str, Any]:
+    """Return what must be equal in all sets of a mixture."""
+    properties: dict[str, Any] = {"kind": manifest.kind, "media": dataclasses.asdict(manifest.media)}
+    if manifest.kind == "latents":
+        properties["autoencoder"] = manifest.autoencoder.get("fingerprint")
+        properties["audio_shape"], properties["video_shape"] = manifest.audio_shape, manifest.video_shape
+    return properties

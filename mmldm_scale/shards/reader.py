@@ -1,11 +1,10 @@
-"""Reading a finished set: any sample by its index, from memory-mapped tars, its checksum looked at each time.
+"""Reading a finished shard set: random access by index to memory-mapped tars, with a checksum test at each access.
 
-``ShardSet(folder, "latents")[i]`` is a :class:`Sample`, and ``read(indices)`` gives many at once, faster; then
-``shards.clips.decode_clip`` and ``shards.latents.decode_latents`` turn members into arrays. Tars are mapped when a
-process first needs them, so a set may be handed to loader workers. Truncated or swapped files are refused on opening;
-other damage raises :class:`DamagedSample` when the sample is read, before anything uses it. With a
-``shards.remote.cache`` the set may lie anywhere that fsspec reaches, and its tars are copied to the node's own disk
-first.
+``ShardSet(folder, "latents")[i]`` returns a :class:`Sample`; ``read(indices)`` returns many, faster. Then
+``shards.clips.decode_clip`` and ``shards.latents.decode_latents`` convert members to arrays. A process maps tars when
+it first needs them, so a set can be passed to loader workers. Truncated or swapped files are refused on opening; other
+damage raises :class:`DamagedSample` when the sample is read. With a ``shards.remote.cache`` the set may be at any URL
+that fsspec supports, and its tars are copied to the node's own disk first.
 """
 
 import functools
@@ -30,19 +29,22 @@ from mmldm_scale.shards.manifest import Kind, Manifest
 from mmldm_scale.shards.remote.cache import Cache
 from mmldm_scale.shards.remote.remote import StoredTar, is_url
 
-_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-OPEN_TARS = 4096 if _FILES == resource.RLIM_INFINITY else _FILES // 2  # a mapped tar keeps a file descriptor
+_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # limit of open files of this process
+OPEN_TARS = 4096 if _FILES == resource.RLIM_INFINITY else _FILES // 2  # a mapped tar occupies a file descriptor
 
 
 class DamagedSample(Exception):
-    """A sample's bytes are not those that were written; the message names key, shard and set."""
+    """A sample's bytes differ from those that were written; the message names key, shard and set."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One sample: its key and its members ("json" included) as views of the mapped tar.
+    """One sample of a set.
 
-    ``classes`` is the class that each of its set's classes is in the mixture it is read from; None: the same.
+    Attributes:
+        key: its key.
+        members: its members, "json" included, by name, as views of the mapped tar.
+        classes: maps a class of the set to a class of the mixture that the sample is read from; None: they are equal.
     """
 
     key: str
@@ -51,13 +53,13 @@ class Sample:
 
     @functools.cached_property
     def meta(self) -> dict[str, Any]:
-        """The parsed "json" member: path, start, label, class, …"""
+        """The parsed "json" member: path, start, label, class, …; raises DamagedSample if it cannot be parsed."""
         try:
             meta = json.loads(str(self.members["json"], "utf-8"))
             if self.classes is not None and meta.get("class") is not None:
                 meta["class"] = self.classes[meta["class"]]
         except (ValueError, RecursionError, AttributeError, TypeError, IndexError) as error:
-            raise DamagedSample(f"sample {self.key}: its json member is none of ours: {error}") from None
+            raise DamagedSample(f"sample {self.key}: its json member cannot be used: {error}") from None
         return meta
 
 
@@ -65,10 +67,11 @@ class ShardSet:
     """A finished set as a sequence of :class:`Sample`, in shard order.
 
     Attributes:
-        location: the folder or URL that it was opened by.
-        folder: where its indexes and manifest are read: the same, or the cache's copy of a remote set's.
-        manifest: what it holds and where it comes from.
-        sizes: how many samples each shard holds.
+        location: folder or URL of the set, as given.
+        folder: folder of its indexes and manifest: ``location``, or the cache's copy of those of a remote set.
+        manifest: its contents and origin.
+        members: member names of every sample.
+        sizes: number of samples of each shard.
     """
 
     def __init__(
@@ -82,20 +85,21 @@ class ShardSet:
 
         Args:
             location: its folder, or a URL (s3://…, gs://…, https://…) if there is a ``cache``.
-            kind: what it has to hold.
-            cache: where its tars are copied to before they are read; None reads them where they lie.
-            open_tars: how many this process keeps mapped at most; None: as many as it may open files, or as take half
-                of the cache.
+            kind: the kind it must have; None: any.
+            cache: where tars are copied to before they are read; None: they are read in place.
+            open_tars: largest number of tars that this process keeps mapped; None: OPEN_TARS, or with a cache as many
+                as fill half of it.
 
         Raises:
-            UserError: there is no finished set, one of another ``kind``, or a damaged one (DamagedSet).
+            UserError: there is no finished set, or it is not of ``kind``.
+            DamagedSet: the set is damaged.
         """
         self.location = str(location)
         self._cache, self._open_tars = cache, open_tars
         self.folder = self._index_folder()
         try:
             self.manifest = Manifest.read(self.folder, kind)
-        except UserError as error:  # names the set by where it lies, not where its indexes were copied to
+        except UserError as error:  # name the location, not the folder that the indexes were copied to
             raise type(error)(str(error).replace(str(self.folder), self.location)) from None
         if cache is not None and open_tars is None:
             largest = max((entry.bytes for entry in self.manifest.shards), default=1)
@@ -105,9 +109,10 @@ class ShardSet:
         self.members = filled[0].members if filled else []
         for index in filled:
             if index.members != self.members:
-                raise DamagedSet(f"{self.location}: {index.name} has members {index.members}, others {self.members}")
+                names = f"{index.members}, other shards {self.members}"
+                raise DamagedSet(f"{self.location}: {index.name} has members {names}")
         if filled and "json" not in self.members:
-            raise DamagedSet(f"{self.location}: its samples have members {self.members}, without json")
+            raise DamagedSet(f"{self.location}: its samples have members {self.members}; json is missing")
         width = len(self.members)
         self.sizes = [len(index) for index in indexes]
         self._ends = np.cumsum(self.sizes, dtype=np.int64)  # (shards,)
@@ -122,17 +127,17 @@ class ShardSet:
         return len(self._keys)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return sample ``index`` (0 ≤ index < len); raise DamagedSample if its checksum is not the one written."""
+        """Return sample ``index`` (0 ≤ index < len); raise DamagedSample if its checksum does not match."""
         return self.read([index])[0]
 
     def read(self, indices: Sequence[int]) -> list[Sample]:
-        """Return the samples at ``indices``, in that order; raise DamagedSample if the checksum of one is wrong."""
-        places = np.asarray(indices, np.int64)
-        if len(places) and not 0 <= places.min() <= places.max() < len(self):
-            raise IndexError(f"{self.location}: samples {indices} of {len(self)}")
-        shards = np.searchsorted(self._ends, places, side="right").tolist()
-        columns = (self._spans[places], self._crc32[places], self._keys[places], self._ranges[places])
-        found = []
+        """Return the samples at ``indices``, in that order; raise DamagedSample if a checksum does not match."""
+        rows = np.asarray(indices, np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"{self.location}: samples {indices}; the set has {len(self)}")
+        shards = np.searchsorted(self._ends, rows, side="right").tolist()
+        columns = (self._spans[rows], self._crc32[rows], self._keys[rows], self._ranges[rows])
+        samples = []
         for shard, (start, end), crc32, key, ranges in zip(shards, *(c.tolist() for c in columns), strict=True):
             tar = self._tar(shard)
             if zlib.crc32(tar[start:end]) != crc32:
@@ -141,12 +146,12 @@ class ShardSet:
                     f"{self.location}: sample {key.decode()} in {name}: its bytes do not match their checksum"
                 )
             members = {name: tar[first:last] for name, (first, last) in zip(self.members, ranges, strict=True)}
-            found.append(Sample(key.decode(), members))
-        return found
+            samples.append(Sample(key.decode(), members))
+        return samples
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The identity of the set's content: the sha256 (hex) over those of its tars, in order."""
+        """The identity of the set's content: the sha256 (hex) over the sha256 of its tars, in order."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.manifest.shards).encode()).hexdigest()
 
     def key(self, index: int) -> str:
@@ -154,20 +159,20 @@ class ShardSet:
         return self._keys[index].decode("ascii")
 
     def shard_range(self, shard: int) -> range:
-        """Return the indices of the samples in shard number ``shard``."""
+        """Return the sample indices of shard number ``shard``."""
         return range(int(self._ends[shard - 1]) if shard else 0, int(self._ends[shard]))
 
     def shard_of(self, index: int) -> str:
-        """Return the name of the shard that holds sample ``index``."""
+        """Return the name of the shard that contains sample ``index``."""
         return self.manifest.shards[int(np.searchsorted(self._ends, index, side="right"))].name
 
     def stored_tar(self, shard: int) -> StoredTar:
-        """Return where the tar of shard number ``shard`` lies and what it has to be."""
+        """Return location, size and sha256 of the tar of shard number ``shard``."""
         entry = self.manifest.shards[shard]
         return StoredTar(f"{self.location.rstrip('/')}/{entry.name}.tar", entry.bytes, entry.sha256)
 
     def close(self) -> None:
-        """Let go of the mapped tars; reading maps them again."""
+        """Release the mapped tars; reading maps them again."""
         self._open.clear()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -177,14 +182,14 @@ class ShardSet:
         if not is_url(self.location):
             return Path(self.location)
         if self._cache is None:
-            raise UserError(f"{self.location}: a set that is not on this machine needs reading.stage=FOLDER on it")
+            raise UserError(f"{self.location}: a set at a URL requires reading.stage=FOLDER, a folder on this machine")
         return self._cache.indexes(self.location)
 
     def _read_index(self, number: int) -> ShardIndex:
         entry = self.manifest.shards[number]
         index = ShardIndex.read(self.folder, number)
         if (len(index), index.bytes, index.sha256) != (entry.samples, entry.bytes, entry.sha256):
-            raise DamagedSet(f"{self.location}/{index.name}.json: is not the index of this set's {index.name}")
+            raise DamagedSet(f"{self.location}/{index.name}.json: is the index of another set's {index.name}")
         if not is_url(self.location):
             index.check_tar(self.folder)
         return index
@@ -195,11 +200,11 @@ class ShardSet:
             return self._open[shard]
         tar = self.stored_tar(shard)
         if len(self._open) >= (self._open_tars or OPEN_TARS):
-            self._open.popitem(last=False)  # unmapped when the last sample that views it is gone
+            self._open.popitem(last=False)  # unmapped when its last sample is garbage-collected
         with self._opened(tar) as stream:
-            found = os.fstat(stream.fileno()).st_size
-            if found != tar.bytes:
-                raise DamagedSet(f"{tar.url}: {tar.bytes:,} bytes expected, {found:,} found; it changed since opening")
+            size = os.fstat(stream.fileno()).st_size
+            if size != tar.bytes:
+                raise DamagedSet(f"{tar.url}: {tar.bytes:,} bytes expected, {size:,} found; it changed since opening")
             self._open[shard] = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
         return self._open[shard]
 

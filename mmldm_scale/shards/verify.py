@@ -1,7 +1,6 @@
-"""Re-reading a whole set: every checksum, member, shape, number and count, each fault named.
+"""Verifying a whole set: ``verify_set(folder)`` tests every checksum, member, shape and count and lists all faults.
 
-Tars are walked with the standard library's ``tarfile``, not through the index, so that the two are held against each
-other. ``verify_set`` never stops at the first fault, and never raises for one.
+Tars are read with the standard library's ``tarfile``, not through the index, so that the two are compared.
 """
 
 import json
@@ -27,7 +26,12 @@ Members = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Findings:
-    """What is wrong with a set: ``faults``, one line each, and the numbers of the ``shards`` that have some."""
+    """Faults of a set.
+
+    Attributes:
+        faults: one line each; empty if the set is intact.
+        shards: the numbers of the shards that have faults.
+    """
 
     faults: list[str]
     shards: list[int]
@@ -35,7 +39,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class _Checked:
-    """What reading one shard through gave: its faults, and where it could be read its index and its latents' sums."""
+    """Result of reading one shard: its faults and, if it could be read, its index and the sums over its latents."""
 
     faults: list[str]
     index: ShardIndex | None = None
@@ -47,45 +51,49 @@ def verify_set(
     progress: Callable[[int], object] = lambda samples: None,
     run: Callable[[Callable, Iterable], Iterable] = map,
 ) -> Findings:
-    """Return every fault found in the set in ``folder``; none means that the set is whole.
+    """Return all faults of the set in ``folder``.
 
     Args:
-        progress: called with the number of samples done since the last call.
-        run: what calls a function on every shard and gives the results in order; by default ``map``.
+        folder: the set's folder.
+        progress: called with the number of samples verified since the last call.
+        run: maps a function over shard numbers and returns the results in order, as ``map`` does; for a process that
+            crashed or timed out it may return a MediaError.
 
     Raises:
-        UserError: the folder holds no finished set with a readable manifest.
+        UserError: the folder contains no finished set with a readable manifest.
     """
     folder = Path(folder)
     manifest = Manifest.read(folder)
     faults: list[str] = []
     shards: list[int] = []
-    whole: list[_Checked] = []
+    indexes: list[ShardIndex] = []  # of the shards that could be read
+    latent_sums: list[Sums] = []
     keys: set[str] = set()
     for number, checked in enumerate(run(_Checker(folder, manifest), range(len(manifest.shards)))):
         entry = manifest.shards[number]
-        if isinstance(checked, MediaError):  # the process that looked at it died or hung
+        if isinstance(checked, MediaError):
             checked = _Checked([f"{entry.name}: {checked}"])
-        found = checked.faults
+        shard_faults = list(checked.faults)
         if checked.index is not None:
-            twice = sorted(keys.intersection(checked.index.keys))
-            found = found + [f"{entry.name}: sample {key} is in an earlier shard too" for key in twice]
+            repeated = sorted(keys.intersection(checked.index.keys))
+            shard_faults += [f"{entry.name}: sample {key} is in an earlier shard too" for key in repeated]
             keys.update(checked.index.keys)
-            whole.append(checked)
-        if found:
+            indexes.append(checked.index)
+            latent_sums.append(checked.sums)
+        if shard_faults:
             shards.append(number)
-        faults += found
+        faults += shard_faults
         progress(entry.samples)
-    if len(whole) == len(manifest.shards):
-        faults += _log_faults(folder, manifest, [checked.index for checked in whole])
-        if manifest.kind == "latents" and manifest.statistics != statistics(checked.sums for checked in whole):
-            faults.append(f"{MANIFEST}: its statistics are not those of the samples")
-    return Findings(faults + _stray_files(folder, manifest), shards)
+    if len(indexes) == len(manifest.shards):
+        faults += _log_faults(folder, manifest, indexes)
+        if manifest.kind == "latents" and manifest.statistics != statistics(latent_sums):
+            faults.append(f"{MANIFEST}: its statistics differ from those of the samples")
+    return Findings(faults + _unknown_files(folder, manifest), shards)
 
 
 @dataclass(frozen=True)
 class _Checker:
-    """Reads one shard after the other through."""
+    """Verifies one shard, given its number; can be sent to other processes."""
 
     folder: Path
     manifest: Manifest
@@ -101,42 +109,45 @@ class _Checker:
 
 
 def _check_shard(folder: Path, manifest: Manifest, entry: ShardEntry, index: ShardIndex) -> tuple[list[str], Sums]:
-    """Return the faults of one shard and the sums over its latents; raise DamagedSet if it cannot be read through."""
+    """Return the faults of one shard and the sums over its latents; raise DamagedSet if it cannot be read."""
     tar = folder / f"{entry.name}.tar"
     index.check_tar(folder)
-    faults = [] if entry == ShardEntry.of(index) else [f"the index knows {ShardEntry.of(index)}, the manifest {entry}"]
-    keys, latents = [], []
+    indexed = ShardEntry.of(index)
+    faults = [] if entry == indexed else [f"the index has {indexed}, the manifest {entry}"]
+    keys: list[str] = []
+    latents: list[LatentSample] = []
     try:
         if sha256(tar) != index.sha256:
-            faults.append("the tar's sha256 is not the one in its index")
+            faults.append("the tar's sha256 differs from the one in its index")
         with tar.open("rb") as stream:
-            faults += _stretch_faults(stream, index)
-        for key, members in _walk(tar):
+            faults += _checksum_faults(stream, index)
+        for key, members in _samples(tar):
             keys.append(key)
             try:
                 latents += _check_sample(manifest, index, members)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 faults.append(f"sample {key}: {error}")
     except (OSError, tarfile.TarError) as error:
-        raise DamagedSet(f"{tar}: cannot be read through: {error}") from None
+        raise DamagedSet(f"{tar}: cannot be read to its end: {error}") from None
     if keys != index.keys:
-        faults.append(f"{len(keys)} samples in the tar are not the {len(index)} of the index, in its order")
+        faults.append(f"the {len(keys)} samples of the tar differ from the {len(index)} of the index")
     part = sums(latents)
     if manifest.kind == "latents" and index.statistics != part:
-        faults.append("the sums in its index are not those of its samples")
+        faults.append("the sums in its index differ from those of its samples")
     return faults, part
 
 
-def _stretch_faults(stream: BinaryIO, index: ShardIndex) -> Iterator[str]:
+def _checksum_faults(stream: BinaryIO, index: ShardIndex) -> Iterator[str]:
     for key, crc, (start, end) in zip(index.keys, index.crc32.tolist(), index.spans.tolist(), strict=True):
         stream.seek(start)
         if zlib.crc32(stream.read(end - start)) != crc:
             yield f"sample {key}: its bytes do not match their checksum"
 
 
-def _walk(tar: Path) -> Iterator[tuple[str, Members]]:
-    """Yield (key, members) as they follow one another in the tar."""
-    key, members = None, {}
+def _samples(tar: Path) -> Iterator[tuple[str, Members]]:
+    """Yield (key, members) of each sample, in tar order."""
+    key: str | None = None
+    members: Members = {}
     with tarfile.open(tar, "r:") as archive:
         for info in archive:
             name, _, member = info.name.partition(".")
@@ -144,20 +155,21 @@ def _walk(tar: Path) -> Iterator[tuple[str, Members]]:
                 if key is not None:
                     yield key, members
                 key, members = name, {}
-            if not info.isreg() or info.issparse():
-                raise tarfile.TarError(f"{info.name} is no plain file")
-            members[member] = archive.extractfile(info).read()
+            content = archive.extractfile(info) if info.isreg() and not info.issparse() else None
+            if content is None:
+                raise tarfile.TarError(f"{info.name} is not a regular file")
+            members[member] = content.read()
     if key is not None:
         yield key, members
 
 
 def _check_sample(manifest: Manifest, index: ShardIndex, members: Members) -> list[LatentSample]:
-    """Raise ValueError if the sample is not what the manifest says; return its latents, if it holds any."""
+    """Return the sample's latents ([] for clips); raise ValueError if it does not match the manifest."""
     if list(members) != index.members:
-        raise ValueError(f"has members {list(members)}, its index says {index.members}")
+        raise ValueError(f"has members {list(members)}; its index has {index.members}")
     label = json.loads(members["json"])["class"]
     if label is not None and not 0 <= label < len(manifest.classes):
-        raise ValueError(f"class {label} of {len(manifest.classes)}")
+        raise ValueError(f"class is {label}; must be at least 0 and below {len(manifest.classes)}")
     if manifest.kind == "clips":
         decode_clip(members, media=manifest.media)
         return []
@@ -165,9 +177,9 @@ def _check_sample(manifest: Manifest, index: ShardIndex, members: Members) -> li
     for name, array in vars(sample).items():
         shape = manifest.audio_shape if name.startswith("audio") else manifest.video_shape
         if array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}, {shape} is expected")
+            raise ValueError(f"{name} has shape {array.shape}; expected {shape}")
         if not np.isfinite(array).all():
-            raise ValueError(f"{name} holds NaN or infinity")
+            raise ValueError(f"{name} contains NaN or infinity")
     return [sample]
 
 
@@ -179,15 +191,15 @@ def _log_faults(folder: Path, manifest: Manifest, indexes: list[ShardIndex]) -> 
         yield f"{DROPPED}: cannot be read: {error}"
     else:
         if len(rows) != manifest.dropped:
-            yield f"{DROPPED}: {len(rows)} rows, the manifest counts {manifest.dropped}"
+            yield f"{DROPPED}: {len(rows)} rows, but the manifest counts {manifest.dropped}"
         if rows[len(rows) - len(dropped) :] != dropped:
-            yield f"{DROPPED}: its rows are not those of the indexes"
+            yield f"{DROPPED}: its rows differ from those of the indexes"
     if manifest.dropped != len(dropped) + manifest.failed_files:
         inside = f"{len(dropped)} in the indexes + {manifest.failed_files} failed files"
         yield f"{MANIFEST}: {manifest.dropped} dropped, but {inside}"
 
 
-def _stray_files(folder: Path, manifest: Manifest) -> list[str]:
+def _unknown_files(folder: Path, manifest: Manifest) -> list[str]:
     shards = {f"{entry.name}.{suffix}" for entry in manifest.shards for suffix in ("tar", "json")}
     known = shards | {MANIFEST, DROPPED, PLAN}
     return [f"{path.name}: does not belong to the set" for path in sorted(folder.iterdir()) if path.name not in known]

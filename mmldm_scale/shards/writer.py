@@ -1,12 +1,12 @@
-"""Writing one shard: a plain tar whose bytes depend on nothing but its samples, then its index.
+"""Writing one shard: a plain tar whose bytes depend only on its samples, then its index.
 
     with ShardWriter(folder, number) as shard:
         shard.add("cat_000000", {"00.jpg": jpeg, "wav": wave}, {"label": "cat"})
         shard.drop("cat_000016", "cat.mp4", "silent", "RMS -71.3 dB, below -60 dB")
         index = shard.commit()
 
-Until :meth:`ShardWriter.commit` nothing stands under the shard's name; killed at any moment before, it leaves at most a
-``.tmp`` file or a tar without index, which the next run removes.
+Before :meth:`ShardWriter.commit` no file has the shard's name. A process killed at any time leaves at most a ``.tmp``
+file or a tar without index, which the next run removes.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ import numpy as np
 from mmldm_scale.common.atomic_files import WholeFile
 from mmldm_scale.shards.index import BLOCK, KEY, MEMBER, ShardIndex, padded, shard_name
 
-_END = bytes(2 * BLOCK)  # of every tar
+_END = bytes(2 * BLOCK)  # two empty blocks end a tar
 
 
 class ShardWriter:
-    """Collects the samples and the drops of one shard; see the module's example."""
+    """Writes the samples of one shard and records dropped candidates; see the module's example."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self._folder = folder
@@ -41,24 +41,29 @@ class ShardWriter:
         """Append one sample; ``meta`` becomes its "json" member. All samples must have the same members.
 
         Raises:
-            ValueError: the key is not a plain one or occurs twice, or the members differ from the first sample's.
+            ValueError: the key does not match KEY or repeats, or the members differ from the first sample's.
         """
         members = {**members, "json": json.dumps(meta, allow_nan=False).encode("ascii")}
         self._check(key, list(members))
-        start, offsets, blocks = self._tar.bytes, [], []
+        offsets: list[int] = []
+        blocks: list[bytes] = []
         for name, content in members.items():
-            offsets.append(start + sum(map(len, blocks)) + BLOCK)
+            offsets.append(self._tar.bytes + sum(len(block) for block in blocks) + BLOCK)
             blocks += [_header(f"{key}.{name}", len(content)), content, bytes(padded(len(content)) - len(content))]
         data = b"".join(blocks)
         self._write(data)
         self._rows[key] = (zlib.crc32(data), offsets, [len(content) for content in members.values()])
 
     def drop(self, key: str, path: str, reason: str, detail: str) -> None:
-        """Record a candidate that gives no sample."""
+        """Record a candidate that does not become a sample."""
         self._dropped.append({"key": key, "path": path, "reason": reason, "detail": detail})
 
     def commit(self, statistics: dict[str, Any] | None = None) -> ShardIndex:
-        """Give the tar its name, then write the index: now the shard exists."""
+        """Rename the tar to its final name, then write the index, which makes the shard exist; return the index.
+
+        Args:
+            statistics: latents: the sums over the shard's samples, to be stored in the index.
+        """
         self._write(_END)
         shape = (len(self._rows), len(self._members))
         index = ShardIndex(
@@ -76,10 +81,10 @@ class ShardWriter:
         self._tar.commit()
         try:
             index.write(self._folder)
-        except FileNotFoundError:  # another process has removed it, and makes the shard: the tar may be that one's
+        except FileNotFoundError:  # another process took over this shard, and the tar may be its own
             raise
         except BaseException:
-            self._tar.path.unlink()  # it would only take room until the next run removes it
+            self._tar.path.unlink()  # without an index it would occupy the disk until the next run
             raise
         return index
 
@@ -93,12 +98,12 @@ class ShardWriter:
 
     def _check(self, key: str, members: list[str]) -> None:
         if not KEY.fullmatch(key) or not all(MEMBER.fullmatch(name) for name in members):
-            raise ValueError(f"{key!r} with members {members}: no plain names")
+            raise ValueError(f"key {key!r} or member names {members} do not match {KEY.pattern} and {MEMBER.pattern}")
         if key in self._rows:
-            raise ValueError(f"{key!r}: occurs twice")
+            raise ValueError(f"key {key!r} repeats")
         self._members = self._members or members
         if members != self._members:
-            raise ValueError(f"{key!r}: has members {members}, the samples before it {self._members}")
+            raise ValueError(f"{key!r}: has members {members}; earlier samples have {self._members}")
 
     def _write(self, data: bytes) -> None:
         self._tar.write(data)
@@ -106,7 +111,7 @@ class ShardWriter:
 
 
 def _header(name: str, size: int) -> bytes:
-    """Return a tar header without owner or date, so that equal samples make equal tars."""
+    """Return a tar header without owner or date, so that equal samples give equal tars."""
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")

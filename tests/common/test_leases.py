@@ -60,7 +60,7 @@ def test_of_many_threads_one_wins_each_time(tmp_path):
 
 
 @pytest.mark.parametrize("reaped", [True, False])
-def test_a_killed_holder_s_claim_is_free_at_once(tmp_path, reaped):
+def test_a_killed_holder_s_lease_is_free_at_once(tmp_path, reaped):
     taken = multiprocessing.Event()
 
     def hold():
@@ -93,8 +93,8 @@ def elsewhere(folder, name, **changes):
     return folder / "leases" / name
 
 
-def test_a_holder_elsewhere_lives_while_it_touches_its_claim(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SILENCE", 0.3)
+def test_a_holder_elsewhere_lives_while_it_touches_its_lease(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LEASE_TIMEOUT", 0.3)
     path = elsewhere(tmp_path, "a")
     with Leases(tmp_path) as leases:
         for beat in range(10):
@@ -105,8 +105,8 @@ def test_a_holder_elsewhere_lives_while_it_touches_its_claim(tmp_path, monkeypat
         assert leases.take("a")
 
 
-def test_a_process_that_was_frozen_notices_that_it_lost_its_claim(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SILENCE", 0.1)
+def test_a_process_that_was_frozen_notices_that_it_lost_its_lease(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LEASE_TIMEOUT", 0.1)
     with Leases(tmp_path) as frozen, Leases(tmp_path) as other:
         frozen.take("a")
         path = tmp_path / "leases" / "a"
@@ -119,8 +119,8 @@ def test_a_process_that_was_frozen_notices_that_it_lost_its_claim(tmp_path, monk
         assert other.holds("a")
 
 
-def test_the_heart_beats(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "HEARTBEAT", 0.05)
+def test_a_held_lease_is_renewed(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RENEWAL_INTERVAL", 0.05)
     with Leases(tmp_path) as leases:
         leases.take("a")
         os.utime(tmp_path / "leases" / "a", (1, 1))
@@ -131,8 +131,8 @@ def test_the_heart_beats(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "1/../1"}', '{"pid": 1}'])
-def test_a_claim_that_is_not_written_yet_or_damaged_dies_by_silence(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(module, "SILENCE", 0.1)
+def test_a_lease_that_is_incomplete_or_damaged_expires(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(module, "LEASE_TIMEOUT", 0.1)
     (tmp_path / "leases").mkdir()
     (tmp_path / "leases" / "a").write_text(content)
     with Leases(tmp_path) as leases:
@@ -148,7 +148,7 @@ def test_a_reused_process_id_is_not_the_holder(tmp_path):
         assert leases.take("a")
 
 
-def test_a_rival_is_named_and_lives_for_sure_once_it_touched_its_claim_again(tmp_path):
+def test_a_rival_is_named_and_lives_for_sure_once_it_touched_its_lease_again(tmp_path):
     path = elsewhere(tmp_path, "a", job="17")
     with Leases(tmp_path) as leases:
         assert not leases.take("a")

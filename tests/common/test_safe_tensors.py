@@ -78,7 +78,7 @@ def refusal(file: Path) -> str:
 def test_code_is_not_run(tmp_path, old):
     trace = tmp_path / "trace"
     file = written(tmp_path / "code.ckpt", {"state_dict": {**STATE, "c": Code(trace)}}, old)
-    assert "is no weight" in refusal(file)
+    assert "is not a weight" in refusal(file)
     assert not trace.exists()
     torch.load(file, weights_only=False)
     assert trace.exists()  # so it would have
@@ -86,7 +86,7 @@ def test_code_is_not_run(tmp_path, old):
 
 def test_a_module_is_no_weights_file(tmp_path):
     assert "torch.nn.modules.linear.Linear" in refusal(written(tmp_path / "whole.pth", torch.nn.Linear(2, 2)))
-    assert "holds a list" in refusal(written(tmp_path / "list.pth", [torch.ones(2)]))
+    assert "contains a list" in refusal(written(tmp_path / "list.pth", [torch.ones(2)]))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])

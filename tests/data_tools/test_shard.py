@@ -257,7 +257,7 @@ def test_mistakes_are_one_line(good_videos, overrides, undisturbed, tmp_path, ca
     assert "holds other files (thesis.txt" in refused(capsys, clips(good_videos, tmp_path / "strange", overrides))
     assert "is a file" in refused(capsys, clips(good_videos, tmp_path / "strange" / "thesis.txt", overrides))
     assert "unknown key; did you mean 'stride'" in refused(capsys, clips(good_videos, new, ["strid=1"]))
-    assert "no shard set" in refused(capsys, ["verify", "--input", str(good_videos)])
+    assert "not a shard set" in refused(capsys, ["verify", "--input", str(good_videos)])
     assert "--workers -1" in refused(capsys, clips(good_videos, new, overrides, workers=-1))
     assert not new.exists()
 
@@ -279,7 +279,7 @@ def test_verify_names_faults_and_fails(undisturbed, tmp_path, capsys):
     tar.write_bytes(data)
     assert main(["verify", "--input", str(output)]) == 1
     found = capsys.readouterr().out
-    assert "shard-000003: the tar's sha256 is not the one in its index" in found
+    assert "shard-000003: the tar's sha256 differs from the one in its index" in found
     assert "shard-000003: sample dog_a-000004: its bytes do not match" in found
     assert "15 clips in 4 shards" in found
 

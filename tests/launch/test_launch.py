@@ -114,7 +114,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(latents, arguments, complaint,
 def test_the_wrong_kind_of_shards_is_refused(latents, capsys, tmp_path):
     arguments = ["launch", "train", "autoencoder", "--gpus-per-node", "1", "kl_vae=x"]
     assert main([*arguments, f"shards={latents}", f"run={tmp_path}/run"]) == 2
-    assert "holds latents, but clips are needed" in capsys.readouterr().err
+    assert "contains latents, but clips are required" in capsys.readouterr().err
 
 
 def test_the_job_gets_the_environment_of_the_shell_and_the_user_a_few_lines(latents, tmp_path):

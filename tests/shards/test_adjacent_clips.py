@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale.config import MediaConfig
-from mmldm_scale.shards.adjacent_clips import before, follows
+from mmldm_scale.shards.adjacent_clips import is_adjacent, preceding_index
 from mmldm_scale.shards.reader import Sample, ShardSet
 from tests.support.datasets.latent_sets import write_windows
 
@@ -21,26 +21,26 @@ def test_the_clip_before_is_found_by_keys_across_shards_and_not_across_videos(tm
     windows = [(video, start) for video in ("a", "a-000004", "b") for start in range(0, 17, stride)]
     shards = ShardSet(write_windows(tmp_path / "set", windows, MEDIA, size))
     for index, (video, start) in enumerate(windows):
-        found = before(shards, index)
+        found = preceding_index(shards, index)
         assert (None if found is None else windows[found]) == ((video, start - 4) if start >= 4 else None)
 
 
 def test_a_window_that_was_dropped_is_no_clip_before(tmp_path: Path):
     windows = [("a", start) for start in (0, 1, 2, 3, 5, 6, 7, 8, 9, 12)]
     shards = ShardSet(write_windows(tmp_path / "set", windows, MEDIA, 4))
-    found = [before(shards, index) for index in range(len(windows))]
+    found = [preceding_index(shards, index) for index in range(len(windows))]
     assert [None if i is None else windows[i][1] for i in found] == [None] * 4 + [1, 2, 3, None, 5, 8]
 
 
 def test_keys_of_another_make_have_no_clip_before(tmp_path: Path):
     shards = ShardSet(write_windows(tmp_path / "set", [("a", 0), ("a", 4)], MEDIA, 2, key="{video}_{start}"))
-    assert [before(shards, index) for index in range(2)] == [None, None]
+    assert [preceding_index(shards, index) for index in range(2)] == [None, None]
 
 
 def test_meta_says_whether_one_clip_follows_another():
     here, there = {"path": "a.mp4", "start": 3.4}, {"path": "a.mp4", "start": 3.0}
-    assert follows(sample("x", **here), sample("y", **there), MEDIA)
+    assert is_adjacent(sample("x", **here), sample("y", **there), MEDIA)
     for changed in ({"path": "b.mp4"}, {"start": 3.06}, {"start": 2.94}, {"start": None}, {"path": None}):
-        assert not follows(sample("x", **here), sample("y", **there | changed), MEDIA)
-    assert follows(sample("x", **here), sample("y", **there | {"start": 3.04}), MEDIA)  # half a frame is 0.05 s
-    assert not follows(sample("x"), sample("y"), MEDIA)
+        assert not is_adjacent(sample("x", **here), sample("y", **there | changed), MEDIA)
+    assert is_adjacent(sample("x", **here), sample("y", **there | {"start": 3.04}), MEDIA)  # half a frame is 0.05 s
+    assert not is_adjacent(sample("x"), sample("y"), MEDIA)

@@ -107,5 +107,5 @@ def test_a_batch_with_a_sample_of_another_kind_is_refused(make_latent, fault):
     }
     faults[fault]()
     for batch in ([one, other], [other, one]):
-        with pytest.raises(ValueError, match=r"video\.npy|no float16 array"):
+        with pytest.raises(ValueError, match=r"video\.npy|not a float16 array"):
             decode_latent_batch(batch)

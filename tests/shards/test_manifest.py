@@ -28,7 +28,7 @@ def test_a_missing_folder(tmp_path):
 
 
 def test_no_shard_set(tmp_path):
-    with pytest.raises(UserError, match="no shard set"):
+    with pytest.raises(UserError, match="not a shard set"):
         Manifest.read(tmp_path)
 
 
@@ -40,7 +40,7 @@ def test_an_unfinished_set(tmp_path, make_set):
 
 
 def test_another_kind(tmp_path, make_set):
-    with pytest.raises(UserError, match="holds clips, but latents are needed"):
+    with pytest.raises(UserError, match="contains clips, but latents are required"):
         Manifest.read(make_set(tmp_path / "set", "clips"), "latents")
 
 
@@ -85,6 +85,6 @@ def test_damage_is_noticed(tmp_path, make_set):
 
 
 def test_differences_name_nested_keys():
-    one, other = {"a": {"b": 1, "c": 2}, "d": 0}, {"a": {"b": 1, "c": 3}, "e": 0}
-    assert differences(one, other) == ["a.c: here 2, there 3", "d: here 0, there None", "e: here None, there 0"]
-    assert differences(one, one) == []
+    left, right = {"a": {"b": 1, "c": 2}, "d": 0}, {"a": {"b": 1, "c": 3}, "e": 0}
+    assert differences(left, right) == ["a.c: left 2, right 3", "d: left 0, right None", "e: left None, right 0"]
+    assert differences(left, left) == []

@@ -55,7 +55,7 @@ def test_each_set_goes_through_its_own_epochs(sets):
 
 def test_another_sample_is_of_the_same_pool_and_never_the_same(sets):
     stream = mixture(sets, [2, 1, 1], window=2)
-    pairs = [(stream.index(position), stream.other(position)) for position in range(400)]
+    pairs = [(stream.index(position), stream.pair_index(position)) for position in range(400)]
     for position, ((own_set, own), (other_set, other)) in enumerate(pairs):
         number, place = stream.locate(position)
         assert own_set == other_set == number
@@ -63,7 +63,7 @@ def test_another_sample_is_of_the_same_pool_and_never_the_same(sets):
         assert {own, other} <= set(stream.orders[number].pool(place).indices.tolist())
     again = np.random.default_rng(0).permutation(400).tolist()
     fresh = mixture(sets, [2, 1, 1], window=2)
-    assert [fresh.other(position) for position in again] == [pairs[position][1] for position in again]
+    assert [fresh.pair_index(position) for position in again] == [pairs[position][1] for position in again]
     epoch = [other for (number, _), other in pairs if number == 0][:14]
     assert len(set(epoch)) == 14  # each comes up equally often
 
@@ -94,7 +94,7 @@ def test_samples_are_those_of_the_sets(sets):
         own = sets[number][stream.orders[number](place)]
         assert sample.key == own.key
         assert bytes(sample.members["audio.npy"]) == bytes(own.members["audio.npy"])
-    laid_out = [sets[number].key(index) for number, index in map(stream.place, range(28))]
+    laid_out = [sets[number].key(index) for number, index in map(stream.concatenated_index, range(28))]
     assert laid_out == [one.key(i) for one in sets for i in range(len(one))]
 
 
@@ -172,7 +172,7 @@ def test_what_does_not_belong_together_is_refused(sets, fields, says):
     if fields.get("media"):
         fields = {"media": dataclasses.replace(manifest.media, fps=4)}
     change(sets[1].folder, **fields)
-    with pytest.raises(UserError, match=f"shards: sets that cannot be mixed: {says}") as error:
+    with pytest.raises(UserError, match=f"shards: these sets cannot be mixed: {says}") as error:
         mixture([sets[0], ShardSet(sets[1].folder)])
     assert "\n" not in str(error.value)
 

@@ -196,7 +196,7 @@ def test_a_shard_of_another_set_is_refused(tmp_path, make_set):
     folder, other = make_set(tmp_path / "set", "latents"), make_set(tmp_path / "other", "latents", first=100)
     for suffix in (".tar", ".json"):
         shutil.copy(other / f"shard-000001{suffix}", folder)
-    with pytest.raises(DamagedSet, match=r"shard-000001\.json: is not the index of this set's shard-000001"):
+    with pytest.raises(DamagedSet, match=r"shard-000001\.json: is the index of another set's shard-000001"):
         ShardSet(folder)
 
 

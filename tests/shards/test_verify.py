@@ -28,9 +28,9 @@ def test_every_fault_is_named_at_once(tmp_path, make_set):
     findings = verify_set(folder)
     faults = "\n".join(findings.faults)
     assert "shard-000000.tar: " in faults
-    assert "shard-000001: the tar's sha256 is not the one in its index" in faults
+    assert "shard-000001: the tar's sha256 differs from the one in its index" in faults
     assert "shard-000001: sample v_5-000000: its bytes do not match their checksum" in faults
-    assert "shard-000002.tar: missing" in faults
+    assert "shard-000002.tar: is missing" in faults
     assert "shard-000003.json: " in faults
     assert "shard-000009.tar.tmp: does not belong to the set" in faults
     assert "shard-000004" not in faults
@@ -46,7 +46,7 @@ def test_dropped_rows_have_to_add_up(tmp_path, make_set):
     log = folder / "dropped.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[1:]))
     faults = verify_set(folder).faults
-    assert any("2 rows, the manifest counts 3" in fault for fault in faults)
+    assert any("2 rows, but the manifest counts 3" in fault for fault in faults)
     log.unlink()
     assert any("dropped.jsonl: cannot be read" in fault for fault in verify_set(folder).faults)
 
@@ -57,7 +57,7 @@ def test_statistics_have_to_be_those_of_the_samples(tmp_path, make_set):
     value = read_json(file)
     value["statistics"]["video"]["std"][0] *= 1.001
     write_json(file, value)
-    assert verify_set(folder).faults == ["manifest.json: its statistics are not those of the samples"]
+    assert verify_set(folder).faults == ["manifest.json: its statistics differ from those of the samples"]
 
 
 @pytest.mark.parametrize("value", [None, {}, {"video": {"mean": [1]}}, {"audio": {"count": "x"}}])
@@ -65,7 +65,7 @@ def test_sums_that_are_not_those_of_the_samples(tmp_path, make_set, value):
     folder = make_set(tmp_path / "set", "latents")
     file = folder / "shard-000001.json"
     write_json(file, {**read_json(file), "statistics": value})
-    assert verify_set(folder).faults == ["shard-000001: the sums in its index are not those of its samples"]
+    assert verify_set(folder).faults == ["shard-000001: the sums in its index differ from those of its samples"]
 
 
 def rewrite(folder, members, meta):
@@ -87,8 +87,8 @@ def test_whole_samples_of_wrong_content_are_found(tmp_path, make_set, make_laten
     start = len(members["video.npy"]) - array.nbytes
     array[1, 2, 3, 0] = np.nan
     rewrite(folder, {**members, "video.npy": members["video.npy"][:start] + array.tobytes()}, {"class": 0})
-    assert any("sample w-000000: video_logvar holds NaN" in fault for fault in verify_set(folder).faults)
+    assert any("sample w-000000: video_logvar contains NaN" in fault for fault in verify_set(folder).faults)
     rewrite(folder, {**members, "audio.npy": members["video.npy"]}, {"class": 0})
     assert any("sample w-000000: audio_mean has shape (4, 4, 4)" in fault for fault in verify_set(folder).faults)
     rewrite(folder, members, {"class": 1})
-    assert any("sample w-000000: class 1 of 1" in fault for fault in verify_set(folder).faults)
+    assert any("sample w-000000: class is 1; must be" in fault for fault in verify_set(folder).faults)

@@ -71,16 +71,16 @@ def test_nothing_stays_of_what_was_not_committed(tmp_path):
 
 @pytest.mark.parametrize("key", ["a.b", "a/b", "../a", "", "a b", "é", "k" * 81])
 def test_keys_that_a_reader_would_trip_over_are_refused(tmp_path, key):
-    with ShardWriter(tmp_path, 0) as shard, pytest.raises(ValueError, match="no plain names"):
+    with ShardWriter(tmp_path, 0) as shard, pytest.raises(ValueError, match="do not match"):
         shard.add(key, {"wav": b""}, {})
 
 
 def test_a_key_twice_or_other_members_are_refused(tmp_path):
     with ShardWriter(tmp_path, 0) as shard:
         shard.add("a", {"wav": b""}, {})
-        with pytest.raises(ValueError, match="twice"):
+        with pytest.raises(ValueError, match="repeats"):
             shard.add("a", {"wav": b""}, {})
-        with pytest.raises(ValueError, match="samples before"):
+        with pytest.raises(ValueError, match="earlier samples"):
             shard.add("b", {"npy": b""}, {})
 
 

@@ -16,7 +16,7 @@ from tests.support.faults import fault_trials
 from tests.support.sandbox import KINDS, Workshop, contents
 
 PAGE = 4096  # bytes; what a file takes is a multiple of it
-LINE = re.compile(r"shard\.py: (?P<path>/\S+): the disk is full after [\d,]+ bytes of this file; .* to carry on")
+LINE = re.compile(r"shard\.py: (?P<path>/\S+): the disk is full after [\d,]+ bytes of this file; .* to resume")
 
 
 @pytest.fixture(scope="module")

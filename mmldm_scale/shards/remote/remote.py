@@ -1,7 +1,8 @@
-"""Reading whole files that lie elsewhere: on a shared disk, or at a URL that fsspec knows (s3://, gs://, https://, …).
+"""Reading whole files from a shared disk or from a URL that fsspec supports (s3://, gs://, https://, …).
 
-What goes wrong on the way (a lost connection, a cut or changed file) is tried again a few times, with growing pauses,
-and then is one clear error. S3, Google Cloud Storage and https need packages of their own: the extra ``remote``.
+``download`` copies a tar, ``read_checked`` returns a JSON file of a set; both verify checksums. After a lost connection
+or a truncated or changed file they retry a few times, with growing pauses, before they raise. S3, Google Cloud Storage
+and https require further packages, the extra ``remote``.
 """
 
 import errno
@@ -18,56 +19,58 @@ from mmldm_scale.common.errors import Outage, UserError
 from mmldm_scale.shards.json_files import JSON_LIMIT, DamagedSet, parse_json
 
 CHUNK = 16 << 20  # bytes read at once
-PAUSES = (1.0, 4.0, 16.0)  # seconds before each further try
+PAUSES = (1.0, 4.0, 16.0)  # seconds before each retry
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class StoredTar:
-    """Where a tar lies (a path or URL), and what it has to be: its size in bytes and its sha256 (hex)."""
+    """Location of a tar (path or URL), its size in bytes and its sha256 (hex)."""
 
     url: str
     bytes: int
     sha256: str
 
     def __post_init__(self) -> None:
-        if not re.fullmatch("[0-9a-f]{64}", self.sha256):  # it becomes a file's name
-            raise DamagedSet(f"{self.url}: {self.sha256!r}, in the set's manifest, is no sha256")
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):  # it becomes the name of a file
+            raise DamagedSet(f"{self.url}: {self.sha256!r}, in the set's manifest, is not a sha256")
 
 
 def is_url(location: str) -> bool:
-    """Return whether ``location`` is a URL (s3://…) and not a path."""
+    """Return whether ``location`` is a URL (s3://…) instead of a path."""
     return "://" in location
 
 
 def read_checked(url: str) -> bytes:
-    """Return the content of one of a set's JSON files, its checksum looked at.
+    """Return the content of one of a set's JSON files after verifying its checksum.
 
     Raises:
-        DamagedSet: it does not match its checksum, also when tried again.
-        UserError: there is no such file, or it cannot be reached (Outage).
+        DamagedSet: the content does not match its checksum, after all retries.
+        UserError: there is no such file.
+        Outage: the file cannot be read, after all retries.
     """
 
     def attempt() -> bytes:
         with _open(url) as source:
             data = source.read(JSON_LIMIT + 1)
         if len(data) > JSON_LIMIT:
-            raise UserError(f"{url}: larger than {JSON_LIMIT:,} bytes, so no file of ours")
+            raise UserError(f"{url}: larger than {JSON_LIMIT:,} bytes, the limit of a set's JSON files")
         parse_json(data, url)
         return data
 
-    return _persist(url, attempt)
+    return _with_retries(url, attempt)
 
 
 def download(tar: StoredTar, stream: BinaryIO) -> None:
-    """Write ``tar`` to ``stream`` (unbuffered, from its beginning), its size and sha256 looked at.
+    """Copy ``tar`` to ``stream`` (unbuffered, written from its beginning) and verify its size and sha256.
 
     Raises:
-        DamagedSet: what arrives is not what it has to be, also when tried again.
-        UserError: there is no such file, it cannot be reached (Outage), or the local disk is full.
+        DamagedSet: size or sha256 do not match, after all retries.
+        UserError: there is no such file, or the local disk is full.
+        Outage: the file cannot be read, after all retries.
     """
-    _persist(tar.url, lambda: _copy(tar, stream))
+    _with_retries(tar.url, lambda: _copy(tar, stream))
 
 
 def _copy(tar: StoredTar, stream: BinaryIO) -> None:
@@ -79,8 +82,8 @@ def _copy(tar: StoredTar, stream: BinaryIO) -> None:
             digest.update(chunk)
             _store(stream, chunk, tar)
     if size != tar.bytes:
-        found = f"{size:,}" if size < tar.bytes else "more"
-        raise DamagedSet(f"{tar.url}: {tar.bytes:,} bytes expected, {found} found; the file is damaged")
+        actual = f"{size:,}" if size < tar.bytes else "more"
+        raise DamagedSet(f"{tar.url}: {tar.bytes:,} bytes expected, {actual} found; the file is damaged")
     if digest.hexdigest() != tar.sha256:
         raise DamagedSet(f"{tar.url}: its content does not match its sha256; the file is damaged")
 
@@ -91,7 +94,7 @@ def _store(stream: BinaryIO, chunk: bytes, tar: StoredTar) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(f"{stream.name}: the disk is full; {tar.bytes:,} bytes of {tar.url} have no room") from None
+        raise UserError(f"{stream.name}: the disk is full; {tar.url} needs {tar.bytes:,} bytes") from None
 
 
 def _open(url: str) -> BinaryIO:
@@ -99,13 +102,13 @@ def _open(url: str) -> BinaryIO:
         return open(url, "rb")
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # a package is missing; no such protocol
+    except (ImportError, ValueError) as error:  # a package is missing, or the protocol is unknown
         raise UserError(f"{url}: {' '.join(str(error).split())[:200]}") from None
     return filesystem.open(path, "rb")
 
 
-def _persist(url: str, attempt: Callable[[], Result]) -> Result:
-    """Return what ``attempt()`` returns, trying again after damage and whatever a file system raises."""
+def _with_retries(url: str, attempt: Callable[[], Result]) -> Result:
+    """Return the result of ``attempt()``; retry after damage and after errors of the file system."""
     for pause in (*PAUSES, None):
         try:
             return attempt()
@@ -115,16 +118,16 @@ def _persist(url: str, attempt: Callable[[], Result]) -> Result:
             problem: UserError = error
         except UserError:
             raise
-        except Exception as error:  # remote file systems have no common base class for what goes wrong
+        except Exception as error:  # the errors of remote file systems have no common base class
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             problem = Outage(f"{url}: cannot be read: {reason}")
         if pause is None:
             raise type(problem)(f"{problem} (tried {len(PAUSES) + 1} times)")
         _sleep(pause)
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
-# The side effects, one line each, so that a test can make them fail.
+# Side effects as functions of one line, so that a test can make them fail.
 
 
 def _write(stream: BinaryIO, data: bytes) -> None:

@@ -19,7 +19,7 @@ from mmldm_scale.shards.manifest import Kind
 from mmldm_scale.shards.mixture import Mixture
 from mmldm_scale.shards.reader import DamagedSample, Sample, ShardSet
 from mmldm_scale.shards.remote.cache import Cache
-from mmldm_scale.shards.remote.prefetch import Ahead
+from mmldm_scale.shards.remote.prefetch import Prefetcher
 from mmldm_scale.training.data.quarantine import Quarantine
 
 ATTEMPTS = 16  # samples that are tried for one position
@@ -51,7 +51,7 @@ class Samples:
         self.mixture = Mixture(sets, config.weights, config.training.seed, reading.window)
         limit = int(reading.damaged_share * len(self.mixture))
         self.quarantine = Quarantine(Path(config.run) / "quarantine", limit)
-        self._ahead = Ahead(cache) if cache else None
+        self._prefetcher = Prefetcher(cache) if cache else None
         self._pools = [-1] * count  # where the pool begins that this process reads of each set
         if cache:
             _check_room(sets, reading)
@@ -68,8 +68,8 @@ class Samples:
         return self._read(positions, self.mixture.index, decode)
 
     def read_others(self, positions: Sequence[int], decode: Decode[Decoded]) -> Decoded:
-        """Return as :meth:`read` another sample for each of ``positions``: :meth:`Mixture.other`."""
-        return self._read(positions, self.mixture.other, decode)
+        """Return as :meth:`read` another sample for each of ``positions``: :meth:`Mixture.pair_index`."""
+        return self._read(positions, self.mixture.pair_index, decode)
 
     def spread(self, count: int, decode: Decode[Decoded]) -> list[Decoded]:
         """Return ``count`` samples (fewer if there are not as many) spread evenly over all sets, each decoded alone.
@@ -80,7 +80,7 @@ class Samples:
         count = min(count, total)
         found = []
         for first in (i * total // count for i in range(count)):
-            places = (self.mixture.place((first + further) % total) for further in range(ATTEMPTS))
+            places = (self.mixture.concatenated_index((first + further) % total) for further in range(ATTEMPTS))
             found.append(decode([self._whole(places, decode)]))
         for shards in self.mixture.sets:
             shards.close()  # tars from all over the sets would stay in the stage for nothing
@@ -96,12 +96,12 @@ class Samples:
         """
         number, index = self.mixture.index(position)
         shards = self.mixture.sets[number]
-        found = adjacent_clips.before(shards, index)
+        found = adjacent_clips.preceding_index(shards, index)
         if found is None:
             return None
         try:
             earlier = shards[found]  # which does not precede one that stands in for a damaged one
-            return decode([earlier]) if adjacent_clips.follows(sample, earlier, shards.manifest.media) else None
+            return decode([earlier]) if adjacent_clips.is_adjacent(sample, earlier, shards.manifest.media) else None
         except (DamagedSample, ValueError) as error:
             self.quarantine.add(shards, found, str(error))
             return None
@@ -109,11 +109,13 @@ class Samples:
     def count_continuing(self, count: int) -> int:
         """Return how many of the first ``count`` samples have, by their keys, one before them in their set."""
         places = (self.mixture.index(position) for position in range(count))
-        return sum(adjacent_clips.before(self.mixture.sets[number], index) is not None for number, index in places)
+        return sum(
+            adjacent_clips.preceding_index(self.mixture.sets[number], index) is not None for number, index in places
+        )
 
     def _read(self, positions: Sequence[int], find: Find, decode: Decode[Decoded]) -> Decoded:
         """Return ``decode(samples)`` of those that ``find`` finds for ``positions``."""
-        if self._ahead:
+        if self._prefetcher:
             self._look_ahead(positions)
         try:
             return decode(self.mixture.read_indices([find(position) for position in positions]))
@@ -145,7 +147,7 @@ class Samples:
             if pool.first != self._pools[number]:
                 self._pools[number] = pool.first
                 wanted = dict.fromkeys([*pool.shards, *order.pool(pool.end).shards])
-                self._ahead.want(number, [shards.stored_tar(shard) for shard in wanted])
+                self._prefetcher.request(number, [shards.stored_tar(shard) for shard in wanted])
 
 
 def _check_room(sets: Sequence[ShardSet], reading: ReadingConfig) -> None:

@@ -15,7 +15,7 @@ from data_tools.filters.measure import Summary, measure
 from data_tools.filters.table import MEASURES, SCHEMA, read_table
 from data_tools.sources.folder import FolderSource
 from data_tools.sources.video import Video
-from mmldm_scale.common.atomic_files import ASIDE
+from mmldm_scale.common.atomic_files import TEMPORARY_SUFFIX
 from mmldm_scale.common.errors import UserError
 
 CONFIG = MeasureConfig(rows_per_part=2)
@@ -92,7 +92,7 @@ def test_only_what_is_missing_is_measured_again(good_videos, tmp_path, monkeypat
     run(good_videos, tmp_path / "m")
     whole = contents(tmp_path / "m")
     (tmp_path / "m" / "part-000001.parquet").write_bytes(whole["part-000001.parquet"][:-9])
-    (tmp_path / "m" / f"part-000001.parquet.1234{ASIDE}").write_bytes(b"half")
+    (tmp_path / "m" / f"part-000001.parquet.1234{TEMPORARY_SUFFIX}").write_bytes(b"half")
     seen: list[str] = []
     examine = module.Examiner.__call__
     monkeypatch.setattr(

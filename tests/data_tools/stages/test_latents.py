@@ -168,7 +168,7 @@ def test_an_autoencoder_for_other_media_is_refused_before_any_work(sets, good_vi
 def test_mistakes_are_one_line(sets, tmp_path, capsys):
     new, autoencoder = tmp_path / "set", sets / "autoencoder"
     assert "no such folder" in refused(capsys, encode(tmp_path / "nothing", new, autoencoder))
-    assert "holds latents, but clips are needed" in refused(capsys, encode(sets / "latents", new, autoencoder))
+    assert "contains latents, but clips are required" in refused(capsys, encode(sets / "latents", new, autoencoder))
     assert "holds no autoencoder" in refused(capsys, encode(sets / "clips", new, sets / "clips"))
     assert "--batch-size 0" in refused(capsys, encode(sets / "clips", new, autoencoder, "--batch-size", 0))
     assert "holds clips" in refused(capsys, encode(sets / "clips", sets / "clips", autoencoder))
@@ -197,7 +197,7 @@ def test_a_latent_that_float16_cannot_hold_is_an_error_that_names_it(sets, tmp_p
         return samples
 
     monkeypatch.setattr(latents.Encoder, "__call__", wild)
-    with pytest.raises(ValueError, match=r"sample cat_a-000002: video\.npy: holds values that float16 cannot"):
+    with pytest.raises(ValueError, match=r"sample cat_a-000002: video\.npy: largest magnitude .* cannot be stored as float16"):
         encode(sets / "clips", tmp_path / "set", sets / "autoencoder")
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["plan.json"]
 

@@ -40,7 +40,7 @@ def test_only_the_faulty_shards_are_made_again(whole, tmp_path, capsys):
     assert main(["verify", "--input", str(folder), "--workers", "0"]) == 1
     assert repair(folder) == 0
     out = capsys.readouterr().out
-    assert "was shard-000000: the tar's sha256 is not the one in its index" in out
+    assert "was shard-000000: the tar's sha256 differs from the one in its index" in out
     assert contents(folder) == contents(whole)
     assert [(folder / f"shard-00000{number}.tar").stat().st_mtime for number in (1, 3)] == [1, 1]
 

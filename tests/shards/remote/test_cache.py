@@ -20,7 +20,7 @@ from mmldm_scale.shards.reader import ShardSet
 from mmldm_scale.shards.remote import cache as caches
 from mmldm_scale.shards.remote import remote
 from mmldm_scale.shards.remote.cache import Cache
-from mmldm_scale.shards.remote.prefetch import Ahead
+from mmldm_scale.shards.remote.prefetch import Prefetcher
 from mmldm_scale.shards.remote.remote import StoredTar
 
 SIZE = 50_000
@@ -30,7 +30,7 @@ FORK = multiprocessing.get_context("fork")
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
     monkeypatch.setattr(remote, "_sleep", lambda seconds: None)
-    monkeypatch.setattr(caches, "PATIENCE", 0.0)
+    monkeypatch.setattr(caches, "ROOM_TIMEOUT", 0.0)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_what_is_in_use_stays(tmp_path, tars):
 def test_what_is_on_its_way_takes_room_already(tmp_path, tars, monkeypatch):
     def copy(tar, stream):
         monkeypatch.setattr(caches, "download", download)
-        with pytest.raises(UserError, match=r"no room for .*1\.tar, while 50,000 of 50,000 are in use"):
+        with pytest.raises(UserError, match=r"no room for .*1\.tar: 50,000 of 50,000 bytes are in use"):
             cache.open(tars[1])
         download(tar, stream)
 
@@ -194,7 +194,7 @@ def read_at_random(cache: Cache, tars: list[StoredTar], seed: int, rounds: int) 
 
 
 def test_many_processes_share_it(tmp_path, tars, monkeypatch):
-    monkeypatch.setattr(caches, "PATIENCE", 30.0)
+    monkeypatch.setattr(caches, "ROOM_TIMEOUT", 30.0)
     cache = make(tmp_path, 5)
     processes = [FORK.Process(target=read_at_random, args=(cache, tars, seed, 150), daemon=True) for seed in range(4)]
     for process in processes:
@@ -223,11 +223,11 @@ def test_processes_killed_at_any_moment_leave_nothing_that_misleads(tmp_path, ta
 
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file: cannot be used to keep shards"):
+    with pytest.raises(UserError, match="file: cannot be used as a cache of shards"):
         Cache(tmp_path / "file", 1)
 
 
-# --- fetching ahead ---------------------------------------------------------------------------------------------------
+# --- prefetching ------------------------------------------------------------------------------------------------------
 
 
 def wait_for(condition, seconds: float = 10.0) -> None:
@@ -239,19 +239,19 @@ def wait_for(condition, seconds: float = 10.0) -> None:
 
 def test_fetches_ahead_in_order_what_is_wanted_now(tmp_path, tars):
     cache = make(tmp_path, 8)
-    ahead = Ahead(cache)
+    prefetcher = Prefetcher(cache)
     missing = StoredTar(str(tmp_path / "none.tar"), 1, "0" * 64)
-    ahead.want(0, [missing, *tars[:2]])  # what fails is left to whoever reads it
-    ahead.want(1, [tars[4]])
+    prefetcher.request(0, [missing, *tars[:2]])  # what fails is left to whoever reads it
+    prefetcher.request(1, [tars[4]])
     wait_for(lambda: kept(cache) == names([*tars[:2], tars[4]]))
-    pickle.loads(pickle.dumps(ahead)).want(0, [tars[5]])
+    pickle.loads(pickle.dumps(prefetcher)).request(0, [tars[5]])
     wait_for(lambda: f"{tars[5].sha256}.tar" in kept(cache))
 
 
 def test_fetches_ahead_as_soon_as_there_is_room(tmp_path, tars):
     cache = make(tmp_path, 1)
     with cache.open(tars[0]):
-        Ahead(cache).want(0, tars[1:2])
+        Prefetcher(cache).request(0, tars[1:2])
         time.sleep(0.1)
         assert kept(cache) == names(tars[:1])
     wait_for(lambda: kept(cache) == names(tars[1:2]))
@@ -259,10 +259,10 @@ def test_fetches_ahead_as_soon_as_there_is_room(tmp_path, tars):
 
 def test_a_forked_worker_fetches_ahead_by_itself(tmp_path, tars):
     cache = make(tmp_path, 8)
-    ahead = Ahead(cache)
-    ahead.want(0, tars[:1])
+    prefetcher = Prefetcher(cache)
+    prefetcher.request(0, tars[:1])
     wait_for(lambda: kept(cache) == names(tars[:1]))
-    process = FORK.Process(target=lambda: (ahead.want(0, tars[1:2]), time.sleep(60)), daemon=True)
+    process = FORK.Process(target=lambda: (prefetcher.request(0, tars[1:2]), time.sleep(60)), daemon=True)
     process.start()
     wait_for(lambda: kept(cache) == names(tars[:2]))
     process.kill()
@@ -334,9 +334,9 @@ def test_damage_at_a_url_is_noticed_before_use(tmp_path, make_set, damage):
 
 def test_sets_that_cannot_be_read_are_refused_by_their_own_name(tmp_path, make_set):
     cache, url = Cache(tmp_path / "near", 10**9), upload(make_set(tmp_path / "set", "clips"), "memory://bucket/clips")
-    with pytest.raises(UserError, match="^memory://bucket/clips: holds clips, but latents are needed here$"):
+    with pytest.raises(UserError, match="^memory://bucket/clips: contains clips, but latents are required here$"):
         ShardSet(url, "latents", cache)
     with pytest.raises(UserError, match="memory://bucket/none/manifest.json: there is no such file"):
         ShardSet("memory://bucket/none", "latents", cache)
-    with pytest.raises(UserError, match="memory://bucket/clips: .* needs reading.stage=FOLDER"):
+    with pytest.raises(UserError, match="memory://bucket/clips: .* requires reading.stage=FOLDER"):
         ShardSet(url, "clips")

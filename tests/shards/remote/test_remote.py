@@ -116,7 +116,7 @@ def test_what_cannot_work_is_said_at_once(url, says, pauses):
 
 @pytest.mark.parametrize("name", ["../../etc/x", "", "0" * 63, "A" * 64])
 def test_a_tar_is_named_by_nothing_but_a_sha256(name):
-    with pytest.raises(DamagedSet, match="is no sha256"):
+    with pytest.raises(DamagedSet, match="is not a sha256"):
         StoredTar(URL, 1, name)
 
 
@@ -125,7 +125,7 @@ def test_a_full_disk_is_said_at_once(tmp_path, pauses, monkeypatch):
         raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(remote, "_write", full)
-    says = "x.part: the disk is full; 20,000 bytes of memory://remote/shard.tar"
+    says = "x.part: the disk is full; memory://remote/shard.tar needs"
     with (tmp_path / "x.part").open("wb", buffering=0) as stream, pytest.raises(UserError, match=says):
         download(stored(), stream)
     assert pauses == []

@@ -117,7 +117,7 @@ def test_a_sample_is_held_against_another_clip_of_its_set(latents):
     dataset = build_trainable(configure(latents, "contrastive.weight=0.1", "flip=0")).dataset
     mixture = dataset.samples.mixture
     for position in range(0, 60, 7):
-        sample, (_, index) = dataset[position], mixture.other(position)
+        sample, (_, index) = dataset[position], mixture.pair_index(position)
         assert index != mixture.orders[0](position)
         other = latent_sample(index)
         for name, mean in (("other_audio", other.audio_mean), ("other_video", other.video_mean)):

@@ -42,7 +42,7 @@ def test_second_job_is_refused_and_a_killed_one_s_run_is_carried_on(tmp_path: Pa
 @pytest.fixture
 def elsewhere(tmp_path: Path, alone, monkeypatch) -> Path:
     """The lock of a job on another node."""
-    monkeypatch.setattr(leases, "SILENCE", 0.5)
+    monkeypatch.setattr(leases, "LEASE_TIMEOUT", 0.5)
     monkeypatch.setattr(run_lock, "POLL", 0.05)
     with locked(tmp_path, alone):
         holder = json.loads((tmp_path / "leases/run").read_text())
