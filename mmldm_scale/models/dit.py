@@ -117,7 +117,7 @@ class DiT(nn.Module):
             self.embed_video(video, video_condition),  # (B, 1 + Hv·Wv, D)
         ]
         x = torch.cat(parts, dim=1)  # (B, N, D)
-        backend = choose_backend(self.config.attention, x.device, dtype)
+        backend = choose_backend(self.config.attention, x.device, dtype, self.config.width // self.config.heads)
         branch = x
         for block, control in itertools.zip_longest(self.blocks, self.control):
             x = block(x, modulation, backend)

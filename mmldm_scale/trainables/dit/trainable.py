@@ -39,7 +39,8 @@ def build_trainable(config: DiTTraining) -> Trainable:
             asked for cannot work.
     """
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    choose_backend(config.model.attention, device, DTYPES[config.training.precision])  # say so now if it cannot work
+    head_width, dtype = config.model.width // config.model.heads, DTYPES[config.training.precision]
+    choose_backend(config.model.attention, device, dtype, head_width)  # raises now if it cannot work
     dataset = LatentDataset(config)
     mixture = dataset.samples.mixture
     manifest = mixture.manifest
