@@ -210,7 +210,7 @@ class LatentEmbedding(nn.Module):
         """Return the tokens (B, count, D) of ``latent`` and the clean ``condition``, both (B, C, rows, columns)."""
         if condition is None:
             condition = torch.zeros_like(latent)
-        dtype = self.start.dtype  # not that of a buffer: ZeRO-3 leaves buffers in float32
+        dtype = self.start.dtype  # not that of the buffer, which an engine may leave in float32
         latent, condition = (x.to(dtype).flatten(2).mT for x in (latent, condition))  # (B, rows·columns, C)
         x = self.latent(latent) + self.condition(condition)  # (B, rows·columns, D)
         x = x + self.positions.to(dtype) + self.modality
