@@ -11,15 +11,17 @@ layout is the same. There is no ``model_index.json``: it would name a pipeline c
 """
 
 from pathlib import Path
+from typing import cast
 
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from mmldm_scale import config
 from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from mmldm_scale.models.autoencoder.stable_diffusion import UNET, VAE
+from mmldm_scale.models.autoencoder.stable_diffusion import UNET_FOLDER, VAE_FOLDER
 
 SCHEDULER = "scheduler"
 
@@ -39,11 +41,14 @@ def write(folder: Path, kind: str) -> None:
 def _parts(weights: Path, kind: str) -> dict[str, ConfigMixin]:
     """Return the parts of the model in ``weights`` that diffusers has classes for, by the name of their sub-folder."""
     if kind == "kl_vae":
-        return {VAE: kl_vae.load(weights)}
+        return {VAE_FOLDER: kl_vae.load(weights)}
     if kind == "autoencoder":
         model = Autoencoder.from_pretrained(weights)
-        unets = {UNET if name == "shared" else f"{UNET}_{name}": unet for name, unet in model.decoder.unets.items()}
-        return {VAE: model.kl_vae, **unets, SCHEDULER: model.decoder.schedule}
+        unets = {
+            UNET_FOLDER if name == "shared" else f"{UNET_FOLDER}_{name}": cast(UNet2DConditionModel, unet)
+            for name, unet in model.decoder.unets.items()
+        }
+        return {VAE_FOLDER: model.kl_vae, **unets, SCHEDULER: model.decoder.schedule}
     if kind == "dit":
         values = pretrained.read_config(weights, kind)["diffusion"]
         return {SCHEDULER: noise_process(config.restore(config.DiffusionConfig, values, str(weights))).scheduler}
