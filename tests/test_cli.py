@@ -26,7 +26,7 @@ def test_composed_configuration_is_printed_and_nothing_started(tmp_path, capsys)
         (["train", "dit", "--config", "nowhere.yaml"], "no such configuration file"),
         (["train", "autoencoder", "shards=x"], "kl_vae: not set"),
         (["sample", "--checkpoint", "nowhere", "--task", "svg", "--num-samples", "1", "--output", "out"], "nowhere"),
-        (["export", "--checkpoint", "nowhere", "--output", "out"], "nowhere: no such folder; a model"),
+        (["export", "--checkpoint", "nowhere", "--output", "out"], "nowhere: no such folder; must be a run"),
         (["reconstruct", "--checkpoint", "x", "--input", "none", "--num-samples", "1", "--output", "out"], "none: no"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Literal
 
 from mmldm_scale.config.check import require
 
-Backend = Literal["auto", "flash", "xformers", "sdpa", "math"]
+Backend = Literal["auto", "flash", "flash4", "xformers", "sdpa", "math"]
 
 
 @dataclass

@@ -1,7 +1,8 @@
-"""How much arithmetic a model does: counted by running it on shapes alone, and, for the DiT, by formula.
+"""The arithmetic of a model: counted on the meta device, and for the DiT by formula.
 
-MAC is one multiply-accumulate; a FLOP count is twice the MACs. What a paper calls "FLOPs" of a DiT is often its
-linear layers' MACs alone, so the two kinds are kept apart. ``print(model_info())`` shows the presets' table.
+A MAC is one multiply-accumulate; FLOPs are twice the MACs. Papers often report the MACs of a DiT's linear layers alone
+as its "FLOPs", so that :class:`DiTMacs` keeps linear layers and attention apart. ``print(model_info())`` shows the
+table of the presets.
 """
 
 from dataclasses import dataclass, replace
@@ -13,13 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmldm_scale.config import DiTConfig
 from mmldm_scale.models.dit import FREQUENCIES, PRESETS, DiT, Shape
 
-AUDIO_SHAPE, VIDEO_SHAPE = (16, 8, 8), (16, 16, 16)  # of the paper's latents, from 16 frames of 256 × 256
+# The paper's latents of 16 frames of 256 × 256 pixels and their sound: channels, rows, columns.
+AUDIO_SHAPE, VIDEO_SHAPE = (16, 8, 8), (16, 16, 16)
 
 
 def forward_macs(module: nn.Module, *inputs: torch.Tensor) -> int:
     """Return the MACs of the matrix products, convolutions and attention of ``module(*inputs)``.
 
-    Only shapes are used: nothing is computed and no memory is taken, however large the model is.
+    It runs on the meta device, on shapes alone: no memory is allocated, however large the model is.
     """
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     state = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
@@ -30,35 +32,36 @@ def forward_macs(module: nn.Module, *inputs: torch.Tensor) -> int:
 
 @dataclass(frozen=True)
 class DiTMacs:
-    """MACs of one sample's forward pass."""
+    """MACs of the forward pass of one sample, of linear layers and of attention's two matrix products."""
 
     linear: int
     attention: int
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of the forward pass; training takes three times as many."""
+        """Floating-point operations of the forward pass of one sample; training takes three times as many."""
         return 2 * (self.linear + self.attention)
 
 
 def dit_macs(config: DiTConfig, audio_shape: Shape, video_shape: Shape) -> DiTMacs:
-    """Return the MACs of one sample in a DiT: a layer has (4 + 2r)·d²·N + 6·d² in linear layers, 2·N²·d in attention.
+    """Return the MACs of one sample in a DiT for latents of ``audio_shape`` and ``video_shape``.
 
-    r is the MLP ratio, d the width and N the number of all tokens; a layer's adaLN runs once a sample, not per token.
-    A model that continues clips has as many tokens more as the latents have positions, and half as many layers more,
-    each with a linear layer behind it.
+    A block has (4 + 2r)·d²·N + 6·d² MACs in linear layers and 2·N²·d in attention, where r is the MLP ratio, d the
+    width and N the number of tokens; adaLN runs once a sample, not once a token. With ``config.continuation`` there is
+    one more token for each position of the latents, and half as many blocks again, each followed by a linear layer.
     """
-    d, controls = config.width, config.depth // 2 if config.continuation else 0
+    d, control_blocks = config.width, config.depth // 2 if config.continuation else 0
     positions = [shape[1] * shape[2] for shape in (audio_shape, video_shape)]
     tokens = config.context_tokens + sum(positions) * (2 if config.continuation else 1) + 2
-    layer = (4 + 2 * config.mlp_ratio) * d * d * tokens + 6 * d * d
-    ends = FREQUENCIES * d + d * d  # time
+    block = (4 + 2 * config.mlp_ratio) * d * d * tokens + 6 * d * d
+    ends = FREQUENCIES * d + d * d  # the embedding of time
     ends += config.context_tokens * config.context_width * d
     for shape, count in zip((audio_shape, video_shape), positions, strict=True):
         ends += 3 * shape[0] * d * count + 2 * d * d  # embedding, condition and output; the output's adaLN
-        ends += (shape[0] + 1) * d * count if config.continuation else 0
-    layers = config.depth + controls
-    return DiTMacs(linear=layers * layer + controls * d * d * tokens + ends, attention=layers * 2 * tokens**2 * d)
+        ends += (shape[0] + 1) * d * count if config.continuation else 0  # the embedding of the previous clip
+    blocks = config.depth + control_blocks
+    linear = blocks * block + control_blocks * d * d * tokens + ends
+    return DiTMacs(linear=linear, attention=blocks * 2 * tokens**2 * d)
 
 
 def parameters(module: nn.Module) -> int:
@@ -67,7 +70,10 @@ def parameters(module: nn.Module) -> int:
 
 
 def model_info() -> str:
-    """Return the table of the DiT presets: size and arithmetic of a sample, with and without context tokens."""
+    """Return a table of the DiT presets: parameters (millions), and linear MACs and forward FLOPs of a sample (10⁹).
+
+    Each preset has one row with context tokens and one without.
+    """
     rows = [f"{'preset':<7}{'depth × width, heads':<23}{'context':>7}{'tokens':>8}{'parameters':>13}"]
     rows[0] += f"{'linear MACs':>13}{'forward FLOPs':>15}"
     for name, preset in PRESETS.items():

@@ -1,4 +1,4 @@
-"""The precisions of the configuration as torch's types."""
+"""The precisions of the configuration as torch data types: ``DTYPES[config.training.precision]``."""
 
 import torch
 

@@ -1,14 +1,16 @@
-"""Weights on disk: a folder with ``config.json`` (its ``kind`` says which model) and ``model.safetensors``.
+"""Weights folders: a ``config.json`` whose ``kind`` names the model, and its weights, ``model.safetensors``.
 
-Training writes such a folder into each checkpoint (the averaged weights, float32); sampling and the latent encoder read
-it. Nothing here unpickles anything.
+Training writes such a folder into each checkpoint (the averaged weights, float32); sampling and the encoding of latents
+read it. ``pretrained.find("runs/dit_S", "dit")`` returns the newest one of a run. No file is unpickled.
+
+A kind is the name of a trainable ("kl_vae", "autoencoder", "dit"); which ones exist, this module does not know.
 """
 
 import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.errors import UserError
 
-Kind = Literal["kl_vae", "autoencoder", "dit"]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+REASON_LENGTH = 300  # characters of a library's message that are repeated in an error
 
 
-def save(folder: Path, kind: Kind, config: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
-    """Write ``state`` and ``config`` (plain JSON values) as the weights folder ``folder``, made if it is missing."""
+def save(folder: Path, kind: str, config: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    """Write ``state`` and ``config`` (JSON values) as a weights folder of ``kind``; create ``folder`` if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS)
@@ -31,82 +33,90 @@ def save(folder: Path, kind: Kind, config: dict[str, Any], state: dict[str, torc
 
 
 def share(folder: Path) -> None:
-    """Let all who may read a config.json in ``folder`` read the weights beside it, else kept private."""
+    """Give each .safetensors file under ``folder`` the permissions of the config.json beside it.
+
+    The safetensors library makes files that their owner alone may read.
+    """
     for weights in folder.rglob("*.safetensors"):
         shutil.copymode(weights.with_name(CONFIG), weights)
 
 
-def find(path: str | Path, kind: Kind) -> Path:
-    """Return the weights folder that ``path`` means: itself, or that of a checkpoint, or of a run's newest checkpoint.
+def find(path: str | Path, kind: str) -> Path:
+    """Return the weights folder at ``path``, which is one itself, or a checkpoint, or a run (its newest checkpoint).
 
     Raises:
-        UserError: there is none, or it holds a model of another kind.
+        UserError: there is no weights folder, or it holds a model of another kind than ``kind``.
     """
     folder = locate(path, kind)
     read_config(folder, kind)
     return folder
 
 
-def locate(path: str | Path, kind: str = "model's") -> Path:
-    """Return the weights folder that ``path`` means, as :func:`find` does, whatever it holds.
+def locate(path: str | Path, kind: str | None = None) -> Path:
+    """Return the weights folder at ``path``, as :func:`find` does, whatever its kind; ``kind`` is only for messages.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no weights folder.
     """
-    path = Path(path)
+    path, of_kind = Path(path), f" of kind {kind!r}" if kind else ""
     if not path.exists():
-        article = "an" if kind.startswith("a") else "a"
-        raise UserError(f"{path}: no such folder; {article} {kind} run, checkpoint or weights folder fits")
+        raise UserError(f"{path}: no such folder; must be a run, checkpoint or weights folder{of_kind}")
     newest = sorted(path.glob("checkpoints/step-*[0-9]/weights"), reverse=True)
     for folder in (path, path / "weights", *newest):
         if (folder / CONFIG).is_file():
             return folder
-    raise UserError(f"{path}: holds no {kind} weights (neither {CONFIG} nor checkpoints/step-…/weights/{CONFIG})")
+    places = f"{CONFIG}, weights/{CONFIG} or checkpoints/step-…/weights/{CONFIG}"
+    raise UserError(f"{path}: holds no weights{of_kind}; must have {places}")
 
 
-def read_config(folder: Path, kind: Kind) -> dict[str, Any]:
-    """Return the configuration of the weights in ``folder``; raise UserError if they are of another kind."""
-    found, config = _read(folder)
-    if found != kind:
-        raise UserError(f"{folder}: holds a model of kind {found!r}, but {kind!r} is needed here")
+def read_config(folder: Path, kind: str) -> dict[str, Any]:
+    """Return the configuration of the weights in ``folder``, without its kind.
+
+    Raises:
+        UserError: it cannot be read, or it is of another kind than ``kind``.
+    """
+    stored_kind, config = _read(folder)
+    if stored_kind != kind:
+        raise UserError(f"{folder}: holds a model of kind {stored_kind!r}, but {kind!r} is needed here")
     return config
 
 
-def read_kind(folder: Path) -> Kind:
-    """Return of which kind the weights in ``folder`` are; raise UserError if of none of ours."""
-    found, _ = _read(folder)
-    if found not in get_args(Kind):
-        raise UserError(f"{folder}: holds a model of kind {found!r}, which is none of {', '.join(get_args(Kind))}")
-    return found
+def read_kind(folder: Path) -> str:
+    """Return the kind of the weights in ``folder``; raise UserError if its configuration cannot be read or has none."""
+    kind, _ = _read(folder)
+    if not isinstance(kind, str):
+        raise UserError(f"{folder / CONFIG}: kind must be the name of a trainable, not {kind!r}")
+    return kind
 
 
 def _read(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the kind and the rest of the configuration in ``folder``."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
         return config.pop("kind", None), config
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / CONFIG}: cannot be read: {error}") from None
 
 
 def load_into(module: torch.nn.Module, folder: Path) -> None:
-    """Load the weights in ``folder`` into ``module``; raise UserError if they are damaged or of another shape."""
+    """Load the weights in ``folder`` into ``module``; raise UserError if they are damaged or have other shapes."""
     try:
         state = load_file(folder / WEIGHTS)
         module.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder / WEIGHTS}: does not fit its {CONFIG}, or is damaged: {reason}") from None
+        reason = " ".join(str(error).split())[:REASON_LENGTH]
+        raise UserError(f"{folder / WEIGHTS}: is damaged, or does not match its {CONFIG}: {reason}") from None
 
 
 def fingerprint(path: Path) -> str:
-    """Return the sha256 (hex) over everything in a weights folder, names included: the identity of a model.
+    """Return the sha256 (64 hex digits) of all names and contents in a weights folder: the identity of a model.
 
-    Of a single file it is over that and the configuration beside it, if there is one.
+    For a single file it covers that file and, if there is one, the config.json beside it.
     """
-    files = sorted(path.rglob("*")) if path.is_dir() else [path, path.with_name(CONFIG)]
+    paths = sorted(path.rglob("*")) if path.is_dir() else [path, path.with_name(CONFIG)]
     root = path if path.is_dir() else path.parent
     digest = hashlib.sha256()
-    for file in filter(Path.is_file, files):
+    for file in filter(Path.is_file, paths):
         digest.update(file.relative_to(root).as_posix().encode() + b"\0")
         digest.update(bytes.fromhex(sha256(file)))
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""Activation checkpointing: what a block's forward pass does not keep, its backward pass computes again.
+"""Activation checkpointing: keep fewer activations in the forward pass and recompute them in the backward pass.
 
-``recompute(block, "selective", x, …)`` calls ``block(x, …)``. "full" keeps the block's inputs alone, so that training
-runs its forward pass twice; "selective" also keeps what matrix products and attention gave, which is most of the
+``recompute(block, "selective", x, …)`` calls ``block(x, …)``. "full" keeps only the block's inputs, so that training
+runs its forward pass twice. "selective" also keeps the outputs of matrix products and attention, which are most of the
 arithmetic, so that only norms, modulation and activation functions run twice. Neither changes a result.
 """
 
@@ -14,8 +14,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 Recomputation = Literal["none", "selective", "full"]
 
-# An attention kernel of another library than PyTorch is no such operator, and runs again.
-KEPT = frozenset(
+# The operators whose outputs "selective" keeps. Attention kernels of other libraries are not PyTorch operators, so that
+# they run twice.
+KEPT_OPERATORS = frozenset(
     {
         torch.ops.aten.mm.default,
         torch.ops.aten.addmm.default,
@@ -29,7 +30,7 @@ KEPT = frozenset(
 
 
 def recompute(block: Callable[..., Tensor], mode: Recomputation, *inputs: Any) -> Tensor:
-    """Return ``block(*inputs)``, keeping for the backward pass what ``mode`` says."""
+    """Return ``block(*inputs)``, a tensor of any shape, with the activations kept that ``mode`` names."""
     if mode == "none" or not torch.is_grad_enabled():
         return block(*inputs)
     if mode == "full":
@@ -42,4 +43,4 @@ def _selective() -> tuple[Any, Any]:
 
 
 def _policy(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operator in KEPT_OPERATORS else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,57 +1,55 @@
-"""A weights folder in diffusers' layout: sub-folders that any diffusers program loads, and ours beside them.
+"""Exported weights in diffusers' layout: one sub-folder for each part that diffusers has a class for.
 
 ::
 
-    model_index.json            what lies where, as in a pipeline's folder
     vae/  unet/  scheduler/     AutoencoderKL, UNet2DConditionModel and a scheduler, as far as the model has them
-    autoencoder/ or dit/        the whole model once more, for mmldm_scale, with what diffusers has no class for
+    autoencoder/ or dit/        the weights folder of the whole model, for mmldm_scale
 
-An autoencoder with a U-Net for each modality has ``unet_audio/`` and ``unet_video/``. A KL-VAE's weights folder has
-its ``vae/`` anyway.
+``UNet2DConditionModel.from_pretrained(folder, subfolder="unet")`` loads a part. An autoencoder with a U-Net for each
+modality has ``unet_audio/`` and ``unet_video/``. A KL-VAE's weights folder has its ``vae/`` in any case, so that its
+layout is the same. There is no ``model_index.json``: it would name a pipeline class, which diffusers does not have.
 """
 
-import json
 from pathlib import Path
+from typing import cast
 
-import diffusers
-from diffusers import ConfigMixin
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from mmldm_scale import config
 from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from mmldm_scale.models.autoencoder.stable_diffusion import UNET, VAE
+from mmldm_scale.models.autoencoder.stable_diffusion import UNET_FOLDER, VAE_FOLDER
 
-INDEX, SCHEDULER = "model_index.json", "scheduler"
-OURS: dict[pretrained.Kind, str] = {"autoencoder": "Autoencoder", "dit": "DiT"}
-
-
-def place(folder: Path, kind: pretrained.Kind) -> Path:
-    """Return where in ``folder`` the weights folder of the whole model belongs."""
-    return folder / kind if kind in OURS else folder
+SCHEDULER = "scheduler"
 
 
-def write(folder: Path, kind: pretrained.Kind) -> None:
-    """Turn ``folder``, which holds a weights folder at its :func:`place`, into diffusers' layout."""
-    parts = _parts(place(folder, kind), kind)
-    for name, part in parts.items():
-        if not (folder / name).exists():  # a KL-VAE's is
+def place(folder: Path, kind: str) -> Path:
+    """Return the folder inside ``folder`` in which the weights folder of the whole model belongs."""
+    return folder if kind == "kl_vae" else folder / kind
+
+
+def write(folder: Path, kind: str) -> None:
+    """Complete ``folder``, which holds the model's weights folder at its :func:`place`, to diffusers' layout."""
+    for name, part in _parts(place(folder, kind), kind).items():
+        if not (folder / name).exists():  # a KL-VAE's weights folder has its part
             part.save_pretrained(folder / name)
-    index = {name: ["diffusers", type(part).__name__] for name, part in parts.items()}
-    if kind in OURS:
-        index[kind] = ["mmldm_scale", OURS[kind]]
-    header = {"_class_name": "MMLDM", "_diffusers_version": diffusers.__version__}
-    (folder / INDEX).write_text(json.dumps(header | index, indent=2) + "\n")
 
 
-def _parts(whole: Path, kind: pretrained.Kind) -> dict[str, ConfigMixin]:
-    """Return what diffusers has classes for, by the sub-folder it belongs in."""
-    if kind == "dit":
-        described = pretrained.read_config(whole, kind)["diffusion"]
-        return {SCHEDULER: noise_process(config.restore(config.DiffusionConfig, described, str(whole))).scheduler}
+def _parts(weights: Path, kind: str) -> dict[str, ConfigMixin]:
+    """Return the parts of the model in ``weights`` that diffusers has classes for, by the name of their sub-folder."""
     if kind == "kl_vae":
-        return {VAE: kl_vae.load(whole)}
-    model = Autoencoder.from_pretrained(whole)
-    unets = {UNET if name == "shared" else f"{UNET}_{name}": unet for name, unet in model.decoder.unets.items()}
-    return {VAE: model.kl_vae, **unets, SCHEDULER: model.decoder.schedule}
+        return {VAE_FOLDER: kl_vae.load(weights)}
+    if kind == "autoencoder":
+        model = Autoencoder.from_pretrained(weights)
+        unets = {
+            UNET_FOLDER if name == "shared" else f"{UNET_FOLDER}_{name}": cast(UNet2DConditionModel, unet)
+            for name, unet in model.decoder.unets.items()
+        }
+        return {VAE_FOLDER: model.kl_vae, **unets, SCHEDULER: model.decoder.schedule}
+    if kind == "dit":
+        values = pretrained.read_config(weights, kind)["diffusion"]
+        return {SCHEDULER: noise_process(config.restore(config.DiffusionConfig, values, str(weights))).scheduler}
+    return {}

@@ -118,7 +118,7 @@ class Pipeline:
         dtype = DTYPES[settings.precision]
         noise_process(description.diffusion).timesteps(settings.steps)  # says at once what cannot work
         sampler(settings.decoding)
-        choose_backend(settings.attention, device, dtype)
+        choose_backend(settings.attention, device, dtype, description.model.width // description.model.heads)
         folder = find_autoencoder(description, autoencoder)
         model = replace(description.model, attention=settings.attention)
         dit = DiT(model, description.audio_shape, description.video_shape, len(description.classes))

@@ -260,15 +260,15 @@ def test_null_tokens_stand_for_what_a_context_lacks():
         torch.testing.assert_close(x, y)
 
 
-def test_conditions_that_it_is_not_made_for_are_refused():
-    without = dit(replace(CONFIG, context_tokens=0))
-    for model, told in (
-        (dit(), {"label": torch.zeros(3, dtype=torch.long)}),
-        (without, {"context": torch.zeros(3, 0, 8)}),
-        (dit(), previous()),
+def test_conditions_that_the_model_was_not_built_for_are_refused():
+    without_context = dit(replace(CONFIG, context_tokens=0))
+    for model, conditions, message in (
+        (dit(), {"label": torch.zeros(3, dtype=torch.long)}, "this one has classes=0"),
+        (without_context, {"context": torch.zeros(3, 0, 8)}, "needs model.context_tokens of at least 1"),
+        (dit(), previous(), "needs model.continuation=true"),
     ):
-        with pytest.raises(ValueError, match="for a DiT"):
-            model(*batch(), **told)
+        with pytest.raises(ValueError, match=message):
+            model(*batch(), **conditions)
 
 
 def test_parameters_are_there_only_where_they_are_used():

@@ -32,16 +32,26 @@ def test_weights_are_for_all_who_may_read_their_configuration(tmp_path) -> None:
     assert (folder / pretrained.WEIGHTS).stat().st_mode == (folder / pretrained.CONFIG).stat().st_mode
 
 
-def test_what_does_not_fit_is_one_line(tmp_path) -> None:
+def test_a_kind_is_any_name(tmp_path) -> None:
+    folder = tmp_path / "weights"
+    pretrained.save(folder, "toy", {"width": 2}, {"weight": torch.zeros(2)})
+    assert pretrained.read_kind(folder) == "toy"
+    assert pretrained.find(folder, "toy") == folder
+    (folder / pretrained.CONFIG).write_text('{"width": 2}')
+    with pytest.raises(UserError, match=r"config\.json: kind must be the name of a trainable, not None"):
+        pretrained.read_kind(folder)
+
+
+def test_errors_are_one_line(tmp_path) -> None:
     folder, empty = weights(tmp_path / "weights"), tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match="no such folder"):
         pretrained.find(tmp_path / "nowhere", "dit")
-    with pytest.raises(UserError, match="holds no dit weights"):
+    with pytest.raises(UserError, match="holds no weights of kind 'dit'; must have config.json"):
         pretrained.find(empty, "dit")
     with pytest.raises(UserError, match="'dit', but 'autoencoder' is needed"):
         pretrained.find(folder, "autoencoder")
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match=r"does not match its config\.json"):
         pretrained.load_into(torch.nn.Linear(3, 2), folder)
     (folder / pretrained.WEIGHTS).write_bytes(b"cut")
     with pytest.raises(UserError, match="damaged"):
@@ -49,5 +59,5 @@ def test_what_does_not_fit_is_one_line(tmp_path) -> None:
 
 
 def test_fingerprint_is_of_the_content(tmp_path) -> None:
-    one, same, other = weights(tmp_path / "a"), weights(tmp_path / "b"), weights(tmp_path / "c", 2.0)
-    assert pretrained.fingerprint(one) == pretrained.fingerprint(same) != pretrained.fingerprint(other)
+    first, same, changed = weights(tmp_path / "a"), weights(tmp_path / "b"), weights(tmp_path / "c", 2.0)
+    assert pretrained.fingerprint(first) == pretrained.fingerprint(same) != pretrained.fingerprint(changed)

@@ -1,8 +1,7 @@
-"""What the U-Net's cross-attention sees of one modality's pictures (section 3.1, Figure 3b).
+"""The tokens that the U-Net's cross-attention reads for pictures of one modality (section 3.1, Figure 3b).
 
-These are the other modality's semantic tokens, the class and the modality, one after the other: their order does not
-matter to cross-attention. Pictures drawn without context, by which guidance learns and leads, get learned tokens in
-place of semantics and class.
+They are the other modality's semantic tokens, the class and the modality; cross-attention does not depend on their
+order. For classifier-free guidance learned null tokens replace semantics and class.
 """
 
 import torch
@@ -10,11 +9,11 @@ from torch import Tensor, nn
 
 
 class Context(nn.Module):
-    """The learned tokens of one modality's context, and how a context is put together.
+    """Assembles the context of one modality's pictures, and holds its learned tokens.
 
     Args:
-        semantics: T, how many semantic tokens the other modality has; 0: the modality is all that is told.
-        width: D.
+        semantics: T, number of the other modality's semantic tokens; 0: the context is the modality's token alone.
+        width: D, channels of a token.
     """
 
     def __init__(self, semantics: int, width: int) -> None:
@@ -24,17 +23,17 @@ class Context(nn.Module):
         if semantics:
             self.null = nn.Parameter(0.02 * torch.randn(semantics + 1, width))
 
-    def forward(self, pictures: int, told: Tensor | None = None, dropped: Tensor | None = None) -> Tensor:
-        """Return the tokens (N, T + 2, D) of N = ``pictures``, or (N, 1, D) where the modality is all that is told.
+    def forward(self, pictures: int, semantics: Tensor | None = None, dropped: Tensor | None = None) -> Tensor:
+        """Return the tokens (N, T + 2, D) of N = ``pictures``, or (N, 1, D) if the model has no semantics.
 
         Args:
-            told: (N, T + 1, D), the other modality's semantics and the class; None: nothing, and learned tokens.
-            dropped: (N,) bool, the pictures that get learned tokens nevertheless; None: none of them.
+            semantics: (N, T + 1, D), the other modality's semantic tokens and the class; None: null tokens.
+            dropped: (N,) bool, the pictures that get null tokens in place of ``semantics``; None: none of them.
         """
-        modality = self.modality.expand(pictures, -1, -1)
+        modality = self.modality.expand(pictures, -1, -1)  # (N, 1, D)
         if not self.semantics:
             return modality
-        tokens = self.null.expand(pictures, -1, -1) if told is None else told
-        if told is not None and dropped is not None:
-            tokens = torch.where(dropped[:, None, None], self.null, told)
-        return torch.cat([tokens, modality], dim=1)
+        tokens = self.null.expand(pictures, -1, -1) if semantics is None else semantics  # (N, T + 1, D)
+        if semantics is not None and dropped is not None:
+            tokens = torch.where(dropped[:, None, None], self.null, semantics)
+        return torch.cat([tokens, modality], dim=1)  # (N, T + 2, D)

@@ -1,22 +1,26 @@
-"""The signal decoder: one Stable-Diffusion-shaped U-Net that predicts the noise of video frames and audio images alike.
+"""The signal decoder: one Stable-Diffusion-shaped U-Net that predicts the noise of video frames and audio images.
 
-What it is to draw reaches it three ways (section 3.1, Figure 3b): as multi-scale features of the perceptual latent
-added to its encoder's outputs, as the pooled latent with the frame's embedding added to its time embedding, and in its
-cross-attention, as the other modality's semantic tokens with a class and a modality embedding. The first two start at
-zero, so that a pretrained U-Net is at first undisturbed. Trained from scratch (``estimate: true``), it need not start
-from nothing: a read-out of the features estimates the clean latent, the noise is guessed from that, and the U-Net
-corrects the guess. :meth:`SignalDecoder.condition` computes all of it once for a clip;
-:meth:`SignalDecoder.forward` is then called at every step of the sampler.
+Its conditions reach it in three ways (section 3.1, Figure 3b): multi-scale features of the perceptual latent are added
+to its encoder's outputs; the pooled latent and the frame's embedding are added to its time embedding; and its
+cross-attention reads the other modality's semantic tokens, a class embedding and a modality embedding. The first two
+are zero-initialised, so that a pretrained U-Net starts undisturbed.
+
+For training from scratch, ``decoder.estimate: true`` (ours) lets a convolution estimate the clean latent from the
+features; the noise that this implies is added to the U-Net's output, which so corrects it.
+:meth:`SignalDecoder.condition` computes the conditions once for a clip, and :meth:`SignalDecoder.forward` is called at
+every step of the sampler.
+
+Shapes: B clips, K pictures of each, N = B·K pictures; KL-VAE latents are (N, c, s, s), perceptual latents (B, C, h, w).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from mmldm_scale.config import AutoencoderConfig, DiffusionConfig
@@ -29,40 +33,47 @@ Modality = Literal["audio", "video"]
 Shape = tuple[int, int, int]
 
 MODALITIES: tuple[Modality, Modality] = ("audio", "video")
-ESTIMATE_VARIANCE = 0.25  # of the estimate's error; the latents' own variance is 1
+ESTIMATE_VARIANCE = 0.25  # assumed variance of the error of an estimate; clean latents have variance 1
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What the U-Net is told about N pictures."""
+    """The inputs of the U-Net, besides noisy latents and time, for N pictures."""
 
-    features: list[Tensor]  # (N, D, H, W) each: one for each output of the U-Net's encoder, the last for its middle
+    features: list[Tensor]  # (N, D, H, W) each: added to the outputs of the U-Net's encoder, the last to its middle
     content: Tensor  # (N, C + E): the pooled latent and the frame's embedding
-    tokens: Tensor  # (N, T, D): the other modality's semantics, the class and the modality
-    mask: Tensor | None  # (N, T) bool: which tokens are to be seen; None: all
-    estimate: Tensor | None  # (N, c, s, s): what the features alone make of the clean latent
-    unet: str  # which U-Net draws them: "shared" by both modalities, or "audio" or "video"
+    tokens: Tensor  # (N, T, D): the other modality's semantic tokens, the class and the modality
+    mask: Tensor | None  # (N, T) bool: the tokens that cross-attention reads; None: all
+    estimate: Tensor | None  # (N, c, s, s): the clean latent as estimated from the features; None without estimate
+    unet: str  # the U-Net of these pictures: "shared" by both modalities, or "audio" or "video"
 
     @classmethod
     def join(cls, parts: Sequence["Condition"]) -> "Condition":
         """Return the condition of all pictures of ``parts``, in that order; shorter tokens are padded and masked.
 
         Raises:
-            ValueError: the parts are for different U-Nets.
+            ValueError: the parts are for different U-Nets, or only some of them have an estimate.
         """
         if len({part.unet for part in parts}) != 1:
             raise ValueError("conditions of different U-Nets cannot be joined")
         features = [torch.cat(level) for level in zip(*(part.features for part in parts), strict=True)]
-        estimate = None if parts[0].estimate is None else torch.cat([part.estimate for part in parts])
+        estimates = [part.estimate for part in parts if part.estimate is not None]
+        if len(estimates) not in (0, len(parts)):
+            raise ValueError("conditions with and without an estimate cannot be joined")
         longest = max(part.tokens.shape[1] for part in parts)
         tokens = [F.pad(part.tokens, (0, 0, 0, longest - part.tokens.shape[1])) for part in parts]
-        whole = all(part.mask is None and part.tokens.shape[1] == longest for part in parts)
-        mask = None if whole else torch.cat([part._seen(longest) for part in parts])
-        content = torch.cat([part.content for part in parts])
-        return cls(features, content, torch.cat(tokens), mask, estimate, parts[0].unet)
+        unmasked = all(part.mask is None and part.tokens.shape[1] == longest for part in parts)
+        return cls(
+            features=features,
+            content=torch.cat([part.content for part in parts]),
+            tokens=torch.cat(tokens),
+            mask=None if unmasked else torch.cat([part._padded_mask(longest) for part in parts]),
+            estimate=torch.cat(estimates) if estimates else None,
+            unet=parts[0].unet,
+        )
 
     def select(self, rows: Tensor) -> "Condition":
-        """Return the condition of the pictures ``rows``, (M,) int64, among the N: (M, …) in place of (N, …)."""
+        """Return the condition of the M pictures with indices ``rows``, (M,) int64: tensors (M, …) for (N, …)."""
         return replace(
             self,
             features=[level[rows] for level in self.features],
@@ -72,24 +83,24 @@ class Condition:
             estimate=None if self.estimate is None else self.estimate[rows],
         )
 
-    def _seen(self, length: int) -> Tensor:
-        """Return the mask (N, ``length``) once the tokens are padded to ``length``."""
-        seen = self.tokens.new_ones(self.tokens.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
-        return F.pad(seen, (0, length - seen.shape[1]))
+    def _padded_mask(self, length: int) -> Tensor:
+        """Return the mask (N, ``length``) for tokens that are padded to ``length``."""
+        mask = self.tokens.new_ones(self.tokens.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
+        return F.pad(mask, (0, length - mask.shape[1]))
 
 
 class SignalDecoder(nn.Module):
     """The U-Net and its conditioning: one U-Net for both modalities, or one each (``config.shared_decoder``).
 
-    Feature pyramids, frame embeddings and contexts are each modality's own; U-Nets and class embeddings are kept under
-    the name "shared", or else under "audio" and "video".
+    Each modality has its own feature pyramid, frame embeddings and context. U-Nets and class embeddings have the key
+    "shared", or else the keys "audio" and "video".
 
     Args:
-        config: of the whole autoencoder.
+        config: configuration of the whole autoencoder.
         audio_shape, video_shape: (C, h, w) of the perceptual latents.
-        noise_shape: (c, s, s) of the KL-VAE latents it denoises.
-        frames: F, frames of a clip.
-        classes: how many there are to be told; one more embedding stands for an unknown one.
+        noise_shape: (c, s, s) of the KL-VAE latents that it denoises.
+        frames: F, number of frames of a clip.
+        classes: number of classes; one more embedding stands for an unknown class.
     """
 
     def __init__(
@@ -109,16 +120,17 @@ class SignalDecoder(nn.Module):
         for name in ("shared",) if config.shared_decoder else MODALITIES:
             self.unets[name] = _unet(config, widths, noise_shape)
             if config.semantics:
-                self.class_embeddings[name] = nn.Embedding(classes + 1, config.semantic_width)  # last: unknown
-                nn.init.normal_(self.class_embeddings[name].weight, std=0.02)
+                class_embedding = nn.Embedding(classes + 1, config.semantic_width)  # the last one: unknown
+                nn.init.normal_(class_embedding.weight, std=0.02)
+                self.class_embeddings[name] = class_embedding
         self.pyramids, self.contexts = nn.ModuleDict(), nn.ModuleDict()
         self.frame_embeddings, self.estimators = nn.ModuleDict(), nn.ModuleDict()
         lengths, shapes = {"audio": 1, "video": frames}, {"audio": audio_shape, "video": video_shape}
-        for name, other in (MODALITIES, MODALITIES[::-1]):
+        for name, partner in (MODALITIES, MODALITIES[::-1]):
             self.pyramids[name] = FeaturePyramid(config, shapes[name], noise_shape[1], lengths[name])
             self.frame_embeddings[name] = nn.Embedding(lengths[name], unet.width)
-            semantics = math.prod(shapes[other][1:]) if config.semantics else 0
-            self.contexts[name] = Context(semantics, config.semantic_width)
+            semantic_tokens = math.prod(shapes[partner][1:]) if config.semantics else 0
+            self.contexts[name] = Context(semantic_tokens, config.semantic_width)
             if unet.estimate:
                 self.estimators[name] = zeroed(nn.Conv2d(widths[0], noise_shape[0], 3, padding=1))
 
@@ -127,44 +139,53 @@ class SignalDecoder(nn.Module):
         modality: Modality,
         latent: Tensor,
         frames: Tensor,
-        other: Tensor | None,
+        semantics: Tensor | None,
         labels: Tensor | None,
         dropped: Tensor | None = None,
     ) -> Condition:
-        """Return the condition of K pictures a clip, clip by clip (N = B·K).
+        """Return the condition of K pictures of each clip, clip by clip (N = B·K).
 
         Args:
-            modality: which of the two the pictures are.
-            latent: (B, C, h, w), the modality's perceptual latent.
-            frames: (B, K) integers, which frames; zeros (B, 1) for the audio image.
-            other: (B, T, D), the other modality's semantic tokens; None where the model has no semantics.
-            labels: (B,) int64, the clips' classes, -1 for an unknown one; None: all unknown.
-            dropped: (B, K) bool, which pictures are not told of semantics and class; None: none of them.
+            modality: of the pictures.
+            latent: (B, C, h, w), the perceptual latent of this modality.
+            frames: (B, K) int64, the frames' indices; zeros (B, 1) for the audio image.
+            semantics: (B, T, D), the semantic tokens of the *other* modality; None if the model has no semantics.
+            labels: (B,) int64, the clips' classes, -1 for unknown; None: all unknown.
+            dropped: (B, K) bool, the pictures that get null tokens in place of semantics and class; None: none.
         """
         name = "shared" if self.config.shared_decoder else modality
         count = frames.shape[1]
         embedding = self.frame_embeddings[modality](frames).flatten(0, 1)  # (B·K, E)
         features, finest = self.pyramids[modality](latent, frames, embedding)
-        content, told = embedding, None
+        content, tokens = embedding, None
         if self.config.pooled_latent:
             pooled = latent.mean(dim=(2, 3)).repeat_interleave(count, dim=0)  # (B·K, C)
             content = torch.cat([pooled, embedding], dim=1)
-        if other is not None:
-            known = self._class(name, labels, other)  # (B, 1, D)
-            told = torch.cat([other, known], dim=1).repeat_interleave(count, dim=0)  # (B·K, T + 1, D)
-        tokens = self.contexts[modality](len(content), told, None if dropped is None else dropped.flatten())
+        if semantics is not None:
+            class_token = self._class_token(name, labels, semantics)  # (B, 1, D)
+            tokens = torch.cat([semantics, class_token], dim=1).repeat_interleave(count, dim=0)  # (B·K, T + 1, D)
+        context = self.contexts[modality](len(content), tokens, None if dropped is None else dropped.flatten())
         estimate = self._estimate(modality, latent, frames, finest) if self.estimators else None
-        return Condition(features, content, tokens, None, estimate, name)
+        return Condition(features, content, context, None, estimate, name)
 
     def null(self, modality: Modality, condition: Condition) -> Condition:
-        """Return ``condition``, of pictures of ``modality``, without semantics and class: what guidance leads from."""
+        """Return ``condition``, of pictures of ``modality``, with null tokens in place of semantics and class.
+
+        Classifier-free guidance extrapolates from the prediction under this condition.
+        """
         return replace(condition, tokens=self.contexts[modality](len(condition.tokens)))
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """Return the noise predicted in ``noisy`` (N, c, s, s) at ``time`` (N,) in 0..999, float32."""
+        """Return the noise predicted in ``noisy``, (N, c, s, s) float32.
+
+        Args:
+            noisy: (N, c, s, s), noisy KL-VAE latents.
+            time: (N,) int64, their timesteps in 0..999.
+            condition: of these N pictures.
+        """
         *features, middle = condition.features
-        unet = self.unets[condition.unet]
-        predicted = unet(
+        unet = cast(UNet2DConditionModel, self.unets[condition.unet])
+        predicted: Tensor = unet(
             noisy.to(unet.dtype),
             time,
             encoder_hidden_states=condition.tokens,
@@ -174,39 +195,47 @@ class SignalDecoder(nn.Module):
             mid_block_additional_residual=middle,
             return_dict=False,
         )[0].float()
-        return predicted if condition.estimate is None else predicted + self._guess(noisy, time, condition.estimate)
+        if condition.estimate is None:
+            return predicted
+        return predicted + self._implied_noise(noisy, time, condition.estimate)
 
-    def _class(self, name: str, labels: Tensor | None, other: Tensor) -> Tensor:
-        """Return the embeddings (B, 1, D) of ``labels``, for the clips of ``other`` (B, T, D)."""
+    def _class_token(self, name: str, labels: Tensor | None, semantics: Tensor) -> Tensor:
+        """Return the class embeddings (B, 1, D) of ``labels``, for the clips of ``semantics`` (B, T, D)."""
         if labels is None:
-            labels = torch.full((len(other),), -1, device=other.device)
+            labels = torch.full((len(semantics),), -1, device=semantics.device)
         rows = torch.where(labels < 0, self.classes, labels)
-        return self.class_embeddings[name](rows)[:, None]
+        return self.class_embeddings[name](rows)[:, None]  # (B, D) -> (B, 1, D)
 
     def _estimate(self, modality: Modality, latent: Tensor, frames: Tensor, finest: Tensor) -> Tensor:
-        """Return what the features ``finest`` (B·K, D, s, s) make of the clean latents: (B·K, c, s, s)."""
-        read = self.estimators[modality](finest)
-        if not self.config.shortcut:
-            return read
-        channels, total = read.shape[1], self.pyramids[modality].frames
-        clips = unfold(latent, finest.shape[-1] // latent.shape[-1], channels, total)  # (B, F, c, s, s)
-        folded = clips[torch.arange(len(clips), device=frames.device)[:, None], frames]  # (B, K, c, s, s)
-        return folded.flatten(0, 1) + read
+        """Return the clean latents (B·K, c, s, s) as estimated from the features ``finest`` (B·K, D, s, s).
 
-    def _guess(self, noisy: Tensor, time: Tensor, estimate: Tensor) -> Tensor:
-        """Return the noise in ``noisy`` to be expected if ``estimate`` is the clean latent up to a known error.
-
-        With z^t = √ᾱ z + √(1 − ᾱ) n and z = ``estimate`` + e, both n and e Gaussian and independent, E[n | z^t] is the
-        remainder z^t − √ᾱ · ``estimate`` times √(1 − ᾱ) / (1 − ᾱ + ᾱ · var e).
+        With ``config.shortcut`` the perceptual latent's own folded content is added (the encoders' shortcut, inverted).
         """
-        kept = self.schedule.alphas_cumprod.to(time.device)[time].view(-1, 1, 1, 1)  # ᾱ
-        weight = (1 - kept).sqrt() / (1 - kept + kept * ESTIMATE_VARIANCE)
-        return weight * (noisy.float() - kept.sqrt() * estimate.float())
+        estimate: Tensor = self.estimators[modality](finest)  # (B·K, c, s, s)
+        if not self.config.shortcut:
+            return estimate
+        channels, total = estimate.shape[1], cast(FeaturePyramid, self.pyramids[modality]).frames
+        clips = unfold(latent, finest.shape[-1] // latent.shape[-1], channels, total)  # (B, F, c, s, s)
+        unfolded = clips[torch.arange(len(clips), device=frames.device)[:, None], frames]  # (B, K, c, s, s)
+        return unfolded.flatten(0, 1) + estimate
+
+    def _implied_noise(self, noisy: Tensor, time: Tensor, estimate: Tensor) -> Tensor:
+        """Return the expected noise (N, c, s, s) in ``noisy`` if ``estimate`` is the clean latent up to an error.
+
+        With z^t = √ᾱ z + √(1 − ᾱ) n and z = ``estimate`` + e, n and e Gaussian and independent, E[n | z^t] is the
+        remainder z^t − √ᾱ · ``estimate`` times √(1 − ᾱ) / (1 − ᾱ + ᾱ · var e), var e = ESTIMATE_VARIANCE.
+        """
+        alpha_bar = self.schedule.alphas_cumprod.to(time.device)[time].view(-1, 1, 1, 1)  # (N,) -> (N, 1, 1, 1)
+        weight = (1 - alpha_bar).sqrt() / (1 - alpha_bar + alpha_bar * ESTIMATE_VARIANCE)
+        return weight * (noisy.float() - alpha_bar.sqrt() * estimate.float())
 
 
 def _unet(config: AutoencoderConfig, widths: list[int], noise_shape: Shape) -> UNet2DConditionModel:
-    """Return a U-Net for pictures of ``noise_shape``, with ``widths`` by level, that content does not disturb yet."""
-    unet, content = config.decoder, config.decoder.width + config.latent_channels * config.pooled_latent
+    """Return a U-Net for latents of ``noise_shape`` with ``widths`` channels at its levels.
+
+    The last layer of its class embedding, which takes the conditions' ``content``, is zero.
+    """
+    unet, content_width = config.decoder, config.decoder.width + config.latent_channels * config.pooled_latent
     down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in unet.attention]
     up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(unet.attention)]
     model = UNet2DConditionModel(
@@ -218,12 +247,12 @@ def _unet(config: AutoencoderConfig, widths: list[int], noise_shape: Shape) -> U
         block_out_channels=tuple(widths),
         layers_per_block=unet.blocks,
         cross_attention_dim=config.semantic_width,
-        attention_head_dim=unet.heads,  # the library's name for the number of heads
+        attention_head_dim=unet.heads,  # diffusers' name for the number of heads
         norm_num_groups=norm_groups(unet.width),
         class_embed_type="projection",
-        projection_class_embeddings_input_dim=content,
+        projection_class_embeddings_input_dim=content_width,
     )
-    zeroed(model.class_embedding.linear_2)
+    zeroed(model.class_embedding.linear_2)  # a TimestepEmbedding, as class_embed_type is "projection"
     if config.activation_checkpointing:
         model.enable_gradient_checkpointing()
     return model

@@ -1,9 +1,9 @@
-"""The discriminator of sounding videos: is ⟨audio image, frame i, frame j⟩, i < j, a real clip's (section 3.1, Eq. 2)?
+"""The discriminator of sounding videos. It judges triples ⟨audio image, frame i, frame j⟩, i < j (section 3.1, Eq. 2).
 
-``AudioVideoDiscriminator(config)(pictures)`` gives one logit a triple. To tell a decoded triple from a real one it has
-to judge each picture, the order of the two frames and whether all three belong together, so each of its levels is a
-spatio-temporal module: residual blocks within a picture, then a convolution along the sequence of the three, and at the
-coarser levels full attention over all places of all three pictures.
+``AudioVideoDiscriminator(config)(pictures)`` returns one logit for each triple. To tell decoded triples from real ones
+it has to judge each picture, the order of the two frames and whether all three belong together. Each level is therefore
+a spatio-temporal module: residual blocks within a picture, a convolution along the three pictures, and at the coarser
+levels full attention over all positions of all three.
 """
 
 import torch
@@ -13,16 +13,15 @@ from mmldm_scale.config import DiscriminatorConfig
 from mmldm_scale.models.autoencoder.blocks import SelfAttention, norm_groups
 from mmldm_scale.models.autoencoder.encoders import Level, TemporalConvolution
 
-PICTURES = 3  # audio image, first frame, second frame
+PICTURES = 3  # of a triple: audio image, first frame, second frame
 
 
 class AudioVideoDiscriminator(nn.Module):
     """Triples of pictures (B, 3, 3, S, S) in [-1, 1] → logits of being real (B,).
 
-    It is told which picture is which by an embedding. There are no batch statistics: a triple's logit is its own. Level
-    k attends over 3·(S/2^k)² tokens, of which the cost is the square: 196,608 at full resolution of 256² pictures are
-    out of reach, 3,072 at the fourth level of the default seven are cheap, and the convolutions before have by then
-    gathered what is local.
+    A learned embedding marks which picture of the triple is which. There are no batch statistics, so that a triple's
+    logit does not depend on the batch. Level k attends over 3·(S/2^k)² tokens, at quadratic cost: 196,608 tokens at the
+    full resolution of 256² pictures would be too many, 3,072 at the fourth of the default seven levels are cheap.
     """
 
     def __init__(self, config: DiscriminatorConfig) -> None:
@@ -30,7 +29,7 @@ class AudioVideoDiscriminator(nn.Module):
         widths = [config.width * multiplier for multiplier in config.multipliers]
         self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
         self.picture = nn.Parameter(0.02 * torch.randn(PICTURES, widths[0], 1, 1))
-        first = len(widths) - config.attention  # of the levels that attend
+        first = len(widths) - config.attention  # the first level with attention
         self.levels = nn.ModuleList(
             SpatioTemporal(
                 widths[max(i - 1, 0)], width, config.blocks, halve=i > 0, heads=config.heads if i >= first else 0
@@ -43,17 +42,21 @@ class AudioVideoDiscriminator(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Return the logits (B,) float32 of ``pictures`` (B, 3, 3, S, S): audio image, first and second frame."""
         hidden = self.stem(pictures.flatten(0, 1).to(self.head.weight.dtype))  # (B·3, D, S, S)
-        hidden = (hidden.unflatten(0, (-1, PICTURES)) + self.picture).flatten(0, 1)
+        hidden = (hidden.unflatten(0, (-1, PICTURES)) + self.picture).flatten(0, 1)  # through (B, 3, D, S, S)
         for level in self.levels:
             hidden = level(hidden)
         pooled = nn.functional.silu(self.norm(hidden)).mean(dim=(2, 3))  # (B·3, D)
-        return self.head(pooled.unflatten(0, (-1, PICTURES)).flatten(1)).squeeze(1).float()
+        return self.head(pooled.unflatten(0, (-1, PICTURES)).flatten(1)).squeeze(1).float()  # (B, 3·D) -> (B,)
 
 
 class SpatioTemporal(nn.Module):
-    """An optional halving and residual blocks in each picture, mixing along the three, and attention over all places.
+    """A level within each picture, a convolution along the three, and attention over all positions of all three.
 
-    ``heads`` = 0: without the attention.
+    Args:
+        inputs, outputs: channels before and after.
+        blocks: residual blocks.
+        halve: whether height and width are halved first.
+        heads: of the attention; 0: no attention.
     """
 
     def __init__(self, inputs: int, outputs: int, blocks: int, halve: bool, heads: int) -> None:
@@ -63,11 +66,11 @@ class SpatioTemporal(nn.Module):
         self.attention = SelfAttention(outputs, heads) if heads else None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return (B·3, outputs, h, w) from ``hidden`` (B·3, inputs, h, w), or half as high and wide."""
+        """Return (B·3, outputs, h, w), or half as high and wide if it halves, from ``hidden`` (B·3, inputs, h, w)."""
         hidden = self.time(self.space(hidden), PICTURES)
         if self.attention is None:
             return hidden
         _, _, height, width = hidden.shape
         tokens = hidden.unflatten(0, (-1, PICTURES)).permute(0, 1, 3, 4, 2).flatten(1, 3)  # (B, 3·h·w, D)
-        tokens = self.attention(tokens).unflatten(1, (PICTURES, height, width))
-        return tokens.permute(0, 1, 4, 2, 3).flatten(0, 1)
+        tokens = self.attention(tokens).unflatten(1, (PICTURES, height, width))  # (B, 3, h, w, D)
+        return tokens.permute(0, 1, 4, 2, 3).flatten(0, 1)  # (B·3, D, h, w)

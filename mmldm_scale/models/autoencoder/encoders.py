@@ -1,11 +1,12 @@
 """The modality-specific encoders: KL-VAE latents → the moments of the perceptual latents (section 3.1, Figure 3a).
 
-Both are stacks of residual blocks with a strided convolution between levels and attention at the last one; they share
-no parameters. The video encoder works on single frames, mixes them along time at every level, and at its end merges
-all frames of a clip into one picture's worth of channels; it may also see a few key frames only, and with them a
-learned frame that belongs to no clip, where it can gather what they share (the public code's way). With ``shortcut``
-what they find is added to the mean of a path without parameters, space folded into channels and averaged (as in DC-AE,
-arXiv 2410.10733): so the latents show something of the clip from the first step.
+Both are stacks of residual blocks with a strided convolution between levels and attention at the last level; they share
+no parameters. The video encoder processes single frames, mixes them along time at every level, and finally merges all
+frames of a clip into one feature map. With ``key_frames`` it reads only those frames and one learned content frame,
+which can collect what they have in common (public code).
+
+With ``shortcut`` the mean is the encoder's output plus a path without parameters, which folds space into channels and
+averages (after DC-AE, arXiv 2410.10733), so that latents carry the clip from the first step (ours).
 """
 
 import torch
@@ -17,14 +18,14 @@ from mmldm_scale.models.recompute import Recomputation, recompute
 
 Shape = tuple[int, int, int]
 
-INITIAL_LOGVAR = -6.0  # a posterior as narrow as this lets the latents carry signal from the first step
+INITIAL_LOGVAR = -6.0  # initial log-variance of the posteriors, small so that noise does not hide the mean at first
 
 
 class AudioEncoder(nn.Module):
     """Latent of an audio image (B, c, s, s) → moments (B, 2·C, s/f_a, s/f_a), f_a = 2 ** (levels - 1).
 
     Args:
-        config: of the whole autoencoder.
+        config: configuration of the whole autoencoder.
         inputs: c, channels of the KL-VAE's latents.
     """
 
@@ -44,18 +45,19 @@ class AudioEncoder(nn.Module):
         hidden = self.stem(latent)
         for level in self.levels:
             hidden = recompute(level, self.recomputation, hidden)
-        tokens = self.attention(hidden.flatten(2).transpose(1, 2))  # (B, h·w, D)
-        moments = self.head(tokens.transpose(1, 2).unflatten(2, hidden.shape[2:]))
-        return _shifted(moments, latent[:, None], self.factor) if self.shortcut else moments
+        tokens = self.attention(hidden.flatten(2).transpose(1, 2))  # (B, D, h, w) -> (B, h·w, D)
+        hidden = tokens.transpose(1, 2).unflatten(2, hidden.shape[2:])  # (B, D, h, w)
+        moments = self.head(hidden)  # (B, 2·C, h, w)
+        return _add_shortcut(moments, latent[:, None], self.factor) if self.shortcut else moments
 
 
 class VideoEncoder(nn.Module):
     """Latents of ``frames`` frames (B, F, c, s, s) → moments (B, 2·C, s/f_v, s/f_v), f_v = 2 ** (levels - 1).
 
     Args:
-        config: of the whole autoencoder.
+        config: configuration of the whole autoencoder.
         noise_shape: (c, s, s) of a frame's latent.
-        frames: F, of a clip. Of these the encoder sees ``video_encoder.key_frames``, or all if that is empty.
+        frames: F, number of frames of a clip. The encoder reads ``video_encoder.key_frames``, or all if empty.
     """
 
     def __init__(self, config: AutoencoderConfig, noise_shape: Shape, frames: int) -> None:
@@ -78,23 +80,24 @@ class VideoEncoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return the moments (B, 2·C, s/f_v, s/f_v) of ``latents`` (B, F, c, s, s)."""
-        seen = latents
-        if self.key_frames:
+        inputs = latents
+        if self.key_frames:  # F is then the number of key frames, and one more with the content frame
             latents = latents[:, self.key_frames]
-            seen = torch.cat([self.content_frame.expand(len(latents), 1, -1, -1, -1), latents], dim=1)
-        batch, frames = seen.shape[:2]
-        hidden = self.stem(seen.flatten(0, 1))  # (B·F, D, s, s)
+            inputs = torch.cat([self.content_frame.expand(len(latents), 1, -1, -1, -1), latents], dim=1)
+        batch, frames = inputs.shape[:2]
+        hidden = self.stem(inputs.flatten(0, 1))  # (B·F, D, s, s)
         for level, time in zip(self.levels, self.times, strict=True):
             hidden = recompute(level, self.recomputation, hidden)
             hidden = recompute(time, self.recomputation, hidden, frames)
-        hidden = recompute(self.attention, self.recomputation, hidden.unflatten(0, (batch, frames)))
-        hidden = self.merge(hidden.flatten(1, 2))  # (B, D, h, w)
+        hidden = hidden.unflatten(0, (batch, frames))  # (B, F, D, h, w)
+        hidden = recompute(self.attention, self.recomputation, hidden)
+        hidden = self.merge(hidden.flatten(1, 2))  # (B, F·D, h, w) -> (B, D, h, w)
         moments = self.head(self.block(hidden, None))
-        return _shifted(moments, latents, self.factor) if self.shortcut else moments
+        return _add_shortcut(moments, latents, self.factor) if self.shortcut else moments
 
 
 class TemporalAttention(nn.Module):
-    """Self-attention between the frames of a clip at each place, which know their positions."""
+    """Self-attention between the frames of a clip at each position, with a learned embedding of the frame's place."""
 
     def __init__(self, frames: int, width: int, heads: int) -> None:
         super().__init__()
@@ -102,15 +105,15 @@ class TemporalAttention(nn.Module):
         self.attention = SelfAttention(width, heads)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return ``hidden`` (B, F, D, h, w) with what each frame gathered from the others added."""
+        """Return ``hidden`` (B, F, D, h, w) plus the attention of each frame over all frames."""
         batch, _, _, height, width = hidden.shape
         tokens = hidden.permute(0, 3, 4, 1, 2).flatten(0, 2) + self.position  # (B·h·w, F, D)
-        tokens = self.attention(tokens).unflatten(0, (batch, height, width))
+        tokens = self.attention(tokens).unflatten(0, (batch, height, width))  # (B, h, w, F, D)
         return tokens.permute(0, 3, 4, 1, 2)  # (B, F, D, h, w)
 
 
 class TemporalConvolution(nn.Module):
-    """Residual convolution over three neighbouring frames at each place; zero-initialised."""
+    """Residual convolution over three consecutive frames at each position; zero-initialised."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -118,14 +121,14 @@ class TemporalConvolution(nn.Module):
         self.convolution = zeroed(nn.Conv2d(width, width, (3, 1), padding=(1, 0)))
 
     def forward(self, hidden: Tensor, frames: int) -> Tensor:
-        """Return ``hidden`` (B·F, D, h, w) with what its neighbours in time contribute added."""
-        places = nn.functional.silu(self.norm(hidden)).flatten(2).unflatten(0, (-1, frames))  # (B, F, D, h·w)
-        mixed = self.convolution(places.transpose(1, 2)).transpose(1, 2)  # (B, F, D, h·w)
-        return hidden + mixed.flatten(0, 1).view_as(hidden)
+        """Return ``hidden`` (B·F, D, h, w), F = ``frames``, plus its convolution along time."""
+        sequence = nn.functional.silu(self.norm(hidden)).flatten(2).unflatten(0, (-1, frames))  # (B, F, D, h·w)
+        mixed = self.convolution(sequence.transpose(1, 2)).transpose(1, 2)  # (B, D, F, h·w) -> (B, F, D, h·w)
+        return hidden + mixed.flatten(0, 1).view_as(hidden)  # (B·F, D, h, w)
 
 
 class Level(nn.Module):
-    """An optional halving of the picture, then residual blocks."""
+    """An optional strided convolution that halves height and width, then residual blocks."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, halve: bool) -> None:
         super().__init__()
@@ -133,7 +136,7 @@ class Level(nn.Module):
         self.blocks = nn.ModuleList(residual_block(inputs if i == 0 else outputs, outputs) for i in range(blocks))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return (B, outputs, h, w) from ``hidden`` (B, inputs, h, w), or half as high and wide."""
+        """Return (B, outputs, h, w), or (B, outputs, h/2, w/2) if it halves, from ``hidden`` (B, inputs, h, w)."""
         hidden = self.down(hidden)
         for block in self.blocks:
             hidden = block(hidden, None)
@@ -145,13 +148,14 @@ def _levels(widths: list[int], blocks: int) -> nn.ModuleList:
 
 
 def _head(width: int, latent_channels: int) -> nn.Conv2d:
-    """Return the last layer. No norm comes before it, which would take brightness and loudness out of the latents."""
+    """Return the last layer. It follows no norm, which would remove brightness and loudness from the latents."""
     head = nn.Conv2d(width, 2 * latent_channels, 3, padding=1)
+    assert head.bias is not None  # always, with the default bias=True
     nn.init.constant_(head.bias[latent_channels:], INITIAL_LOGVAR)
     return head
 
 
-def _shifted(moments: Tensor, latents: Tensor, factor: int) -> Tensor:
-    """Add ``latents`` (B, F, c, s, s), folded by ``factor``, to the mean in ``moments`` (B, 2·C, h, w)."""
-    mean, logvar = moments.chunk(2, dim=1)
+def _add_shortcut(moments: Tensor, latents: Tensor, factor: int) -> Tensor:
+    """Return ``moments`` (B, 2·C, h, w) with ``latents`` (B, F, c, s, s), folded by ``factor``, added to the mean."""
+    mean, logvar = moments.chunk(2, dim=1)  # (B, C, h, w) each
     return torch.cat([mean + fold(latents, factor, mean.shape[1]), logvar], dim=1)

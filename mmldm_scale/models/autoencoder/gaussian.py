@@ -1,16 +1,16 @@
-"""Diagonal Gaussian posteriors: what an encoder says about a clip's perceptual latents."""
+"""Diagonal Gaussian posteriors of perceptual latents, which the encoders return."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp() finite in float32 and, halved, in float16
+LOGVAR_RANGE = (-30.0, 20.0)  # of log-variances: exp(logvar) is finite in float32, exp(logvar / 2) in float16
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(``mean``, exp(``logvar``)), element by element; both (B, C, H, W)."""
+    """Independent N(``mean``, exp(``logvar``)) for each element; both are (B, C, H, W)."""
 
     mean: Tensor
     logvar: Tensor
@@ -22,10 +22,10 @@ class Gaussian:
         return cls(mean, logvar.clamp(*LOGVAR_RANGE))
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Return mean + σ · ``noise`` (B, C, H, W); ``noise`` is standard normal and the caller's."""
+        """Return mean + σ · ``noise`` (B, C, H, W); the caller draws ``noise`` (B, C, H, W), standard normal."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean.dtype)
 
     def kl(self) -> Tensor:
-        """Return KL(this ‖ N(0, 1)) in nats, summed over channels and positions: (B,) float32."""
+        """Return KL(self ‖ N(0, 1)) in nats, summed over channels and positions: (B,) float32."""
         mean, logvar = self.mean.float(), self.logvar.float()
         return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).sum(dim=(1, 2, 3))

@@ -1,19 +1,22 @@
-"""The discriminator of single pictures (Isola et al. 2017, "PatchGAN"): one verdict for each patch of a picture."""
+"""The discriminator of single pictures (PatchGAN, Isola et al. 2017, arXiv 1611.07004): one logit for each patch.
+
+``PatchDiscriminator(config)(pictures)`` judges the KL-VAE's pictures while its decoder is fine-tuned.
+"""
 
 from torch import Tensor, nn
 
 from mmldm_scale.config import PatchDiscriminatorConfig
 from mmldm_scale.models.autoencoder.blocks import norm_groups
 
-WIDEST = 8  # times the first layer's width
+WIDEST = 8  # the widest layer has at most this many times the first layer's channels
 
 
 class PatchDiscriminator(nn.Module):
-    """Strided convolutions whose every output sees one patch and says whether it is real.
+    """Strided convolutions, each output of which reads one patch and is the logit that the patch is real.
 
-    It is normalised over groups of channels and not over the batch, as the original is: no verdict hangs on the other
-    pictures, so that micro-batches and the number of processes change nothing. (The statistics are those of the whole
-    picture, so a verdict knows that much of what lies beyond its patch.)
+    Unlike the original, it is normalised over groups of channels and not over the batch: a logit does not depend on
+    other pictures, so that micro-batches and the number of processes change nothing. The statistics are those of the
+    whole picture; beyond them a logit depends on its patch alone.
     """
 
     def __init__(self, config: PatchDiscriminatorConfig) -> None:
@@ -27,17 +30,17 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, _convolution(widths[-1], 1, stride=1))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Return the logits of being real of each sample's patches, (B, n).
+        """Return the logits (B, P·h·w) that the patches of each sample's pictures are real.
 
         Args:
-            pictures: (B, P, 3, S, S) in [-1, 1], each judged by itself; S is at least :func:`smallest`.
+            pictures: (B, P, 3, S, S) in [-1, 1], judged one by one; S must be at least :func:`smallest`.
         """
-        verdicts = self.layers(pictures.flatten(0, 1))  # (B·P, 1, h, w)
-        return verdicts.reshape(len(pictures), -1)
+        logits: Tensor = self.layers(pictures.flatten(0, 1))  # (B·P, 1, h, w)
+        return logits.reshape(len(pictures), -1)  # (B, P·h·w)
 
 
 def smallest(config: PatchDiscriminatorConfig) -> int:
-    """Return the height and width of the smallest pictures that give a verdict."""
+    """Return the height and width, in pixels, of the smallest pictures that have a patch."""
     return 3 * 2**config.layers
 
 

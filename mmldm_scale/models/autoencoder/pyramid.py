@@ -1,8 +1,9 @@
-"""Multi-scale features of a perceptual latent, specific to a frame, for the signal decoder's U-Net (section 3.1).
+"""Multi-scale features of a perceptual latent for each frame, added inside the signal decoder's U-Net (section 3.1).
 
-The video latent holds a whole clip. Its first convolution is the mirror image of the encoder's merge: it spreads the
-latent into one feature map a frame, of which the asked frames are kept; residual blocks modulated by the frame's
-embedding refine it, and it is carried to every resolution of the U-Net. An audio latent is a clip of one "frame".
+A video latent holds a whole clip. The first convolution mirrors the encoder's merge: it spreads the latent into one
+feature map for each frame, of which the requested frames are selected. A residual block modulated by the frame's
+embedding refines them, and further blocks carry them to every resolution of the U-Net. An audio latent is a clip of
+one "frame".
 """
 
 import math
@@ -17,14 +18,14 @@ from mmldm_scale.models.recompute import Recomputation, recompute
 
 
 class FeaturePyramid(nn.Module):
-    """Perceptual latent → what is added to each output of the U-Net's encoder.
+    """Perceptual latent → the tensors added to the outputs of the U-Net's encoder and middle.
 
     Args:
-        config: of the whole autoencoder; it gives the U-Net's geometry. Its encoder has ``decoder.blocks`` outputs a
-            level, and one more for its stem and for each halving.
+        config: configuration of the whole autoencoder, of which ``decoder`` is the U-Net's geometry. The U-Net's
+            encoder has ``decoder.blocks`` outputs for each level, one for its stem and one for each halving.
         shape: (C, h, w) of the latent.
         size: s, height and width of the U-Net's input; a power of two times h.
-        frames: F, how many frames the latent holds.
+        frames: F, number of frames in the latent.
     """
 
     def __init__(self, config: AutoencoderConfig, shape: tuple[int, int, int], size: int, frames: int) -> None:
@@ -32,7 +33,7 @@ class FeaturePyramid(nn.Module):
         unet = config.decoder
         widths, embedding = [unet.width * multiplier for multiplier in unet.multipliers], unet.width
         self.recomputation: Recomputation = "full" if config.activation_checkpointing else "none"
-        self.start = round(math.log2(size / shape[1]))  # the level whose resolution is the latent's
+        self.start = round(math.log2(size / shape[1]))  # the U-Net level of the latent's resolution
         bottom = widths[min(self.start, len(widths) - 1)]
         self.spread = nn.Conv2d(shape[0], frames * bottom, 3, padding=1)
         self.frames = frames
@@ -54,18 +55,20 @@ class FeaturePyramid(nn.Module):
         )
 
     def forward(self, latent: Tensor, frames: Tensor, embedding: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the additions (B·K, D, H, W) to the outputs of the U-Net's encoder, and last to its middle; then the
-        finest features (B·K, D_0, s, s) themselves.
+        """Return the additions to the U-Net's outputs and the finest features.
+
+        The additions are (B·K, D, H, W) each, one for each output of the U-Net's encoder and last one for its middle.
+        The finest features are (B·K, D_0, s, s).
 
         Args:
             latent: (B, C, h, w).
-            frames: (B, K) integers, the frames asked of each clip.
-            embedding: (B·K, E), the embeddings of those frames.
+            frames: (B, K) int64, the requested frames of each clip, 0 to F - 1.
+            embedding: (B·K, E), the embeddings of these frames.
         """
         spread = self.spread(latent).unflatten(1, (self.frames, -1))  # (B, F, D, h, w)
-        clips = torch.arange(len(frames), device=frames.device)[:, None]
-        chosen = spread[clips, frames].flatten(0, 1)  # (B·K, D, h, w)
-        features = {self.start: recompute(self.entry, self.recomputation, chosen, embedding)}
+        clips = torch.arange(len(frames), device=frames.device)[:, None]  # (B, 1)
+        selected = spread[clips, frames].flatten(0, 1)  # (B·K, D, h, w)
+        features = {self.start: recompute(self.entry, self.recomputation, selected, embedding)}
         for level, step in zip(range(self.start - 1, -1, -1), self.finer, strict=True):
             features[level] = recompute(step, self.recomputation, features[level + 1], embedding)
         for level, step in enumerate(self.coarser, start=self.start + 1):
@@ -75,7 +78,7 @@ class FeaturePyramid(nn.Module):
 
 
 class _Step(nn.Module):
-    """From one resolution to the next, twice or half as fine."""
+    """From one resolution to the next; ``scale`` is 2 (finer) or 0.5 (coarser)."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, scale: float) -> None:
         super().__init__()
@@ -90,15 +93,15 @@ class _Step(nn.Module):
 
 
 def output_levels(levels: int, blocks: int) -> list[int]:
-    """Return the resolution (as a level, 0 the finest) of each output of the U-Net's encoder, then of its middle."""
-    found = [0]
+    """Return the level (0 is the finest) of each output of the U-Net's encoder, then of its middle."""
+    of_outputs = [0]  # the stem
     for level in range(levels):
-        found += [level] * blocks + ([level + 1] if level < levels - 1 else [])
-    return [*found, levels - 1]
+        of_outputs += [level] * blocks + ([level + 1] if level < levels - 1 else [])
+    return [*of_outputs, levels - 1]
 
 
 def output_channels(widths: list[int], blocks: int) -> list[int]:
-    """Return the channels of each output of the U-Net's encoder, then of its middle."""
+    """Return the number of channels of each output of the U-Net's encoder, then of its middle."""
     channels = [widths[0]]
     for level, width in enumerate(widths):
         channels += [width] * (blocks + (level < len(widths) - 1))

@@ -1,4 +1,4 @@
-"""How large the autoencoder of the paper is, and how much it computes: ``print(autoencoder_info())``."""
+"""Parameters and arithmetic of the paper's autoencoder: ``print(autoencoder_info())``."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.discriminator import AudioVideoDiscriminator
 from mmldm_scale.models.autoencoder.model import Autoencoder
 
-CLASSES = 9  # of Landscape
+CLASSES = 9  # classes of the Landscape data set
 
 
 def autoencoder_info() -> str:
-    """Return tables of the parts' parameters, and of the arithmetic of encoding a clip and of drawing a picture."""
+    """Return two tables: millions of parameters of each part, and 10⁹ MACs of encoding a clip and decoding a picture."""
     with torch.device("meta"):
-        vae = kl_vae.build(KLVAEConfig())  # Stable Diffusion's
+        vae = kl_vae.build(KLVAEConfig())  # its defaults are Stable Diffusion's
         model = Autoencoder(AutoencoderConfig(), MediaConfig(), vae, [""] * CLASSES)
         discriminator = AudioVideoDiscriminator(DiscriminatorConfig())
     rows = [f"{'autoencoder at 256²':<34}{'parameters':>12}"]
@@ -28,9 +28,9 @@ def autoencoder_info() -> str:
 
 
 def _parts(model: Autoencoder, discriminator: nn.Module) -> dict[str, list[nn.Module]]:
-    """Return the modules of each part, by its name; together they are all."""
+    """Return the modules of each part, by the part's name. Together they are the whole model."""
     decoder = model.decoder
-    around = [part for name, part in decoder.named_children() if name not in ("unets", "pyramids")]
+    embeddings = [part for name, part in decoder.named_children() if name not in ("unets", "pyramids")]
     return {
         "KL-VAE (frozen)": [model.kl_vae],
         "audio encoder": [model.audio_encoder],
@@ -39,13 +39,13 @@ def _parts(model: Autoencoder, discriminator: nn.Module) -> dict[str, list[nn.Mo
         "heads": [model.classification_head, model.contrastive_head],
         "signal decoder: U-Net": [decoder.unets],
         "signal decoder: feature pyramids": [decoder.pyramids],
-        "signal decoder: embeddings": around,
+        "signal decoder: embeddings": embeddings,
         "discriminator (training only)": [discriminator],
     }
 
 
 def _arithmetic(model: Autoencoder) -> dict[str, int]:
-    """Return the MACs of each piece of work, by its name."""
+    """Return the MACs of each operation, by its name."""
     frames, size = model.media.frames, model.media.size
     with torch.device("meta"):
         pictures = torch.empty(frames + 1, 3, size, size)
@@ -65,7 +65,7 @@ def _count(*parts: nn.Module) -> int:
     return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
 
-def _macs(work: Callable[[], object]) -> int:
+def _macs(operation: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        work()
+        operation()
     return counter.get_total_flops() // 2

@@ -42,7 +42,8 @@ def build_trainable(config: DiTTraining) -> Trainable:
         UserError: the shards are missing, damaged or of another kind; the attention backend or the contrastive loss
             cannot work; ``preview.autoencoder`` is no autoencoder.
     """
-    choose_backend(config.model.attention, training_device(), DTYPES[config.training.precision])  # raises early
+    head_width, dtype = config.model.width // config.model.heads, DTYPES[config.training.precision]
+    choose_backend(config.model.attention, training_device(), dtype, head_width)  # raises now if it cannot work
     dataset = LatentDataset(config)
     mixture = dataset.samples.mixture
     manifest = mixture.manifest

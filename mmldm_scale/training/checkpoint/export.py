@@ -31,7 +31,7 @@ from mmldm_scale.training.engine.ema import AveragingProfile
 from mmldm_scale.training.engine.optimizer import average_key, average_lengths
 
 FARTHEST = 0.1  # that an average made of others may be off
-PREFIXES: dict[pretrained.Kind, str] = {"kl_vae": "vae.", "autoencoder": "autoencoder.", "dit": "dit."}
+PREFIXES: dict[str, str] = {"kl_vae": "vae.", "autoencoder": "autoencoder.", "dit": "dit."}
 Value = Callable[[str], Tensor]  # of a parameter, by its name in the trained module
 
 
@@ -40,7 +40,7 @@ class Source:
     """A weights folder, and the checkpoint in which it lies, if it lies in one."""
 
     weights: Path
-    kind: pretrained.Kind
+    kind: str
     checkpoint: Path | None
 
 
@@ -210,7 +210,7 @@ def _write(output: Path, source: Source, state: dict[str, Tensor] | None, diffus
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _file(weights: Path, kind: pretrained.Kind) -> Path:
+def _file(weights: Path, kind: str) -> Path:
     return weights / ("vae/diffusion_pytorch_model.safetensors" if kind == "kl_vae" else pretrained.WEIGHTS)
 
 

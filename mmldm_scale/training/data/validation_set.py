@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import ReadingConfig, ShardTraining
-from mmldm_scale.shards.mixture import Mixture, unlike
+from mmldm_scale.shards.mixture import Mixture, mixing_problem
 
 SEED = 0  # of the validation samples of every run
 
@@ -94,7 +94,7 @@ def _check_sets(held_out: Mixture, learned: Mixture) -> None:
     for shard_set in held_out.sets:
         if shard_set.fingerprint in [trained.fingerprint for trained in learned.sets]:
             raise UserError(f"validation: {shard_set.location} is also in shards; it must be a held-out set")
-        problem = unlike(learned.sets[0], shard_set)
+        problem = mixing_problem(learned.sets[0], shard_set)
         if problem:
             raise UserError(f"validation: the sets must be like those in shards: {problem}")
 

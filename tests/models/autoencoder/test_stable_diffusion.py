@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.models.autoencoder.stable_diffusion import load_unet, load_vae
+from mmldm_scale.models.autoencoder.stable_diffusion import load_kl_vae, load_unet
 from tests.support.tiny_models import ldm
 
 WHOLE = {"cond_stage_model.logit_scale": torch.ones(1), "model_ema.num_updates": torch.ones((), dtype=torch.int64)}
-VAE_PREFIX, UNET_PREFIX = "first_stage_model.", "model.diffusion_model."
+KL_VAE_PREFIX, UNET_PREFIX = "first_stage_model.", "model.diffusion_model."
 State = dict[str, Tensor]
 
 
@@ -144,7 +144,7 @@ def test_a_vae_in_a_single_file(vae, tmp_path, layout):
     describe(tmp_path, vae)  # it is narrower than Stable Diffusion's
     published = ldm.vae_weights(vae.state_dict(), 4)
     assert ldm.digest(published) == ldm.PUBLISHED_VAE
-    loaded = load_vae(layout(tmp_path, VAE_PREFIX, published, vae.state_dict()))
+    loaded = load_kl_vae(layout(tmp_path, KL_VAE_PREFIX, published, vae.state_dict()))
     assert not loaded.training
     assert loaded.config.scaling_factor == 0.5
     assert_same(loaded, vae)
@@ -159,7 +159,7 @@ def test_a_vae_in_a_single_file(vae, tmp_path, layout):
 @pytest.mark.parametrize("part", ["", "vae"])
 def test_a_vae_in_a_diffusers_folder(vae, tmp_path, form, part):
     folder_of(vae, tmp_path / part, form)
-    assert_same(load_vae(tmp_path), vae, tolerance=1e-3 if form == "fp16" else 0.0)
+    assert_same(load_kl_vae(tmp_path), vae, tolerance=1e-3 if form == "fp16" else 0.0)
 
 
 def test_a_vae_without_a_configuration_has_stable_diffusions(tmp_path):
@@ -172,7 +172,7 @@ def test_a_vae_without_a_configuration_has_stable_diffusions(tmp_path):
         ).state_dict()
     state = {name: torch.full(tensor.shape, 0.5, dtype=torch.float16) for name, tensor in names.items()}
     published = ldm.vae_weights(state, 4) | {"loss.logvar": torch.zeros(1)}
-    loaded = load_vae(write(tmp_path / "vae-ft-mse-840000-ema-pruned.safetensors", published))
+    loaded = load_kl_vae(write(tmp_path / "vae-ft-mse-840000-ema-pruned.safetensors", published))
     assert loaded.config.scaling_factor == 0.18215
     assert sum(p.numel() for p in loaded.parameters()) == 83_653_863
     assert all(bool((p == 0.5).all()) and p.dtype == torch.float32 for p in loaded.parameters())
@@ -227,26 +227,28 @@ def refusal(load: Callable, *arguments: object) -> str:
 def test_a_vae_that_does_not_fit_is_refused(vae, tmp_path):
     published = ldm.vae_weights(vae.state_dict(), 4)
     file = tmp_path / "vae.safetensors"
-    assert "242 of another shape (decoder.conv_in.bias (16,) for (512,)," in refusal(load_vae, write(file, published))
+    assert "242 of another shape (decoder.conv_in.bias (16,) for (512,)," in refusal(
+        load_kl_vae, write(file, published)
+    )
     describe(tmp_path, vae)
     lacking = {name: tensor for name, tensor in published.items() if name != "decoder.up.2.upsample.conv.bias"}
-    assert "decoder.up.2.upsample.conv.bias" in refusal(load_vae, write(file, lacking))
+    assert "decoder.up.2.upsample.conv.bias" in refusal(load_kl_vae, write(file, lacking))
     lacking = {name: tensor for name, tensor in published.items() if "attn_1.q" not in name}
-    assert "4 missing (decoder.mid_block.attentions.0.to_q.bias" in refusal(load_vae, write(file, lacking))
-    text = refusal(load_vae, write(file, published | {"encoder.mid.attn_2.q.bias": torch.ones(3)}))
+    assert "4 missing (decoder.mid_block.attentions.0.to_q.bias" in refusal(load_kl_vae, write(file, lacking))
+    text = refusal(load_kl_vae, write(file, published | {"encoder.mid.attn_2.q.bias": torch.ones(3)}))
     assert "1 left over (encoder.mid.attn_2.to_q.bias)" in text
     whole = published | {"quant_conv.bias": torch.zeros(8, dtype=torch.int8)}
-    assert "1 not floating-point (quant_conv.bias)" in refusal(load_vae, write(file, whole))
-    assert "missing" in refusal(load_vae, write(file, {"unrelated": torch.ones(1)}))
-    assert "247 missing" in refusal(load_vae, write(file, {"encoder.down.0.block.0.norm1.bias": torch.ones(4)}))
+    assert "1 not floating-point (quant_conv.bias)" in refusal(load_kl_vae, write(file, whole))
+    assert "missing" in refusal(load_kl_vae, write(file, {"unrelated": torch.ones(1)}))
+    assert "247 missing" in refusal(load_kl_vae, write(file, {"encoder.down.0.block.0.norm1.bias": torch.ones(4)}))
 
 
 def test_sdxl_is_refused_unless_it_says_how_it_scales(vae, tmp_path):
-    published = prefixed(VAE_PREFIX, ldm.vae_weights(vae.state_dict(), 4))
+    published = prefixed(KL_VAE_PREFIX, ldm.vae_weights(vae.state_dict(), 4))
     file = write(tmp_path / "xl.safetensors", published | {"conditioner.embedders.0.bias": torch.ones(1)})
-    assert "SDXL" in refusal(load_vae, file)
+    assert "SDXL" in refusal(load_kl_vae, file)
     describe(tmp_path, vae)
-    assert_same(load_vae(file), vae)
+    assert_same(load_kl_vae(file), vae)
 
 
 def test_a_unet_that_does_not_fit_is_refused(unet, ours, tmp_path):
@@ -283,7 +285,7 @@ class Code:
         return open, ("/nowhere/at/all", "w")  # would raise FileNotFoundError if it ran
 
 
-@pytest.mark.parametrize("load", [load_vae, lambda path: load_unet(make_unet(), path)], ids=["vae", "unet"])
+@pytest.mark.parametrize("load", [load_kl_vae, lambda path: load_unet(make_unet(), path)], ids=["vae", "unet"])
 def test_what_is_no_weights_file_is_refused(load, vae, tmp_path):
     assert "no such file" in refusal(load, tmp_path / "nowhere.ckpt")
     assert "is no diffusers folder" in refusal(load, tmp_path)
@@ -304,7 +306,7 @@ def test_a_wrong_configuration_is_refused(vae, tmp_path, key, value):
     folder_of(vae, tmp_path, "safetensors")
     config = tmp_path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
-    assert "config.json" in refusal(load_vae, tmp_path)
+    assert "config.json" in refusal(load_kl_vae, tmp_path)
 
 
 def test_shards_outside_their_folder_are_refused(vae, tmp_path):
@@ -312,6 +314,6 @@ def test_shards_outside_their_folder_are_refused(vae, tmp_path):
     write(tmp_path / "other.safetensors", vae.state_dict())
     index = tmp_path / "vae" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"quant_conv.bias": "../other.safetensors"}}))
-    assert "outside" in refusal(load_vae, tmp_path)
+    assert "outside" in refusal(load_kl_vae, tmp_path)
     index.write_text(json.dumps({"weight_map": 3}))
-    assert "no index" in refusal(load_vae, tmp_path)
+    assert "no index" in refusal(load_kl_vae, tmp_path)
