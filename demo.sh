@@ -31,7 +31,7 @@ if [[ -z "${1:-}" ]]; then
 fi
 step python data_tools/shard.py clips --source folder --input "$videos" --output "$data/clips" \
     --config configs/data/demo.yaml
-step mmldm train kl_vae --config configs/autoencoder/kl_vae_demo.yaml --processes 2 \
+step mmldm train kl_vae --config configs/kl_vae/demo.yaml --processes 2 \
     shards="$data/clips" run="$runs/kl_vae"
 step mmldm train autoencoder --config configs/autoencoder/demo.yaml --processes 2 \
     shards="$data/clips" kl_vae="$runs/kl_vae" run="$runs/autoencoder"

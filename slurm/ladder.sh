@@ -5,7 +5,7 @@
 #       --input data/clips_test --num-samples 256 --output runs/ladder \
 #       shards=data/clips kl_vae=weights/sd unet=weights/sd
 #
-# Submit it from the project's root folder; the arguments go on to `mmldm ladder` (`--ladder configs/ladder/table6.yaml`
+# Submit it from the project's root folder; the arguments go on to `mmldm ladder` (`--ladder configs/ablation/table6.yaml`
 # for Table 6). Two minutes before its time is up the run saves and queues up again; a run that failed does too, up to
 # three times from the same checkpoint. A ladder that was stopped carries on when it is submitted once more.
 #

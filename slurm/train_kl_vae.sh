@@ -33,4 +33,4 @@ set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
 exec mmldm train kl_vae --launch "srun --kill-on-bad-exit=1" \
-    --config configs/autoencoder/kl_vae_finetune.yaml --config configs/cluster/a800.yaml "$@"
+    --config configs/kl_vae/finetune.yaml --config configs/cluster/a800.yaml "$@"

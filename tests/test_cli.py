@@ -1,18 +1,17 @@
 """The command line: what it prints, and a mistake as one line with status 2."""
 
-from pathlib import Path
+import ast
+import subprocess
+import sys
 
 import pytest
 
 from mmldm_scale.cli import main
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-
 
 def test_composed_configuration_is_printed_and_nothing_started(tmp_path, capsys) -> None:
     run = tmp_path / "run"
-    file = str(CONFIGS / "dit/S.yaml")
-    assert main(["train", "dit", f"run={run}", "--print-config", "shards=x", "--config", file]) == 0
+    assert main(["train", "dit", f"run={run}", "--print-config", "shards=x", "--preset", "S"]) == 0
     printed = capsys.readouterr().out
     assert f"run: {run}" in printed
     assert "depth: 12" in printed
@@ -23,6 +22,10 @@ def test_composed_configuration_is_printed_and_nothing_started(tmp_path, capsys)
     ("arguments", "complaint"),
     [
         (["train", "dit", "shards=x", "model.dept=3"], "did you mean 'depth'?"),
+        (["train", "dit", "--preset", "XL"], "preset 'XL': must be one of B, L, S, demo, landscape, cluster/a800, "),
+        (["train", "gan", "shards=x"], "trainable 'gan': must be one of kl_vae, autoencoder, dit\n"),
+        (["train", "dit", "shards=x", "trainable=kl_vae"], "trainable: kl_vae, but this is `mmldm train dit`"),
+        (["doctor", "--trainable", "gan", "shards=x"], "trainable 'gan': must be one of"),
         (["train", "dit", "--config", "nowhere.yaml"], "no such configuration file"),
         (["train", "autoencoder", "shards=x"], "kl_vae: not set"),
         (["sample", "--checkpoint", "nowhere", "--task", "svg", "--num-samples", "1", "--output", "out"], "nowhere"),
@@ -37,3 +40,9 @@ def test_mistake_is_one_line(arguments, complaint, capsys, monkeypatch, tmp_path
     assert complaint in error
     assert error.startswith("mmldm: ")
     assert error.count("\n") == 1
+
+
+def test_help_and_parsing_load_no_large_library() -> None:
+    code = "import sys; from mmldm_scale.cli import parser; parser().format_help(); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "deepspeed", "submitit", "transformers"} & set(ast.literal_eval(done.stdout))

@@ -22,6 +22,7 @@ from mmldm_scale.config.models import (
     PatchDiscriminatorConfig,
     UNetConfig,
 )
+from mmldm_scale.config.render import render
 from mmldm_scale.config.sampling import GenerationTask, Reconstructing, Sampling
 from mmldm_scale.config.training import (
     AdversarialConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "UNetConfig",
     "dump",
     "load",
+    "render",
     "require",
     "restore",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmldm_scale.common.errors import UserError
@@ -18,39 +18,60 @@ from mmldm_scale.common.errors import UserError
 MAX_DEPTH = 100  # of what a configuration file nests
 
 Schema = TypeVar("Schema")
+Source = tuple[str, Any]  # what it is called in messages, and what it sets
 
 
 def load(schema: type[Schema], files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Schema:
     """Compose defaults, YAML ``files`` (later ones win) and ``key=value`` ``overrides`` into a checked ``schema``.
 
     Raises:
-        UserError: a file is missing or no YAML; a key is unknown, missing or of the wrong type; values do not fit
-            together.
+        UserError: a file is missing or not valid YAML; a key is unknown, not set or of the wrong type; a value is out
+            of its range or contradicts another.
     """
-    sources = [(str(file), _read_yaml(Path(file))) for file in files]
-    return _compose(schema, [*sources, *((f"{text!r:.200}", _parse_override(text)) for text in overrides)])
+    sources = read(files, overrides)
+    return to_object(schema, compose(schema, sources), sources)
 
 
 def restore(schema: type[Schema], values: dict[str, Any], name: str) -> Schema:
-    """Return the ``schema`` that ``dataclasses.asdict`` made ``values`` of; raise UserError, naming ``name``, else."""
-    return _compose(schema, [(name, values)])
+    """Return the ``schema`` whose ``dataclasses.asdict`` is ``values``; a UserError names ``name``."""
+    sources = [(name, values)]
+    return to_object(schema, compose(schema, sources), sources)
 
 
-def _compose(schema: type[Schema], sources: list[tuple[str, Any]]) -> Schema:
+def read(files: Sequence[str | Path], overrides: Sequence[str]) -> list[Source]:
+    """Return what ``files`` and ``overrides`` set, in the order in which they apply; raise as :func:`load`."""
+    return [
+        *((str(file), read_yaml(Path(file))) for file in files),
+        *((f"{text!r:.200}", _parse_override(text)) for text in overrides),
+    ]
+
+
+def compose(schema: type, sources: Sequence[Source]) -> DictConfig:
+    """Return the defaults of ``schema`` with ``sources`` applied; keys may be missing; raise as :func:`load`."""
     config = OmegaConf.structured(schema)
     for name, part in sources:
         try:
             config = OmegaConf.merge(config, _with_lists(part, schema))
         except (OmegaConfBaseException, TypeError) as error:
             raise UserError(f"{name}: {_explain(error, schema)}") from None
+    return config
+
+
+def missing_keys(schema: type, config: DictConfig) -> list[str]:
+    """Return the keys of ``config`` that are not set; raise UserError if a reference to another key is wrong."""
     try:
-        missing = sorted(OmegaConf.missing_keys(config))
-    except OmegaConfBaseException as error:  # a reference to another key that is not there, or does not fit here
+        return sorted(OmegaConf.missing_keys(config))
+    except OmegaConfBaseException as error:
         raise UserError(_explain(error, schema)) from None
+
+
+def to_object(schema: type[Schema], config: DictConfig, sources: Sequence[Source]) -> Schema:
+    """Return ``config``, composed of ``sources``, as a checked ``schema``; raise UserError as :func:`load`."""
+    missing = missing_keys(schema, config)
     if missing:
         raise UserError(f"{', '.join(missing)}: not set; give {missing[0]}=VALUE or set it in a --config file")
     try:
-        return OmegaConf.to_object(config)  # type: ignore[return-value]
+        return OmegaConf.to_object(config)  # type: ignore[return-value]  # it is annotated as a container
     except UserError as error:
         where = ", ".join(name for name, _ in sources) or "defaults"
         raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
@@ -63,11 +84,12 @@ def dump(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def _read_yaml(file: Path) -> Any:
+def read_yaml(file: Path) -> Any:
+    """Return what the configuration file ``file`` holds; raise UserError if it is missing or not valid YAML."""
     if not file.is_file():
         raise UserError(f"{file}: no such configuration file")
     if file.stat().st_size > 1 << 20:
-        raise UserError(f"{file}: larger than 1 MiB, so no configuration file of ours")
+        raise UserError(f"{file}: larger than 1 MiB, too large for a configuration file")
     try:
         _check_depth(file.read_text("utf-8"))
         return OmegaConf.load(file)

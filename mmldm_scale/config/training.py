@@ -1,7 +1,7 @@
 """What the trainers are told, each of which is one of the last classes here."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from omegaconf import MISSING
@@ -111,11 +111,14 @@ class ReadingConfig:
 class ShardTraining:
     """What every trainer says of its data: one set of shards, or several mixed."""
 
+    trainable: str = ""  # what is trained; fixed by the command, so that a run's config.yaml says it
     shards: list[str] = MISSING  # folders or URLs of finished sets; a single one may stand without brackets
     weights: list[float] = field(default_factory=list)  # how often each set's turn comes; none: by its samples
     reading: ReadingConfig = field(default_factory=ReadingConfig)
 
     def __post_init__(self) -> None:
+        own = next(field.default for field in fields(self) if field.name == "trainable")
+        require(self.trainable == own, "trainable", f"{self.trainable}, but this is `mmldm train {own}`")
         require(len(self.shards) > 0, "shards", "at least one set is needed")
         require(len(set(self.shards)) == len(self.shards), "shards", "a set is named twice; weights say how often")
         count, given = len(self.shards), len(self.weights)

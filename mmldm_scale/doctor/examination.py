@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmldm_scale import config
-from mmldm_scale.config import Backend, ShardTraining
+from mmldm_scale.config import Backend, ShardTraining, arguments
 from mmldm_scale.doctor import devices, host, ranks, shards, software, storage
 from mmldm_scale.doctor.findings import Check, Finding, examine, report, worst
 from mmldm_scale.doctor.ranks import Ranks
@@ -81,14 +81,15 @@ def run(args: argparse.Namespace) -> int:
 
 def read_request(args: argparse.Namespace) -> Request:
     """Return what the arguments ask for: they are those of the training that is to follow, or name folders alone."""
-    if not (args.config or args.overrides):
+    if not (args.preset or args.config or args.overrides):
         return Request(Path(args.folder or "runs"), args.shards, args.quick)
     given = [*args.overrides]
     if args.shards:
         given.append(f"shards=[{','.join(args.shards)}]")
     if args.folder:
         given.append(f"run={args.folder}")
-    schema = config.load(registered(args.model).schema(), args.config, given)
+    record = registered(args.trainable)
+    schema = config.load(record.schema(), arguments.files(args, record.name), given)
     training, run = schema.training, Path(schema.run)
     return Request(
         run,
@@ -98,7 +99,7 @@ def read_request(args: argparse.Namespace) -> Request:
         training.keep_checkpoints,
         lambda: storage.newest_checkpoint(run) or _checkpoint_bytes(schema),
         training.precision,
-        schema.model.attention if args.model == "dit" else "auto",
+        getattr(schema.model, "attention", "auto"),
     )
 
 

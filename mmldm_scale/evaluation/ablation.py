@@ -1,7 +1,7 @@
 """``mmldm ladder``: an autoencoder's variants trained one after the other on one data set, and a table of them.
 
-A ladder is a YAML file of rungs (``configs/ladder/table5.yaml``: the steps of the paper's Table 5). Each rung is a run
-of its own, ``OUTPUT/NAME/``: ``mmldm train autoencoder`` with the data set's configuration and the rung's settings,
+A ladder is a YAML file of rungs (``configs/ablation/table5.yaml``: the steps of the paper's Table 5). Each rung is a
+run of its own, ``OUTPUT/NAME/``: ``mmldm train autoencoder`` with the data set's configuration and the rung's settings,
 then ``mmldm reconstruct`` of its newest checkpoint. Both are started as a user would start them, so that a rung carries
 on where it was stopped and what is finished is not done again. The table goes to the terminal, to
 ``OUTPUT/ladder.md`` and, for programs, to ``OUTPUT/ladder.json``.
@@ -21,14 +21,14 @@ from omegaconf import MISSING
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.processes import die_with_parent
-from mmldm_scale.config import Reconstructing, load, require
+from mmldm_scale.config import Reconstructing, load, presets, require
 from mmldm_scale.evaluation.reconstruction import RESULTS
 from mmldm_scale.models import pretrained
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 
 MMLDM = (sys.executable, "-m", "mmldm_scale.cli")
 FINETUNED = "kl_vae"  # the run of the fine-tuned KL-VAE, in the output folder
-FINETUNE = "configs/autoencoder/kl_vae_finetune.yaml"
+FINETUNE = presets.path("kl_vae/finetune")
 
 
 @dataclass

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from mmldm_scale.config import presets
+
 
 def add_reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mmldm reconstruct``."""
@@ -22,7 +24,7 @@ def add_reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_ladder_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mmldm ladder``."""
-    parser.add_argument("--ladder", default="configs/ladder/table5.yaml", metavar="FILE", help="the rungs")
+    parser.add_argument("--ladder", default=presets.path("ablation/table5"), metavar="FILE", help="the rungs")
     parser.add_argument(
         "--config", action="append", default=[], metavar="FILE", help="of the autoencoder; later files win"
     )
@@ -30,7 +32,7 @@ def add_ladder_arguments(parser: argparse.ArgumentParser) -> None:
         "--finetune",
         action="append",
         metavar="FILE",
-        help="of the KL-VAE's fine-tuning (configs/autoencoder/kl_vae_finetune.yaml); later files win",
+        help="of the KL-VAE's fine-tuning (by default configs/kl_vae/finetune.yaml); later files win",
     )
     parser.add_argument(
         "--reconstruct", action="append", default=[], metavar="FILE", help="settings of mmldm reconstruct"

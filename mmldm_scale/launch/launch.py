@@ -1,25 +1,23 @@
-"""``mmldm launch``: a training, or a sweep of them, as SLURM jobs from one command, through submitit.
+"""``mmldm launch``: submits a training, or a sweep of them, as SLURM jobs, through submitit.
 
-    mmldm launch train dit --nodes 16 --gpus-per-node 8 --config configs/dit/L.yaml shards=data/latents run=runs/dit_L
+    mmldm launch train dit --nodes 16 --gpus-per-node 8 --preset L shards=data/latents run=runs/dit_L
 
-The configurations are composed and checked here, where a mistake is one line. What a job needs then lies in
-``RUN/launch-1/`` (the next time ``launch-2``): its configuration, a copy of the code, submitit's files and the log.
+``RUN/launch-1/`` (the next time ``launch-2``) holds what a job needs: its configuration, a copy of the code, submitit's
+files and the log.
 
-submitit submits, and its process, the job's first, runs ``mmldm train`` as the job scripts do (see
-:mod:`mmldm_scale.cluster.requeue`), which starts one task for each GPU. Signals are the trainer's to answer, since its
-ranks have to save together: submitit's own handler calls ``checkpoint()`` on one process alone.
+submitit starts one process for each job. That process runs ``mmldm train --launch srun …`` as the job scripts do (see
+:mod:`mmldm_scale.cluster.requeue`), which starts one task for each GPU. The trainer answers SLURM's signals, since its
+ranks have to save together: submitit's own handler would call ``checkpoint()`` on one process alone.
 """
 
 import argparse
 import contextlib
-import itertools
 import os
-import re
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
@@ -28,19 +26,21 @@ from mmldm_scale import config
 from mmldm_scale.cluster import code_snapshot
 from mmldm_scale.cluster.submit import Jobs, Resources, queue, read_request, require_least
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import ShardTraining
-from mmldm_scale.trainables.registry import registered
+from mmldm_scale.config import ShardTraining, arguments
+from mmldm_scale.launch import sweep
+from mmldm_scale.launch.sweep import Run
+from mmldm_scale.trainables.registry import Registration, registered
 
-UNLIMITED = 1_000_000  # requeues by submitit, which are the rare ones: cluster/requeue.py knows when it is no use
+UNLIMITED = 1_000_000  # requeues by submitit after a time-out; cluster/requeue.py limits those after failures
 
 
 @dataclass
 class TrainingRequest(Resources):
-    """What each job of a launch asks of SLURM."""
+    """``mmldm launch --slurm``: what each job asks of SLURM."""
 
-    nodes: int = 1
-    tasks: int = 0  # on each node, where there are no GPUs; with GPUs there is one for each
-    grace: int = 120  # seconds before the time limit at which the job is told to save
+    nodes: int = 1  # nodes of each job
+    tasks: int = 0  # training processes of each node without GPUs; with GPUs there is one for each GPU
+    grace: int = 120  # [seconds] before the time limit at which the training saves and stops
     parallel: int = 100  # runs of a sweep at the same time
 
     def __post_init__(self) -> None:
@@ -48,30 +48,13 @@ class TrainingRequest(Resources):
         for key, least in (("nodes", 1), ("tasks", 0), ("grace", 1), ("parallel", 1)):
             require_least(self, key, least)
         if self.grace >= 3600 * self.hours:
-            raise UserError(f"grace: {self.grace} seconds before the end of {self.hours:g} hours; less fits")
+            raise UserError(f"grace: {self.grace} seconds must be less than hours = {self.hours:g}")
 
     def tasks_per_node(self) -> int:
-        """Return the number of tasks on each node; raise UserError if it is not clear."""
+        """Return the number of training processes on each node; raise UserError if the request does not say it."""
         if (self.gpus > 0) == (self.tasks > 0):
-            raise UserError(
-                "give --gpus-per-node N, for a task on each GPU, or where there are none --tasks-per-node N"
-            )
+            raise UserError("give either --gpus-per-node N or, for nodes without GPUs, --tasks-per-node N")
         return self.gpus or self.tasks
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training of a launch.
-
-    Attributes:
-        name: of its combination; empty if there is no sweep.
-        values: the swept keys' values.
-        schema: the composed configuration.
-    """
-
-    name: str
-    values: dict[str, str]
-    schema: ShardTraining
 
 
 @dataclass(frozen=True)
@@ -81,7 +64,7 @@ class FirstProcess:
     arguments: tuple[str, ...]
 
     def __call__(self) -> None:
-        """Run the command; leave by SystemExit unless it succeeds."""
+        """Run the command; raise SystemExit unless it succeeds."""
         from mmldm_scale import cli
 
         status = cli.main(self.arguments)
@@ -89,85 +72,43 @@ class FirstProcess:
             sys.exit(status)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Tell submitit what to do if a signal comes before the command runs: the same once more."""
+        """Return what submitit submits if a signal comes before the command runs: the same command."""
         return submitit.helpers.DelayedSubmission(self)
 
 
-def launch(args: argparse.Namespace) -> int:
-    """Submit what the arguments of ``mmldm launch`` ask for, say what it became, and return the exit status.
+def run(args: argparse.Namespace) -> int:
+    """Submit what the arguments of ``mmldm launch`` ask for, print the jobs, and return the exit status.
 
     Raises:
-        UserError: the request, a configuration, the shards or a run's folder do not fit, or SLURM refuses.
+        UserError: the request, a configuration, the shards or a run's folder are not valid, or SLURM refuses.
     """
+    record = registered(args.trainable)
     flags = {"nodes": args.nodes, "gpus": args.gpus_per_node, "tasks": args.tasks_per_node}
-    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    ask = read_request(TrainingRequest, [*args.slurm, *given])
-    base, runs = plan(args.model, args.config, args.overrides, args.sweep)
-    with _environment_kept():
-        for run in runs:
-            _check(args.model, run.schema, ask.nodes * ask.tasks_per_node())
+    settings = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    request = read_request(TrainingRequest, [*args.slurm, *settings])
+    files = arguments.files(args, record.name)
+    base, runs = sweep.compose(record.name, files, args.overrides, args.sweep)
+    with _environment_restored():
+        for one in runs:
+            _check(record, one.schema, request.nodes * request.tasks_per_node())
     folder = _new_folder(base)
     try:
         code = code_snapshot.take(folder / "code")
-        jobs = _submit(args.model, base.resolve().name, runs, folder, code, ask)
+        jobs = _submit(record.name, base.resolve().name, runs, folder, code, request)
     except BaseException:
         shutil.rmtree(folder)
-        with contextlib.suppress(OSError):  # it is a run's already
+        with contextlib.suppress(OSError):  # not empty: a run has begun in it
             base.rmdir()
         raise
-    _report(args.model, runs, folder, code, ask, jobs)
+    _report(record.name, runs, folder, code, request, jobs)
     return 0
 
 
-def plan(model: str, files: Sequence[str], overrides: Sequence[str], sweeps: Sequence[str]) -> tuple[Path, list[Run]]:
-    """Compose the configuration of each combination of ``sweeps``; without any there is one.
-
-    Returns: the folder of the launch, and the runs, of a sweep each in a folder of its own below.
-
-    Raises:
-        UserError: a configuration or a sweep does not fit.
-    """
-    axes = [_axis(text) for text in sweeps]
-    keys = [key for key, _ in axes]
-    if len(set(keys)) < len(keys) or "run" in keys:
-        raise UserError(f"--sweep: {', '.join(keys)}: each key once, and not run, which names the folder of them all")
-    runs = []
-    for values in itertools.product(*(values for _, values in axes)):
-        combination = dict(zip(keys, values, strict=True))
-        assigned = [f"{key}={value}" for key, value in combination.items()]
-        schema = config.load(registered(model).schema(), files, [*overrides, *assigned])
-        runs.append(Run(_name(combination), combination, schema))
-    names = [run.name for run in runs]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UserError(f"--sweep: two combinations are called {twice[0]}; give each value once")
-    base = Path(runs[0].schema.run)
-    if not sweeps:
-        return base, runs
-    return base, [replace(run, schema=replace(run.schema, run=str(base / run.name))) for run in runs]
-
-
-def _axis(text: str) -> tuple[str, list[str]]:
-    """Split "key=a,b" into its key and values; commas in brackets belong to a value."""
-    key, equals, values = text.partition("=")
-    if not (key and equals and values):
-        raise UserError(f"--sweep {text}: has the form key=value,value")
-    return key, re.split(r",(?![^\[{(]*[\]})])", values)
-
-
-def _name(combination: dict[str, str]) -> str:
-    """Return a name for the folder of a combination: "learning_rate=1e-4,seed=0"."""
-    short = [key.rpartition(".")[2] for key in combination]
-    keys = short if len(set(short)) == len(short) else list(combination)
-    name = ",".join(f"{key}={value}" for key, value in zip(keys, combination.values(), strict=True))
-    return re.sub(r"[^\w.,=+-]+", "-", name)
-
-
 @contextlib.contextmanager
-def _environment_kept() -> Iterator[None]:
-    """Undo what the block does to the environment, which sbatch hands on to the job.
+def _environment_restored() -> Iterator[None]:
+    """Undo the block's changes of the environment, which sbatch passes on to the job.
 
-    Where DeepSpeed is imported, a machine without GPUs is noted in it, and this one need not be like the job's nodes.
+    Importing DeepSpeed on a machine without GPUs sets a variable that would make the job compute on CPUs.
     """
     before = dict(os.environ)
     try:
@@ -177,8 +118,8 @@ def _environment_kept() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _check(model: str, schema: ShardTraining, processes: int) -> None:
-    """Find now what the job would stumble over when it starts.
+def _check(record: Registration, schema: ShardTraining, processes: int) -> None:
+    """Check now what would stop the job when it starts.
 
     Raises:
         UserError: the shards are missing or of another kind, the batch does not divide over the ``processes``, or the
@@ -191,13 +132,13 @@ def _check(model: str, schema: ShardTraining, processes: int) -> None:
 
     for location in schema.shards:
         if not is_url(location):
-            Manifest.read(location, registered(model).shards)
+            Manifest.read(location, record.shards)
     deepspeed_engine.deepspeed_config(schema.training, processes)
     run_folder.check(Path(schema.run), schema)
 
 
 def _new_folder(base: Path) -> Path:
-    """Make and return ``base/launch-N``, N the next number."""
+    """Make and return ``base/launch-N``, N being the next free number."""
     number = 1
     while True:
         folder = base.resolve() / f"launch-{number}"
@@ -211,45 +152,55 @@ def _new_folder(base: Path) -> Path:
 
 
 def _submit(
-    model: str, name: str, runs: Sequence[Run], folder: Path, code: code_snapshot.CodeSnapshot, ask: TrainingRequest
+    trainable: str,
+    name: str,
+    runs: Sequence[Run],
+    folder: Path,
+    code: code_snapshot.CodeSnapshot,
+    request: TrainingRequest,
 ) -> Jobs:
-    srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={ask.cpus}"
+    srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={request.cpus}"
     work = []
     for run in runs:
         file = folder / f"{run.name or 'config'}.yaml"
         file.write_text(config.dump(run.schema))
-        work.append(FirstProcess(("train", model, "--launch", srun, "--config", str(file))))
+        work.append(FirstProcess(("train", trainable, "--launch", srun, "--config", str(file))))
     return queue(
         work,
         folder,
         name,
-        ask,
+        request,
         UNLIMITED,
-        nodes=ask.nodes,
-        ntasks_per_node=ask.tasks_per_node(),
-        signal_delay_s=ask.grace,
-        array_parallelism=ask.parallel,
+        nodes=request.nodes,
+        ntasks_per_node=request.tasks_per_node(),
+        signal_delay_s=request.grace,
+        array_parallelism=request.parallel,
         stderr_to_stdout=True,
-        setup=_setup(code, ask),
+        setup=_setup(code, request),
         use_srun=False,
     )
 
 
-def _setup(code: code_snapshot.CodeSnapshot, ask: TrainingRequest) -> list[str]:
-    """Return the lines of shell that come before the tasks: what the job scripts do, too, and the copied code."""
+def _setup(code: code_snapshot.CodeSnapshot, request: TrainingRequest) -> list[str]:
+    """Return the shell lines that precede the tasks: the job scripts' prologue, threads, and the copy of the code."""
     return [
         *([f"source {shlex.quote(str(code.prologue))}"] if code.prologue else []),
-        f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{ask.cpus}}}"',
+        f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{request.cpus}}}"',
         f'export PYTHONPATH={shlex.quote(str(code.folder))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         "export PYTHONSAFEPATH=1  # else the folder that the job starts in would come first",
     ]
 
 
 def _report(
-    model: str, runs: Sequence[Run], folder: Path, code: code_snapshot.CodeSnapshot, ask: TrainingRequest, jobs: Jobs
+    trainable: str,
+    runs: Sequence[Run],
+    folder: Path,
+    code: code_snapshot.CodeSnapshot,
+    request: TrainingRequest,
+    jobs: Jobs,
 ) -> None:
     count = f"{len(runs)} × " if len(runs) > 1 else ""
-    print(f"job {jobs.id}: {count}mmldm train {model} on {ask.nodes} × {ask.tasks_per_node()} tasks")
+    print(f"job {jobs.id}: {count}mmldm train {trainable} on {request.nodes} × {request.tasks_per_node()} tasks")
     if len(runs) > 1:
         rows = [("task", *runs[0].values, "run")]
         rows += [(str(number), *run.values.values(), run.schema.run) for number, run in enumerate(runs)]

@@ -1,19 +1,18 @@
-"""The memory that the configurations in ``configs/`` take of each GPU, as predicted: ``print(memory_table())``."""
+"""The memory that the presets take of each GPU, as predicted: ``print(memory_table())``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from mmldm_scale.config import KLVAEConfig, MediaConfig, TrainingConfig, load
+from mmldm_scale.config import KLVAEConfig, MediaConfig, TrainingConfig, load, presets
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE
 from mmldm_scale.planning.memory import MicroStep, Prediction, autoencoder_step, dit_step, predict
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.dit.config import DiTTraining
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = presets.FOLDER
 GIB = 2**30
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import load
+from mmldm_scale.config import arguments, load, presets
 from mmldm_scale.planning.hardware import CLUSTERS
-from mmldm_scale.planning.memory_table import CONFIGS, GIB
+from mmldm_scale.planning.memory_table import GIB
 from mmldm_scale.planning.planner import OWN, WASTE, Fleet, Plan, find_plans
 from mmldm_scale.planning.workload import Workload, of_autoencoder, of_dit
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
@@ -47,11 +47,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _workload(args: argparse.Namespace) -> Workload:
     if args.model == "autoencoder":
-        if not args.config:
-            raise UserError("--model autoencoder: give its file too, as --config configs/autoencoder/landscape.yaml")
-        config = load(AutoencoderTraining, args.config, ["shards=DIR", "kl_vae=DIR", *args.overrides])
+        if not (args.preset or args.config):
+            raise UserError("--model autoencoder: give its configuration too, as --preset landscape")
+        config = load(
+            AutoencoderTraining, arguments.files(args, "autoencoder"), ["shards=DIR", "kl_vae=DIR", *args.overrides]
+        )
         return of_autoencoder("autoencoder", _of_batches(config, args.global_batch))
-    files = [CONFIGS / f"dit/{args.model}.yaml", *args.config]
+    files = [presets.path(args.model, "dit"), *arguments.files(args, "dit")]
     config = load(DiTTraining, files, ["shards=DIR", *args.overrides])
     return of_dit(f"DiT-{args.model}", _of_batches(config, args.global_batch))
 

@@ -4,11 +4,15 @@
     registered("dit").build(config)  # the Trainable that training.loop trains
 
 A record names its functions as ``"module:attribute"``, so that a command which only needs a name imports no model. To
-add a trainable, make its folder beside this file and add its line to :data:`TRAINABLES`; code outside this package
-calls :func:`register` before it calls a command.
+add a trainable, make its folder beside this file and add its line to :data:`TRAINABLES`.
+
+Another package adds one as an entry point of the group :data:`ENTRY_POINTS`, whose name is the trainable's and whose
+object is its :class:`Registration`; ``mmldm train NAME`` finds it as soon as that package is installed. A program that
+calls these functions itself may call :func:`register` instead.
 """
 
 import importlib
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +22,8 @@ from mmldm_scale.common.errors import UserError
 if TYPE_CHECKING:  # a command line that is only parsed imports neither
     from mmldm_scale.config import ShardTraining
     from mmldm_scale.shards.manifest import Kind
+
+ENTRY_POINTS = "mmldm_scale.trainables"  # group of the entry points of other packages
 
 
 @dataclass(frozen=True)
@@ -88,11 +94,35 @@ def register(record: Registration) -> None:
     TRAINABLES[record.name] = record
 
 
+def names() -> list[str]:
+    """Return the names of all trainables: those here, then those of other packages."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return [*TRAINABLES, *sorted(points.names - TRAINABLES.keys())]
+
+
 def registered(name: str) -> Registration:
-    """Return the record of ``name``; raise UserError if there is none."""
+    """Return the record of ``name``, which may be that of another package.
+
+    Raises:
+        UserError: there is none, or the other package does not provide a record of this name.
+    """
     if name not in TRAINABLES:
-        raise UserError(f"trainable {name!r:.80}: must be one of {', '.join(TRAINABLES)}")
+        points = importlib.metadata.entry_points(group=ENTRY_POINTS, name=name)
+        if not points:
+            raise UserError(f"trainable {name!r:.80}: must be one of {', '.join(names())}")
+        register(_load(next(iter(points))))
     return TRAINABLES[name]
+
+
+def _load(point: importlib.metadata.EntryPoint) -> Registration:
+    """Return the record that an entry point names; raise UserError if it names something else."""
+    try:
+        record = point.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"trainable {point.name}: {point.value} cannot be imported: {error}") from None
+    if not isinstance(record, Registration) or record.name != point.name:
+        raise UserError(f"trainable {point.name}: {point.value} must be a Registration named {point.name}")
+    return record
 
 
 def _resolve(path: str) -> Callable[..., Any]:

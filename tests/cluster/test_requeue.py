@@ -88,7 +88,7 @@ def test_a_failure_is_queued_again_until_three_starts_found_the_same_checkpoint(
 
 def test_trouble_that_the_doctor_finds_ends_a_job_unless_it_was_queued_again(cluster: Cluster) -> None:
     """Then it may be that of another node than the user has seen the job begin on."""
-    training = 'case "$*" in *" doctor --quick --model dit "*) exit $TROUBLE;; esac; echo trained >&2'
+    training = 'case "$*" in *" doctor --quick --trainable dit "*) exit $TROUBLE;; esac; echo trained >&2'
     refused = f"mmldm: {cluster.run}: not begun, because of the trouble above; MMLDM_DOCTOR=off begins all the same\n"
     again = f"{cluster.run}: the training was not begun, because of the trouble above; job 17 is queued again\n"
     assert cluster.finish(training, trouble=0) == (0, "trained\n")

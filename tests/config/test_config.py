@@ -8,12 +8,11 @@ import pytest
 from data_tools.config import Preparation, Selection
 from mmldm_scale import config
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import presets
 from mmldm_scale.evaluation.ablation import Ladder
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.dit.config import DiTTraining
-from mmldm_scale.trainables.kl_vae.config import KLVAETraining
-
-CONFIGS = Path(__file__).parents[2] / "configs"
+from mmldm_scale.trainables.registry import TRAINABLES
 
 
 def test_later_files_and_overrides_win(tmp_path) -> None:
@@ -115,19 +114,21 @@ def test_sets_that_cannot_be_meant_are_refused(overrides: list[str], says: str) 
         config.load(DiTTraining, [], overrides)
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.relative_to(CONFIGS).as_posix())
-def test_every_shipped_file_is_valid(file: Path) -> None:
-    schemas = {
-        "data": [Selection if file.name == "audioset_select.yaml" else Preparation],
-        "dit": [DiTTraining],
+PRESETS = [f"{folder}/{name}" for folder in presets.folders() for name in presets.names(folder)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid(preset: str) -> None:
+    folder, name = preset.split("/")
+    trained = {name: record.schema() for name, record in TRAINABLES.items()}
+    schemas: dict[str, list[type]] = {
+        **{name: [schema] for name, schema in trained.items()},
+        "data": [Selection if name == "audioset_select" else Preparation],
         "sample": [config.Sampling],
-        "ladder": [Ladder],
-        "cluster": [AutoencoderTraining]
-        if file.stem.endswith("_autoencoder")
-        else [DiTTraining, AutoencoderTraining, KLVAETraining],
-        "autoencoder": [KLVAETraining if file.name.startswith("kl_vae") else AutoencoderTraining],
+        "ablation": [Ladder],
+        "cluster": [AutoencoderTraining] if name.endswith("_autoencoder") else list(trained.values()),
     }
-    for schema in schemas[file.parent.name]:
+    for schema in schemas[folder]:
         keys = {f.name for f in dataclasses.fields(schema)}
         paths = [f"{name}=x" for name in ("shards", "kl_vae") if name in keys]
-        config.load(schema, [file], paths)
+        config.load(schema, [presets.path(preset)], paths)

@@ -41,7 +41,7 @@ def settings(rung: Rung) -> dict:
 
 
 def test_the_steps_of_table_5_lead_to_the_papers_autoencoder_one_thing_at_a_time():
-    rungs = [settings(rung) for rung in load(Ladder, [CONFIGS / "ladder/table5.yaml"]).rungs]
+    rungs = [settings(rung) for rung in load(Ladder, [CONFIGS / "ablation/table5.yaml"]).rungs]
     changes = [{key for key in a if a[key] != b[key]} for a, b in itertools.pairwise(rungs)]
     assert changes == [
         {"model.shared_decoder", "unet"},  # shared, and so begun from Stable Diffusion's, in one step of the paper
@@ -56,7 +56,7 @@ def test_the_steps_of_table_5_lead_to_the_papers_autoencoder_one_thing_at_a_time
 
 
 def test_table_6_varies_the_weights_alone():
-    rungs = [settings(rung) for rung in load(Ladder, [CONFIGS / "ladder/table6.yaml"]).rungs]
+    rungs = [settings(rung) for rung in load(Ladder, [CONFIGS / "ablation/table6.yaml"]).rungs]
     changed = {key for rung in rungs for key in rung if rung[key] != rungs[0][key]}
     assert len(rungs) == 4
     assert changed == {"kl_weight", "contrastive_weight", "classification_weight"}

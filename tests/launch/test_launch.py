@@ -12,7 +12,8 @@ from mmldm_scale.cli import main
 from mmldm_scale.cluster import code_snapshot
 from mmldm_scale.cluster.submit import read_request
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.launch.launch import TrainingRequest, plan
+from mmldm_scale.launch.launch import TrainingRequest
+from mmldm_scale.launch.sweep import compose
 from mmldm_scale.trainables.dit.config import DiTTraining
 from tests.support.datasets.latent_sets import write_latents
 
@@ -25,7 +26,7 @@ def latents(tmp_path_factory):
 def test_without_a_sweep_there_is_one_run_with_the_composed_configuration(tmp_path):
     (tmp_path / "a.yaml").write_text("model: {depth: 3}\n")
     overrides = ["shards=x", f"run={tmp_path}/run", "training.seed=7"]
-    base, (run,) = plan("dit", [str(tmp_path / "a.yaml")], overrides, [])
+    base, (run,) = compose("dit", [str(tmp_path / "a.yaml")], overrides, [])
     assert base == Path(run.schema.run) == tmp_path / "run"
     assert run.name == ""
     assert run.schema == config.load(DiTTraining, [tmp_path / "a.yaml"], overrides)
@@ -33,7 +34,7 @@ def test_without_a_sweep_there_is_one_run_with_the_composed_configuration(tmp_pa
 
 def test_a_sweep_is_every_combination_each_with_a_folder_of_its_own():
     sweeps = ["training.learning_rate=1e-4,3e-4", "training.seed=0,1"]
-    base, runs = plan("dit", [], ["shards=x", "run=runs/sweep", "training.seed=9"], sweeps)
+    base, runs = compose("dit", [], ["shards=x", "run=runs/sweep", "training.seed=9"], sweeps)
     assert base == Path("runs/sweep")
     found = {run.schema.run: (run.schema.training.learning_rate, run.schema.training.seed) for run in runs}
     assert found == {
@@ -57,7 +58,7 @@ def test_a_sweep_is_every_combination_each_with_a_folder_of_its_own():
     ],
 )
 def test_a_combinations_name_is_that_of_one_folder(sweeps, names):
-    base, runs = plan("kl_vae", [], ["shards=x", "run=runs/sweep"], sweeps)
+    base, runs = compose("kl_vae", [], ["shards=x", "run=runs/sweep"], sweeps)
     assert [Path(run.schema.run).relative_to(base).parts for run in runs] == [(name,) for name in names]
 
 
@@ -66,15 +67,15 @@ def test_a_combinations_name_is_that_of_one_folder(sweeps, names):
     [
         (["training.sed=0,1"], "unknown key; did you mean 'seed'"),
         (["training.seed=0,x"], "training.seed=x"),
-        (["training.seed=0,0,1"], "two combinations are called seed=0"),
-        (["training.seed=0", "training.seed=1"], "each key once"),
+        (["training.seed=0,0,1"], "two combinations are named seed=0"),
+        (["training.seed=0", "training.seed=1"], "each key at most once"),
         (["run=a,b"], "not run"),
-        (["training.seed"], "has the form key=value,value"),
+        (["training.seed"], "must have the form key=value,value"),
     ],
 )
 def test_a_sweep_that_does_not_fit_is_refused(sweeps, complaint):
     with pytest.raises(UserError, match=complaint):
-        plan("dit", [], ["shards=x"], sweeps)
+        compose("dit", [], ["shards=x"], sweeps)
 
 
 def test_a_request_is_put_together_from_a_file_and_single_settings(tmp_path):
@@ -88,10 +89,10 @@ def test_a_request_is_put_together_from_a_file_and_single_settings(tmp_path):
     [
         (["--nodes", "0", "--tasks-per-node", "1"], "nodes: 0; 1 or more fits"),
         (["--gpus-per-node", "-1"], "gpus: -1; 0 or more fits"),
-        ([], "give --gpus-per-node N"),
-        (["--gpus-per-node", "8", "--tasks-per-node", "8"], "give --gpus-per-node N"),
+        ([], "give either --gpus-per-node N"),
+        (["--gpus-per-node", "8", "--tasks-per-node", "8"], "give either --gpus-per-node N"),
         (["--gpus-per-node", "8", "--slurm", "partitio=x"], "did you mean 'partition'"),
-        (["--gpus-per-node", "8", "--slurm", "hours=0.01"], "grace: 120 seconds before the end of 0.01 hours"),
+        (["--gpus-per-node", "8", "--slurm", "hours=0.01"], "grace: 120 seconds must be less than hours = 0.01"),
         (["--gpus-per-node", "8", "model.dept=3"], "did you mean 'depth'"),
         (["--gpus-per-node", "8", "--config", "no.yaml"], "no.yaml: no such configuration file"),
         (["--gpus-per-node", "8", "shards=nowhere"], "nowhere: no such folder"),
@@ -145,6 +146,8 @@ def test_a_snapshot_is_the_package_that_runs_here(tmp_path):
         [sys.executable, "-c", say], cwd=code_snapshot.PACKAGE.parent, env=environment, capture_output=True, text=True
     )
     assert Path(done.stdout.strip()) == code.folder / "mmldm_scale/cli.py"
-    copied = {file.relative_to(code.folder / "mmldm_scale") for file in (code.folder / "mmldm_scale").rglob("*.py")}
-    assert copied == {file.relative_to(code_snapshot.PACKAGE) for file in code_snapshot.PACKAGE.rglob("*.py")}
+    copied, original = code.folder / "mmldm_scale", code_snapshot.PACKAGE
+    for pattern in ("*.py", "*.yaml"):
+        files = {file.relative_to(copied) for file in copied.rglob(pattern)}
+        assert files == {file.relative_to(original) for file in original.rglob(pattern)} != set()
     assert (code.folder / "origin.txt").read_text().splitlines()[0] == code.origin

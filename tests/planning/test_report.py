@@ -44,7 +44,7 @@ def test_it_warns_where_the_network_dominates_and_where_gpus_are_half_empty(caps
         (["--model", "S", "--network", "0"], "--network 0: GB/s from node to node, above 0, fits"),
         (["--model", "S", "--global-batch", "0"], "--global-batch 0: 1 or more fits"),
         (["--model", "S", "--nodes", "512"], "384 samples do not divide over 4096 GPUs"),
-        (["--model", "autoencoder"], "--config configs/autoencoder/landscape.yaml"),
+        (["--model", "autoencoder"], "--preset landscape"),
     ],
 )
 def test_mistake_is_one_line(arguments, complaint, capsys) -> None:

@@ -8,18 +8,19 @@ import numpy as np
 
 from data_tools.config import Preparation, Selection
 from mmldm_scale import config
+from mmldm_scale.config import presets
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from tests.support.faults import fault_trials, guard, mutate
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 SCHEMAS = {
     "data/audioset_select.yaml": Selection,
     "data/*.yaml": Preparation,
     "dit/*.yaml": DiTTraining,
     "sample/*.yaml": config.Sampling,
     "autoencoder/*.yaml": AutoencoderTraining,
+    "kl_vae/*.yaml": KLVAETraining,
     "cluster/*.yaml": KLVAETraining,
 }
 
@@ -40,6 +41,8 @@ def load(settings: Settings, folder: Path, number: int) -> str:
 
 @fault_trials.counts(full=10_000, short=150)
 def test_settings_are_settings_or_one_line(count, tmp_path):
-    settings = [(file.read_text(), schema) for glob, schema in SCHEMAS.items() for file in sorted(CONFIGS.glob(glob))]
+    settings = [
+        (file.read_text(), schema) for glob, schema in SCHEMAS.items() for file in sorted(presets.FOLDER.glob(glob))
+    ]
     settings += [(config.dump(schema()), schema) for schema in (Preparation, config.Sampling, Selection)]
     guard.run("F17 hostile settings", count, functools.partial(load, settings), tmp_path)

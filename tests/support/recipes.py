@@ -52,8 +52,7 @@ AUTOENCODER = TRAINING | {
 SMALL: dict[str, dict[str, Any]] = {  # by file or folder of configs/: what is small in it
     "data/audioset_select.yaml": {"limits": {}, "held_out": {"share": 0.0, "count": 2}},
     "data": MEDIA,
-    "autoencoder/kl_vae_finetune.yaml": TRAINING
-    | {"discriminator": {"width": 8, "layers": 2}, "adversarial": {"after": 4, "ramp": 8}},
+    "kl_vae": TRAINING | {"discriminator": {"width": 8, "layers": 2}, "adversarial": {"after": 4, "ramp": 8}},
     "autoencoder": AUTOENCODER,
     "dit/landscape.yaml": TRAINING,
     "dit": TRAINING

@@ -18,6 +18,7 @@ from mmldm_scale.config.check import require
 class AutoencoderTraining(ShardTraining):
     """``mmldm train autoencoder``: encoders, projectors and signal decoder, on clip shards. The weights are Eq. 3's."""
 
+    trainable: str = "autoencoder"
     run: str = "runs/autoencoder"
     kl_vae: str = "???"  # Stable Diffusion's, as a folder or a single file, or a kl-vae run
     unet: str | None = None  # Stable Diffusion's, likewise, for the signal decoder to begin from; none: random weights

@@ -31,6 +31,7 @@ class PreviewConfig:
 class DiTTraining(ShardTraining):
     """``mmldm train dit``: the diffusion transformer, on latent shards."""
 
+    trainable: str = "dit"
     run: str = "runs/dit"
     model: DiTConfig = field(default_factory=DiTConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -14,6 +14,7 @@ class KLVAETraining(ShardTraining):
     With ``kl_vae`` it fine-tunes that one's decoder (section 4.6), else it trains a small one from scratch.
     """
 
+    trainable: str = "kl_vae"
     run: str = "runs/kl_vae"
     kl_vae: str = ""  # the one to fine-tune: its encoder stays as it is
     model: KLVAEConfig = field(default_factory=KLVAEConfig)  # of the one from scratch

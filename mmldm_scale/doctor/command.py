@@ -1,0 +1,37 @@
+"""The options of ``mmldm doctor``, and its start in one or several processes, before any library is loaded."""
+
+import argparse
+import signal
+
+from mmldm_scale.common.processes import die_with_launcher
+from mmldm_scale.config import arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``mmldm doctor``."""
+    add = parser.add_argument
+    add("--quick", action="store_true", help="only what takes seconds, as the first step of a job")
+    add("--shards", action="append", default=[], metavar="DIR", help="a shard set to check; may be repeated")
+    add("--run", dest="folder", metavar="DIR", help="the run folder to check; default runs")
+    add("--processes", type=int, metavar="N", help="start N processes on this machine, to check their communication")
+    add("--trainable", default="dit", metavar="TRAINABLE", help="whose configuration is given; default dit")
+    arguments.add_configuration(parser, "shards=data/latents")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check what ``args`` name; return 0, or 1 if there is trouble.
+
+    Raises:
+        UserError: the configuration cannot work.
+    """
+    if not args.processes:
+        die_with_launcher(signal.SIGTERM)
+        from mmldm_scale.doctor import examination
+
+        return examination.run(args)
+    from mmldm_scale.cluster import torchrun
+
+    options = [word for folder in args.shards for word in ("--shards", folder)]
+    options += ["--run", args.folder] if args.folder else []
+    options += ["--quick"] if args.quick else []
+    return torchrun.run(args.processes, ["doctor", "--trainable", args.trainable, *options, *arguments.words(args)])

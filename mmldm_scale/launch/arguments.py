@@ -1,0 +1,50 @@
+"""The options of ``mmldm train`` and ``mmldm launch``, apart from the work, whose libraries take time to load."""
+
+import argparse
+
+from mmldm_scale.config.arguments import add_configuration
+
+TRAINABLE = "what to train: kl_vae, autoencoder, dit, or a trainable that another package registers"
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``mmldm train``."""
+    add = parser.add_argument
+    add("trainable", metavar="TRAINABLE", help=TRAINABLE)
+    add("--print-config", action="store_true", help="print the composed configuration and exit")
+    add("--processes", type=int, metavar="N", help="start N training processes on this machine, without SLURM")
+    add(
+        "--launch",
+        default="",
+        metavar="COMMAND",
+        help="inside a SLURM job: the command that starts the job's tasks, e.g. srun (the scripts in slurm/ give it); "
+        "to submit a job, see `mmldm launch`",
+    )
+    add_configuration(parser, "training.seed=1")
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``mmldm launch``."""
+    add = parser.add_argument
+    add("action", choices=["train"], help="the command to run in the jobs")
+    add("trainable", metavar="TRAINABLE", help=TRAINABLE)
+    add("--nodes", type=int, metavar="N", help="nodes of each job; default 1")
+    add("--gpus-per-node", type=int, metavar="N", help="GPUs of each node; each gets one training process")
+    add("--tasks-per-node", type=int, metavar="N", help="training processes of each node, for nodes without GPUs")
+    add(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="partition, account, qos, constraint, hours, cpus (of each process), memory_gb (of each node), grace "
+        "(seconds before the time limit at which the training saves), parallel (runs of a sweep at the same time); or "
+        "a YAML file of these keys",
+    )
+    add(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=V,V",
+        help="one run for each of the values; several --sweep are combined",
+    )
+    add_configuration(parser, "shards=data/latents; run= is the folder of a whole sweep")

@@ -1,0 +1,41 @@
+"""``mmldm train``: in this process, in several processes on this machine, or as the tasks of a SLURM job."""
+
+import argparse
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from mmldm_scale import config
+from mmldm_scale.common.processes import die_with_launcher
+from mmldm_scale.config import arguments
+from mmldm_scale.trainables.registry import registered
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train as the arguments of ``mmldm train`` ask; return the exit status.
+
+    Raises:
+        UserError: there is no such trainable or preset, or the configuration, the data or the checkpoints cannot work.
+    """
+    record = registered(args.trainable)
+    files = arguments.files(args, record.name)
+    if args.print_config:
+        print(config.render(record.schema(), files, args.overrides), end="")
+        return 0
+    schema = config.load(record.schema(), files, args.overrides)
+    same = [record.name, *arguments.words(args)]
+    if args.launch:
+        from mmldm_scale.cluster import requeue
+
+        program = [*shlex.split(args.launch), sys.executable, "-m", "mmldm_scale.cli"]
+        doctor = [*program, "doctor", "--quick", "--trainable", *same]
+        return requeue.supervise([*program, "train", *same], Path(schema.run), doctor)
+    if args.processes:
+        from mmldm_scale.cluster import torchrun
+
+        return torchrun.run(args.processes, ["train", *same])
+    die_with_launcher(signal.SIGTERM)
+    from mmldm_scale.training import loop
+
+    return loop.train(record.build, schema)
