@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from benchmarks.report import machine, publish
 from mmldm_scale.config import TrainingConfig
 from mmldm_scale.models import pretrained
-from mmldm_scale.training.checkpoint.manager import ENGINE, Checkpoints
+from mmldm_scale.training.checkpoint.manager import Checkpoints
+from mmldm_scale.training.checkpoint.manifest import ENGINE
 from mmldm_scale.training.engine import deepspeed_engine as engines
 from mmldm_scale.training.engine.distributed import World, start, stop
 

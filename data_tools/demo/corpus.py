@@ -22,8 +22,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.demo.scenes import SAMPLE_RATE, SCENES, Scene
-from mmldm_scale.common.rng import generator
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.rng import generator
 from mmldm_scale.media.encode import write_video
 
 PEAK = 0.7  # of the loudest sample of a video

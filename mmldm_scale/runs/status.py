@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from mmldm_scale.common import leases
-from mmldm_scale.runs import run_log
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.runs import run_log
 
 CONFIG = "config.yaml"
 PRESETS = {"12 × 768": "S", "20 × 1024": "B", "36 × 1536": "L"}  # by depth and width of the DiT

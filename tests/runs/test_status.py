@@ -10,9 +10,9 @@ from random import Random
 
 import pytest
 
-from mmldm_scale.runs import status
-from mmldm_scale.common.leases import Leases
 from mmldm_scale.cli import main
+from mmldm_scale.common.leases import Leases
+from mmldm_scale.runs import status
 
 CONFIG = """\
 diffusion: {steps: 1000}

@@ -21,8 +21,9 @@ import torch
 from torch import _weights_only_unpickler
 
 from mmldm_scale.common.atomic_files import sha256
+from mmldm_scale.config import TrainingConfig
 from mmldm_scale.models import pretrained
-from mmldm_scale.training.checkpoint import manager, safe_pickle
+from mmldm_scale.training.checkpoint import manifest, safe_pickle
 from mmldm_scale.training.checkpoint.manager import Checkpoints
 from tests.support.faults import fault_trials, guard, mutate
 from tests.support.faults.fuzz_media import damaged
@@ -78,9 +79,9 @@ def harm(folder: Path, number: int) -> str:
         file.write_bytes(damaged([file.read_bytes()], 0, number))
         return "damaged file"
     if kind == 1:
-        fields = mutate.value(json.loads((folder / manager.MANIFEST).read_text()), rng)
-        (folder / manager.MANIFEST).write_text(json.dumps(fields))
-        manager.seal(folder)
+        fields = mutate.value(json.loads((folder / manifest.MANIFEST).read_text()), rng)
+        (folder / manifest.MANIFEST).write_text(json.dumps(fields))
+        manifest.seal(folder)
         return "hostile manifest"
     file = rng.choice(sorted(folder.glob("*/*.pt")))
     what = "call in a pickle" if kind == 2 else "damaged pickle"
@@ -89,10 +90,10 @@ def harm(folder: Path, number: int) -> str:
         what = "damaged archive"
     else:
         _repack(file, lambda data: _hostile_pickle(data, rng, number, called=kind == 2))
-    fields = json.loads((folder / manager.MANIFEST).read_text())
+    fields = json.loads((folder / manifest.MANIFEST).read_text())
     fields["files"][file.relative_to(folder).as_posix()] = [file.stat().st_size, sha256(file)]
-    (folder / manager.MANIFEST).write_text(json.dumps(fields))
-    manager.seal(folder)
+    (folder / manifest.MANIFEST).write_text(json.dumps(fields))
+    manifest.seal(folder)
     return what
 
 
@@ -116,12 +117,12 @@ def _hostile_pickle(data: bytes, rng: np.random.Generator, number: int, called: 
 
 def load(run: Path, folder: Path, number: int) -> str:
     shutil.copytree(run / "checkpoints", folder / "run" / "checkpoints")
-    checkpoints = Checkpoints(folder / "run", ALONE, keep=3, inputs={})
+    checkpoints = Checkpoints(folder / "run", ALONE, TrainingConfig(), inputs={})
     last = checkpoints.newest()
     what = harm(last, number)
     newest = checkpoints.newest()
     if newest == last:
-        checkpoints.load({tag: Engine() for tag in (manager.ENGINE, manager.DISCRIMINATOR)}, newest)
+        checkpoints.load({tag: Engine() for tag in (manifest.ENGINE, manifest.DISCRIMINATOR)}, newest)
     return f"{what}: {'loaded' if newest == last else 'the one before is used'}"
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data_tools.demo.corpus import make_corpus
-from mmldm_scale.config import AudioImageConfig, MediaConfig
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import AudioImageConfig, MediaConfig
 from mmldm_scale.media.decode import probe, read_clips
 
 RATE = 16000

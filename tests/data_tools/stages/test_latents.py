@@ -197,7 +197,9 @@ def test_a_latent_that_float16_cannot_hold_is_an_error_that_names_it(sets, tmp_p
         return samples
 
     monkeypatch.setattr(latents.Encoder, "__call__", wild)
-    with pytest.raises(ValueError, match=r"sample cat_a-000002: video\.npy: largest magnitude .* cannot be stored as float16"):
+    with pytest.raises(
+        ValueError, match=r"sample cat_a-000002: video\.npy: largest magnitude .* cannot be stored as float16"
+    ):
         encode(sets / "clips", tmp_path / "set", sets / "autoencoder")
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["plan.json"]
 

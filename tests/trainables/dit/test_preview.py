@@ -18,7 +18,7 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DecodingConfig, Sampling, load
 from mmldm_scale.sampling.pipeline import Description, Pipeline
 from mmldm_scale.trainables.dit.config import DiTTraining
-from mmldm_scale.trainables.dit.preview import build_trainable
+from mmldm_scale.trainables.dit.trainable import build_trainable
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.resilience import signals
 from mmldm_scale.training.resilience.signals import StopRequest
@@ -103,7 +103,7 @@ def test_an_autoencoder_that_is_not_there_or_another_is_said(
     try:
         assert train(latents, tmp_path / "lost", alone, short, often) == losses
         at_start, at_first_preview = spoken(capsys)
-        assert at_start.startswith(f"there will be no samples to look at: {model.autoencoder}: no such folder")
+        assert at_start.startswith(f"previews show no samples: {model.autoencoder}: no such folder")
         assert at_first_preview.startswith(f"no samples are shown from here on: {model.autoencoder}: no such folder")
         assert train(latents, tmp_path / "found", alone, short, f"preview.autoencoder={moved}") == losses
         assert not spoken(capsys)

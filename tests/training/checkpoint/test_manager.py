@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.training.checkpoint.manager import MANIFEST, SEAL, Checkpoints, DamagedCheckpoint, read_manifest, seal
+from mmldm_scale.config import TrainingConfig
+from mmldm_scale.training.checkpoint.manager import Checkpoints
+from mmldm_scale.training.checkpoint.manifest import MANIFEST, SEAL, DamagedCheckpoint, read_manifest, seal
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.resilience.signals import StopRequest
@@ -33,7 +35,7 @@ def run(tmp_path: Path, undisturbed) -> Path:
 
 
 def newest(run: Path, alone) -> str:
-    return Checkpoints(run, alone, keep=3, inputs={}).newest().name
+    return Checkpoints(run, alone, TrainingConfig(), inputs={}).newest().name
 
 
 def test_newest_whole_checkpoint_is_found(run, alone) -> None:

@@ -15,12 +15,27 @@ from tests.support.run_results import Finished, Forks
 # A run of two processes, ZeRO-2, stopped at 16 samples by the last version that wrote format 2, and what that version
 # logged when it resumed the run.
 FORMAT_2 = Path(__file__).with_name("format_2")
-SETTINGS = (
-    "training.precision=fp32 training.zero_stage=2 model.depth=1 model.width=16 model.heads=2 model.context_tokens=2 "
-    "model.context_width=4 training.global_batch=8 training.micro_batch=4 training.workers=0 training.log_every=8 "
-    "training.checkpoint_every=16 training.preview_every=1600 preview.samples=0 training.learning_rate=1e-2 "
-    "training.spike_factor=1000 training.total_samples=32 shards=latents run=run"
-).split()
+SETTINGS = [
+    "training.precision=fp32",
+    "training.zero_stage=2",
+    "model.depth=1",
+    "model.width=16",
+    "model.heads=2",
+    "model.context_tokens=2",
+    "model.context_width=4",
+    "training.global_batch=8",
+    "training.micro_batch=4",
+    "training.workers=0",
+    "training.log_every=8",
+    "training.checkpoint_every=16",
+    "training.preview_every=1600",
+    "preview.samples=0",
+    "training.learning_rate=1e-2",
+    "training.spike_factor=1000",
+    "training.total_samples=32",
+    "shards=latents",
+    "run=run",
+]
 
 
 @pytest.fixture
