@@ -40,8 +40,8 @@ def parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train a kl_vae, an autoencoder or a dit"))
     _add_launch(commands.add_parser("launch", help="submit a training, or a sweep of them, to SLURM"))
     _add_sample(commands.add_parser("sample", help="make videos with sound from a trained dit"))
-    _add_reconstruct(commands.add_parser("reconstruct", help="measure how close an autoencoder brings clips back"))
-    _add_ladder(commands.add_parser("ladder", help="train an autoencoder's variants and compare them (Tables 5 and 6)"))
+    _add_reconstruct(commands.add_parser("reconstruct", help="measure an autoencoder's reconstructions of clips"))
+    _add_ablation(commands.add_parser("ablation", help="train an autoencoder's variants, compare them (Tables 5, 6)"))
     _add_export(commands.add_parser("export", help="write weights out of a run: averaged, raw, or for diffusers"))
     _add_plan(commands.add_parser("plan", help="what a training takes of GPUs: memory, traffic, days"))
     _add_doctor(commands.add_parser("doctor", help="say whether machine, environment and data are in order"))
@@ -96,11 +96,11 @@ def _add_reconstruct(reconstruct: argparse.ArgumentParser) -> None:
     reconstruct.set_defaults(run=_reconstruct)
 
 
-def _add_ladder(ladder: argparse.ArgumentParser) -> None:
+def _add_ablation(ablation: argparse.ArgumentParser) -> None:
     from mmldm_scale.evaluation import arguments
 
-    arguments.add_ladder_arguments(ladder)
-    ladder.set_defaults(run=_ladder)
+    arguments.add_ablation_arguments(ablation)
+    ablation.set_defaults(run=_ablation)
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
@@ -193,7 +193,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
     return reconstruction.run(args)
 
 
-def _ladder(args: argparse.Namespace) -> int:
+def _ablation(args: argparse.Namespace) -> int:
     from mmldm_scale.evaluation import ablation
 
     return ablation.run(args)

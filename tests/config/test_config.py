@@ -8,7 +8,7 @@ import pytest
 from data_tools.config import Preparation, Selection
 from mmldm_scale import config
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.evaluation.ablation import Ladder
+from mmldm_scale.evaluation.ablation import Ablation
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.kl_vae.config import KLVAETraining
@@ -121,7 +121,7 @@ def test_every_shipped_file_is_valid(file: Path) -> None:
         "data": [Selection if file.name == "audioset_select.yaml" else Preparation],
         "dit": [DiTTraining],
         "sample": [config.Sampling],
-        "ladder": [Ladder],
+        "ablation": [Ablation],
         "cluster": [AutoencoderTraining]
         if file.stem.endswith("_autoencoder")
         else [DiTTraining, AutoencoderTraining, KLVAETraining],
