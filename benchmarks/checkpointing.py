@@ -85,8 +85,8 @@ class Run:
         )
         module = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
         self.world, self.samples_seen, self.batch = world, 0, batch
-        self.engine = engines.build(module, settings, world)
-        self.checkpoints = Checkpoints(folder, world, keep=1, inputs={})
+        self.engine = engines.build(nn.Sequential(module), settings, world)
+        self.checkpoints = Checkpoints(folder, world, replace(settings, keep_checkpoints=1), inputs={})
         self.x = torch.randn(BATCH, WIDTH, device=world.device, dtype=next(module.parameters()).dtype)
 
     def step(self) -> float:

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from benchmarks.report import machine, publish
 from mmldm_scale.common.device import choose_device
 from mmldm_scale.config import DecodingConfig, Reconstructing
-from mmldm_scale.evaluation.metrics.distances import mean_absolute, psnr
-from mmldm_scale.evaluation.restore import Rendition, Restorer
+from mmldm_scale.evaluation.metrics.mel_l1 import mean_absolute_error
+from mmldm_scale.evaluation.metrics.psnr import psnr
+from mmldm_scale.evaluation.reconstructor import ClipSignals, Reconstructor
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.clips import decode_clip
@@ -47,33 +48,35 @@ def main() -> int:
     torch.set_num_threads(1)
     device = choose_device(args.device)
     model = Autoencoder.from_pretrained(args.checkpoint, DTYPES[args.precision], device)
-    restorer = Restorer(model, Reconstructing(precision=args.precision), device)
+    reconstructor = Reconstructor(model, Reconstructing(precision=args.precision), device)
     results = {
         "machine": machine("torch", "diffusers", device=device),
-        **measure(restorer, ShardSet(args.clips, "clips"), args.num_samples),
+        **measure(reconstructor, ShardSet(args.clips, "clips"), args.num_samples),
     }
     publish(results, args.output)
     return 0
 
 
-def measure(restorer: Restorer, shards: ShardSet, count: int, limit: DecodingConfig = LIMIT) -> dict[str, object]:
+def measure(
+    reconstructor: Reconstructor, shards: ShardSet, count: int, limit: DecodingConfig = LIMIT
+) -> dict[str, object]:
     """Return for each sampler and number of steps the means over ``count`` clips, and the times as ratios."""
     settings = {f"{name} {n}": DecodingConfig(name, n) for name, steps in STEPS.items() for n in steps}
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
     for i in tqdm(range(count), "clips", leave=False):
         index = i * len(shards) // count
-        original = restorer.original([decode_clip(shards[index].members)])
-        given = *restorer.latents(original), *restorer.noise([index])
-        converged = restorer.model.decode(*given, limit)[0]
+        original = reconstructor.originals([decode_clip(shards[index].members)])
+        given = *reconstructor.latents(original), *reconstructor.noise([index])
+        converged = reconstructor.model.decode(*given, limit)[0]
         for name, decoding in settings.items():
-            began = clock(restorer.device)
-            made = restorer.model.decode(*given, decoding)
-            seconds = clock(restorer.device) - began
-            rows[name].append({**errors(restorer, *made, original, converged), "seconds": seconds})
+            began = clock(reconstructor.device)
+            made = reconstructor.model.decode(*given, decoding)
+            seconds = clock(reconstructor.device) - began
+            rows[name].append({**errors(reconstructor, *made, original, converged), "seconds": seconds})
     means = {name: {key: sum(row[key] for row in found) / count for key in found[0]} for name, found in rows.items()}
     for found in means.values():
         found["time"] = found["seconds"] / means[USUAL]["seconds"]
-    shape = {"frames": restorer.model.media.frames, "size": restorer.model.media.size}
+    shape = {"frames": reconstructor.model.media.frames, "size": reconstructor.model.media.size}
     return {
         "clips": {"samples": count, **shape},
         "limit": f"{limit.sampler} {limit.steps}",
@@ -83,13 +86,17 @@ def measure(restorer: Restorer, shards: ShardSet, count: int, limit: DecodingCon
 
 
 def errors(
-    restorer: Restorer, frames: torch.Tensor, image: torch.Tensor, original: Rendition, converged: torch.Tensor
+    reconstructor: Reconstructor,
+    frames: torch.Tensor,
+    image: torch.Tensor,
+    original: ClipSignals,
+    converged: torch.Tensor,
 ) -> dict[str, float]:
     """Return how far one clip's decoded ``frames`` and audio ``image`` are off."""
-    heard, meant = restorer.audio_image.to_decibels(image), restorer.audio_image.to_decibels(original.audio_image)
+    mels = [reconstructor.audio_image.to_decibels(picture) for picture in (image, original.audio_image)]
     return {
         "psnr": float(psnr(frames, original.frames)),
-        "mel_l1": float(mean_absolute(heard, meant)),
+        "mel_l1": float(mean_absolute_error(*mels)),
         "limit_psnr": float(psnr(frames, converged)),
     }
 

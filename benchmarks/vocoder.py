@@ -7,7 +7,7 @@ of the audio image. Two distances say how far that is from the clip, both 0 wher
 
 - ``mel_l1_db``: the mean absolute difference of the two mel spectrograms in dB, between floor_db and ceiling_db;
 - ``mrstft``: Parallel WaveGAN's multi-resolution STFT distance, spectral convergence plus log-magnitude
-  (:func:`mmldm_scale.evaluation.metrics.distances.multi_resolution_stft`).
+  (:func:`mmldm_scale.evaluation.metrics.mrstft.multi_resolution_stft`).
 
 ``picture_l1_db`` is what the picture alone loses of the spectrogram, before any vocoder. Griffin-Lim is measured, and
 with --vocoder a HiFi-GAN beside it, in the ways whose mels it was made for.
@@ -28,7 +28,8 @@ from tqdm import tqdm
 from benchmarks.report import machine, publish
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import AudioImageConfig, MediaConfig
-from mmldm_scale.evaluation.metrics.distances import mean_absolute, multi_resolution_stft
+from mmldm_scale.evaluation.metrics.mel_l1 import mean_absolute_error
+from mmldm_scale.evaluation.metrics.mrstft import multi_resolution_stft
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.media.decode import probe, read_clips
@@ -113,8 +114,8 @@ def distances(sounds: Tensor, way: Way, vocoder: Vocoder) -> dict[str, Tensor]:
     kept = images.to_decibels(images.encode(sounds)) if way.picture else wanted
     made = vocoder(kept, sounds.shape[1])
     return {
-        "picture_l1_db": mean_absolute(kept, wanted),
-        "mel_l1_db": mean_absolute(images.decibels(made), wanted),
+        "picture_l1_db": mean_absolute_error(kept, wanted),
+        "mel_l1_db": mean_absolute_error(images.decibels(made), wanted),
         "mrstft": multi_resolution_stft(made, sounds),
     }
 

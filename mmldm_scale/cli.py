@@ -79,9 +79,9 @@ COMMANDS = (  # name, what it does, adds its options, runs it and returns the ex
         _run("evaluation.reconstruction"),
     ),
     (
-        "ladder",
+        "ablation",
         "train variants of an autoencoder and compare them (Tables 5 and 6)",
-        evaluation.add_ladder_arguments,
+        evaluation.add_ablation_arguments,
         _run("evaluation.ablation"),
     ),
     (

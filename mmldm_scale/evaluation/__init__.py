@@ -1,1 +1,1 @@
-"""What comes out, held against what went in or what was wanted."""
+"""Evaluation: metrics, reconstructions of a trained autoencoder, and the ablation of its variants."""

@@ -1,45 +1,42 @@
-"""The options of ``mmldm reconstruct`` and ``mmldm ladder``, apart from the jobs, whose libraries take time to load."""
+"""Options of ``mmldm reconstruct`` and ``mmldm ablation``, without the libraries that the jobs import."""
 
 import argparse
 from pathlib import Path
 
 from mmldm_scale.config import presets
 
+VARIANTS_FILE = presets.path("ablation/table5")
+FINETUNE_FILE = presets.path("kl_vae/finetune")
+
 
 def add_reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mmldm reconstruct``."""
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="an autoencoder run, checkpoint or weights folder"
-    )
-    parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="a finished set of clips")
-    parser.add_argument("--num-samples", required=True, type=int, metavar="N", help="clips, spread evenly over the set")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument(
-        "--swap-semantics", action="store_true", help="decode each clip with another one's semantics too"
-    )
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
-    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. decoding.steps=20 lpips=alexnet.pth")
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="an autoencoder run, checkpoint or weights folder")
+    add("--input", required=True, type=Path, metavar="DIR", help="a finished set of clips")
+    add("--num-samples", required=True, type=int, metavar="N", help="clips to measure, spread evenly over the set")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    add("--swap-semantics", action="store_true", help="also decode each clip with another clip's semantics")
+    add("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
+    add("overrides", nargs="*", metavar="key=value", help="e.g. decoding.steps=20 lpips=alexnet.pth")
 
 
-def add_ladder_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``mmldm ladder``."""
-    parser.add_argument("--ladder", default=presets.path("ablation/table5"), metavar="FILE", help="the rungs")
-    parser.add_argument(
-        "--config", action="append", default=[], metavar="FILE", help="of the autoencoder; later files win"
-    )
-    parser.add_argument(
+def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``mmldm ablation``."""
+    add = parser.add_argument
+    add("--variants", default=VARIANTS_FILE, metavar="FILE", help="YAML of the variants (default: %(default)s)")
+    add("--config", action="append", default=[], metavar="FILE", help="of the autoencoder's training; later files win")
+    add(
         "--finetune",
         action="append",
         metavar="FILE",
-        help="of the KL-VAE's fine-tuning (by default configs/kl_vae/finetune.yaml); later files win",
+        help=f"of the KL-VAE's fine-tuning; later files win (default: {FINETUNE_FILE})",
     )
-    parser.add_argument(
-        "--reconstruct", action="append", default=[], metavar="FILE", help="settings of mmldm reconstruct"
-    )
-    parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="the set of clips to measure with")
-    parser.add_argument("--num-samples", required=True, type=int, metavar="N", help="clips of it")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="takes a run folder for each rung")
-    parser.add_argument("--processes", type=int, metavar="N", help="train in N processes on this machine")
-    parser.add_argument("--launch", default="", metavar="COMMAND", help="train under it, e.g. srun")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every rung: shards=DIR kl_vae=PATH …")
+    add("--reconstruct", action="append", default=[], metavar="FILE", help="settings of mmldm reconstruct")
+    add("--input", required=True, type=Path, metavar="DIR", help="the set of clips to measure with")
+    add("--num-samples", required=True, type=int, metavar="N", help="clips of that set to measure")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder for the variants' run folders and the table")
+    add("--processes", type=int, metavar="N", help="train in N processes on this machine")
+    add("--launch", default="", metavar="COMMAND", help="start training with this command, e.g. srun")
+    add("overrides", nargs="*", metavar="key=value", help="for every variant: shards=DIR kl_vae=PATH …")

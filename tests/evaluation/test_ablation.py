@@ -1,4 +1,4 @@
-"""The ladder: each rung differs from the one before in one thing, and the real command climbs it."""
+"""``mmldm ablation``: the shipped variants differ in one thing each, and the real command trains and resumes them."""
 
 import itertools
 import json
@@ -11,38 +11,38 @@ import yaml
 from mmldm_scale import cli
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import load
-from mmldm_scale.evaluation.ablation import Ladder, Rung, table
+from mmldm_scale.evaluation.ablation import Ablation, Variant, table
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from tests.support.tiny_models.autoencoder_trainable import MODEL, write_data
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GIVEN = ["shards=x", "kl_vae=y", "unet=z"]
+REQUIRED = ["shards=x", "kl_vae=y", "unet=z"]
 TRAINING = """
 training: {global_batch: 4, micro_batch: 4, total_samples: 8, precision: fp32, log_every: 4, checkpoint_every: 4,
            preview_every: 8, workers: 0}
 """
 AUTOENCODER = MODEL + "preview: {steps: 1}\n"
-RUNGS = """
-rungs:
+VARIANTS = """
+variants:
   - {name: first, title: the first, set: [adversarial.weight=0]}
   - {name: second, title: the second, finetuned: true}
 """
 
 
-def settings(rung: Rung) -> dict:
+def settings(variant: Variant) -> dict:
     flat = {}
 
     def walk(tree: dict, prefix: str) -> None:
         for key, value in tree.items():
             walk(value, f"{prefix}{key}.") if isinstance(value, dict) else flat.update({prefix + key: value})
 
-    walk(asdict(load(AutoencoderTraining, [CONFIGS / "autoencoder/landscape.yaml"], [*GIVEN, *rung.set])), "")
-    return flat | {"finetuned": rung.finetuned}
+    walk(asdict(load(AutoencoderTraining, [CONFIGS / "autoencoder/landscape.yaml"], [*REQUIRED, *variant.set])), "")
+    return flat | {"finetuned": variant.finetuned}
 
 
 def test_the_steps_of_table_5_lead_to_the_papers_autoencoder_one_thing_at_a_time():
-    rungs = [settings(rung) for rung in load(Ladder, [CONFIGS / "ablation/table5.yaml"]).rungs]
-    changes = [{key for key in a if a[key] != b[key]} for a, b in itertools.pairwise(rungs)]
+    variants = [settings(variant) for variant in load(Ablation, [CONFIGS / "ablation/table5.yaml"]).variants]
+    changes = [{key for key in a if a[key] != b[key]} for a, b in itertools.pairwise(variants)]
     assert changes == [
         {"model.shared_decoder", "unet"},  # shared, and so begun from Stable Diffusion's, in one step of the paper
         {"model.pooled_latent"},
@@ -50,80 +50,83 @@ def test_the_steps_of_table_5_lead_to_the_papers_autoencoder_one_thing_at_a_time
         {"finetuned"},
         {"adversarial.weight"},
     ]
-    whole = load(AutoencoderTraining, [CONFIGS / "autoencoder/landscape.yaml"], GIVEN)
-    assert {key for key, value in settings(Rung("a", "a")).items() if rungs[-1][key] != value} == {"finetuned"}
-    assert whole.adversarial.weight == 0.1
+    complete = load(AutoencoderTraining, [CONFIGS / "autoencoder/landscape.yaml"], REQUIRED)
+    assert {key for key, value in settings(Variant("a", "a")).items() if variants[-1][key] != value} == {"finetuned"}
+    assert complete.adversarial.weight == 0.1
 
 
 def test_table_6_varies_the_weights_alone():
-    rungs = [settings(rung) for rung in load(Ladder, [CONFIGS / "ablation/table6.yaml"]).rungs]
-    changed = {key for rung in rungs for key in rung if rung[key] != rungs[0][key]}
-    assert len(rungs) == 4
+    variants = [settings(variant) for variant in load(Ablation, [CONFIGS / "ablation/table6.yaml"]).variants]
+    changed = {key for variant in variants for key in variant if variant[key] != variants[0][key]}
+    assert len(variants) == 4
     assert changed == {"kl_weight", "contrastive_weight", "classification_weight"}
 
 
 @pytest.mark.parametrize(
-    ("rungs", "says"),
+    ("variants", "message"),
     [
         ([], "at least one"),
         ([{"name": "a", "title": ""}] * 2, "two have the same name"),
-        ([{"name": "../a", "title": ""}], "that of a folder"),
+        ([{"name": "../a", "title": ""}], "valid as a folder's name"),
         ([{"name": "kl_vae", "title": ""}], "not 'kl_vae'"),
         ([{"name": "a", "title": "", "sets": []}], "unknown key"),
     ],
 )
-def test_a_ladder_that_cannot_be_climbed_is_one_line(tmp_path, rungs, says):
-    (tmp_path / "ladder.yaml").write_text(yaml.safe_dump({"rungs": rungs}))
-    with pytest.raises(UserError, match=says):
-        load(Ladder, [tmp_path / "ladder.yaml"])
+def test_an_ablation_that_is_not_valid_is_one_line(tmp_path, variants, message):
+    (tmp_path / "variants.yaml").write_text(yaml.safe_dump({"variants": variants}))
+    with pytest.raises(UserError, match=message):
+        load(Ablation, [tmp_path / "variants.yaml"])
 
 
-def test_the_table_has_a_line_a_rung_and_a_column_a_metric():
-    rows = [(Rung("a", "first"), {"psnr": 20.0, "ssim": 0.5}), (Rung("b", "second"), {"psnr": 21.25, "ssim": 0.6})]
+def test_the_table_has_a_row_for_each_variant_and_a_column_for_each_metric():
+    rows = [
+        (Variant("a", "first"), {"psnr": 20.0, "ssim": 0.5}),
+        (Variant("b", "second"), {"psnr": 21.25}),
+    ]
     assert table(rows).splitlines() == [
         "| | psnr | ssim |",
         "|---|---:|---:|",
         "| first | 20.000 | 0.500 |",
-        "| second | 21.250 | 0.600 |",
+        "| second | 21.250 |  |",
     ]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_data(tmp_path_factory.mktemp("ladder"))
-    (folder / "ladder.yaml").write_text(RUNGS)
+    folder = write_data(tmp_path_factory.mktemp("ablation"))
+    (folder / "variants.yaml").write_text(VARIANTS)
     (folder / "autoencoder.yaml").write_text(AUTOENCODER + TRAINING)
     (folder / "finetune.yaml").write_text("discriminator: {width: 4, layers: 1}" + TRAINING)
     (folder / "reconstruct.yaml").write_text("decoding: {steps: 1}")
     return folder
 
 
-def words(data: Path, samples: int = 2, launch: str = "env") -> list[str]:
-    names = {"ladder": "ladder", "config": "autoencoder", "finetune": "finetune", "reconstruct": "reconstruct"}
+def arguments(data: Path, samples: int = 2, launch: str = "env") -> list[str]:
+    names = {"variants": "variants", "config": "autoencoder", "finetune": "finetune", "reconstruct": "reconstruct"}
     files = [part for option, name in names.items() for part in (f"--{option}", str(data / f"{name}.yaml"))]
     paths = ["--input", str(data / "clips"), "--output", str(data / "out"), f"shards={data / 'clips'}"]
     under = ["--launch", launch]  # in the place of srun
-    return ["ladder", *files, "--num-samples", str(samples), *paths, *under, f"kl_vae={data / 'kl_vae'}"]
+    return ["ablation", *files, "--num-samples", str(samples), *paths, *under, f"kl_vae={data / 'kl_vae'}"]
 
 
 @pytest.mark.timeout(600)
-def test_the_real_command_climbs_and_goes_on_after_a_rung_that_failed(data, forks, capsys):
-    status, said = forks(1, "command", str(data), "mmldm", *words(data, launch="sh -c 'exit 3'"))
+def test_the_real_command_resumes_after_a_variant_that_failed(data, forks, capsys):
+    status, output = forks(1, "command", str(data), "mmldm", *arguments(data, launch="sh -c 'exit 3'"))
     assert status == 3
-    assert "rung first ended with status 3" in said
+    assert "variant first ended with status 3" in output
 
-    status, said = forks(1, "command", str(data), "mmldm", *words(data))
-    assert status == 0, said
-    lines = (data / "out/ladder.md").read_text().splitlines()
-    assert "\n".join(lines) in said
+    status, output = forks(1, "command", str(data), "mmldm", *arguments(data))
+    assert status == 0, output
+    lines = (data / "out/ablation.md").read_text().splitlines()
+    assert "\n".join(lines) in output
     assert lines[0].startswith("| | psnr | ssim |")
-    rungs = json.loads((data / "out/ladder.json").read_text())
-    assert [rung["name"] for rung in rungs] == ["first", "second"]
+    variants = json.loads((data / "out/ablation.json").read_text())
+    assert [variant["name"] for variant in variants] == ["first", "second"]
     results = data / "out/second/reconstruction/step-000000000008/reconstruction.json"
     assert lines[3].startswith(f"| the second | {json.loads(results.read_text())['metrics']['psnr']:.3f} |")
     finetuned = yaml.safe_load((data / "out/second/config.yaml").read_text())["kl_vae"]
     assert finetuned == str(data / "out/kl_vae")
 
-    assert cli.main(words(data, samples=1)) == 2
-    said = "reconstruction.json: measured with other clips or settings than now; remove its folder"
-    assert said in capsys.readouterr().err
+    assert cli.main(arguments(data, samples=1)) == 2
+    message = "reconstruction.json: measured with other clips or settings than now; remove its folder"
+    assert message in capsys.readouterr().err

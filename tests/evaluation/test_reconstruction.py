@@ -1,3 +1,5 @@
+"""``mmldm reconstruct``: what it measures, shows and refuses."""
+
 import argparse
 import json
 import shutil
@@ -7,11 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.rng import generator
 from mmldm_scale.config import DecodingConfig
 from mmldm_scale.evaluation import arguments, reconstruction
+from mmldm_scale.evaluation.metrics import METRICS, register
+from mmldm_scale.evaluation.metrics.clip_metric import ClipMetric
+from mmldm_scale.evaluation.metrics.metric import MetricBatch
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.decode import probe
 from mmldm_scale.media.vocoder import load_vocoder
@@ -24,15 +30,15 @@ from tests.support.datasets.clip_sets import write_clips
 from tests.support.tiny_models import tiny_autoencoder
 from tests.support.tiny_models.backbones import write_alexnet
 
-METRICS = ["psnr", "ssim", "audio_image_psnr", "image_mel_l1", "mel_l1", "mrstft"]
+NAMES = ["psnr", "ssim", "audio_image_psnr", "image_mel_l1", "mel_l1", "mrstft"]
 
 
-def reconstruct(autoencoder: Path, clips: Path, output: Path, *arguments_given: object, number: int = 3) -> dict:
+def reconstruct(autoencoder: Path, clips: Path, output: Path, *more: object, number: int = 3) -> dict:
     parser = argparse.ArgumentParser()
     arguments.add_reconstruct_arguments(parser)
     fixed = ["--checkpoint", autoencoder, "--input", clips, "--num-samples", number, "--output", output]
-    given = [*fixed, "--device", "cpu", "decoding.steps=2", "batch_size=2", *arguments_given]
-    assert reconstruction.run(parser.parse_intermixed_args([str(part) for part in given])) == 0
+    options = [*fixed, "--device", "cpu", "decoding.steps=2", "batch_size=2", *more]
+    assert reconstruction.run(parser.parse_intermixed_args([str(part) for part in options])) == 0
     return json.loads((output / reconstruction.RESULTS).read_text())
 
 
@@ -63,15 +69,17 @@ def test_results_say_what_was_measured(measured, autoencoder, clips):
     rows = results["by_clip"]
     assert [row["key"] for row in rows] == [f"clip_{i}" for i in (0, 2, 4)]
     for name in ("metrics", "ceiling", "swapped_semantics"):
-        assert list(results[name]) == METRICS
+        assert list(results[name]) == NAMES
         for metric, value in results[name].items():
             assert value == pytest.approx(np.mean([row[name][metric] for row in rows]))
     assert [row["semantics_of"] for row in rows] == [f"clip_{i}" for i in (2, 4, 0)]
+    assert results["units"]["psnr"] == "dB"
+    assert results["directions"]["mel_l1"] == "lower"
 
 
-def picture_psnr(made: torch.Tensor, wanted: torch.Tensor) -> float:
+def picture_psnr(samples: Tensor, reference: Tensor) -> float:
     """Mean PSNR in dB of pictures (N, 3, S, S) in [-1, 1]."""
-    return float((10 * (4 / (made - wanted).double().square().mean(dim=(1, 2, 3))).log10()).mean())
+    return float((10 * (4 / (samples - reference).double().square().mean(dim=(1, 2, 3))).log10()).mean())
 
 
 def test_metrics_are_those_of_what_the_model_decodes(measured, autoencoder, clips):
@@ -121,11 +129,35 @@ def test_a_clip_is_measured_the_same_whatever_the_others(measured, autoencoder, 
     assert other["metrics"]["psnr"] != pytest.approx(again["metrics"]["psnr"], rel=1e-4)
 
 
-def test_lpips_is_measured_where_its_weights_are_given(autoencoder, clips, tmp_path):
+def test_lpips_is_measured_with_its_weights(autoencoder, clips, tmp_path):
     backbone = write_alexnet(tmp_path / "alexnet.pth")
     results = reconstruct(autoencoder, clips, tmp_path / "out", f"lpips={backbone}", number=1)
-    assert list(results["metrics"]) == ["psnr", "ssim", "lpips", *METRICS[2:]]
+    assert list(results["metrics"]) == ["psnr", "ssim", "lpips", *NAMES[2:]]
     assert results["metrics"]["lpips"] > 0
+
+
+class FrameError(ClipMetric):
+    """A metric written outside the package: the frames' mean absolute error."""
+
+    name = "frame_error"
+    unit = "of 2"
+    direction = "lower"
+    needs = ("frames",)
+
+    def clip_values(self, batch: MetricBatch) -> Tensor:
+        return (batch.samples["frames"] - batch.reference["frames"]).abs().flatten(1).mean(dim=1)
+
+
+def test_a_metric_registered_outside_the_package_is_measured(measured, autoencoder, clips, tmp_path, capsys):
+    register(FrameError)
+    try:
+        results = reconstruct(autoencoder, clips, tmp_path / "out")
+    finally:
+        METRICS.pop(FrameError.name)
+    assert list(results["metrics"]) == [*NAMES, "frame_error"]
+    assert "frame_error ↓ (of 2)" in capsys.readouterr().out
+    assert results["metrics"]["frame_error"] == np.mean([row["metrics"]["frame_error"] for row in results["by_clip"]])
+    assert {name: results["metrics"][name] for name in NAMES} == measured[0]["metrics"]
 
 
 def test_semantics_reach_the_metrics_and_nothing_else_changes(measured):
@@ -133,17 +165,17 @@ def test_semantics_reach_the_metrics_and_nothing_else_changes(measured):
         assert row["swapped_semantics"] != pytest.approx(row["metrics"], rel=1e-4)
 
 
-def refusal(*given: object, **options: object) -> str:
+def refusal(*args: object, **options: object) -> str:
     with pytest.raises(UserError) as caught:
-        reconstruct(*given, **options)
+        reconstruct(*args, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_refusals(measured, autoencoder, clips, tmp_path):
     out = tmp_path / "out"
-    assert "1 to 6 fit" in refusal(autoencoder, clips, out, number=7)
-    assert "2 to 6 fit" in refusal(autoencoder, clips, out, "--swap-semantics", number=1)
+    assert "--num-samples 7: must be 1 to 6" in refusal(autoencoder, clips, out, number=7)
+    assert "--num-samples 1: must be 2 to 6" in refusal(autoencoder, clips, out, "--swap-semantics", number=1)
     assert "steps: 7 does not divide" in refusal(autoencoder, clips, out, "decoding.steps=7")
     assert "holds reconstruction.json already" in refusal(autoencoder, clips, measured[1])
     assert "nowhere: cannot be read" in refusal(autoencoder, clips, out, "lpips=nowhere")

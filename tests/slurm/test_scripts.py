@@ -19,7 +19,7 @@ SCRIPTS = {
     "train_dit_L": (2, 8, 1, f"mmldm train dit {LAUNCH} --config configs/dit/L.yaml {A800}"),
     "train_autoencoder": (1, 8, 1, f"mmldm train autoencoder {LAUNCH} {AUTOENCODER}/audioset.yaml {A800}"),
     "train_kl_vae": (1, 8, 1, f"mmldm train kl_vae {LAUNCH} --config configs/kl_vae/finetune.yaml {A800}"),
-    "ladder": (1, 8, 1, f"mmldm ladder {LAUNCH}"),
+    "ablation": (1, 8, 1, f"mmldm ablation {LAUNCH}"),
     "encode_latents": (1, 1, 1, "python data_tools/shard.py latents"),
     "sample": (1, 1, 8, "mmldm sample"),
 }

@@ -1,13 +1,14 @@
 #!/bin/bash
 # Trains the autoencoder's variants one after the other and compares them (Table 5), on 1 node of 8 A800s.
 #
-#   sbatch slurm/ladder.sh --config configs/autoencoder/landscape.yaml --config configs/cluster/a800.yaml \
-#       --input data/clips_test --num-samples 256 --output runs/ladder \
+#   sbatch slurm/ablation.sh --config configs/autoencoder/landscape.yaml --config configs/cluster/a800.yaml \
+#       --input data/clips_test --num-samples 256 --output runs/ablation \
 #       shards=data/clips kl_vae=weights/sd unet=weights/sd
 #
-# Submit it from the project's root folder; the arguments go on to `mmldm ladder` (`--ladder configs/ablation/table6.yaml`
-# for Table 6). Two minutes before its time is up the run saves and queues up again; a run that failed does too, up to
-# three times from the same checkpoint. A ladder that was stopped carries on when it is submitted once more.
+# Submit it from the project's root folder. The arguments go on to `mmldm ablation` (for Table 6: `--variants
+# configs/ablation/table6.yaml`). Two minutes before the time limit the run in progress saves a checkpoint and the job is
+# queued again; so is a job whose run failed, up to three times from the same checkpoint. Submit a stopped ablation once
+# more to resume it.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu
@@ -21,9 +22,9 @@
 #SBATCH --time=24:00:00
 #
 # Leave:
-#SBATCH --job-name=ladder
+#SBATCH --job-name=ablation
 #SBATCH --output=slurm-%x-%j.out
-#SBATCH --open-mode=append   # queued again, it goes on in the same file
+#SBATCH --open-mode=append   # a job that is queued again continues the file
 #SBATCH --requeue
 #SBATCH --signal=USR1@120    # to the tasks, this many seconds before the time is up
 
@@ -31,5 +32,5 @@ set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
 examine
-export MMLDM_DOCTOR=off  # each rung would ask it again
-exec mmldm ladder --launch "srun --kill-on-bad-exit=1" "$@"
+export MMLDM_DOCTOR=off  # or each variant's training would run it again
+exec mmldm ablation --launch "srun --kill-on-bad-exit=1" "$@"
