@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -85,7 +86,7 @@ class Run:
         )
         module = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
         self.world, self.samples_seen, self.batch = world, 0, batch
-        self.engine = engines.build(nn.Sequential(module), settings, world)
+        self.engine = engines.build(module, settings, world)
         self.checkpoints = Checkpoints(folder, world, replace(settings, keep_checkpoints=1), inputs={})
         self.x = torch.randn(BATCH, WIDTH, device=world.device, dtype=next(module.parameters()).dtype)
 

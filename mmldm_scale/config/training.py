@@ -112,9 +112,11 @@ class ShardTraining:
     """What every trainer says of its data: one set of shards, or several mixed."""
 
     trainable: str = ""  # what is trained; fixed by the command, so that a run's config.yaml says it
+    run: str = MISSING  # the run's folder
     shards: list[str] = MISSING  # folders or URLs of finished sets; a single one may stand without brackets
     weights: list[float] = field(default_factory=list)  # how often each set's turn comes; none: by its samples
     reading: ReadingConfig = field(default_factory=ReadingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         own = next(field.default for field in fields(self) if field.name == "trainable")

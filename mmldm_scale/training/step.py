@@ -34,6 +34,7 @@ class DiscriminatorStep:
     def __init__(self, module: nn.Module, forward: Forward, backward: Callable[[Tensor], object]) -> None:
         """Take ``module`` (see :class:`Discriminator`); ``forward`` and ``backward`` are its own or its engine's."""
         self._module, self._forward, self._backward = module, forward, backward
+        self._generator_loss: Callable[[Tensor], Tensor] = module.generator_loss  # type: ignore[assignment]  # a method
         self.weight = 1.0
 
     def term(self, inputs: DiscriminatorInputs) -> Tensor:
@@ -42,7 +43,7 @@ class DiscriminatorStep:
         Its gradient reaches the pictures and not the discriminator, whose engine would take it for its own loss's.
         """
         with _frozen(self._module):
-            return inputs.weight * self._module.generator_loss(inputs.fake)
+            return inputs.weight * self._generator_loss(inputs.fake)
 
     def learn(self, inputs: DiscriminatorInputs) -> dict[str, Tensor]:
         """Accumulate the discriminator's own gradient; return values to be logged by tag, (B,) each."""

@@ -96,7 +96,7 @@ def test_a_request_is_put_together_from_a_file_and_single_settings(tmp_path):
         (["--gpus-per-node", "8", "model.dept=3"], "did you mean 'depth'"),
         (["--gpus-per-node", "8", "--config", "no.yaml"], "no.yaml: no such configuration file"),
         (["--gpus-per-node", "8", "shards=nowhere"], "nowhere: no such folder"),
-        (["--nodes", "3", "--gpus-per-node", "1"], "on 3 processes; a multiple of 3 fits"),
+        (["--nodes", "3", "--gpus-per-node", "1"], "times 3 processes; it must be a multiple of 3"),
         (["--gpus-per-node", "8"], "sbatch is not on PATH"),
     ],
 )

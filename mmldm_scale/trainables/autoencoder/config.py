@@ -9,7 +9,6 @@ from mmldm_scale.config import (
     DecodingConfig,
     DiscriminatorConfig,
     ShardTraining,
-    TrainingConfig,
 )
 from mmldm_scale.config.check import require
 
@@ -36,7 +35,6 @@ class AutoencoderTraining(ShardTraining):
     flip: float = 0.5  # share of clips mirrored
     validation: list[str] = field(default_factory=list)  # held-out sets, on which the loss is measured
     preview: DecodingConfig = field(default_factory=lambda: DecodingConfig(steps=20))
-    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

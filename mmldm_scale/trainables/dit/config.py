@@ -8,7 +8,6 @@ from mmldm_scale.config import (
     DiffusionConfig,
     DiTConfig,
     ShardTraining,
-    TrainingConfig,
 )
 from mmldm_scale.config.check import require
 
@@ -40,7 +39,6 @@ class DiTTraining(ShardTraining):
     flip: float = 0.5  # share of samples that use the mirrored video's latent
     validation: list[str] = field(default_factory=list)  # held-out sets, on which the loss is measured
     preview: PreviewConfig = field(default_factory=PreviewConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

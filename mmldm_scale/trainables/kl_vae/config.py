@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmldm_scale.config import AdversarialConfig, KLVAEConfig, PatchDiscriminatorConfig, ShardTraining, TrainingConfig
+from mmldm_scale.config import AdversarialConfig, KLVAEConfig, PatchDiscriminatorConfig, ShardTraining
 from mmldm_scale.config.check import require
 
 
@@ -25,7 +25,6 @@ class KLVAETraining(ShardTraining):
     lpips_weight: float = 1.0
     discriminator: PatchDiscriminatorConfig = field(default_factory=PatchDiscriminatorConfig)
     adversarial: AdversarialConfig = field(default_factory=lambda: AdversarialConfig(weight=0.0))
-    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

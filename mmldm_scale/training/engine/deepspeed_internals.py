@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import deepspeed
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
 from packaging.specifiers import SpecifierSet
 from torch import Tensor, nn
 
 from mmldm_scale.common.errors import UserError
 
-Engine = deepspeed.DeepSpeedEngine
+Engine: TypeAlias = DeepSpeedEngine
 VERSIONS = SpecifierSet(">=0.19,<0.20")  # of DeepSpeed, in which the names below were read
 
 
@@ -46,7 +47,8 @@ def set_timeout_of_all_groups(seconds: float) -> None:
 def collectives_begun(world_size: int) -> int:
     """Return how many collectives of all ``world_size`` ranks this process has begun."""
     groups = dist.distributed_c10d._world.pg_map
-    return sum(group._get_sequence_number_for_group() for group in groups if group.size() == world_size)
+    own: list[Any] = [group for group in groups if group.size() == world_size]
+    return sum(group._get_sequence_number_for_group() for group in own)
 
 
 def loss_scale(engine: Engine) -> float:

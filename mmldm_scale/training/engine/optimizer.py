@@ -42,7 +42,7 @@ class EMAAdamW(torch.optim.AdamW):
             group["ema_decays"] = [0.0] * len(self.lengths)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Any = None) -> Any:
         """Take AdamW's step, then move the averages towards the new weights; or skip both."""
         if self.must_skip():
             return None

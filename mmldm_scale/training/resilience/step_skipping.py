@@ -66,8 +66,9 @@ class StepSkipping:
 
     def __init__(self, config: TrainingConfig, guards: Sequence[Guard] = ()) -> None:
         self._limit, self._factor, self._guards = config.skip_limit, config.spike_factor, guards
-        self._loss, self._reason = 0.0, None  # of the step that was decided on
-        self._load(SkippingState())
+        self._loss = 0.0  # of the step that was decided on
+        self._reason: str | None = None  # why it is skipped
+        self._remember(SkippingState())
 
     def begin_step(self) -> None:
         """Forget the step before."""
@@ -124,11 +125,13 @@ class StepSkipping:
         """Remember ``state``; raise TypeError if it is not what :meth:`state_dict` returns."""
         loaded = SkippingState(**state)
         check_types(loaded)
-        self._load(loaded)
+        self._remember(loaded)
 
-    def _load(self, state: SkippingState) -> None:
-        self.skipped_steps, self.consecutive_skips = state.skipped_steps, state.consecutive_skips
-        self._losses, self._norms = deque(state.losses, WINDOW), deque(state.gradient_norms, WINDOW)
+    def _remember(self, state: SkippingState) -> None:
+        self.skipped_steps: int = state.skipped_steps
+        self.consecutive_skips: int = state.consecutive_skips
+        self._losses: deque[float] = deque(state.losses, WINDOW)
+        self._norms: deque[float] = deque(state.gradient_norms, WINDOW)
 
     def _skip_reason(self, non_finite_ranks: int, loss: float) -> str | None:
         """Return why a step must be skipped, or None."""
