@@ -13,7 +13,6 @@ calls these functions itself may call :func:`register` instead.
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,8 @@ class Registration:
 
     def schema(self) -> "type[ShardTraining]":
         """Return the dataclass of its configuration."""
-        return _resolve(self.schema_path)
+        schema: type[ShardTraining] = _resolve(self.schema_path)
+        return schema
 
     def build(self, config: Any) -> Any:
         """Return the trainable that ``config`` describes; raise UserError if data or settings cannot work."""
@@ -125,6 +125,6 @@ def _load(point: importlib.metadata.EntryPoint) -> Registration:
     return record
 
 
-def _resolve(path: str) -> Callable[..., Any]:
+def _resolve(path: str) -> Any:
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from mmldm_scale.config import DiffusionConfig, MediaConfig

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from mmldm_scale.common import rng
 from mmldm_scale.models.autoencoder import kl_vae

@@ -1,7 +1,7 @@
 """The loss of the KL-VAE: a batch of :class:`~.dataset.PictureDataset` in, a StepOutput out."""
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from mmldm_scale.media.audio_image import AudioImage

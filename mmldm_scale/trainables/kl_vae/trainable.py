@@ -15,7 +15,7 @@ import functools
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode

@@ -4,9 +4,9 @@ They are laid out by the questions of somebody who has to decide whether a run g
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
-Layout = dict[str, dict[str, list[str | list[str]]]]
+Layout = dict[str, dict[str, Sequence[str | list[str]]]]
 
 CHARTS = {
     "Does it learn?": {

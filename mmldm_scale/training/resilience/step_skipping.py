@@ -66,6 +66,7 @@ class StepSkipping:
 
     def __init__(self, config: TrainingConfig, guards: Sequence[Guard] = ()) -> None:
         self._limit, self._factor, self._guards = config.skip_limit, config.spike_factor, guards
+        self.skipped_steps = self.consecutive_skips = 0
         self._loss = 0.0  # of the step that was decided on
         self._reason: str | None = None  # why it is skipped
         self._remember(SkippingState())
@@ -128,8 +129,7 @@ class StepSkipping:
         self._remember(loaded)
 
     def _remember(self, state: SkippingState) -> None:
-        self.skipped_steps: int = state.skipped_steps
-        self.consecutive_skips: int = state.consecutive_skips
+        self.skipped_steps, self.consecutive_skips = state.skipped_steps, state.consecutive_skips
         self._losses: deque[float] = deque(state.losses, WINDOW)
         self._norms: deque[float] = deque(state.gradient_norms, WINDOW)
 
