@@ -291,7 +291,7 @@ def _latent_shape(encoder: EncoderConfig, channels: int, size: int, key: str) ->
 def _check_key_frames(key_frames: list[int], frames: int) -> None:
     if not all(0 <= frame < frames for frame in key_frames):
         raise UserError(
-            f"model.video_encoder.key_frames: must be frames of a clip, 0 to {frames - 1}, not {key_frames}"
+            f"model.video_encoder.key_frames: must lie in 0..{frames - 1}, a clip's frames, not {key_frames}"
         )
 
 

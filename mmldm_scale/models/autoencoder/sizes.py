@@ -15,7 +15,7 @@ CLASSES = 9  # classes of the Landscape data set
 
 
 def autoencoder_info() -> str:
-    """Return two tables: 10⁶ parameters of each part, and 10⁹ MACs of encoding a clip and decoding a picture."""
+    """Return two tables: parameters of each part (millions), and MACs (10⁹) of encoding a clip, decoding a picture."""
     with torch.device("meta"):
         vae = kl_vae.build(KLVAEConfig())  # its defaults are Stable Diffusion's
         model = Autoencoder(AutoencoderConfig(), MediaConfig(), vae, [""] * CLASSES)
