@@ -7,8 +7,8 @@ self-attention runs over the sequence::
     [context tokens] [EOS_a] [audio tokens] [EOS_v] [video tokens]
 
 Time modulates every block (adaLN-zero). A clean latent given as a condition (section 3.3) is embedded by a
-zero-initialised linear layer and added to its modality's tokens; the null condition is a latent of zeros. ``PRESETS``
-holds the paper's sizes.
+zero-initialised linear layer and added to its modality's tokens; the null condition is a latent of zeros.
+``PRESETS["L"]`` is the configuration of a preset; S, B and L are the paper's sizes.
 
 With ``config.continuation`` the model also continues a clip. The supplementary material says three things about this: a
 control branch has half the depth, its outputs start at zero, and it reads the previous clip and the noisy latents; the
@@ -19,24 +19,41 @@ trunk, and the output of its block i is added to the output of the trunk's block
 Shapes: B clips, N tokens, D = ``config.width``, H heads; latents are (B, C, rows, columns).
 """
 
+import functools
 import itertools
 import math
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from mmldm_scale.config import Backend, DiTConfig
+from mmldm_scale.config import Backend, DiTConfig, presets
 from mmldm_scale.models.attention import attention, choose_backend
 from mmldm_scale.models.recompute import Recomputation, recompute
 
-PRESETS: dict[str, DiTConfig] = {
-    "S": DiTConfig(depth=12, width=768, heads=12),
-    "B": DiTConfig(depth=20, width=1024, heads=16),
-    "L": DiTConfig(depth=36, width=1536, heads=24),
-}
 FREQUENCIES = 256  # channels of the sinusoidal time embedding
 
 Shape = tuple[int, int, int]  # of a latent: channels, rows, columns
+
+
+class _Presets(Mapping[str, DiTConfig]):
+    """The models of the preset files of ``mmldm train dit``, the smallest first; the files are read at first use."""
+
+    @functools.cached_property
+    def _models(self) -> dict[str, DiTConfig]:
+        return presets.dit_models()
+
+    def __getitem__(self, name: str) -> DiTConfig:
+        return self._models[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+
+PRESETS = _Presets()
 
 
 class DiT(nn.Module):

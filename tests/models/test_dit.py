@@ -1,7 +1,6 @@
 import shutil
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +9,12 @@ import torch._inductor.config
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DiTConfig, load
+from mmldm_scale.config import DiTConfig, load, presets
 from mmldm_scale.models.dit import FREQUENCIES, PRESETS, DiT, sincos, sincos_grid
 from mmldm_scale.trainables.dit.config import DiTTraining
 
 CONFIG = DiTConfig(depth=2, width=32, heads=4, context_tokens=3, context_width=8)
 AUDIO, VIDEO = (4, 2, 3), (4, 4, 4)
-CONFIGS = Path(__file__).parents[2] / "configs" / "dit"
 
 
 def dit(config: DiTConfig = CONFIG, opened: bool = True) -> DiT:
@@ -279,6 +277,12 @@ def test_parameters_are_there_only_where_they_are_used():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_configuration_files_agree_with_the_presets(name):
-    config = load(DiTTraining, [CONFIGS / f"{name}.yaml"], ["shards=somewhere"])
+def test_a_preset_is_the_model_that_its_file_trains(name):
+    config = load(DiTTraining, [presets.path(name, "dit")], ["shards=somewhere"])
     assert config.model == PRESETS[name]
+
+
+def test_the_papers_presets_are_there():
+    sizes = {name: (PRESETS[name].depth, PRESETS[name].width, PRESETS[name].heads) for name in "SBL"}
+    assert sizes == {"S": (12, 768, 12), "B": (20, 1024, 16), "L": (36, 1536, 24)}
+    assert list(PRESETS)[-3:] == ["S", "B", "L"]  # the smallest first
