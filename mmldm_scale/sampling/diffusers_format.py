@@ -11,10 +11,7 @@ layout is the same. There is no ``model_index.json``: it would name a pipeline c
 """
 
 from pathlib import Path
-from typing import cast
-
-from diffusers.configuration_utils import ConfigMixin
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from typing import Any
 
 from mmldm_scale import config
 from mmldm_scale.diffusion.noise_process import noise_process
@@ -38,14 +35,17 @@ def write(folder: Path, kind: str) -> None:
             part.save_pretrained(folder / name)
 
 
-def _parts(weights: Path, kind: str) -> dict[str, ConfigMixin]:
-    """Return the parts of the model in ``weights`` that diffusers has classes for, by the name of their sub-folder."""
+def _parts(weights: Path, kind: str) -> dict[str, Any]:
+    """Return the parts of the model in ``weights`` that diffusers has classes for, by the name of their sub-folder.
+
+    Each is a model or a scheduler of diffusers; both have ``save_pretrained``, but from no common base class.
+    """
     if kind == "kl_vae":
         return {VAE_FOLDER: kl_vae.load(weights)}
     if kind == "autoencoder":
         model = Autoencoder.from_pretrained(weights)
         unets = {
-            UNET_FOLDER if name == "shared" else f"{UNET_FOLDER}_{name}": cast(UNet2DConditionModel, unet)
+            UNET_FOLDER if name == "shared" else f"{UNET_FOLDER}_{name}": unet
             for name, unet in model.decoder.unets.items()
         }
         return {VAE_FOLDER: model.kl_vae, **unets, SCHEDULER: model.decoder.schedule}
