@@ -118,7 +118,7 @@ def test_activation_checkpointing_changes_nothing(mode):
 
 
 def test_full_recomputation_runs_the_blocks_twice_and_selective_no_matrix_product():
-    flops, kept = {}, {}
+    flops, kept_elements = {}, {}
     for mode in ("none", "selective", "full"):
         model = dit(replace(CONFIG, activation_checkpointing=mode))
         held = {}
@@ -127,9 +127,9 @@ def test_full_recomputation_runs_the_blocks_twice_and_selective_no_matrix_produc
             with keep:
                 out = model(*batch())
             sum(o.square().sum() for o in out).backward()
-        flops[mode], kept[mode] = counter.get_total_flops(), sum(t.numel() for t in held.values())
+        flops[mode], kept_elements[mode] = counter.get_total_flops(), sum(t.numel() for t in held.values())
     assert flops["none"] == flops["selective"] < flops["full"]
-    assert kept["full"] < kept["none"]
+    assert kept_elements["full"] < kept_elements["none"]
 
 
 def _remember(held: dict, tensor: torch.Tensor) -> torch.Tensor:
@@ -204,12 +204,12 @@ def test_the_branch_corrects_the_trunk_block_by_block():
     """Against the same written out: both begin from one sequence, and each correction goes into the next block."""
     model = dit(CONTINUING)
     audio, video, time = batch()
-    got = model(audio, video, time, **previous())
+    predicted = model(audio, video, time, **previous())
     modulation = model.time(sincos(time, FREQUENCIES))[:, None]
     parts = [model.embed_context(model.null_context).expand(3, -1, -1)]
     for name in ("audio", "video"):
-        embed, given = getattr(model, f"embed_previous_{name}"), previous()[f"previous_{name}"]
-        parts.append(embed.latent(given.flatten(2).mT) + embed.positions)
+        embed, latents = getattr(model, f"embed_previous_{name}"), previous()[f"previous_{name}"]
+        parts.append(embed.latent(latents.flatten(2).mT) + embed.positions)
     parts += [model.embed_audio(audio, None), model.embed_video(video, None)]
     x = branch = torch.cat(parts, dim=1)
     for i, block in enumerate(model.blocks):
@@ -218,18 +218,18 @@ def test_the_branch_corrects_the_trunk_block_by_block():
             branch = model.control[i].block(branch, modulation, "sdpa")
             x = x + model.control[i].out(branch)
     count = model.embed_video.count
-    torch.testing.assert_close(got[1], model.final_video(x[:, -count:], modulation))
+    torch.testing.assert_close(predicted[1], model.final_video(x[:, -count:], modulation))
 
 
-def test_a_clip_before_that_is_missing_is_not_one_of_zeros():
-    model, inputs, given = dit(CONTINUING), batch(), previous()
+def test_a_missing_previous_clip_is_not_one_of_zeros():
+    model, inputs, latents = dit(CONTINUING), batch(), previous()
     nothing = model(*inputs)
-    missing = {name: torch.zeros_like(value) for name, value in given.items()}
+    missing = {name: torch.zeros_like(value) for name, value in latents.items()}
     assert all(torch.equal(x, y) for x, y in zip(model(*inputs, **missing), nothing, strict=True))
-    zeros = {name: torch.cat([torch.zeros_like(x[:, :-1]), x[:, -1:]], dim=1) for name, x in given.items()}
-    for one in (*zeros, *given):
-        for values in (zeros, given):
-            changed = model(*inputs, **{one: values[one]})
+    zeros = {name: torch.cat([torch.zeros_like(x[:, :-1]), x[:, -1:]], dim=1) for name, x in latents.items()}
+    for name in (*zeros, *latents):
+        for values in (zeros, latents):
+            changed = model(*inputs, **{name: values[name]})
             assert all((x - y).abs().max() > 1e-4 for x, y in zip(changed, nothing, strict=True))
 
 
@@ -238,23 +238,23 @@ def test_a_class_moves_all_context_tokens_and_none_is_the_null_context():
     model = DiT(CONFIG, AUDIO, VIDEO, classes=4)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    got = model(*batch(), label=torch.tensor([2, -1, 0]))
+    predicted = model(*batch(), label=torch.tensor([2, -1, 0]))
     classes = model.embed_class.weight
     by_hand = model.null_context + torch.stack([classes[2], torch.zeros(8), classes[0]])[:, None]
-    for x, y in zip(got, model(*batch(), context=by_hand), strict=True):
+    for x, y in zip(predicted, model(*batch(), context=by_hand), strict=True):
         torch.testing.assert_close(x, y)
-    torch.testing.assert_close(got[0][1], model(*batch())[0][1])
-    sum(out.square().sum() for out in got).backward()
+    torch.testing.assert_close(predicted[0][1], model(*batch())[0][1])
+    sum(out.square().sum() for out in predicted).backward()
     assert model.embed_class.weight.grad.any(dim=1).tolist() == [True, False, True, False]
 
 
 def test_null_tokens_stand_for_what_a_context_lacks():
     model = dit()
     context = torch.randn(3, 3, 8, generator=torch.Generator().manual_seed(3))
-    got = model(*batch(), context=context, context_length=torch.tensor([2, 0, 3]))
+    predicted = model(*batch(), context=context, context_length=torch.tensor([2, 0, 3]))
     filled = context.clone()
     filled[0, 2:], filled[1] = model.null_context[2:], model.null_context
-    for x, y in zip(got, model(*batch(), context=filled), strict=True):
+    for x, y in zip(predicted, model(*batch(), context=filled), strict=True):
         torch.testing.assert_close(x, y)
 
 

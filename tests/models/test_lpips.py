@@ -34,23 +34,23 @@ def pictures(seed: int, count: int = 2, size: int = 64) -> Tensor:
 
 def alexnet_features(state: dict[str, Tensor], x: Tensor) -> list[Tensor]:
     """The outputs of AlexNet's five rectified convolutions, straight from its description."""
-    found = []
+    outputs = []
     for layer, stride, padding, pooled in [(0, 4, 2, 0), (3, 1, 2, 1), (6, 1, 1, 1), (8, 1, 1, 0), (10, 1, 1, 0)]:
         x = F.max_pool2d(x, 3, 2) if pooled else x
         x = F.relu(F.conv2d(x, state[f"features.{layer}.weight"], state[f"features.{layer}.bias"], stride, padding))
-        found.append(x)
-    return found
+        outputs.append(x)
+    return outputs
 
 
 def vgg_features(state: dict[str, Tensor], x: Tensor) -> list[Tensor]:
     """The outputs of VGG16's five blocks of rectified convolutions, each but the first after a pooling."""
-    found = []
+    outputs = []
     for block in [(0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)]:
-        x = F.max_pool2d(x, 2) if found else x
+        x = F.max_pool2d(x, 2) if outputs else x
         for layer in block:
             x = F.relu(F.conv2d(x, state[f"features.{layer}.weight"], state[f"features.{layer}.bias"], padding=1))
-        found.append(x)
-    return found
+        outputs.append(x)
+    return outputs
 
 
 def reference(features: list[list[Tensor]], linear: Path) -> Tensor:
@@ -116,14 +116,14 @@ def test_refusals(alexnet, tmp_path):
     (tmp_path / "cut.pth").write_bytes(alexnet.read_bytes()[:100_000])
     refusal(tmp_path / "cut.pth")
     state = torch.load(alexnet, weights_only=True)
-    others = {
+    files = {
         "classifier": {"classifier.1.weight": torch.zeros(2)},
         "vgg19": {**state, "features.0.weight": torch.zeros(64, 3, 3, 3)},
         "part": {name: tensor for name, tensor in state.items() if name != "features.8.bias"},
         "narrow": {**state, "features.3.weight": torch.zeros(96, 64, 5, 5)},
     }
-    for name, other in others.items():
-        torch.save(other, tmp_path / name)
+    for name, content in files.items():
+        torch.save(content, tmp_path / name)
     assert "AlexNet or VGG16" in refusal(tmp_path / "classifier")
     assert "torchvision's VGG16" in refusal(tmp_path / "vgg19")
     assert "features.8.bias" in refusal(tmp_path / "part")

@@ -17,20 +17,20 @@ CLASSES = ["rain", "wind", "fire"]
 FULL = UNetConfig(width=16, multipliers=[1, 2, 4, 4], blocks=2, attention=[True, True, True, False], heads=8)
 
 
-def conditions(model: Autoencoder, seed: int = 0, **told) -> tuple[Condition, Condition]:
+def conditions(model: Autoencoder, seed: int = 0, **arguments) -> tuple[Condition, Condition]:
     """Return the conditions of two clips' audio images and of two frames of each."""
     latents = tiny_autoencoder.latents(model, seed=seed)
-    return model.conditions(*latents, FRAMES, model.semantics(*latents), **told)
+    return model.conditions(*latents, FRAMES, model.semantics(*latents), **arguments)
 
 
-def predictions(model: Autoencoder, told: tuple[Condition, Condition]) -> list[torch.Tensor]:
+def predictions(model: Autoencoder, pair: tuple[Condition, Condition]) -> list[torch.Tensor]:
     """Return the noise predicted in two audio images and in four frames, the same at every call."""
     noisy = torch.randn(4, *model.noise_shape, generator=torch.Generator().manual_seed(7))
-    return [model.decoder(noisy[: len(c.content)], TIME[: len(c.content)], c) for c in told]
+    return [model.decoder(noisy[: len(c.content)], TIME[: len(c.content)], c) for c in pair]
 
 
-def different(ones: list[torch.Tensor], others: list[torch.Tensor]) -> list[bool]:
-    return [not torch.allclose(a, b, atol=1e-5) for a, b in zip(ones, others, strict=True)]
+def different(first: list[torch.Tensor], second: list[torch.Tensor]) -> list[bool]:
+    return [not torch.allclose(a, b, atol=1e-5) for a, b in zip(first, second, strict=True)]
 
 
 def stable_diffusion(width: int) -> UNet2DConditionModel:
@@ -52,11 +52,11 @@ def test_a_pretrained_unet_is_at_first_undisturbed(options):
     model = tiny_autoencoder.build(decoder=FULL, **options)
     published = stable_diffusion(tiny_autoencoder.CONFIG.semantic_width)
     for unet in model.decoder.unets.values():
-        found = unet.load_state_dict(published.state_dict(), strict=False)
-        assert not found.unexpected_keys
-        assert all(name.startswith("class_embedding.") for name in found.missing_keys)
-    told, noisy = conditions(model), torch.randn(4, *model.noise_shape)
-    for condition in told:
+        keys = unet.load_state_dict(published.state_dict(), strict=False)
+        assert not keys.unexpected_keys
+        assert all(name.startswith("class_embedding.") for name in keys.missing_keys)
+    pair, noisy = conditions(model), torch.randn(4, *model.noise_shape)
+    for condition in pair:
         count = len(condition.content)
         expected = published(noisy[:count], TIME[:count], encoder_hidden_states=condition.tokens).sample
         assert torch.equal(model.decoder(noisy[:count], TIME[:count], condition), expected)
@@ -70,9 +70,9 @@ def test_all_that_is_silent_at_first_can_speak():
     before = predictions(model, conditions(model))
     for name, parameter in silent.items():
         torch.nn.init.normal_(parameter, std=0.5)
-        found = predictions(model, conditions(model))
-        assert any(different(found, before)), name
-        before = found
+        predicted = predictions(model, conditions(model))
+        assert any(different(predicted, before)), name
+        before = predicted
 
 
 @torch.no_grad()
@@ -82,9 +82,9 @@ def test_a_picture_is_told_of_its_own_clip_and_frame():
     latents = tiny_autoencoder.latents(model)
     together = conditions(model, labels=labels, dropped_video=dropped)[1]
     for row, (clip, place) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
-        one = [x[clip : clip + 1] for x in latents]
-        told = {"labels": labels[clip : clip + 1], "dropped_video": dropped[clip, place].view(1, 1)}
-        alone = model.conditions(*one, FRAMES[clip, place].view(1, 1), model.semantics(*one), **told)[1]
+        own = [x[clip : clip + 1] for x in latents]
+        arguments = {"labels": labels[clip : clip + 1], "dropped_video": dropped[clip, place].view(1, 1)}
+        alone = model.conditions(*own, FRAMES[clip, place].view(1, 1), model.semantics(*own), **arguments)[1]
         torch.testing.assert_close(together.content[row], alone.content[0])
         torch.testing.assert_close(together.tokens[row], alone.tokens[0])
         for a, b in zip(together.features, alone.features, strict=True):
@@ -103,16 +103,16 @@ def test_each_modality_is_told_the_others_semantics():
     model = tiny_autoencoder.opened(tiny_autoencoder.build())
     latents = tiny_autoencoder.latents(model)
     semantics = model.semantics(*latents)
-    told = model.conditions(*latents, FRAMES, semantics)
-    assert torch.equal(told[0].tokens[:, :16], semantics.video)
-    assert torch.equal(told[1].tokens[:, :4], semantics.audio.repeat_interleave(2, dim=0))
-    for name, condition in zip(("audio", "video"), told, strict=True):
+    pair = model.conditions(*latents, FRAMES, semantics)
+    assert torch.equal(pair[0].tokens[:, :16], semantics.video)
+    assert torch.equal(pair[1].tokens[:, :4], semantics.audio.repeat_interleave(2, dim=0))
+    for name, condition in zip(("audio", "video"), pair, strict=True):
         assert torch.equal(condition.tokens[0, -1], model.decoder.contexts[name].modality[0])
-    reference = predictions(model, told)
+    reference = predictions(model, pair)
 
     def changed(audio: torch.Tensor, video: torch.Tensor) -> list[bool]:
-        told = model.conditions(*latents, FRAMES, Semantics(audio, video))
-        return different(predictions(model, told), reference)
+        pair = model.conditions(*latents, FRAMES, Semantics(audio, video))
+        return different(predictions(model, pair), reference)
 
     assert changed(semantics.audio.flip(0), semantics.video) == [False, True]  # another clip's sound
     assert changed(semantics.audio, semantics.video.flip(0)) == [True, False]
@@ -126,10 +126,10 @@ def test_without_semantics_the_modalities_know_nothing_of_each_other():
     reference = predictions(model, model.conditions(audio, video, FRAMES, None))
     assert different(predictions(model, model.conditions(-audio, video, FRAMES, None)), reference) == [True, False]
     assert different(predictions(model, model.conditions(audio, -video, FRAMES, None)), reference) == [False, True]
-    told = model.conditions(audio, video, FRAMES, None, torch.tensor([0, 1]), torch.tensor([True, True]))
-    assert different(predictions(model, told), reference) == [False, False]
-    assert [condition.tokens.shape for condition in told] == [(2, 1, 16), (4, 1, 16)]  # the modality
-    assert not torch.allclose(told[0].tokens[0], told[1].tokens[0])
+    pair = model.conditions(audio, video, FRAMES, None, torch.tensor([0, 1]), torch.tensor([True, True]))
+    assert different(predictions(model, pair), reference) == [False, False]
+    assert [condition.tokens.shape for condition in pair] == [(2, 1, 16), (4, 1, 16)]  # the modality
+    assert not torch.allclose(pair[0].tokens[0], pair[1].tokens[0])
 
 
 @torch.no_grad()
@@ -139,9 +139,9 @@ def test_the_class_is_told_and_no_class_is_a_class_of_its_own():
     assert different(predictions(model, conditions(model, labels=torch.tensor([-1, -1]))), unknown) == [False, False]
     seen = [unknown]
     for label in range(3):
-        found = predictions(model, conditions(model, labels=torch.full((2,), label)))
-        assert all(different(found, other) == [True, True] for other in seen)
-        seen.append(found)
+        predicted = predictions(model, conditions(model, labels=torch.full((2,), label)))
+        assert all(different(predicted, earlier) == [True, True] for earlier in seen)
+        seen.append(predicted)
     mixed = predictions(model, conditions(model, labels=torch.tensor([1, -1])))
     torch.testing.assert_close(mixed[1][:2], seen[2][1][:2], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(mixed[1][2:], unknown[1][2:], rtol=1e-4, atol=1e-4)
@@ -151,13 +151,13 @@ def test_the_class_is_told_and_no_class_is_a_class_of_its_own():
 def test_dropped_pictures_know_their_own_modality_alone():
     model = tiny_autoencoder.opened(tiny_autoencoder.build(classes=CLASSES))
     latents = tiny_autoencoder.latents(model)
-    semantics, other = (model.semantics(*tiny_autoencoder.latents(model, seed=seed)) for seed in (0, 1))
+    semantics, other_semantics = (model.semantics(*tiny_autoencoder.latents(model, seed=seed)) for seed in (0, 1))
     dropped = {"dropped_audio": torch.tensor([True, False]), "dropped_video": torch.tensor([[0, 1], [1, 0]]).bool()}
     some = model.conditions(*latents, FRAMES, semantics, torch.tensor([0, 1]), **dropped)
-    others = model.conditions(*latents, FRAMES, other, torch.tensor([1, 2]), **dropped)
+    second = model.conditions(*latents, FRAMES, other_semantics, torch.tensor([1, 2]), **dropped)
     none = model.conditions(*latents, FRAMES, semantics, torch.tensor([0, 1]))
     for rows, modality in ((dropped["dropped_audio"], 0), (dropped["dropped_video"].flatten(), 1)):
-        assert torch.equal(some[modality].tokens[rows], others[modality].tokens[rows])
+        assert torch.equal(some[modality].tokens[rows], second[modality].tokens[rows])
         assert torch.equal(some[modality].tokens[~rows], none[modality].tokens[~rows])
         assert not torch.equal(some[modality].tokens[rows], none[modality].tokens[rows])
         null = model.decoder.null(("audio", "video")[modality], none[modality])
@@ -170,17 +170,17 @@ def test_dropped_pictures_know_their_own_modality_alone():
 def test_joined_modalities_are_drawn_as_if_apart(options):
     """They have different numbers of tokens, of which the padding is not seen."""
     model = tiny_autoencoder.opened(tiny_autoencoder.build(**options))
-    told = conditions(model)
-    both = Condition.join(told)
-    apart = predictions(model, told)
+    pair = conditions(model)
+    both = Condition.join(pair)
+    apart = predictions(model, pair)
     noisy = torch.randn(4, *model.noise_shape, generator=torch.Generator().manual_seed(7))
     together = model.decoder(torch.cat([noisy[:2], noisy]), torch.cat([TIME[:2], TIME]), both)
     torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-4)
     rows = torch.tensor([5, 0])
     some = model.decoder(torch.stack([noisy[3], noisy[0]]), torch.tensor([TIME[3], TIME[0]]), both.select(rows))
     torch.testing.assert_close(some, together[rows], rtol=1e-4, atol=1e-4)
-    again = Condition.join([both, told[0]])
-    assert torch.equal(again.tokens[6:, : told[0].tokens.shape[1]], told[0].tokens)
+    again = Condition.join([both, pair[0]])
+    assert torch.equal(again.tokens[6:, : pair[0].tokens.shape[1]], pair[0].tokens)
 
 
 @torch.no_grad()
@@ -192,16 +192,16 @@ def test_unets_are_shared_or_apart(shared):
         == list(model.decoder.class_embeddings)
         == (["shared"] if shared else ["audio", "video"])
     )
-    told = conditions(model)
-    reference = predictions(model, told)
+    pair = conditions(model)
+    reference = predictions(model, pair)
     next(iter(model.decoder.unets.values())).conv_out.bias.add_(1.0)
-    assert different(predictions(model, told), reference) == [True, shared]
+    assert different(predictions(model, pair), reference) == [True, shared]
     next(iter(model.decoder.class_embeddings.values())).weight.add_(1.0)
     changed = conditions(model)
-    assert different([c.tokens for c in changed], [c.tokens for c in told]) == [True, shared]
+    assert different([c.tokens for c in changed], [c.tokens for c in pair]) == [True, shared]
     if not shared:
         with pytest.raises(ValueError, match="different U-Nets"):
-            Condition.join(told)
+            Condition.join(pair)
 
 
 @torch.no_grad()
@@ -233,13 +233,13 @@ def test_the_guess_from_an_estimate_is_the_posterior_mean():
     for parameter in model.decoder.unets["shared"].conv_out.parameters():
         parameter.zero_()
     for time in (50, 400, 900):
-        kept = scheduler(DiffusionConfig()).alphas_cumprod[time]
+        alpha_bar = scheduler(DiffusionConfig()).alphas_cumprod[time]
         error, noise = 0.5 * torch.randn(100, 4, *model.noise_shape), torch.randn(100, 4, *model.noise_shape)
-        noisy = kept.sqrt() * (condition.estimate + error) + (1 - kept).sqrt() * noise
-        remainder = noisy - kept.sqrt() * condition.estimate
+        noisy = alpha_bar.sqrt() * (condition.estimate + error) + (1 - alpha_bar).sqrt() * noise
+        remainder = noisy - alpha_bar.sqrt() * condition.estimate
         slope = (remainder * noise).mean() / remainder.square().mean()
-        found = model.decoder(noisy[0], torch.full((4,), time), condition)
-        torch.testing.assert_close(found, slope * remainder[0], rtol=0.02, atol=0.02)
+        predicted = model.decoder(noisy[0], torch.full((4,), time), condition)
+        torch.testing.assert_close(predicted, slope * remainder[0], rtol=0.02, atol=0.02)
 
 
 @torch.no_grad()

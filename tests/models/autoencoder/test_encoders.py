@@ -19,11 +19,11 @@ def noise_latents(model) -> torch.Tensor:
 
 @torch.no_grad()
 def changed(model, frame: int) -> bool:
-    """Say whether the video posterior hangs on ``frame``."""
+    """Return whether the video posterior depends on ``frame``."""
     clip = noise_latents(model)
-    other = clip.clone()
-    other[:, frame] *= -1
-    return not torch.allclose(model.video_encoder(clip), model.video_encoder(other), atol=1e-5)
+    altered = clip.clone()
+    altered[:, frame] *= -1
+    return not torch.allclose(model.video_encoder(clip), model.video_encoder(altered), atol=1e-5)
 
 
 def test_every_frame_is_seen_or_the_key_frames_alone():

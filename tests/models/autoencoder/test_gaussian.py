@@ -10,9 +10,11 @@ def gaussian() -> Gaussian:
 
 
 def test_divergence_is_that_of_torch_distributions():
-    one = gaussian()
-    pointwise = kl_divergence(Normal(one.mean.double(), one.logvar.double().mul(0.5).exp()), Normal(0.0, 1.0))
-    torch.testing.assert_close(one.kl().double(), pointwise.sum(dim=(1, 2, 3)))
+    posterior = gaussian()
+    pointwise = kl_divergence(
+        Normal(posterior.mean.double(), posterior.logvar.double().mul(0.5).exp()), Normal(0.0, 1.0)
+    )
+    torch.testing.assert_close(posterior.kl().double(), pointwise.sum(dim=(1, 2, 3)))
 
 
 def test_divergence_is_the_expected_log_ratio():
@@ -21,14 +23,14 @@ def test_divergence_is_the_expected_log_ratio():
     x = np.linspace(-12, 12, 200_001)
     log_q = -0.5 * ((x - mean) ** 2 / np.exp(logvar) + logvar)
     expected = np.trapezoid(np.exp(log_q) / np.sqrt(2 * np.pi) * (log_q + 0.5 * x**2), x)
-    found = Gaussian(torch.full((1, 1, 1, 1), mean), torch.full((1, 1, 1, 1), logvar)).kl()
-    np.testing.assert_allclose(found.item(), expected, rtol=1e-5)
+    divergence = Gaussian(torch.full((1, 1, 1, 1), mean), torch.full((1, 1, 1, 1), logvar)).kl()
+    np.testing.assert_allclose(divergence.item(), expected, rtol=1e-5)
 
 
 def test_samples_have_the_posteriors_moments():
-    one = Gaussian(torch.full((1, 2, 1, 1), 3.0), torch.full((1, 2, 1, 1), -2.0))
+    posterior = Gaussian(torch.full((1, 2, 1, 1), 3.0), torch.full((1, 2, 1, 1), -2.0))
     noise = torch.randn(200_000, 2, 1, 1, generator=torch.Generator().manual_seed(0))
-    samples = one.sample(noise)
+    samples = posterior.sample(noise)
     assert abs(samples.mean().item() - 3.0) < 0.01
     assert abs(samples.var().item() - np.exp(-2.0)) < 0.01
 

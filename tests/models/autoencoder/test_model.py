@@ -89,8 +89,8 @@ def test_every_input_reaches_the_output_once_trained():
     reference = model.decode(*latents, *noise, DecodingConfig(steps=2))
 
     def changed(*arguments: torch.Tensor) -> list[bool]:
-        found = model.decode(*arguments, DecodingConfig(steps=2))
-        return [not torch.allclose(a, b, atol=1e-4) for a, b in zip(found, reference, strict=True)]
+        outputs = model.decode(*arguments, DecodingConfig(steps=2))
+        return [not torch.allclose(a, b, atol=1e-4) for a, b in zip(outputs, reference, strict=True)]
 
     assert changed(-latents[0], latents[1], *noise) == [True, True]  # audio tokens reach the frames
     assert changed(latents[0], -latents[1], *noise) == [True, True]  # video tokens reach the audio image
@@ -106,18 +106,18 @@ def test_guidance_is_each_modalitys_own(options):
     """It leads away from what the decoder draws without context."""
     for shared in (True, False):
         model = tiny_autoencoder.opened(tiny_autoencoder.build(shared_decoder=shared, classes=CLASSES))
-        given = *tiny_autoencoder.latents(model), *noises(model, 2)
-        frames, audio = model.decode(*given, DecodingConfig(steps=2))
-        guided = model.decode(*given, DecodingConfig(steps=2, **options))
+        inputs = *tiny_autoencoder.latents(model), *noises(model, 2)
+        frames, audio = model.decode(*inputs, DecodingConfig(steps=2))
+        guided = model.decode(*inputs, DecodingConfig(steps=2, **options))
         assert torch.allclose(guided[0], frames, atol=1e-4) == ("audio_guidance" in options)
         assert torch.allclose(guided[1], audio, atol=1e-4) == ("video_guidance" in options)
 
 
 def test_without_context_there_is_nothing_to_guide():
     model = tiny_autoencoder.opened(tiny_autoencoder.build(semantics=False))
-    given = *tiny_autoencoder.latents(model), *noises(model, 2)
+    inputs = *tiny_autoencoder.latents(model), *noises(model, 2)
     settings = DecodingConfig(steps=2), DecodingConfig(steps=2, audio_guidance=2.0, video_guidance=2.0)
-    (frames, audio), guided = (model.decode(*given, decoding) for decoding in settings)
+    (frames, audio), guided = (model.decode(*inputs, decoding) for decoding in settings)
     assert torch.equal(guided[0], frames)
     assert torch.equal(guided[1], audio)
 
@@ -125,19 +125,19 @@ def test_without_context_there_is_nothing_to_guide():
 def test_an_unknown_class_is_predicted():
     model = tiny_autoencoder.opened(tiny_autoencoder.build(classes=CLASSES))
     torch.nn.init.constant_(model.classification_head.out.bias[1], 100.0)
-    given = *tiny_autoencoder.latents(model), *noises(model, 2), DecodingConfig(steps=2)
-    predicted = model.decode(*given)
+    inputs = *tiny_autoencoder.latents(model), *noises(model, 2), DecodingConfig(steps=2)
+    predicted = model.decode(*inputs)
     for label in (-1, 0, 1):
-        found = model.decode(*given, labels=torch.full((2,), label))
-        assert [torch.equal(a, b) for a, b in zip(found, predicted, strict=True)] == [label == 1] * 2
+        outputs = model.decode(*inputs, labels=torch.full((2,), label))
+        assert [torch.equal(a, b) for a, b in zip(outputs, predicted, strict=True)] == [label == 1] * 2
 
 
 @pytest.mark.parametrize("options", [{}, {"shared_decoder": False}])
 def test_pictures_are_the_same_a_few_at_a_time(options):
     model = tiny_autoencoder.opened(tiny_autoencoder.build(classes=CLASSES, **options))
-    given = *tiny_autoencoder.latents(model), *noises(model, 2)
+    inputs = *tiny_autoencoder.latents(model), *noises(model, 2)
     for guidance in (1.0, 3.0):
-        whole, few = (model.decode(*given, DecodingConfig("ddim", 2, 1.0, guidance, pictures)) for pictures in (0, 3))
+        whole, few = (model.decode(*inputs, DecodingConfig("ddim", 2, 1.0, guidance, pictures)) for pictures in (0, 3))
         for a, b in zip(whole, few, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
@@ -178,15 +178,15 @@ def gradients(model: Autoencoder) -> tuple[dict[str, torch.Tensor], dict[str, in
     video = run("video_encoder", model.video_encoder, clips[:, :4])[:, :4]
     semantics = model.semantics(audio, video)
     frames = torch.tensor([[0], [3]])
-    told = run("decoder.pyramids", model.conditions, audio, video, frames, semantics, torch.tensor([0, -1]))
+    both = run("decoder.pyramids", model.conditions, audio, video, frames, semantics, torch.tensor([0, -1]))
     times = torch.tensor([500, 20])
-    predicted = [run("decoder.unets", model.decoder, clips[:, i], times, condition) for i, condition in enumerate(told)]
+    predicted = [run("decoder.unets", model.decoder, clips[:, i], times, condition) for i, condition in enumerate(both)]
     pictures = run("kl_vae", model.picture, torch.cat(predicted))
     loss = pictures.square().mean() + model.classify(semantics).square().mean()
     (through,) = torch.autograd.grad(loss, audio, retain_graph=True)  # as for a term's own gradient norm
     loss.backward()
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {"through": through, **found}, kept
+    outputs = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"through": through, **outputs}, kept
 
 
 @pytest.mark.parametrize("options", [{}, {"shared_decoder": False}])
@@ -242,8 +242,8 @@ def test_round_trip_of_options_in_low_precision(tmp_path, options):
     assert (loaded.config, loaded.classes) == (model.config, tuple(options.get("classes", ())))
     assert loaded.dtype == torch.bfloat16
     assert loaded.kl_vae.dtype == torch.float32
-    given = *tiny_autoencoder.latents(model), *noises(model, 2), DecodingConfig(steps=2, video_guidance=1.5)
-    for low, full in zip(loaded.decode(*given), model.decode(*given), strict=True):
+    inputs = *tiny_autoencoder.latents(model), *noises(model, 2), DecodingConfig(steps=2, video_guidance=1.5)
+    for low, full in zip(loaded.decode(*inputs), model.decode(*inputs), strict=True):
         assert low.dtype == torch.float32
         assert (low - full).abs().mean() < 0.05
 

@@ -18,7 +18,7 @@ def weights(module: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def test_tokens_come_in_raster_order():
-    """Each token hangs most on its own place in the latent, or on a neighbour of it."""
+    """Each token depends most on its own position in the latent, or on a neighbour of it."""
     torch.manual_seed(0)
     projector = Projector((4, 8, 8), 16)
     latent = torch.randn(1, 4, 8, 8, requires_grad=True)
@@ -26,8 +26,8 @@ def test_tokens_come_in_raster_order():
     assert tokens.shape == (1, 64, 16)
     for row, column in ((0, 0), (2, 5), (7, 3)):
         (gradient,) = torch.autograd.grad(tokens[0, 8 * row + column, 0], latent, retain_graph=True)
-        found = divmod(int(gradient[0].square().sum(dim=0).argmax()), 8)
-        assert max(abs(found[0] - row), abs(found[1] - column)) <= 1
+        strongest = divmod(int(gradient[0].square().sum(dim=0).argmax()), 8)
+        assert max(abs(strongest[0] - row), abs(strongest[1] - column)) <= 1
 
 
 @torch.no_grad()
@@ -69,10 +69,10 @@ def test_models_heads_are_float32_whatever_its_precision():
     assert (logits.shape, audio.shape, video.shape) == ((2, 3), (2, 256), (2, 256))
     model.bfloat16()
     low = model.semantics(*(latent.bfloat16() for latent in tiny_autoencoder.latents(model)))
-    found = [model.classify(low), *model.contrast(low), model.temperature]
-    assert all(value.dtype == torch.float32 for value in found)
-    torch.testing.assert_close(found[0], logits, rtol=0.05, atol=0.05)
-    torch.testing.assert_close(found[1], audio, rtol=0.05, atol=0.05)
+    outputs = [model.classify(low), *model.contrast(low), model.temperature]
+    assert all(value.dtype == torch.float32 for value in outputs)
+    torch.testing.assert_close(outputs[0], logits, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(outputs[1], audio, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("detached", [False, True])

@@ -133,10 +133,10 @@ folders = pytest.mark.parametrize("form", ["safetensors", "sharded", "old names"
 
 
 def assert_same(loaded: torch.nn.Module, original: torch.nn.Module, tolerance: float = 0.0) -> None:
-    found = loaded.state_dict()
+    state = loaded.state_dict()
     for name, tensor in original.state_dict().items():
-        assert found[name].dtype == torch.float32
-        torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance)
+        assert state[name].dtype == torch.float32
+        torch.testing.assert_close(state[name], tensor, rtol=tolerance, atol=tolerance)
 
 
 @single_files
@@ -187,10 +187,10 @@ def test_a_unet_in_a_single_file(unet, ours, tmp_path, layout):
     assert_same(ours, unet)
     assert all(tensor.equal(before[name]) for name, tensor in ours.class_embedding.state_dict().items())
     random = torch.Generator().manual_seed(0)
-    noisy, tokens, told = (torch.randn(shape, generator=random) for shape in ((1, 4, 16, 16), (1, 3, 12), (1, 5)))
+    noisy, tokens, content = (torch.randn(shape, generator=random) for shape in ((1, 4, 16, 16), (1, 3, 12), (1, 5)))
     with torch.no_grad():
         expected = unet(noisy, 7, tokens).sample
-        assert ours(noisy, 7, tokens, class_labels=told).sample.equal(expected)
+        assert ours(noisy, 7, tokens, class_labels=content).sample.equal(expected)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "sharded", "fp16", "bin"])

@@ -61,7 +61,7 @@ def _unet_name(name: str, blocks: int, state: dict[str, Tensor]) -> str:
     if kind == "downsamplers":
         return f"input_blocks.{(level + 1) * (blocks + 1)}.0.op.{rest[-1]}"
     if kind == "upsamplers":
-        attends = any(other.startswith(f"up_blocks.{level}.attentions") for other in state)
+        attends = any(key.startswith(f"up_blocks.{level}.attentions") for key in state)
         return f"output_blocks.{level * (blocks + 1) + blocks}.{2 if attends else 1}.conv.{rest[-1]}"
     side, first = ("input_blocks", 1) if parts[0] == "down_blocks" else ("output_blocks", 0)
     return f"{side}.{first + level * (blocks + 1) + index}.{int(kind == 'attentions')}.{_inside(kind, rest)}"
