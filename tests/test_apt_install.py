@@ -17,7 +17,8 @@ def install(folder: Path, failures: list[str], wait: int = 60) -> tuple[int, lis
     for number, message in enumerate(failures):
         (folder / f"failure{number}").write_text(message + "\n")
     program.write_text(
-        f'#!/bin/sh\necho "$@" >> {calls}\nset -- {folder}/failure*\n[ -e "$1" ] || exit 0\ncat "$1" >&2; rm "$1"; exit 100\n'
+        f'#!/bin/sh\necho "$@" >> {calls}\nset -- {folder}/failure*\n'
+        '[ -e "$1" ] || exit 0\ncat "$1" >&2; rm "$1"; exit 100\n'
     )
     program.chmod(0o755)
     env = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "APT_WAIT": str(wait)}
