@@ -1,9 +1,8 @@
 """Requeues a training job that failed, a limited number of times: the process that a batch script runs around ``srun``.
 
 ``mmldm train … --launch "srun --kill-on-bad-exit=1"`` is the one process of the job that no failing rank ends. It runs
-the training and decides afterwards whether to requeue the job. It cannot decide by srun's exit status, which is the same
-for most causes, so a rank that ends on purpose writes its status to a file (:func:`report_exit_status`). Any other end
-is a failure.
+the training and decides afterwards whether to requeue the job. srun's exit status is the same for most causes, so a
+rank that ends on purpose writes its status to a file (:func:`report_exit_status`). Any other end is a failure.
 
 ``runs/NAME/starts.jsonl`` holds a record of each start: the job and the checkpoint it started from. After
 :data:`MAX_STARTS` starts of a job from the same checkpoint the job ends, whoever requeues it; a new ``sbatch`` of the

@@ -138,7 +138,7 @@ def test_a_run_without_progress_is_not_requeued_for_ever(two_nodes, submit, tmp_
     assert result.state == "FAILED"
     assert len(starts(run)) == 3
     assert result.output.count("is requeued") == 2
-    line = f"mmldm: {run}: 3 starts in a row ended at 0 samples without a new checkpoint; job {job} is not requeued; see "
+    line = f"{run}: 3 starts in a row ended at 0 samples without a new checkpoint; job {job} is not requeued; see "
     assert result.output.count(line) == 1
     two_nodes.run("scontrol", "requeue", str(job))  # as SLURM does when a node dies
     start_again(two_nodes, job, 3)
