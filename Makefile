@@ -13,7 +13,7 @@ CONSTRAINTS ?= constraints.txt
 VIDEOS ?=
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
-APT := export DEBIAN_FRONTEND=noninteractive; apt-get update -q && apt-get install -q -y --no-install-recommends
+APT := .ci/apt-install
 CAN_APT = [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null
 
 .PHONY: demo test soak lint install clean slurm

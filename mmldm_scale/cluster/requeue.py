@@ -1,12 +1,12 @@
-"""A training that fails is queued again, but not for ever: what a job's batch script runs around ``srun``.
+"""Requeues a training job that failed, a limited number of times: the process that a batch script runs around ``srun``.
 
-``mmldm train … --launch "srun --kill-on-bad-exit=1"`` is the one process of a job that no fault of a rank takes along.
-It runs the training and decides afterwards: the ranks may be dead by then, and srun's status is the same for all that
-can go wrong. Ranks that end in order leave word of it (:func:`report_exit_status`); whatever else ends them is a
-failure, and the job is queued again.
+``mmldm train … --launch "srun --kill-on-bad-exit=1"`` is the one process of the job that no failing rank ends. It runs
+the training and decides afterwards whether to requeue the job. srun's exit status is the same for most causes, so a
+rank that ends on purpose writes its status to a file (:func:`report_exit_status`). Any other end is a failure.
 
-``runs/NAME/starts.jsonl`` holds every start and the checkpoint that it began from. After :data:`LIMIT` starts from the
-same one a job stays down, whoever requeues it; to submit the run anew makes another job, which may begin.
+``runs/NAME/starts.jsonl`` holds a record of each start: the job and the checkpoint it started from. After
+:data:`MAX_STARTS` starts of a job from the same checkpoint the job ends, whoever requeues it; a new ``sbatch`` of the
+run may start.
 """
 
 import contextlib
@@ -25,100 +25,104 @@ from mmldm_scale.cluster import slurm
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.processes import die_with_parent
 
-LIMIT = 3  # starts in a row from one checkpoint
+MAX_STARTS = 3  # consecutive starts of a job from one checkpoint
 STARTS = "starts.jsonl"
-EXIT_STATUS_FILE = "MMLDM_EXIT_STATUS"  # in the environment: the file in which ranks leave word
-DOCTOR = "MMLDM_DOCTOR"  # in the environment: "off" begins without an examination
-IN_ORDER = (2, 75)  # the user's mistake; saved and stopped: what has to follow, the training itself has asked for
+EXIT_STATUS_FILE = "MMLDM_EXIT_STATUS"  # environment variable: the file that a rank writes its exit status to
+DOCTOR = "MMLDM_DOCTOR"  # environment variable: "off" skips the doctor
+# Exit statuses that are not requeued here: success, the user's mistake, and "saved and stopped", after which the
+# training itself has requeued the job if it should run again.
+FINAL_STATUSES = (0, 2, 75)
 
 
-def supervise(command: Sequence[str], run: Path, examination: Sequence[str] = ()) -> int:
-    """Run ``command``, a training into ``run``. In a SLURM job that then failed, requeue the job or say why not.
+def supervise(command: Sequence[str], run: Path, doctor: Sequence[str] = ()) -> int:
+    """Run ``command``, a training into the folder ``run``. In a SLURM job that fails, requeue the job.
 
-    A job begins with ``examination``, if there is one, and goes on only if that has found no trouble. What it finds in
-    a job that was queued again may be another node's: that one is queued once more.
+    The job starts with the command ``doctor``, if given, and ends if that fails. If the job had been requeued before,
+    it is requeued then as well: the error may be one of a node that it did not use before.
 
-    SIGUSR1, SIGUSR2 and SIGTERM are handed on; after SIGTERM, as of scancel, only the time limit makes it requeue.
+    SIGUSR1, SIGUSR2 and SIGTERM are passed on. A job that receives SIGTERM is requeued only if SLURM ends it because of
+    its time limit. A cancelled job is never requeued.
 
-    Returns: the status that a rank left word of, else that of ``command``.
+    Returns: the exit status that a rank reported, else that of ``command``.
 
     Raises:
-        UserError: this job began :data:`LIMIT` times where it would again; there is no such program.
+        UserError: the job has used its :data:`MAX_STARTS` starts, or the program of ``command`` does not exist.
     """
     job = slurm.job()
     if job is None:
-        return _Child(command, lambda: None).wait()
-    exhausted = _exhausted(run, job)
-    if exhausted:
-        raise UserError(exhausted)
+        return _Child(command).wait()
+    no_more_starts = _no_more_starts(run, job)
+    if no_more_starts:
+        raise UserError(no_more_starts)
     _record_start(run, job)
-    if examination and os.environ.get(DOCTOR) != "off":
-        status = _examine(examination, run, job)
+    if doctor and os.environ.get(DOCTOR) != "off":
+        status = _run_doctor(doctor, run, job)
         if status:
             return status
-    word = run.absolute() / f"ended-{job.id}-{job.restarts}"
-    os.environ[EXIT_STATUS_FILE] = str(word)
-    child = _Child(command, lambda: _queue_late(run, job))
+    status_file = run.absolute() / f"ended-{job.id}-{job.restarts}"
+    os.environ[EXIT_STATUS_FILE] = str(status_file)
+    child = _Child(command, on_sigterm=lambda: _requeue_at_time_limit(run, job))
     status = child.wait()
-    status = _take(word) or status
-    if status not in (0, *IN_ORDER) and not child.ended:
-        _queue_again(run, job, f"failed (status {status})")
+    status = _take_status(status_file) or status
+    if status not in FINAL_STATUSES and not child.got_sigterm:
+        _requeue(run, job, f"failed (status {status})")
     return status
 
 
 def report_exit_status(status: int) -> None:
-    """Tell :func:`supervise`, if it runs this training, that it ends in order, with ``status``; any rank may."""
+    """Report to :func:`supervise`, if it runs this training, that this rank ends on purpose with ``status``."""
     if EXIT_STATUS_FILE in os.environ:
-        with contextlib.suppress(OSError):  # unheard, it counts as a failure
+        with contextlib.suppress(OSError):  # without the report the end counts as a failure
             Path(os.environ[EXIT_STATUS_FILE]).write_text(str(status))
 
 
-def _examine(examination: Sequence[str], run: Path, job: slurm.SlurmJob) -> int:
-    """Return the status of ``examination``; if it found trouble, requeue the job or say that it is not begun."""
-    child = _Child(examination, lambda: None)
+def _run_doctor(doctor: Sequence[str], run: Path, job: slurm.SlurmJob) -> int:
+    """Return the exit status of ``doctor``. If it found errors, requeue a job that had been requeued before."""
+    child = _Child(doctor)
     status = child.wait()
-    if status in (0, *IN_ORDER) or child.ended:
+    if status in FINAL_STATUSES or child.got_sigterm:
         return status
     if job.restarts:
-        _queue_again(run, job, "was not begun, because of the trouble above")
+        _requeue(run, job, "was not started because of the errors above")
     else:
-        _say(f"mmldm: {run}: not begun, because of the trouble above; {DOCTOR}=off begins all the same")
+        _print(f"mmldm: {run}: not started because of the errors above; {DOCTOR}=off skips this check")
     return status
 
 
-def _queue_late(run: Path, job: slurm.SlurmJob) -> None:
-    """Requeue the job that SLURM ends, if it does so for the time limit: the training did not save before it."""
+def _requeue_at_time_limit(run: Path, job: slurm.SlurmJob) -> None:
+    """Requeue the job if SLURM ends it because of its time limit: the training did not save in time."""
     try:
-        late = slurm.timed_out()
+        timed_out = slurm.timed_out()
     except slurm.SlurmError as error:
-        _say(f"mmldm: not queued again: {error}")
+        _print(f"mmldm: job {job.id} is not requeued: {error}")
         return
-    if late:
-        _queue_again(run, job, "ran into the time limit")
+    if timed_out:
+        _requeue(run, job, "reached the time limit")
 
 
-def _queue_again(run: Path, job: slurm.SlurmJob, how: str) -> None:
-    exhausted = _exhausted(run, job)
-    if exhausted:
-        _say(f"mmldm: {exhausted}")
+def _requeue(run: Path, job: slurm.SlurmJob, event: str) -> None:
+    """Requeue the job, unless it was cancelled or has no more starts, and print the outcome after ``event``."""
+    no_more_starts = _no_more_starts(run, job)
+    if no_more_starts:
+        _print(f"mmldm: {no_more_starts}")
         return
-    _say(f"mmldm: {run}: the training {how}; job {job.id} is queued again")
     try:
-        slurm.requeue()
-    except slurm.SlurmError as error:  # it has been requeued by SLURM itself, or may not be
-        _say(f"mmldm: not queued again: {error}")
+        # The ranks of a cancelled job may end before SIGTERM reaches this process.
+        outcome = f"job {job.id} is requeued" if slurm.requeue() else f"job {job.id} was cancelled and is not requeued"
+    except slurm.SlurmError as error:  # for example, the job was submitted with --no-requeue
+        outcome = f"job {job.id} is not requeued: {error}"
+    _print(f"mmldm: {run}: the training {event}; {outcome}")
 
 
-def _exhausted(run: Path, job: slurm.SlurmJob) -> str | None:
-    """Say that ``job`` began too often from the newest checkpoint of ``run``; None if it did not."""
-    samples_seen, last = _newest(run), _starts(run)[-LIMIT:]
-    if len(last) < LIMIT or any((s["job"], s["samples_seen"]) != (job.id, samples_seen) for s in last):
+def _no_more_starts(run: Path, job: slurm.SlurmJob) -> str | None:
+    """Return a message if ``job`` started :data:`MAX_STARTS` times from the newest checkpoint of ``run``, else None."""
+    samples_seen, last = _newest_checkpoint(run), _starts(run)[-MAX_STARTS:]
+    if len(last) < MAX_STARTS or any((s["job"], s["samples_seen"]) != (job.id, samples_seen) for s in last):
         return None
     stacks = sorted(run.glob("hangs/*"))
-    see = f"the job's log{f' and {stacks[-1]}' if stacks else ''}"
     return (
-        f"{run}: {LIMIT} starts in a row ended at {samples_seen:,} samples without a new checkpoint; not queued "
-        f"again; see {see}, and submit it anew once that is mended"
+        f"{run}: {MAX_STARTS} starts in a row ended at {samples_seen:,} samples without a new checkpoint; job {job.id} "
+        f"is not requeued; see the job's log{f' and {stacks[-1]}' if stacks else ''}, fix the cause, submit a new job"
     )
 
 
@@ -137,57 +141,66 @@ def _record_start(run: Path, job: slurm.SlurmJob) -> None:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "job": job.id,
         "restarts": job.restarts,
-        "tasks": int(os.environ.get("SLURM_NTASKS", "1")),
-        "samples_seen": _newest(run),
+        "tasks": job.tasks,
+        "samples_seen": _newest_checkpoint(run),
     }
     try:
         run.mkdir(parents=True, exist_ok=True)
         with (run / STARTS).open("a") as file:
             file.write(json.dumps(start) + "\n")
     except OSError as error:
-        raise UserError(f"{run / STARTS}: {error.strerror}; the folder of a run has to be writable") from None
+        raise UserError(f"{run / STARTS}: {error.strerror}; the run folder must be writable") from None
 
 
-def _newest(run: Path) -> int:
-    """Return the samples seen at the newest checkpoint of ``run``, by its name; 0 without one."""
+def _newest_checkpoint(run: Path) -> int:
+    """Return the samples seen at the newest checkpoint of ``run``, from its name; 0 without one."""
     return max((int(folder.name.removeprefix("step-")) for folder in run.glob("checkpoints/step-*[0-9]")), default=0)
 
 
-def _take(word: Path) -> int | None:
-    """Return the status that a rank left word of; None if none did."""
+def _take_status(file: Path) -> int | None:
+    """Return the exit status in ``file`` and remove it; None if no rank reported one."""
     try:
-        status = int(word.read_text())
-        word.unlink()
+        status = int(file.read_text())
+        file.unlink()
     except (FileNotFoundError, ValueError):
         return None
     return status
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 class _Child:
-    """The command below this process; ``at_end`` is called once if SIGTERM comes, which sets ``ended``."""
+    """The supervised command.
 
-    def __init__(self, command: Sequence[str], at_end: Callable[[], None]) -> None:
-        self.ended, self._at_end = False, at_end
+    Attributes:
+        got_sigterm: whether this process received SIGTERM while the command ran. ``on_sigterm`` is called then, once.
+    """
+
+    def __init__(self, command: Sequence[str], on_sigterm: Callable[[], None] = lambda: None) -> None:
+        self.got_sigterm, self._on_sigterm = False, on_sigterm
         self._process: subprocess.Popen[bytes] | None = None
+        self._ended = False
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, self._hand_on)
+            signal.signal(number, self._pass_on)
         try:
             self._process = subprocess.Popen(command, preexec_fn=lambda: die_with_parent(signal.SIGTERM))
         except FileNotFoundError as error:
             raise UserError(f"--launch: {error.filename}: no such program") from None
 
     def wait(self) -> int:
-        """Return the exit status; 128 and more for a signal."""
+        """Return the exit status; 128 + the signal's number if a signal ended the command."""
+        assert self._process is not None
         status = self._process.wait()
+        self._ended = True
         return status if status >= 0 else 128 - status
 
-    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        if self._ended:
+            return
         if self._process:
             self._process.send_signal(number)
-        if number == signal.SIGTERM and not self.ended:
-            self.ended = True
-            self._at_end()
+        if number == signal.SIGTERM and not self.got_sigterm:
+            self.got_sigterm = True
+            self._on_sigterm()

@@ -1,12 +1,16 @@
-"""What a process needs to know of SLURM: its place among the others of its job step, and its job.
+"""SLURM as seen by a process that it started: its rank and rendezvous, its job, and requests to ``scontrol``.
 
-``export_rendezvous()`` comes before ``deepspeed.init_distributed``, which reads none of SLURM's variables (under plain
-``srun`` it would look for MPI and fail): it sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT from them.
-Where these five are set already, by torchrun for one, they stay. A process that no ``srun`` started, so also one run
-directly in a batch script, is a world of one.
+Call ``export_rendezvous()`` before ``deepspeed.init_distributed``, which reads none of SLURM's variables (under plain
+``srun`` it would look for MPI and fail). It sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT from SLURM's
+variables. If these five are already set, for example by torchrun, they are kept. A process that ``srun`` did not start,
+such as one run directly in a batch script, gets a world size of 1.
+
+Only this package reads SLURM's environment variables and calls its commands.
 """
 
 import os
+import re
+import shutil
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -16,12 +20,16 @@ from mmldm_scale.common.errors import UserError
 
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-# Below the ports that Linux hands out for outgoing connections (32768 and up), above most services.
+# Below the ports that Linux uses for outgoing connections (32768 and up), above those of most services.
 FIRST_PORT, PORTS = 20_000, 12_000
+SCONTROL_TIMEOUT = 60  # seconds
+
+# slurmd signals every process of a job that it ends. Without this, scontrol may die before it prints SLURM's answer.
+_IGNORE_SIGNALS = ("sh", "-c", 'trap "" TERM USR1 USR2; exec "$@"', "sh")
 
 
 class SlurmError(RuntimeError):
-    """SLURM refused a request or did not answer; carries its own words."""
+    """SLURM refused a request or did not answer; the message quotes SLURM."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +49,16 @@ class SlurmJob:
 
     id: str  # "123", or "123_4" for task 4 of an array
     name: str
-    restarts: int  # how often it was requeued and started again
+    restarts: int  # number of times that the job was requeued and started again
+    tasks: int  # number of tasks of the job, on all nodes
 
 
 def export_rendezvous() -> Rendezvous:
-    """Find this process's place in its run and put it into the environment, where torch and DeepSpeed read it.
+    """Find this process's rendezvous and set the environment variables that torch and DeepSpeed read.
 
     Raises:
         UserError: only some of the five variables are set.
-        SlurmError: SLURM does not say where the first node is.
+        SlurmError: SLURM does not return the address of the first node.
     """
     place = find_rendezvous(os.environ)
     values = (place.rank, place.local_rank, place.world_size, place.address, place.port)
@@ -58,34 +67,65 @@ def export_rendezvous() -> Rendezvous:
 
 
 def find_rendezvous(env: Mapping[str, str]) -> Rendezvous:
-    """Return the place that ``env`` describes: a launcher's five variables, else SLURM's step, else a world of one.
+    """Return the rendezvous from a launcher's five variables, else from SLURM's job step, else one of world size 1.
 
     Raises: as :func:`export_rendezvous`.
     """
     if "RANK" in env:
         return _from_launcher(env)
-    if "SLURM_STEP_ID" in env:
+    if in_step(env):
         return _from_step(env)
     return Rendezvous(0, 0, 1, "127.0.0.1", _free_port())
 
 
 def job(env: Mapping[str, str] = os.environ) -> SlurmJob | None:
-    """Return the job that this process runs in; None outside of SLURM."""
+    """Return the job of this process; None outside of SLURM."""
     if "SLURM_JOB_ID" not in env:
         return None
     number = env["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in env:
         number = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-    return SlurmJob(number, env.get("SLURM_JOB_NAME", ""), _restarts(env))
+    return SlurmJob(number, env.get("SLURM_JOB_NAME", ""), _restarts(env), int(env.get("SLURM_NTASKS", "1")))
+
+
+def in_step(env: Mapping[str, str] = os.environ) -> bool:
+    """Return whether ``srun`` started this process."""
+    return "SLURM_STEP_ID" in env
+
+
+def rank(env: Mapping[str, str] = os.environ) -> int:
+    """Return the rank of this process from the launcher's or SLURM's variables; 0 if nothing launched it."""
+    return int(env.get("RANK", env.get("SLURM_PROCID", "0")))
+
+
+def tasks_on_node(env: Mapping[str, str] = os.environ) -> int | None:
+    """Return the number of tasks of this job step on its first node; None outside of a step."""
+    match = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", ""))  # "8(x2),4": 8, 8 and 4
+    return int(match[0]) if match else None
+
+
+def gpus_on_node(env: Mapping[str, str] = os.environ) -> int:
+    """Return the number of GPUs that SLURM allocated on this node; 0 outside of SLURM."""
+    return int(env.get("SLURM_GPUS_ON_NODE", "0"))
+
+
+def cpus_per_task(env: Mapping[str, str] = os.environ) -> int | None:
+    """Return the number of CPUs that the job requested for each task; None if it did not."""
+    return int(env["SLURM_CPUS_PER_TASK"]) if "SLURM_CPUS_PER_TASK" in env else None
+
+
+def node_name(env: Mapping[str, str] = os.environ) -> str:
+    """Return SLURM's name of this node; outside of SLURM the host name."""
+    return env.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def array_share(env: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Return (index, count): which of how many equal shares of the work falls to this task of an array job.
+    """Return (index, count): which of ``count`` equal shares of the work this task of an array job takes.
 
-    Outside of an array the one share is everything: (0, 1).
+    Outside of an array job there is one share: (0, 1).
 
     Raises:
-        UserError: the array's task ids are not evenly spaced, so a task cannot tell which one in line it is.
+        UserError: the task ids of the array are not evenly spaced, so that a task cannot compute its index.
     """
     if "SLURM_ARRAY_TASK_ID" not in env:
         return 0, 1
@@ -93,30 +133,54 @@ def array_share(env: Mapping[str, str] = os.environ) -> tuple[int, int]:
         int(env[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "STEP", "COUNT")
     )
     if (last - first) // step + 1 != count:
-        raise UserError(f"array of {count} tasks from {first} to {last}: uneven task ids; --array=0-{count - 1} fits")
+        raise UserError(
+            f"array of {count} tasks from {first} to {last}: the task ids are not evenly spaced; "
+            f"use --array=0-{count - 1}"
+        )
     return (task - first) // step, count
 
 
-def requeue() -> None:
-    """Put this process's job back into the queue; SLURM ends the job's processes soon after.
+def job_record(job_id: str) -> dict[str, str]:
+    """Return what ``scontrol show job`` prints: "JobState", "Reason", "Restarts", "TimeLimit", ….
+
+    Raises:
+        SlurmError: SLURM does not answer, or does not know the job.
+    """
+    return dict(field.split("=", 1) for field in _scontrol("show", "job", job_id, "--oneliner").split() if "=" in field)
+
+
+def requeue() -> bool:
+    """Requeue the job of this process, unless it was cancelled; return whether it will start again.
+
+    SLURM ends the processes of a requeued job soon after. It accepts a plain request also for a job that is being
+    cancelled, which would then start again, so the request is for running jobs only; whether the job is one is decided
+    by slurmctld. A job that is past its time limit does not count as running; it is requeued in a second request.
 
     Raises:
         UserError: the process belongs to no job.
-        SlurmError: SLURM refuses, with its reason.
+        SlurmError: SLURM refuses the request.
     """
     this = job()
     if this is None:
         raise UserError("only a SLURM job can be requeued, and this process belongs to none")
-    _scontrol("requeue", this.id)  # one task's SLURM_JOB_ID is its array's, which would requeue all of them
+    _scontrol("requeue", "Incomplete", this.id)  # SLURM_JOB_ID of an array's first task stands for the whole array
+    record = job_record(this.id)
+    if int(record["Restarts"]) > this.restarts:
+        return True
+    if record["Reason"] == "TimeLimit":
+        _scontrol("requeue", this.id)
+        return True
+    return False
 
 
 def timed_out() -> bool:
-    """Return whether SLURM is ending this process's job because its time is up.
+    """Return whether SLURM is ending the job of this process because of its time limit.
 
     Raises:
-        SlurmError: SLURM does not say.
+        SlurmError: SLURM does not answer.
     """
-    return "Reason=TimeLimit" in _scontrol("show", "job", job().id, "--oneliner").split()
+    this = job()
+    return this is not None and job_record(this.id)["Reason"] == "TimeLimit"
 
 
 def _from_launcher(env: Mapping[str, str]) -> Rendezvous:
@@ -128,16 +192,16 @@ def _from_launcher(env: Mapping[str, str]) -> Rendezvous:
 
 
 def _from_step(env: Mapping[str, str]) -> Rendezvous:
-    """Read the variables of the step, not of the job: a script may start several, on a part of its nodes."""
-    # Jobs that share a node differ in their id, a job's steps in theirs, and a requeued job must not meet what is
-    # left of its predecessor: each gets a port of its own.
-    which = int(env["SLURM_JOB_ID"]) + 1_009 * _restarts(env) + 5_003 * int(env["SLURM_STEP_ID"])
+    """Return the rendezvous of the job step; not of the job, whose script may start several steps on a few nodes."""
+    # Jobs may share a node, a job may run several steps, and processes of a requeued job's previous start may still be
+    # there: each of them uses another port.
+    key = int(env["SLURM_JOB_ID"]) + 1_009 * _restarts(env) + 5_003 * int(env["SLURM_STEP_ID"])
     return Rendezvous(
         rank=int(env["SLURM_PROCID"]),
         local_rank=int(env["SLURM_LOCALID"]),
         world_size=int(env["SLURM_STEP_NUM_TASKS"]),
         address=_first_node(env["SLURM_STEP_NODELIST"]),
-        port=FIRST_PORT + which % PORTS,
+        port=FIRST_PORT + key % PORTS,
     )
 
 
@@ -150,8 +214,8 @@ def _first_node(nodes: str) -> str:
     name = _scontrol("show", "hostnames", nodes).split()[0]
     if _resolves(name):
         return name
-    facts = _scontrol("show", "node", name, "--oneliner").split()  # a node's name need not be a host's
-    return next(fact.removeprefix("NodeAddr=") for fact in facts if fact.startswith("NodeAddr="))
+    fields = _scontrol("show", "node", name, "--oneliner").split()  # a node's name need not be a host name
+    return next(field.removeprefix("NodeAddr=") for field in fields if field.startswith("NodeAddr="))
 
 
 def _resolves(host: str) -> bool:
@@ -165,16 +229,19 @@ def _resolves(host: str) -> bool:
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _scontrol(*arguments: str) -> str:
+    if shutil.which("scontrol") is None:
+        raise SlurmError("scontrol: not found, although SLURM started this process; add it to PATH")
     command = ["scontrol", *arguments]
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-    except FileNotFoundError:
-        raise SlurmError("scontrol: not found, although SLURM started this process; add it to PATH") from None
+        return subprocess.run(
+            [*_IGNORE_SIGNALS, *command], check=True, capture_output=True, text=True, timeout=SCONTROL_TIMEOUT
+        ).stdout
     except subprocess.CalledProcessError as error:
         raise SlurmError(f"{' '.join(command)}: {error.stderr.strip()}") from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{' '.join(command)}: no answer within 60 s") from None
+        raise SlurmError(f"{' '.join(command)}: no answer within {SCONTROL_TIMEOUT} s") from None

@@ -26,10 +26,10 @@ from mmldm_scale.diffusion.sampler import GIVEN
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.encode import write_video
 from mmldm_scale.models import pretrained
+from mmldm_scale.runs.media_log import MediaWriter, show
 from mmldm_scale.sampling import gallery
 from mmldm_scale.sampling.inputs import list_videos, read_first_clip, usable
 from mmldm_scale.sampling.pipeline import Description, Pipeline
-from mmldm_scale.training.monitoring.logger import MediaWriter, show
 
 SHOWN = 4  # samples of a job in TensorBoard
 INPUTS = "inputs"

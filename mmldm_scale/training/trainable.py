@@ -12,10 +12,10 @@ from functools import reduce
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 from torch import Tensor, nn
 
 from mmldm_scale.config import AdversarialConfig
+from mmldm_scale.runs.media_log import Preview
 from mmldm_scale.training.data.quarantine import Quarantine
 
 Batch = dict[str, Tensor]
@@ -104,19 +104,6 @@ class ValidationSet(Protocol):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
         """Return the samples ``indices``, each without a batch dimension: a pure function of its index."""
-
-
-class Preview(Protocol):
-    """Where a trainable shows what it makes (TensorBoard)."""
-
-    def image(self, tag: str, image: Tensor) -> None:
-        """Show ``image``, (3, H, W) in [0, 1]."""
-
-    def video(self, tag: str, frames: np.ndarray, fps: float) -> None:
-        """Show ``frames``, (F, H, W, 3) uint8, at ``fps`` frames per second."""
-
-    def audio(self, tag: str, waveform: Tensor, sample_rate: int) -> None:
-        """Show ``waveform``, (N,) in [-1, 1] at ``sample_rate`` Hz."""
 
 
 @dataclass

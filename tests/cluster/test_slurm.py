@@ -127,41 +127,83 @@ def test_shares_of_an_array():
 
 
 def test_shares_of_an_uneven_array_are_refused():
-    with pytest.raises(UserError, match=re.escape("--array=0-2 fits")):
+    with pytest.raises(UserError, match=re.escape("use --array=0-2")):
         slurm.array_share(array(1, 0, 7, 1, 3))  # --array=0,1,7
 
 
 def test_the_job():
     assert slurm.job({}) is None
-    assert slurm.job(STEP) == slurm.SlurmJob("4711", "train_dit_L.sh", 0)
+    assert slurm.job(STEP) == slurm.SlurmJob("4711", "train_dit_L.sh", 0, 24)
     assert slurm.job(STEP | {"SLURM_RESTART_COUNT": "2"}).restarts == 2
     task = {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "11"}
     assert slurm.job(STEP | task).id == "4700_11"
 
 
-def test_requeue_asks_for_this_job(scontrol, monkeypatch):
-    calls = scontrol("")
+def record(restarts: int, reason: str = "None") -> str:
+    """Return a stand-in's body that prints what ``scontrol show job`` does."""
+    return f'echo "JobId=4711 JobState=COMPLETING Reason={reason} Restarts={restarts}"'
+
+
+def test_requeue_names_this_job(scontrol, monkeypatch):
+    calls = scontrol(record(restarts=1))
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    slurm.requeue()
-    assert calls.read_text() == "requeue 4711\n"
+    assert slurm.requeue()
+    assert calls.read_text() == "requeue Incomplete 4711\nshow job 4711 --oneliner\n"
 
 
-def test_requeue_asks_for_one_task_of_an_array(scontrol, monkeypatch):
-    calls = scontrol("")
+def test_requeue_names_one_task_of_an_array(scontrol, monkeypatch):
+    calls = scontrol(record(restarts=1))
     for name, value in (("JOB_ID", "4700"), ("ARRAY_JOB_ID", "4700"), ("ARRAY_TASK_ID", "11")):
         monkeypatch.setenv(f"SLURM_{name}", value)
-    slurm.requeue()
-    assert calls.read_text() == "requeue 4700_11\n"
+    assert slurm.requeue()
+    assert calls.read_text().splitlines()[0] == "requeue Incomplete 4700_11"
 
 
-def test_requeue_repeats_what_slurm_objects_to(scontrol, monkeypatch):
-    scontrol("echo 'SlurmJob is not requeueable' >&2; exit 1")
+def test_a_cancelled_job_is_not_requeued(scontrol, monkeypatch):
+    calls = scontrol(record(restarts=2))
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    with pytest.raises(slurm.SlurmError, match="scontrol requeue 4711: SlurmJob is not requeueable"):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert not slurm.requeue()
+    assert "requeue 4711\n" not in calls.read_text()
+
+
+def test_at_its_time_limit_a_job_is_requeued(scontrol, monkeypatch):
+    calls = scontrol(record(restarts=0, reason="TimeLimit"))
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    assert slurm.requeue()
+    assert calls.read_text().splitlines()[-1] == "requeue 4711"
+
+
+def test_requeue_quotes_slurms_refusal(scontrol, monkeypatch):
+    scontrol("echo 'Job is not requeueable' >&2; exit 1")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    with pytest.raises(slurm.SlurmError, match="scontrol requeue Incomplete 4711: Job is not requeueable"):
         slurm.requeue()
+
+
+def test_scontrol_answers_although_slurm_signals_the_processes_of_the_job(scontrol):
+    scontrol("kill -TERM $$; kill -USR1 $$; kill -USR2 $$; " + record(restarts=1))
+    assert slurm.job_record("4711") == {
+        "JobId": "4711",
+        "JobState": "COMPLETING",
+        "Reason": "None",
+        "Restarts": "1",
+    }
 
 
 def test_requeue_outside_of_a_job_is_an_error(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(UserError, match="belongs to none"):
         slurm.requeue()
+
+
+def test_the_place_on_the_node():
+    assert (slurm.rank({}), slurm.in_step({}), slurm.gpus_on_node({})) == (0, False, 0)
+    assert (slurm.tasks_on_node({}), slurm.cpus_per_task({})) == (None, None)
+    assert (slurm.rank(STEP), slurm.in_step(STEP)) == (9, True)
+    assert slurm.rank(STEP | TORCHRUN) == 3
+    assert slurm.tasks_on_node({"SLURM_STEP_TASKS_PER_NODE": "8(x2),4"}) == 8
+    assert slurm.gpus_on_node({"SLURM_GPUS_ON_NODE": "4"}) == 4
+    assert slurm.cpus_per_task({"SLURM_CPUS_PER_TASK": "6"}) == 6
+    assert slurm.node_name({"SLURMD_NODENAME": "gpu02"}) == "gpu02"
+    assert slurm.node_name({}) == socket.gethostname()

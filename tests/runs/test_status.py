@@ -1,4 +1,4 @@
-"""What ``mmldm status`` says of runs, whole, damaged or none at all."""
+"""What ``mmldm status`` prints of complete runs, damaged runs and folders that are no runs."""
 
 import json
 import os
@@ -13,8 +13,10 @@ import pytest
 from mmldm_scale.cli import main
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.runs import status
+from mmldm_scale.runs.summary import read_summary
 
 CONFIG = """\
+trainable: dit
 diffusion: {steps: 1000}
 model: {depth: 12, width: 768}
 shards: [data/latents]
@@ -45,7 +47,7 @@ def write_run(folder: Path, until: int = 500, total: int = 1000, ago: float = 0.
 
 
 def page(run: Path) -> str:
-    return "\n".join(status.page(status.read(run)))
+    return "\n".join(status.page(read_summary(run)))
 
 
 def test_a_running_run_is_summarised(tmp_path, capsys) -> None:
@@ -53,20 +55,20 @@ def test_a_running_run_is_summarised(tmp_path, capsys) -> None:
     with Leases(run, job="7") as leases:
         leases.take("run")
         assert main(["status", str(run)]) == 0
-    said = capsys.readouterr().out
-    assert "run: dit S, 12 × 768, batch 10, bf16, ZeRO-1, on data/latents\n" in said
-    assert "500 of 1,000 samples (50.0%), 10.0/s, 50 s left" in said
-    assert f"running, process {os.getpid()} on " in said
-    assert ", SLURM job 7, last record " in said
+    output = capsys.readouterr().out
+    assert "run: dit, 12 × 768, batch 10, bf16, ZeRO-1, on data/latents\n" in output
+    assert "500 of 1,000 samples (50.0%), 10.0/s, 50 s left" in output
+    assert f"running, process {os.getpid()} on " in output
+    assert ", SLURM job 7, last record " in output
     before = (1 - 0.355) / 1 + 0.0  # the mean of 310 to 400 samples
-    assert f"0.5000 ({(1 - 0.455) / before - 1:+.1%}), audio 2.0000 (+0.0%)" in said
-    assert "MFU 38.1%, goodput 93.4%" in said
-    assert "last at 400 (0 s ago, 3.00 GB); 2 kept (100 400), 6.00 GB" in said
-    assert "2 by SLURM, the last one (job 7)" in said
-    assert "1, the last: rank 3 hangs" in said
+    assert f"0.5000 ({(1 - 0.455) / before - 1:+.1%}), audio 2.0000 (+0.0%)" in output
+    assert "MFU 38.1%, goodput 93.4%" in output
+    assert "last at 400 (0 s ago, 3.00 GB); 2 kept (100 400), 6.00 GB" in output
+    assert "2 by SLURM, the last one (job 7)" in output
+    assert "1, the last: rank 3 hangs" in output
 
 
-def test_whether_it_is_at_work_is_told_from_its_lock(tmp_path) -> None:
+def test_the_state_follows_from_the_lock_and_the_last_record(tmp_path) -> None:
     run = write_run(tmp_path / "run", ago=300)
     assert "stopped, last record 5 min 0 s ago" in page(run)
     with Leases(run) as leases:
@@ -74,11 +76,11 @@ def test_whether_it_is_at_work_is_told_from_its_lock(tmp_path) -> None:
         assert "silent, process" in page(run)  # it logged every second
         lease = json.loads((run / "leases/run").read_text())
         (run / "leases/run").write_text(json.dumps(lease | {"pid": 1 << 22}))
-        assert "stopped, its process 4194304 on" in page(run)
+        assert "stopped, process 4194304 on" in page(run)
         (run / "leases/run").write_text(json.dumps(lease | {"host": "elsewhere"}))
         assert "silent, process" in page(run)
         os.utime(run / "leases/run", (0, 0))
-        assert "elsewhere died without a word" in page(run)
+        assert "elsewhere died and left its lock" in page(run)
     assert "finished" in page(write_run(tmp_path / "whole", until=1000))
     assert "100.0%" in page(write_run(tmp_path / "shorter", until=200, total=200))  # than its config.yaml says
 
@@ -94,15 +96,15 @@ def test_several_runs_get_a_line_each(tmp_path, capsys) -> None:
     assert "finished  1,000    100.0%" in lines[1]
 
 
-def test_a_folder_that_is_no_run_is_a_line(tmp_path, capsys) -> None:
+def test_a_folder_that_is_no_run_is_an_error_in_one_line(tmp_path, capsys) -> None:
     assert main(["status", str(tmp_path), str(write_run(tmp_path.parent / f"{tmp_path.name}-run"))]) == 2
-    said = capsys.readouterr()
-    assert f"mmldm: {tmp_path}: is no run and holds none" in said.err
-    assert "500 of 1,000" in said.out
+    output = capsys.readouterr()
+    assert f"mmldm: {tmp_path}: is no run and contains none" in output.err
+    assert "500 of 1,000" in output.out
 
 
-def test_no_file_that_is_odd_or_cut_off_or_missing_is_too_much(tmp_path) -> None:
-    dice, run = Random(0), write_run(tmp_path / "run")
+def test_damaged_truncated_and_missing_files_are_skipped(tmp_path) -> None:
+    rng, run = Random(0), write_run(tmp_path / "run")
     (run / "leases").mkdir()
     (run / "leases/run").write_text('{"host": "x", "pid": 3}')
     files = [file for file in sorted(run.rglob("*")) if file.is_file()]
@@ -111,7 +113,7 @@ def test_no_file_that_is_odd_or_cut_off_or_missing_is_too_much(tmp_path) -> None
     odd += [b'{"diffusion": 1, "model": {"depth": [1]}, "shards": 1}', b"\xff\x00", b"{" * 99_999]
     for file in files:
         half = whole[file][: len(whole[file]) // 2]
-        flipped = bytes(byte ^ (dice.random() < 0.02) << dice.randrange(8) for byte in whole[file])
+        flipped = bytes(byte ^ (rng.random() < 0.02) << rng.randrange(8) for byte in whole[file])
         for content in (*odd, half, flipped):
             file.write_bytes(content)
             assert page(run)
@@ -123,7 +125,7 @@ def test_no_file_that_is_odd_or_cut_off_or_missing_is_too_much(tmp_path) -> None
         file.write_bytes(whole[file])
 
 
-def test_nothing_that_takes_long_is_imported(tmp_path) -> None:
+def test_it_imports_nothing_slow(tmp_path) -> None:
     run = write_run(tmp_path / "run")
     program = (
         "import sys; from mmldm_scale.cli import main; main(['status', sys.argv[1]]); "
@@ -133,9 +135,15 @@ def test_nothing_that_takes_long_is_imported(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_run_of_an_older_version_does_not_say_what_it_trains(tmp_path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").write_text(CONFIG.replace("trainable: dit\n", ""))
+    assert "run: trainable unknown (config.yaml of an older version), 12 × 768, batch 10" in page(run)
+
+
 @pytest.mark.parametrize(
-    ("seconds", "says"),
+    ("seconds", "text"),
     [(0.4, "0 s"), (61, "1 min 1 s"), (3_660, "1 h 1 min"), (180_000, "2 d 2 h"), (float("inf"), "0 s")],
 )
-def test_durations_are_short(seconds: float, says: str) -> None:
-    assert status._duration(seconds) == says
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert status._duration(seconds) == text

@@ -91,6 +91,27 @@ def test_a_signalled_job_requeues_itself(two_nodes, tmp_path):
     assert f"job {job} 'again', restart 1\n" in result.output
 
 
+def test_a_cancelled_job_that_requeues_itself_stays_cancelled(two_nodes, tmp_path):
+    """As where the ranks end before SIGTERM reaches the process that decides: SLURM would take a plain request."""
+    program = """
+        import signal
+        import time
+        from mmldm_scale.cluster import slurm
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print("waiting", flush=True)
+        while slurm.job_record(slurm.job().id)["JobState"] == "RUNNING":
+            time.sleep(0.1)
+        print(f"requeued: {slurm.requeue()}", flush=True)
+    """
+    job = two_nodes.submit(batch_script(tmp_path, "exec python $PROGRAM", program), options=("--requeue",))
+    two_nodes.wait_until(lambda: "waiting" in two_nodes.output(job), job, 30)
+    two_nodes.run("scancel", str(job))
+    two_nodes.wait_until(lambda: "requeued: False" in two_nodes.output(job), job, 30)
+    assert two_nodes.wait(job, 30).state == "CANCELLED"
+    assert two_nodes.tasks(job)[0]["Restarts"] == "0"
+
+
 def test_tasks_of_an_array_share_the_work(two_nodes, tmp_path):
     program = """
         from mmldm_scale.cluster import slurm

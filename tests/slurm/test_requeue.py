@@ -1,4 +1,4 @@
-"""A training that fails as a job of two nodes: it is queued again and carries on, but not without end."""
+"""A training that fails as a job of two nodes: it is requeued and resumes, a limited number of times."""
 
 import json
 import os
@@ -69,17 +69,17 @@ def starts(run: Path) -> list[dict]:
 
 
 def start_again(two_nodes, job: int, number: int) -> None:
-    """Wait until ``job`` is queued again for the ``number``-th time, and have SLURM start it."""
+    """Wait until ``job`` is requeued for the ``number``-th time, and have SLURM start it."""
     two_nodes.wait_until(lambda: two_nodes.tasks(job)[0]["Restarts"] == str(number), job, 60)
     two_nodes.restart(job, 60)
 
 
 @dataclass(frozen=True)
 class Life:
-    """A job of which a rank was killed, after its second start one was frozen, and which after the third was cancelled.
+    """A job: in its first start a rank was killed, in its second one was frozen, in its third it was cancelled.
 
     Attributes:
-        seen: samples seen at the newest checkpoint when the job began, was queued again, and again, and at its end.
+        seen: samples seen at the newest checkpoint when the job started, at its two requeues and at its end.
         frozen: process id of the frozen rank.
     """
 
@@ -107,29 +107,29 @@ def life(cluster, submit, tmp_path_factory) -> Life:
     return Life(job, run, [*seen, newest(run)], pid, output)
 
 
-def test_a_killed_rank_ends_the_job_which_is_queued_again_and_carries_on(life):
-    assert life.output.count(f"{life.run}: the training failed (status 143); job {life.job} is queued again") == 1
+def test_a_killed_rank_ends_the_job_which_is_requeued_and_resumes(life):
+    assert life.output.count(f"{life.run}: the training failed (status 143); job {life.job} is requeued") == 1
     begun = [(start["job"], start["restarts"], start["tasks"], start["samples_seen"]) for start in starts(life.run)]
     assert begun == [(str(life.job), number, 2, life.seen[number]) for number in range(3)]
     assert f"resuming from {life.seen[1]:,} of" in life.output
 
 
-def test_a_frozen_rank_is_named_and_the_job_carries_on(life):
+def test_a_frozen_rank_is_named_and_the_job_resumes(life):
     named = f"mmldm: rank 1 (pid {life.frozen} on {os.uname().nodename}) shows no sign of life since "
     assert life.output.count(named) == 1
-    assert life.output.count(f"{life.run}: the training failed (status 70); job {life.job} is queued again") == 1
+    assert life.output.count(f"{life.run}: the training failed (status 70); job {life.job} is requeued") == 1
     assert [file.name for file in life.run.glob("hangs/*/rank-*")] == ["rank-00000.txt"]
     assert f"resuming from {life.seen[2]:,} of" in life.output
 
 
 def test_cancelled_it_saves_with_its_loader_workers_alive_and_stays_down(cluster, life):
     assert f"stopping at {life.seen[3]:,} samples after SIGTERM; saved" in life.output
-    assert life.output.count("queued again") == 2
+    assert life.output.count("is requeued") == 2
     time.sleep(1)
     assert cluster.tasks(life.job)[0]["JobState"] == "CANCELLED"
 
 
-def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(two_nodes, submit, tmp_path):
+def test_a_run_without_progress_is_not_requeued_for_ever(two_nodes, submit, tmp_path):
     run = tmp_path / "run"
     job = submit(tmp_path, *endless(8000000), launch="srun --kill-on-bad-exit=1 timeout --signal=KILL 2")
     for number in (1, 2):
@@ -137,8 +137,8 @@ def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(two_nodes, submit,
     result = two_nodes.wait(job, 60)
     assert result.state == "FAILED"
     assert len(starts(run)) == 3
-    assert result.output.count("is queued again") == 2
-    line = f"mmldm: {run}: 3 starts in a row ended at 0 samples without a new checkpoint; not queued again; see "
+    assert result.output.count("is requeued") == 2
+    line = f"{run}: 3 starts in a row ended at 0 samples without a new checkpoint; job {job} is not requeued; see "
     assert result.output.count(line) == 1
     two_nodes.run("scontrol", "requeue", str(job))  # as SLURM does when a node dies
     start_again(two_nodes, job, 3)
@@ -148,9 +148,9 @@ def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(two_nodes, submit,
     assert result.output.count(line) == 2
 
 
-def test_the_users_mistake_is_not_tried_again(two_nodes, submit, latents, tmp_path):
+def test_a_users_mistake_is_not_requeued(two_nodes, submit, latents, tmp_path):
     job = submit(tmp_path, "training.total_samples=80", f"shards={latents}-elsewhere")
     result = two_nodes.wait(job, 90)
     assert (result.state, result.exit_code) == ("FAILED", 2), result.output
-    assert "queued again" not in result.output
+    assert "requeued" not in result.output
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["config.yaml", "starts.jsonl"]

@@ -19,6 +19,7 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.rng import generator
 from mmldm_scale.config import AdversarialConfig, TrainingConfig
 from mmldm_scale.models import pretrained
+from mmldm_scale.runs.media_log import Preview
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
 from mmldm_scale.training import loop
 from mmldm_scale.training.data.quarantine import Quarantine
@@ -27,7 +28,6 @@ from mmldm_scale.training.resilience.signals import StopRequest
 from mmldm_scale.training.trainable import (
     Discriminator,
     DiscriminatorInputs,
-    Preview,
     StepInfo,
     StepOutput,
     Trainable,

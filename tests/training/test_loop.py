@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmldm_scale.runs import status
+from mmldm_scale.runs import status, summary
 from mmldm_scale.training.engine.ema import exponent
 from mmldm_scale.training.resilience.signals import EXIT_STOPPED
 from tests.support.run_results import ENVIRONMENT, EVERY_STEP, Finished, assert_same_checkpoint, command
@@ -46,7 +46,7 @@ def test_losses_fall_and_everything_is_logged(undisturbed: Finished) -> None:
 
 
 def test_status_says_how_the_run_went(undisturbed: Finished) -> None:
-    lines = status.page(status.read(undisturbed.run))
+    lines = status.page(summary.read_summary(undisturbed.run))
     said = {line[2:14].strip(): line[15:] for line in lines[1:]}
     assert "batch 16, fp32, ZeRO-2" in lines[0]
     assert said["progress"].startswith("160 of 160 samples (100.0%)")

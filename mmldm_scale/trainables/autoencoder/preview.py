@@ -10,10 +10,10 @@ from mmldm_scale.media.audio_image import signals
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.pixels import strips, to_frames
 from mmldm_scale.media.vocoder import load_vocoder
+from mmldm_scale.runs.media_log import Preview
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.autoencoder.loss import Reconstruction
 from mmldm_scale.trainables.clip_stream import Clips
-from mmldm_scale.training.trainable import Preview
 
 SHOWN_CLIPS = 2
 SHOWN_FRAMES = 8  # of each clip in a strip

@@ -14,9 +14,8 @@ from mmldm_scale.common.device import training_device
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DecodingConfig, Sampling
 from mmldm_scale.models import pretrained
+from mmldm_scale.runs.media_log import Preview, show
 from mmldm_scale.trainables.dit.config import DiTTraining
-from mmldm_scale.training.monitoring.logger import show
-from mmldm_scale.training.trainable import Preview
 
 WriteWeights = Callable[[Path, dict[str, Tensor]], None]
 

@@ -6,8 +6,8 @@ from torch import nn
 from mmldm_scale.media.audio_image import signals
 from mmldm_scale.media.pixels import strips
 from mmldm_scale.models.autoencoder import kl_vae
+from mmldm_scale.runs.media_log import Preview
 from mmldm_scale.trainables.clip_stream import Clips
-from mmldm_scale.training.trainable import Preview
 
 SHOWN_CLIPS = 4
 

@@ -4,69 +4,22 @@ Everything stands against ``samples_seen``. A run that resumes drops what it had
 a curve shows each step once however often the run was killed.
 """
 
-import io
 import json
-import math
 import re
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mmldm_scale.common.atomic_files import write_whole
-from mmldm_scale.config import MediaConfig
-from mmldm_scale.media.clip import Clip
 from mmldm_scale.runs import run_log
+from mmldm_scale.runs.media_log import MediaWriter
 from mmldm_scale.training.checkpoint.async_writer import FULL
 from mmldm_scale.training.monitoring import charts
-from mmldm_scale.training.trainable import Preview
 
 HELD = 1 << 20  # bytes of the log that may wait for room on the disk
 SPOKEN = re.compile(r"(validation/)?loss(/.*)?")  # tags that the terminal shows
-
-
-class MediaWriter:
-    """Writes pictures, moving pictures and sound of one moment into TensorBoard (``training.trainable.Preview``)."""
-
-    def __init__(self, writer: SummaryWriter, samples_seen: int) -> None:
-        self._writer = writer
-        self._step = samples_seen
-
-    def image(self, tag: str, image: Tensor) -> None:
-        """Show ``image``, (3, H, W) in [0, 1]."""
-        self._writer.add_image(tag, image.detach().float().cpu().clamp(0, 1), self._step)
-
-    def video(self, tag: str, frames: np.ndarray, fps: float) -> None:
-        """Show ``frames``, (F, H, W, 3) uint8, as an animated GIF: what TensorBoard can play."""
-        pictures = [Image.fromarray(frame) for frame in frames]
-        stream = io.BytesIO()
-        pictures[0].save(stream, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
-        height, width = frames.shape[1:3]
-        gif = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=stream.getvalue())
-        summary = Summary(value=[Summary.Value(tag=tag, image=gif)])
-        self._writer._get_file_writer().add_summary(summary, self._step)
-
-    def audio(self, tag: str, waveform: Tensor, sample_rate: int) -> None:
-        """Offer ``waveform``, (N,) in [-1, 1] at ``sample_rate`` Hz."""
-        sound = waveform.detach().float().cpu().clamp(-1, 1)
-        self._writer.add_audio(tag, sound[None], self._step, sample_rate)
-
-
-def show(preview: Preview, tag: str, clip: Clip, media: MediaConfig) -> None:
-    """Show ``clip`` as its pictures, row by row, as a moving picture, and its sound."""
-    from torchvision.utils import make_grid  # a training that shows no clips would wait for it
-
-    pictures = torch.from_numpy(clip.frames).permute(0, 3, 1, 2) / 255  # (F, 3, S, S)
-    square = make_grid(pictures, nrow=math.ceil(math.sqrt(len(pictures))), padding=0)  # (3, rows·S, columns·S)
-    preview.image(f"{tag}/pictures", square)
-    preview.video(f"{tag}/video", clip.frames, media.fps)
-    preview.audio(f"{tag}/sound", torch.from_numpy(clip.waveform), media.audio.sample_rate)
 
 
 class Monitor:

@@ -8,12 +8,13 @@ import torch
 from safetensors import SafetensorError
 
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.runs.media_log import Preview
 from mmldm_scale.training.engine.deepspeed_engine import averaged_state
 from mmldm_scale.training.engine.deepspeed_internals import Engine
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.monitoring.logger import Monitor
 from mmldm_scale.training.resilience.watchdog import Watchdog
-from mmldm_scale.training.trainable import Preview, Trainable
+from mmldm_scale.training.trainable import Trainable
 
 IMPOSSIBLE = (UserError, OSError, SafetensorError, MemoryError, torch.OutOfMemoryError)  # no reason to end a run
 

@@ -2,13 +2,8 @@
 
 import json
 import time
-import wave
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
@@ -52,23 +47,6 @@ def test_a_runs_first_start_is_remembered_though_all_that_it_logged_is_dropped(t
     (record,) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     assert (record["time_of_first_start"], record["time_of_start"]) == (1000.0, 1200.0)
     assert record["speed/goodput"] == 1 / 3
-
-
-def test_pictures_moving_pictures_and_sound_come_back(tmp_path) -> None:
-    monitor = Monitor(tmp_path, 0, 100)
-    media = monitor.media(10)
-    frames = np.zeros((4, 8, 12, 3), np.uint8)
-    frames[2, :, :, 0] = 255
-    media.video("moving", frames, fps=5.0)
-    media.image("still", torch.ones(3, 6, 6))
-    media.audio("sound", torch.sin(torch.arange(800) / 5), 8000)
-    monitor.close()
-    reader = events(tmp_path)
-    gif = Image.open(BytesIO(reader.Images("moving")[0].encoded_image_string))
-    assert (gif.n_frames, gif.size, gif.info["duration"]) == (4, (12, 8), 200) or gif.n_frames == 3  # equal ones merge
-    assert Image.open(BytesIO(reader.Images("still")[0].encoded_image_string)).size == (6, 6)
-    with wave.open(BytesIO(reader.Audio("sound")[0].encoded_audio_string)) as sound:
-        assert (sound.getframerate(), sound.getnframes()) == (8000, 800)
 
 
 def test_tensorboard_draws_into_one_chart_what_belongs_together(tmp_path) -> None:
