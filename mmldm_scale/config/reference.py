@@ -8,6 +8,7 @@ because most of them belong to packages that import this one; run it where the p
 
 import dataclasses
 import importlib
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ SECTIONS = (  # title; what it configures; its class
     ("Training a KL-VAE", "`mmldm train kl_vae`", "mmldm_scale.trainables.kl_vae.config:KLVAETraining"),
     ("Sampling", "`mmldm sample`", "mmldm_scale.config.sampling:Sampling"),
     ("Reconstruction", "`mmldm reconstruct`", "mmldm_scale.config.sampling:Reconstructing"),
+    ("Variants of an ablation", "`mmldm ablation --variants`", "mmldm_scale.evaluation.ablation:Ablation"),
     ("SLURM request of a training", "`mmldm launch --slurm`", "mmldm_scale.launch.launch:TrainingRequest"),
     ("Preparing shards", "`data_tools/shard.py clips` and `latents`", "data_tools.config:Preparation"),
     ("Measuring videos", "`data_tools/shard.py measure`", "data_tools.config:MeasureConfig"),
@@ -45,7 +47,7 @@ def page() -> str:
     parts = [HEAD, "\n".join(f"- [{title}](#{_anchor(title)}): {what}" for title, what, _ in SECTIONS) + "\n"]
     for title, what, place in SECTIONS:
         schema = _resolve(place)
-        intro = " ".join((schema.__doc__ or "").split("\n\n")[0].split()).replace("``", "`")
+        intro = _first_paragraph(schema)
         rows = "\n".join(_rows(schema, schema, ""))
         intro = intro if intro.startswith("`") else f"{what}: {intro}"
         parts.append(
@@ -62,7 +64,7 @@ def _rows(schema: type, defaults: Any, prefix: str) -> Iterator[str]:
         default = getattr(defaults, field.name) if not isinstance(defaults, type) else _default(field)
         unit, meaning = split_unit(says[field.name])
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            yield f"| **{key}** | | | | {_escape(meaning or (kind.__doc__ or '').splitlines()[0])} |"
+            yield f"| **{key}** | | | | {_escape(meaning or _first_paragraph(kind))} |"
             yield from _rows(kind, default, f"{key}.")
         else:
             cells = (f"`{key}`", _type(kind), f"`{_value(default)}`", unit, meaning)
@@ -70,6 +72,12 @@ def _rows(schema: type, defaults: Any, prefix: str) -> Iterator[str]:
             for part in get_args(kind):  # the entries of a list or dict of dataclasses
                 if isinstance(part, type) and dataclasses.is_dataclass(part):
                     yield from _rows(part, part, f"{key}.*.")
+
+
+def _first_paragraph(schema: type) -> str:
+    """Return the first paragraph of a docstring as one line of Markdown."""
+    line = " ".join((schema.__doc__ or "").split("\n\n")[0].split())
+    return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", line).replace("``", "`")
 
 
 def _default(field: dataclasses.Field) -> Any:

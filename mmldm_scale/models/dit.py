@@ -8,7 +8,7 @@ self-attention runs over the sequence::
 
 Time modulates every block (adaLN-zero). A clean latent given as a condition (section 3.3) is embedded by a
 zero-initialised linear layer and added to its modality's tokens; the null condition is a latent of zeros. ``PRESETS``
-holds the paper's sizes.
+holds the models of the presets (``configs/dit/``), the paper's S, B and L among them.
 
 With ``config.continuation`` the model also continues a clip. The supplementary material says three things about this: a
 control branch has half the depth, its outputs start at zero, and it reads the previous clip and the noisy latents; the
@@ -25,15 +25,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mmldm_scale.config import Backend, DiTConfig
+from mmldm_scale.config import Backend, DiTConfig, presets
 from mmldm_scale.models.attention import attention, choose_backend
 from mmldm_scale.models.recompute import Recomputation, recompute
 
-PRESETS: dict[str, DiTConfig] = {
-    "S": DiTConfig(depth=12, width=768, heads=12),
-    "B": DiTConfig(depth=20, width=1024, heads=16),
-    "L": DiTConfig(depth=36, width=1536, heads=24),
-}
+PRESETS: dict[str, DiTConfig] = presets.dit_models()  # by name; S, B and L are the paper's
 FREQUENCIES = 256  # channels of the sinusoidal time embedding
 
 Shape = tuple[int, int, int]  # of a latent: channels, rows, columns

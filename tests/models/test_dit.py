@@ -1,7 +1,6 @@
 import shutil
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +9,11 @@ import torch._inductor.config
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DiTConfig, load
-from mmldm_scale.models.dit import FREQUENCIES, PRESETS, DiT, sincos, sincos_grid
-from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.config import DiTConfig
+from mmldm_scale.models.dit import FREQUENCIES, DiT, sincos, sincos_grid
 
 CONFIG = DiTConfig(depth=2, width=32, heads=4, context_tokens=3, context_width=8)
 AUDIO, VIDEO = (4, 2, 3), (4, 4, 4)
-CONFIGS = Path(__file__).parents[2] / "configs" / "dit"
 
 
 def dit(config: DiTConfig = CONFIG, opened: bool = True) -> DiT:
@@ -276,9 +273,3 @@ def test_parameters_are_there_only_where_they_are_used():
     assert not [name for name in names if "class" in name or "control" in name or "previous" in name]
     with pytest.raises(UserError, match="model.depth: 1: must be at least 2"):
         replace(CONFIG, depth=1, continuation=True)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_configuration_files_agree_with_the_presets(name):
-    config = load(DiTTraining, [CONFIGS / f"{name}.yaml"], ["shards=somewhere"])
-    assert config.model == PRESETS[name]

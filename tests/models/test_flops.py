@@ -64,5 +64,5 @@ def test_forward_macs_of_a_convolution_and_a_linear_layer():
 
 def test_model_info_shows_each_preset_with_and_without_context():
     rows = [line.split() for line in model_info().splitlines()[1:]]
-    assert [row[0] for row in rows] == ["S", "S", "B", "B", "L", "L"]
-    assert " ".join(rows[4]) == "L 36 × 1536, 24 77 399 1543.7 M 407.3 G 849.9 G"
+    assert [row[0] for row in rows] == ["demo", "demo", "S", "S", "B", "B", "L", "L"]
+    assert " ".join(rows[6]) == "L 36 × 1536, 24 77 399 1543.7 M 407.3 G 849.9 G"
