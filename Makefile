@@ -2,6 +2,7 @@
 # make test          the tests; as root on Debian it installs SLURM for those that need one
 # make soak          the fault trials at their full counts, hours (SOAK_SHARE=0.05 takes a twentieth of each)
 # make lint          ruff, the import contracts and mypy
+# make docs          docs/reference.md, written from the comments in the code
 # make install       the environment .venv with the command mmldm
 # make clean         removes .venv and what building left; not demo/ and runs/
 #
@@ -16,7 +17,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 APT := .ci/apt-install
 CAN_APT = [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null
 
-.PHONY: demo test soak lint install clean slurm
+.PHONY: demo test soak lint docs install clean slurm
 .DELETE_ON_ERROR:
 
 demo: install
@@ -32,6 +33,10 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/lint-imports --no-cache --no-logo
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/installed
+	$(VENV)/bin/python -m mmldm_scale.config.reference > docs/reference.md.tmp
+	mv docs/reference.md.tmp docs/reference.md
 
 install: $(VENV)/installed
 

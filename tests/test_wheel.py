@@ -73,7 +73,7 @@ def test_the_package_is_the_installed_one_and_has_every_preset(installed: Run) -
         ("train dit --preset L --preset cluster/a800 --print-config", "depth: 36"),
         ("train autoencoder --preset landscape --print-config", "kl_vae: ???"),
         ("plan --model S --gpu a800", "GPU-hours"),
-        ("ladder --help", "table5"),
+        ("ablation --help", "--num-samples"),
         ("model-info", "DiT-L"),
     ],
 )

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, cast, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -110,7 +110,7 @@ def _with_lists(part: Any, schema: type) -> Any:
     """Return ``part`` with a list of one in place of a single value, for those keys of ``schema`` that are lists."""
     if not OmegaConf.is_dict(part):
         return part
-    values = OmegaConf.to_container(part)
+    values = cast(dict[str, Any], OmegaConf.to_container(part))
     for key in [f.name for f in dataclasses.fields(schema) if get_origin(f.type) is list]:
         if not isinstance(values.get(key, []), list):
             values[key] = [values[key]]

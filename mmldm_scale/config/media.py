@@ -1,4 +1,4 @@
-"""What a clip is."""
+"""What a clip is: its frames, and the mel spectrogram of its sound."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,39 +8,43 @@ from mmldm_scale.config.check import require
 
 @dataclass
 class AudioImageConfig:
-    """The mel spectrogram that stands for a clip's sound; the defaults are HiFi-GAN's at 22,050 Hz."""
+    """The audio image, a mel spectrogram of a clip's sound; the defaults are those of HiFi-GAN at 22,050 Hz."""
 
-    sample_rate: int = 22050  # Hz
-    n_fft: int = 1024  # samples
-    win_length: int = 1024  # samples
-    hop_length: int = 256  # samples
-    n_mels: int = 80
-    f_min: float = 0.0  # Hz
-    f_max: float = 8000.0  # Hz
-    floor_db: float = -80.0  # this level and below is the image's darkest value
-    ceiling_db: float = 20.0  # this level and above is its brightest
+    sample_rate: int = 22050  # [Hz] sample rate of the waveform
+    n_fft: int = 1024  # [audio samples] length of the Fourier transform
+    win_length: int = 1024  # [audio samples] length of the window; at most n_fft
+    hop_length: int = 256  # [audio samples] from one column of the image to the next
+    n_mels: int = 80  # [bands] height of the audio image
+    f_min: float = 0.0  # [Hz] lower edge of the lowest band
+    f_max: float = 8000.0  # [Hz] upper edge of the highest band; at most sample_rate / 2
+    floor_db: float = -80.0  # [dB] levels up to this one are the image's darkest value
+    ceiling_db: float = 20.0  # [dB] levels from this one on are the image's brightest value
 
     def __post_init__(self) -> None:
-        require(self.f_max <= self.sample_rate / 2, "media.audio.f_max", f"at most {self.sample_rate / 2:g} Hz fits")
-        require(self.win_length <= self.n_fft, "media.audio.win_length", f"at most n_fft = {self.n_fft} fits")
-        require(self.floor_db < self.ceiling_db, "media.audio.floor_db", "must lie below ceiling_db")
-        require(min(self.hop_length, self.n_mels) > 0, "media.audio", "hop_length and n_mels must be positive")
+        highest = self.sample_rate / 2
+        require(self.f_max <= highest, "media.audio.f_max", f"{self.f_max:g} Hz: must be at most {highest:g} Hz")
+        problem = f"{self.win_length}: must be at most n_fft = {self.n_fft}"
+        require(self.win_length <= self.n_fft, "media.audio.win_length", problem)
+        problem = f"{self.floor_db:g}: must be less than ceiling_db = {self.ceiling_db:g}"
+        require(self.floor_db < self.ceiling_db, "media.audio.floor_db", problem)
+        for key in ("hop_length", "n_mels"):
+            require(getattr(self, key) >= 1, f"media.audio.{key}", f"{getattr(self, key)}: must be at least 1")
 
 
 @dataclass
 class MediaConfig:
-    """A clip: ``frames`` pictures of ``size`` × ``size`` pixels at ``fps`` and the sound of just that time."""
+    """A clip: ``frames`` pictures of ``size`` × ``size`` pixels at ``fps``, and the sound of the same time."""
 
-    frames: int = 16
-    fps: float = 10.0  # frames per second
-    size: int = 256  # pixels
-    fit: Literal["crop", "pad"] = "crop"  # how a picture that is not square becomes square
-    audio: AudioImageConfig = field(default_factory=AudioImageConfig)
+    frames: int = 16  # [frames] length of a clip
+    fps: float = 10.0  # [frames/s] videos are resampled to this rate
+    size: int = 256  # [pixels] height and width of a frame
+    fit: Literal["crop", "pad"] = "crop"  # how a picture that is not square is made square
+    audio: AudioImageConfig = field(default_factory=AudioImageConfig)  # the audio image
 
     def __post_init__(self) -> None:
-        require(self.frames >= 1, "media.frames", "must be at least 1")
-        require(self.fps > 0, "media.fps", "must be positive")
-        require(self.size >= 8, "media.size", "must be at least 8 pixels")
+        require(self.frames >= 1, "media.frames", f"{self.frames}: must be at least 1")
+        require(self.fps > 0, "media.fps", f"{self.fps:g}: must be greater than 0")
+        require(self.size >= 8, "media.size", f"{self.size}: must be at least 8 pixels")
 
     @property
     def seconds(self) -> float:

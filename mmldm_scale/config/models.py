@@ -1,4 +1,4 @@
-"""The shapes of the networks, of the noise, and how pictures are drawn from it."""
+"""Settings of the networks, of the diffusion process and of the signal decoder's sampling."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,40 +10,42 @@ Backend = Literal["auto", "flash", "flash4", "xformers", "sdpa", "math"]
 
 @dataclass
 class KLVAEConfig:
-    """A KL-VAE trained from scratch, for when no pretrained one is at hand (f = 2 ** (len(channels) - 1))."""
+    """A KL-VAE trained from scratch; it reduces pictures by f = 2 ** (len(channels) - 1)."""
 
-    channels: list[int] = field(default_factory=lambda: [128, 256, 512, 512])
-    blocks: int = 2  # residual blocks a level
-    latent_channels: int = 4
+    channels: list[int] = field(default_factory=lambda: [128, 256, 512, 512])  # width of each level
+    blocks: int = 2  # residual blocks of each level
+    latent_channels: int = 4  # channels of a latent
 
 
 @dataclass
 class EncoderConfig:
-    """An audio or video encoder on top of the KL-VAE: each level after the first halves the picture."""
+    """An audio or video encoder on the KL-VAE's latents; each level after the first halves height and width."""
 
-    width: int = 320
-    multipliers: list[int] = field(default_factory=lambda: [1, 2])
-    blocks: int = 2  # residual blocks a level
-    heads: int = 8  # of the attention at the last level
-    key_frames: list[int] = field(default_factory=list)  # video: the only frames seen (the public code's 0, 5, 10, 15)
+    width: int = 320  # channels of the first level
+    multipliers: list[int] = field(default_factory=lambda: [1, 2])  # channels of each level, in units of width
+    blocks: int = 2  # residual blocks of each level
+    heads: int = 8  # attention heads at the last level
+    # video encoder: the indices of the frames that it sees (the public code: 0, 5, 10, 15); empty: all frames
+    key_frames: list[int] = field(default_factory=list)
 
 
 @dataclass
 class UNetConfig:
     """The signal decoder; the defaults are Stable Diffusion 1.5's geometry."""
 
-    width: int = 320
-    multipliers: list[int] = field(default_factory=lambda: [1, 2, 4, 4])
-    blocks: int = 2  # residual blocks a level
-    attention: list[bool] = field(default_factory=lambda: [True, True, True, False])  # cross-attention by level
-    heads: int = 8
-    estimate: bool = False  # guess the noise from the features alone; the U-Net corrects it. For training from scratch
+    width: int = 320  # channels of the first level
+    multipliers: list[int] = field(default_factory=lambda: [1, 2, 4, 4])  # channels of each level, in units of width
+    blocks: int = 2  # residual blocks of each level
+    attention: list[bool] = field(default_factory=lambda: [True, True, True, False])  # cross-attention, by level
+    heads: int = 8  # attention heads
+    # ours, for training from scratch: estimate the noise from the features alone; the U-Net corrects the estimate
+    estimate: bool = False
 
     def __post_init__(self) -> None:
         require(
             len(self.attention) == len(self.multipliers),
             "model.decoder.attention",
-            f"needs one entry a level: {len(self.multipliers)}, not {len(self.attention)}",
+            f"{len(self.attention)} entries: must be {len(self.multipliers)}, one for each level",
         )
 
 
@@ -51,71 +53,82 @@ class UNetConfig:
 class AutoencoderConfig:
     """The hierarchical multi-modal autoencoder (section 3.1 of the paper)."""
 
-    latent_channels: int = 16
-    audio_encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(multipliers=[1, 2, 4]))
-    video_encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    shortcut: bool = False  # from the KL-VAE's latents to the encoders' means, without parameters; ours
-    semantics: bool = True  # projectors, their heads, and cross-attention on the other modality's semantics and class
-    semantic_width: int = 768
-    contrastive_width: int = 256  # of the vectors that the contrastive head compares; 0: no head
-    detach_projectors: bool = False  # the semantic losses train the projectors alone, as in the public code
-    decoder: UNetConfig = field(default_factory=UNetConfig)
-    shared_decoder: bool = True  # one U-Net for both modalities; false: one each (Table 5's first row)
-    pooled_latent: bool = True  # the pooled latent joins the time embedding
-    activation_checkpointing: bool = False  # encoders, U-Net and the KL-VAE's decoder recompute in the backward pass
+    latent_channels: int = 16  # channels of a perceptual latent
+    audio_encoder: EncoderConfig = field(
+        default_factory=lambda: EncoderConfig(multipliers=[1, 2, 4])
+    )  # the audio encoder, f_a = 4
+    video_encoder: EncoderConfig = field(default_factory=EncoderConfig)  # the video encoder, f_v = 2
+    shortcut: bool = False  # ours: add the KL-VAE's latents, averaged over space, to the encoders' means
+    # projectors with classification and contrastive heads, and cross-attention on the other modality's semantics
+    semantics: bool = True
+    semantic_width: int = 768  # width of the semantic vectors and of the cross-attention
+    contrastive_width: int = 256  # width of the vectors that the contrastive head compares; 0: no head
+    detach_projectors: bool = False  # as in the public code: the semantic losses do not train the encoders
+    decoder: UNetConfig = field(default_factory=UNetConfig)  # the signal decoder
+    shared_decoder: bool = True  # one U-Net for both modalities; false: one for each (first row of Table 5)
+    pooled_latent: bool = True  # add the pooled latent to the time embedding
+    activation_checkpointing: bool = False  # recompute encoders, U-Net and KL-VAE decoder in the backward pass
 
     def __post_init__(self) -> None:
-        require(not self.audio_encoder.key_frames, "model.audio_encoder.key_frames", "are the video encoder's")
+        frames = self.audio_encoder.key_frames
+        require(not frames, "model.audio_encoder.key_frames", f"{frames}: must be empty; only videos have frames")
 
 
 @dataclass
 class DiscriminatorConfig:
-    """The discriminator of audio image and two frames (Eq. 2): each level after the first halves the pictures."""
+    """The discriminator of an audio image and two frames (Eq. 2); each level after the first halves the pictures."""
 
-    width: int = 32
+    width: int = 32  # channels of the first level
+    # channels of each level, in units of width
     multipliers: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 4, 6, 6])
-    blocks: int = 1  # residual blocks a level
-    attention: int = 4  # how many of the last levels attend over all three pictures
-    heads: int = 4
+    blocks: int = 1  # residual blocks of each level
+    attention: int = 4  # [levels] how many of the last ones attend to all three pictures
+    heads: int = 4  # attention heads
 
     def __post_init__(self) -> None:
         levels = len(self.multipliers)
-        require(0 <= self.attention <= levels, "discriminator.attention", f"0 to {levels} of the levels fit")
+        problem = f"{self.attention}: must be in 0..{levels}, the number of levels"
+        require(0 <= self.attention <= levels, "discriminator.attention", problem)
         odd = [w for m in self.multipliers[levels - self.attention :] if (w := m * self.width) % self.heads]
-        require(not odd, "discriminator.heads", f"{self.heads} must divide the width of each level that attends: {odd}")
+        problem = f"{self.heads}: must divide the width of each level with attention: {odd}"
+        require(not odd, "discriminator.heads", problem)
 
 
 @dataclass
 class PatchDiscriminatorConfig:
-    """The discriminator of single pictures, one verdict a patch."""
+    """The discriminator of single pictures, with one output for each patch."""
 
-    width: int = 64
-    layers: int = 3  # strided ones: a verdict sees 70 × 70 pixels with 3, 34 × 34 with 2, 16 × 16 with 1
+    width: int = 64  # channels of the first layer
+    layers: int = 3  # strided layers: with 3 an output sees 70 × 70 pixels, with 2 34 × 34, with 1 16 × 16
 
     def __post_init__(self) -> None:
-        require(min(self.width, self.layers) >= 1, "discriminator", "width and layers must be at least 1")
+        for key in ("width", "layers"):
+            require(getattr(self, key) >= 1, f"discriminator.{key}", f"{getattr(self, key)}: must be at least 1")
 
 
 @dataclass
 class DiTConfig:
-    """The audio-video diffusion transformer (section 3.2); presets are the files configs/dit/{S,B,L}.yaml."""
+    """The audio-video diffusion transformer (section 3.2); the presets S, B and L have the paper's sizes."""
 
-    depth: int = 12
-    width: int = 768
-    heads: int = 12
-    mlp_ratio: int = 4
-    context_tokens: int = 77
-    context_width: int = 1024
-    continuation: bool = False  # tokens of the clip before, and a control branch of half the depth that reads them
-    attention: Backend = "auto"
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"  # see mmldm_scale/models/recompute.py
-    compile: bool = False  # torch.compile each block: its element-wise work in fewer passes; needs a C++ compiler
+    depth: int = 12  # transformer blocks
+    width: int = 768  # width of a token; a multiple of 4 and of heads
+    heads: int = 12  # attention heads
+    mlp_ratio: int = 4  # hidden width of a block's MLP, in units of width
+    context_tokens: int = 77  # [tokens] length of the context; 0: no context
+    context_width: int = 1024  # width of a context token before its projection to width
+    continuation: bool = False  # add tokens of the previous clip, and a control branch of depth / 2 that reads them
+    attention: Backend = "auto"  # kernel of the attention; auto: the fastest one on this device
+    # what the backward pass recomputes, to save memory: nothing; all but matrix products and attention; everything
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    compile: bool = False  # torch.compile each block, which fuses element-wise operations; needs a C++ compiler
 
     def __post_init__(self) -> None:
-        require(self.width % self.heads == 0, "model.heads", f"must divide model.width = {self.width}")
-        require(self.width % 4 == 0, "model.width", "must be a multiple of 4 (2-D sin-cos positions)")
-        fit = self.depth >= 2 or not self.continuation
-        require(fit, "model.depth", "must be at least 2 for model.continuation, whose branch has half as many blocks")
+        problem = f"{self.heads}: must divide model.width = {self.width}"
+        require(self.width % self.heads == 0, "model.heads", problem)
+        problem = f"{self.width}: must be a multiple of 4, for the 2-D sin-cos positions"
+        require(self.width % 4 == 0, "model.width", problem)
+        problem = f"{self.depth}: must be at least 2 with model.continuation, whose branch has half as many blocks"
+        require(self.depth >= 2 or not self.continuation, "model.depth", problem)
 
 
 @dataclass
@@ -158,14 +171,16 @@ class DiffusionConfig:
 class ContextConfig:
     """What the DiT's context tokens are made of."""
 
-    kind: Literal["none", "class", "text"] = "none"  # learned null tokens; the sample's class; embeddings of a text
-    dropout: float = 0.1  # share of training samples that get the null context: what guidance needs
-    embeddings: str = ""  # text: a safetensors file, (n ≤ context_tokens, context_width) for each video or label
+    kind: Literal["none", "class", "text"] = "none"  # learned null tokens, the sample's class, or text embeddings
+    dropout: float = 0.1  # [0..1] share of training samples with the null context, which guidance needs
+    # kind=text: a safetensors file with one tensor (n ≤ context_tokens, context_width) for each video or label
+    embeddings: str = ""
 
     def __post_init__(self) -> None:
-        require(0 <= self.dropout <= 1, "context.dropout", "must lie in 0..1")
-        fit = (self.kind == "text") == bool(self.embeddings)
-        require(fit, "context.embeddings", "names the file that context.kind=text needs, and no other kind does")
+        require(0 <= self.dropout <= 1, "context.dropout", f"{self.dropout:g}: must be in 0..1")
+        needs = "must name a file" if self.kind == "text" else "must be empty"
+        problem = f"{self.embeddings!r}: {needs} with context.kind={self.kind}"
+        require((self.kind == "text") == bool(self.embeddings), "context.embeddings", problem)
 
 
 @dataclass

@@ -69,5 +69,5 @@ def test_text_that_yaml_would_read_otherwise_reads_back(tmp_path) -> None:
 
 
 def test_a_mistake_is_one_line_although_keys_are_missing() -> None:
-    with pytest.raises(UserError, match="training.micro_batch: 3 does not divide global_batch = 128"):
+    with pytest.raises(UserError, match="training.micro_batch: 3: must divide global_batch = 128"):
         config.render(AutoencoderTraining, [], ["training.micro_batch=3"])

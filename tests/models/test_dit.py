@@ -272,7 +272,7 @@ def test_conditions_that_the_model_was_not_built_for_are_refused():
 def test_parameters_are_there_only_where_they_are_used():
     names = {name for name, _ in dit().named_parameters()}
     assert not [name for name in names if "class" in name or "control" in name or "previous" in name]
-    with pytest.raises(UserError, match="model.depth: must be at least 2"):
+    with pytest.raises(UserError, match="model.depth: 1: must be at least 2"):
         replace(CONFIG, depth=1, continuation=True)
 
 

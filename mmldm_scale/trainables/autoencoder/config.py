@@ -15,31 +15,33 @@ from mmldm_scale.config.check import require
 
 @dataclass
 class AutoencoderTraining(ShardTraining):
-    """``mmldm train autoencoder``: encoders, projectors and signal decoder, on clip shards. The weights are Eq. 3's."""
+    """``mmldm train autoencoder``: encoders, projectors and signal decoder, on clip shards; λ: weights in Eq. 3."""
 
     trainable: str = "autoencoder"
     run: str = "runs/autoencoder"
-    kl_vae: str = "???"  # Stable Diffusion's, as a folder or a single file, or a kl-vae run
-    unet: str | None = None  # Stable Diffusion's, likewise, for the signal decoder to begin from; none: random weights
-    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    kl_weight: float = 1e-9  # λ_kl: 1e-9 Landscape, 1e-8 AIST++
-    classification_weight: float = 0.1  # λ_cl; 0 or clips without labels: no classification head
+    kl_vae: str = "???"  # the KL-VAE: Stable Diffusion's, as a folder or a file, or a kl_vae run
+    unet: str | None = None  # Stable Diffusion's U-Net, as a folder or a file, to start the decoder from; null: random
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)  # encoders, projectors and decoder
+    kl_weight: float = 1e-9  # λ_kl; 1e-9 for Landscape, 1e-8 for AIST++
+    classification_weight: float = 0.1  # λ_cl; 0, or clips without labels: no classification head
     contrastive_weight: float = 0.1  # λ_co; 0: no contrastive head
-    contrastive_batch: int = 0  # samples compared with one another, of those at once on all processes; 0: global_batch
-    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)  # λ_gan
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    real_pictures: Literal["original", "kl_vae"] = "original"  # to the discriminator; ours: a clip's through the KL-VAE
-    estimate_weight: float = 1.0  # of the estimates' squared error, where model.decoder.estimate is on
-    context_dropout: float = 0.1  # share of pictures drawn without semantics and class: what guidance needs
-    frames_per_clip: int = 2  # target frames of each clip in a step
-    flip: float = 0.5  # share of clips mirrored
-    validation: list[str] = field(default_factory=list)  # held-out sets, on which the loss is measured
-    preview: DecodingConfig = field(default_factory=lambda: DecodingConfig(steps=20))
+    # [clips] number of clips compared with one another, of those computed at once by all processes; 0: global_batch
+    contrastive_batch: int = 0
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)  # the discriminator's training, λ_gan
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)  # the discriminator's network
+    # the discriminator's real pictures: the clip's own or, ours, the clip's reconstructed by the KL-VAE
+    real_pictures: Literal["original", "kl_vae"] = "original"
+    estimate_weight: float = 1.0  # weight of the squared error of the estimates, with model.decoder.estimate
+    context_dropout: float = 0.1  # [0..1] share of pictures decoded without semantics and class, which guidance needs
+    frames_per_clip: int = 2  # [frames] number of frames of each clip that are decoded in a step
+    flip: float = 0.5  # [0..1] share of clips that are mirrored
+    validation: list[str] = field(default_factory=list)  # validation sets: folders or URLs of held-out shard sets
+    preview: DecodingConfig = field(default_factory=lambda: DecodingConfig(steps=20))  # decoding in previews
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("kl_weight", "classification_weight", "contrastive_weight", "contrastive_batch", "estimate_weight"):
-            require(getattr(self, key) >= 0, key, "must not be negative")
+            require(getattr(self, key) >= 0, key, f"{getattr(self, key):g}: must be at least 0")
         for key in ("context_dropout", "flip"):
-            require(0 <= getattr(self, key) <= 1, key, "must lie in 0..1")
-        require(self.frames_per_clip >= 1, "frames_per_clip", "must be at least 1")
+            require(0 <= getattr(self, key) <= 1, key, f"{getattr(self, key):g}: must be in 0..1")
+        require(self.frames_per_clip >= 1, "frames_per_clip", f"{self.frames_per_clip}: must be at least 1")

@@ -14,16 +14,17 @@ from mmldm_scale.config.check import require
 
 @dataclass
 class PreviewConfig:
-    """What a DiT in training shows of its averaged weights: samples of svg, always of the same noise."""
+    """Previews of a DiT in training: clips sampled with the averaged weights, always from the same noise."""
 
-    samples: int = 2  # 0: none
-    steps: int = 25  # DDIM steps of the DiT
-    decoding_steps: int = 20  # of the autoencoder's signal decoder
-    autoencoder: str = ""  # where it lies now; none: where it lay when the latents were made
+    samples: int = 2  # [clips] number of clips in a preview; 0: no preview
+    steps: int = 25  # [DDIM steps] sampling steps of the DiT
+    decoding_steps: int = 20  # [DDIM steps] sampling steps of the signal decoder
+    autoencoder: str = ""  # folder of the autoencoder; empty: where it was when the latents were made
 
     def __post_init__(self) -> None:
-        require(self.samples >= 0, "preview.samples", "must not be negative")
-        require(min(self.steps, self.decoding_steps) >= 1, "preview", "steps and decoding_steps are at least 1")
+        for key, least in (("samples", 0), ("steps", 1), ("decoding_steps", 1)):
+            value = getattr(self, key)
+            require(value >= least, f"preview.{key}", f"{value}: must be at least {least}")
 
 
 @dataclass
@@ -32,17 +33,17 @@ class DiTTraining(ShardTraining):
 
     trainable: str = "dit"
     run: str = "runs/dit"
-    model: DiTConfig = field(default_factory=DiTConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    context: ContextConfig = field(default_factory=ContextConfig)
-    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
-    flip: float = 0.5  # share of samples that use the mirrored video's latent
-    validation: list[str] = field(default_factory=list)  # held-out sets, on which the loss is measured
-    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    model: DiTConfig = field(default_factory=DiTConfig)  # the transformer
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)  # noise, objective and tasks
+    context: ContextConfig = field(default_factory=ContextConfig)  # the context tokens
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)  # the contrastive loss
+    flip: float = 0.5  # [0..1] share of samples that use the latents of the mirrored video
+    validation: list[str] = field(default_factory=list)  # validation sets: folders or URLs of held-out shard sets
+    preview: PreviewConfig = field(default_factory=PreviewConfig)  # previews during training
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fit = self.model.continuation or not self.diffusion.continued
-        require(fit, "diffusion.continued", f"{self.diffusion.continued:g}: needs model.continuation=true")
-        fit = self.model.context_tokens > 0 or self.context.kind == "none"
-        require(fit, "context.kind", f"{self.context.kind}: needs model.context_tokens of at least 1")
+        valid = self.model.continuation or not self.diffusion.continued
+        require(valid, "diffusion.continued", f"{self.diffusion.continued:g}: needs model.continuation=true")
+        valid = self.model.context_tokens > 0 or self.context.kind == "none"
+        require(valid, "context.kind", f"{self.context.kind}: needs model.context_tokens of at least 1")

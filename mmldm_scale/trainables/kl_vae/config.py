@@ -9,25 +9,25 @@ from mmldm_scale.config.check import require
 
 @dataclass
 class KLVAETraining(ShardTraining):
-    """``mmldm train kl-vae``, on the frames and audio images of clip shards.
+    """``mmldm train kl_vae``: a KL-VAE, on the frames and audio images of clip shards.
 
-    With ``kl_vae`` it fine-tunes that one's decoder (section 4.6), else it trains a small one from scratch.
+    With ``kl_vae`` it fine-tunes the decoder of that one (section 4.6), else it trains one from scratch.
     """
 
     trainable: str = "kl_vae"
     run: str = "runs/kl_vae"
-    kl_vae: str = ""  # the one to fine-tune: its encoder stays as it is
-    model: KLVAEConfig = field(default_factory=KLVAEConfig)  # of the one from scratch
-    audio_share: float = 0.25  # of the samples; the others are video frames
-    reconstruction: Literal["l1", "l2"] = "l2"
-    kl_weight: float = 1e-6  # from scratch
-    lpips: str | None = None  # weights of LPIPS's backbone (AlexNet or VGG); none: no such term
-    lpips_weight: float = 1.0
-    discriminator: PatchDiscriminatorConfig = field(default_factory=PatchDiscriminatorConfig)
-    adversarial: AdversarialConfig = field(default_factory=lambda: AdversarialConfig(weight=0.0))
+    kl_vae: str = ""  # KL-VAE to fine-tune: a folder, a file or a kl_vae run; its encoder stays fixed; empty: none
+    model: KLVAEConfig = field(default_factory=KLVAEConfig)  # the network, if it is trained from scratch
+    audio_share: float = 0.25  # [0..1] share of samples that are audio images; the others are video frames
+    reconstruction: Literal["l1", "l2"] = "l2"  # error between a picture and its reconstruction
+    kl_weight: float = 1e-6  # weight of the KL divergence, if it is trained from scratch
+    lpips: str | None = None  # file with the weights of LPIPS's backbone, AlexNet or VGG16; null: no LPIPS term
+    lpips_weight: float = 1.0  # weight of the LPIPS term
+    discriminator: PatchDiscriminatorConfig = field(default_factory=PatchDiscriminatorConfig)  # its network
+    adversarial: AdversarialConfig = field(default_factory=lambda: AdversarialConfig(weight=0.0))  # its training
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.audio_share <= 1, "audio_share", "must lie in 0..1")
-        require(self.kl_weight >= 0, "kl_weight", "must not be negative")
-        require(self.lpips_weight >= 0, "lpips_weight", "must not be negative")
+        require(0 <= self.audio_share <= 1, "audio_share", f"{self.audio_share:g}: must be in 0..1")
+        for key in ("kl_weight", "lpips_weight"):
+            require(getattr(self, key) >= 0, key, f"{getattr(self, key):g}: must be at least 0")

@@ -148,7 +148,7 @@ def test_losses_by_time_are_means_over_the_samples_of_the_whole_batch(data, one_
         (["validation={data}/learned"], "learned is trained on as well"),
         (["validation={data}/other"], "not like those trained on.*autoencoder"),
         (["validation=/nowhere"], "/nowhere: no such folder"),
-        (["training.validate_every=33"], "33 is no multiple of global_batch = 32; 32 fits"),
+        (["training.validate_every=33"], "33: must be a multiple of global_batch = 32, such as 32"),
     ],
 )
 def test_what_cannot_be_validated_on_is_refused_in_a_line(data, overrides, says) -> None:
