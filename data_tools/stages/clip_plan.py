@@ -18,7 +18,8 @@ from data_tools.sources.keys import unique_keys
 from data_tools.sources.video import Video
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.clip import MediaError
-from mmldm_scale.media.decode import SLACK, probe
+from mmldm_scale.media.decode import probe
+from mmldm_scale.media.track import END_TOLERANCE
 from mmldm_scale.shards.index import KEY
 from mmldm_scale.shards.json_files import DamagedSet, check_types
 from mmldm_scale.shards.manifest import differences
@@ -147,7 +148,7 @@ def sound_file(config: SourceConfig, audio: str) -> Path | None:
 def window_starts(seconds: float, preparation: Preparation) -> list[int]:
     """Return the first frames of the windows in ``seconds`` of video: every ``stride``, thinned evenly to the limit."""
     media, limit = preparation.media, preparation.max_clips_per_video
-    last = math.floor((seconds - media.seconds + SLACK) * media.fps + 1e-6)
+    last = math.floor((seconds - media.seconds + END_TOLERANCE) * media.fps + 1e-6)
     starts = list(range(0, last + 1, preparation.stride))
     if limit and len(starts) > limit:
         starts = [starts[i * len(starts) // limit] for i in range(limit)]

@@ -1,9 +1,9 @@
-"""Sound as a picture: the mel spectrogram, in decibels, resized to the video's square and back (paper, section 3.1).
+"""Audio images: mel spectrograms in decibels, resized to the frames' size and back (paper, section 3.1).
 
-The recipe is HiFi-GAN's: magnitude spectrogram, Slaney scale and norm, frames that tile the waveform (frame t is
-centred on sample (t + 1/2) · hop). Levels from ``floor_db`` to ``ceiling_db`` become [-1, 1]. Everything stays in
-floats, and the resize is a fixed linear map with an exact inverse as long as the picture is no smaller than the
-spectrogram: nothing is lost to 8 bits or to a bicubic there and back.
+:class:`AudioImage` converts. Spectrograms are those of HiFi-GAN: magnitudes, Slaney scale and norm, and frames that
+tile the waveform (frame t is centred on sample (t + 1/2) · hop). Levels from ``floor_db`` to ``ceiling_db`` become
+[-1, 1]. The resize is a fixed linear map in floats, with an exact inverse if the image is at least as large as the
+spectrogram; unlike 8-bit images and bicubic resizing, it loses nothing.
 """
 
 from collections.abc import Sequence
@@ -13,28 +13,29 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchaudio
+from torch.amp.autocast_mode import is_autocast_available
 
 from mmldm_scale.config import AudioImageConfig, MediaConfig
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.pixels import to_signal
 
-MIN_MAGNITUDE = 1e-5  # HiFi-GAN's clamp, -100 dB
+MIN_MAGNITUDE = 1e-5  # smallest mel magnitude, as in HiFi-GAN: -100 dB
 
 
 def frame_count(samples: int, audio: AudioImageConfig) -> int:
-    """Return T, the number of spectrogram frames of ``samples`` samples; the last one may reach past their end."""
+    """Return T, the number of spectrogram frames of ``samples`` samples; the last one may exceed their end."""
     return -(-samples // audio.hop_length)
 
 
 class AudioImage:
-    """Waveforms into square pictures and pictures into mel magnitudes, for one media configuration.
+    """Converts waveforms to audio images and audio images to mel magnitudes, for one media configuration.
 
-    It holds no parameters and works in float32 on its input's device, whatever the precision around it.
+    It has no parameters and works in float32 on its input's device, also under autocast.
     """
 
     def __init__(self, media: MediaConfig) -> None:
         self.audio = media.audio
-        with torch.device("cpu"):  # where a model is built on shapes alone, too
+        with torch.device("cpu"):  # even if a model is built on the meta device
             self.mel = mel_spectrogram(media.audio)
             self._across_mels = resize_matrix(media.audio.n_mels, media.size)  # (S, n_mels)
             self._across_time = resize_matrix(frame_count(media.audio_samples, media.audio), media.size)  # (S, T)
@@ -42,7 +43,7 @@ class AudioImage:
             self._time_back = torch.linalg.pinv(self._across_time)  # (T, S)
 
     def decibels(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Return the mel magnitudes of ``waveform`` (B, N) in dB, clipped to the picture's range: (B, n_mels, T)."""
+        """Return the mel magnitudes of ``waveform`` (B, N) in dB, clipped to the image's range: (B, n_mels, T)."""
         audio = self.audio
         tail = -waveform.shape[-1] % audio.hop_length
         border = audio.n_fft - audio.hop_length
@@ -53,9 +54,9 @@ class AudioImage:
         return magnitude.clamp(min=MIN_MAGNITUDE).log10().mul(20).clamp(audio.floor_db, audio.ceiling_db)
 
     def encode(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Return ``waveform`` (B, N) float32 as pictures (B, 3, S, S) float32 in [-1, 1].
+        """Return ``waveform`` (B, N) float32 as audio images (B, 3, S, S) float32 in [-1, 1].
 
-        Time runs to the right and frequency upwards; the three channels are equal.
+        Time increases to the right and frequency upwards; the three channels are equal.
         """
         audio = self.audio
         levels = (self.decibels(waveform) - audio.floor_db) / (audio.ceiling_db - audio.floor_db)  # [0, 1]
@@ -63,10 +64,10 @@ class AudioImage:
         return picture.flip(-2).unsqueeze(1).repeat(1, 3, 1, 1)  # (B, S, S) -> (B, 3, S, S)
 
     def to_decibels(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the mel magnitudes in dB, (B, n_mels, T), of a picture (B, 3, S, S) in [-1, 1].
+        """Return the mel magnitudes in dB, (B, n_mels, T), of audio images (B, 3, S, S) in [-1, 1].
 
-        The inverse of :meth:`encode` on the mean of the three channels; in the least-squares sense where the picture
-        is smaller than the spectrogram or was not made by :meth:`encode`.
+        Inverts :meth:`encode` on the mean of the three channels; in the least-squares sense if the image is smaller
+        than the spectrogram or was not made by :meth:`encode`.
         """
         audio = self.audio
         levels = image.float().mean(1).flip(-2).add(1).div(2)  # (B, 3, S, S) -> (B, S, S) in [0, 1]
@@ -75,7 +76,7 @@ class AudioImage:
 
 
 def mel_spectrogram(audio: AudioImageConfig) -> torchaudio.transforms.MelSpectrogram:
-    """Return the transform (B, samples) -> (B, n_mels, frames) of HiFi-GAN's recipe; padding is the caller's."""
+    """Return the transform (B, samples) -> (B, n_mels, frames) with HiFi-GAN's settings; the caller pads."""
     return torchaudio.transforms.MelSpectrogram(
         sample_rate=audio.sample_rate,
         n_fft=audio.n_fft,
@@ -92,7 +93,7 @@ def mel_spectrogram(audio: AudioImageConfig) -> torchaudio.transforms.MelSpectro
 
 
 def resize_matrix(source: int, target: int) -> torch.Tensor:
-    """Return the (target, source) float64 matrix of linear interpolation, averaging where it shrinks."""
+    """Return the (target, source) float64 matrix of linear interpolation, with averaging if it shrinks."""
     unit = torch.eye(source, dtype=torch.float64)[None, None]  # (1, 1, source, source)
     return F.interpolate(unit, (target, source), mode="bilinear", antialias=True)[0, 0]
 
@@ -105,9 +106,9 @@ def _both_ways(rows: torch.Tensor, picture: torch.Tensor, columns: torch.Tensor)
 
 
 def _without_autocast(tensor: torch.Tensor) -> AbstractContextManager:
-    """Switch autocast off for work on ``tensor``, if its device has any: "meta", shapes alone, has not."""
+    """Return a context without autocast on the device of ``tensor``; the meta device has no autocast."""
     kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
 
 
 def signals(clips: Sequence[Clip], audio_image: AudioImage, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""A clip, the unit of everything downstream, and the reason why a file or a window of it gives none."""
+"""A clip, the unit of shards and models, and :class:`MediaError`, the reason why a file or a window gives none."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Pictures and the sound of exactly their time.
+    """Frames and the sound of the same time.
 
     Attributes:
         frames: (F, H, W, 3) uint8, RGB.
@@ -19,11 +19,11 @@ class Clip:
 
 
 class MediaError(Exception):
-    """A file, or one window of it, that gives no clip; it becomes a line of the drop log.
+    """A file, or one window of it, gives no clip. It becomes a row of the log of dropped candidates.
 
     ``reason`` is one of: missing_file, empty_file, unreadable, not_media, no_video_stream, no_audio_stream,
-    unsupported_codec, too_large, too_long, too_short (the window reaches past the end), truncated (the data end before
-    the header says so), corrupt (it cannot be decoded). ``detail`` says where and by how much.
+    unsupported_codec, too_large, too_long, too_short (the window exceeds the end), truncated (the data end before
+    the time in the header), corrupt (it cannot be decoded). ``detail`` has the place and the amount.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -32,4 +32,4 @@ class MediaError(Exception):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type["MediaError"], tuple[str, str]]:
-        return MediaError, (self.reason, self.detail)  # so that it crosses process boundaries whole
+        return MediaError, (self.reason, self.detail)  # keeps both when it is pickled

@@ -1,7 +1,7 @@
-"""Frames and a waveform into an MP4 (H.264 + AAC) that any player opens, with sound and picture in step.
+"""Writing frames and a waveform as an MP4 (H.264 and AAC): ``write_video(path, frames, fps, waveform, sample_rate)``.
 
-The same input gives the same bytes: one encoder thread, no dates, no program names. The AAC encoder's priming samples
-are taken back by the file's edit list, which players and :mod:`mmldm_scale.media.decode` follow.
+Equal input gives equal bytes: one encoder thread, no dates, no program names. The file's edit list compensates the AAC
+encoder's priming samples; players and :mod:`mmldm_scale.media.decode` follow it.
 """
 
 import os
@@ -22,32 +22,36 @@ AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 1200
 def write_video(
     path: Path, frames: np.ndarray, fps: float, waveform: np.ndarray | None = None, sample_rate: int | None = None
 ) -> None:
-    """Write ``frames`` and, where given, ``waveform`` to ``path`` (MP4), which appears whole or not at all.
+    """Write ``frames`` and, where given, ``waveform`` to ``path`` (MP4), atomically.
 
     Args:
-        path: the file to write; one that exists is replaced.
+        path: the file to write; an existing file is replaced.
         frames: (F, H, W, 3) uint8, RGB. An odd side is made even by repeating its last row or column.
         fps: frames per second.
-        waveform: (N,) float32 in [-1, 1], mono; values beyond are clipped. It may be shorter or longer than the
+        waveform: (N,) float32 in [-1, 1], mono; values outside are clipped. It may be shorter or longer than the
             picture.
         sample_rate: of the waveform in Hz, one of AAC_RATES.
 
     Raises:
-        ValueError: shapes or rates that cannot be written.
+        ValueError: a shape, a type or the sample rate cannot be written.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise ValueError(f"frames must be (F, H, W, 3) uint8, not {frames.shape} {frames.dtype}")
-    if waveform is not None and (waveform.ndim != 1 or sample_rate not in AAC_RATES):
-        raise ValueError(f"a waveform must be (N,) at one of {AAC_RATES} Hz, not {waveform.shape} at {sample_rate}")
+    sound: tuple[np.ndarray, int] | None = None
+    if waveform is not None:
+        if waveform.ndim != 1 or sample_rate not in AAC_RATES:
+            shape = f"{waveform.shape} at {sample_rate} Hz"
+            raise ValueError(f"waveform must be (N,) at one of {AAC_RATES} Hz, not {shape}")
+        sound = waveform, sample_rate
     path = Path(path)
-    aside = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     options = {"fflags": "+bitexact", "movflags": "+faststart"}
     try:
-        with av.open(str(aside), "w", format="mp4", options=options) as container:
-            _write(container, _even(frames), fps, waveform, sample_rate)
-        os.replace(aside, path)
+        with av.open(str(temporary), "w", format="mp4", options=options) as container:
+            _write(container, _even(frames), fps, sound)
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _even(frames: np.ndarray) -> np.ndarray:
@@ -56,18 +60,18 @@ def _even(frames: np.ndarray) -> np.ndarray:
     return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-def _write(
-    container: OutputContainer, frames: np.ndarray, fps: float, waveform: np.ndarray | None, sample_rate: int | None
-) -> None:
+def _write(container: OutputContainer, frames: np.ndarray, fps: float, sound: tuple[np.ndarray, int] | None) -> None:
+    """Write ``frames`` and ``sound`` (waveform and sample rate), interleaved so that players can stream the file."""
     rate = Fraction(fps).limit_denominator(100_000)
     video = _video_stream(container, rate, *frames.shape[1:3])
-    audio = _audio_stream(container, sample_rate) if waveform is not None else None
-    written = 0
-    for number, picture in enumerate(frames):  # turn by turn, so that the file can be played while it is read
+    audio = None if sound is None else _audio_stream(container, sound[1])
+    written = 0  # samples of the waveform
+    for number, picture in enumerate(frames):
         frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
         frame.pts, frame.time_base = number, 1 / rate
         container.mux(video.encode(frame))
-        if audio is not None:
+        if audio is not None and sound is not None:
+            waveform, sample_rate = sound
             last = number == len(frames) - 1
             until = len(waveform) if last else min(len(waveform), int((number + 1) / rate * sample_rate))
             _write_sound(container, audio, waveform[written:until], written)

@@ -1,51 +1,63 @@
-"""One stream of a media file as frames in presentation order, with what is damaged in between.
+"""One stream of a media file as frames in presentation order, with the damaged parts marked.
 
-:class:`Track` opens the file for one stream alone, so that picture and sound are pulled forward independently and a
-badly interleaved file costs no memory. Decoders run single-threaded: their output, errors included, is then the same
-in every process. libav's own log stays off (PyAV's default, stated here): each fault reaches us as an error code.
+:class:`VideoTrack` and :class:`AudioTrack` open the file for one stream each. Picture and sound are then read
+independently, and a badly interleaved file takes no memory. Decoders run single-threaded, so that their output, errors
+included, is the same in every process. libav's own log is off (PyAV's default, set explicitly here), because every
+fault is reported as an error code.
 """
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
 
 import av
 from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from mmldm_scale.media.clip import MediaError
 
 av.logging.set_level(None)
 
-# The formats that are opened. The others are exotic, or lists of further files: reading one must not reach those.
+# The formats that are opened. Others are rare, or are lists of further files, which must not be opened.
 FORMATS = (
     "3gp,aac,ac3,aiff,asf,avi,caf,dv,eac3,flac,flv,h264,hevc,m4v,matroska,mov,mp3,mp4,mpeg,mpegts,mpegvideo,mxf,nut,"
     "obu,ogg,rm,w64,wav,webm"
 )
-MAX_PIXELS = 8192 * 8192  # of one picture: beyond it a file is refused instead of filling the memory
-RATES = range(1_000, 768_001)  # Hz, of sound: beyond them a header is wrong, and resampling fails or fills the memory
+MAX_PIXELS = 8192 * 8192  # pixels of a picture; a larger one could fill the memory
+RATES = range(1_000, 768_001)  # Hz, sample rates; with others the header is wrong, and resampling fails
 IO_TIMEOUT = 30.0  # seconds that opening a file or reading a packet may take
-PREROLL = 1.0  # seconds decoded ahead of a seek's target: sound codecs need some, and seeking is by decoding time
+PREROLL = 1.0  # seconds decoded before a seek's target: sound codecs need some, and seeking is by decoding time
+SEEK_DISTANCE = 10.0  # seconds; a longer gap is skipped by seeking instead of decoding
+END_TOLERANCE = 0.1  # seconds that a window may exceed the end: MP3 sound in MP4 ends up to 0.08 s before its picture
 
-COUNTED = ("avi",)  # formats whose timestamps are counted packets, which come out wrong behind a seek
-FAULT_DELAY = 0.002  # seconds after the last good frame's time from which a fault holds, so that frame still counts
+COUNTED = ("avi",)  # formats whose timestamps are packet counts, which are wrong after a seek
+FAULT_DELAY = 0.002  # seconds from the last good frame's time to the begin of a fault, so that the frame is still used
+
+FrameT = TypeVar("FrameT", VideoFrame, AudioFrame)
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Generic[FrameT]):
     """What a stream presents from ``time`` (seconds, container clock) until the next entry: a frame or a fault."""
 
     time: float
-    content: VideoFrame | AudioFrame | MediaError
+    content: FrameT | MediaError
 
 
 def open_container(path: Path) -> InputContainer:
-    """Open ``path`` for reading, as a local file whatever its name looks like; raise MediaError if it is no media."""
+    """Open ``path`` as a local file, whatever its name looks like.
+
+    Raises:
+        MediaError: missing_file, empty_file, unreadable, not_media.
+    """
     try:
         if not path.exists():
             raise MediaError("missing_file", f"{path}: no such file")
@@ -64,44 +76,57 @@ def open_container(path: Path) -> InputContainer:
         raise MediaError("not_media", f"{path}: {error.strerror or error}") from None
 
 
+@overload
+def find_stream(container: InputContainer, kind: Literal["video"]) -> VideoStream | None: ...
+@overload
+def find_stream(container: InputContainer, kind: Literal["audio"]) -> AudioStream | None: ...
 def find_stream(container: InputContainer, kind: Literal["video", "audio"]) -> Stream | None:
-    """Return the stream of this kind that a player would choose; cover art is no video."""
+    """Return the stream of this kind that a player would choose, cover art excluded; None if there is none."""
     candidates = [s for s in container.streams if s.type == kind and not s.disposition & Disposition.attached_pic]
     best = container.streams.best(kind)
     return best if best in candidates else next(iter(candidates), None)
 
 
-def read_packets(container: InputContainer, stream: Stream) -> Iterator[av.Packet]:
+def read_packets(container: InputContainer, stream: Stream) -> "Iterator[av.Packet[Any]]":
     """Yield the packets of ``stream`` and the empty one at the end that flushes its decoder."""
-    with contextlib.suppress(IndexError):  # PyAV ends so where other streams turned up on the way
+    with contextlib.suppress(IndexError):  # PyAV raises it at the end if new streams appeared in the file
         yield from container.demux(stream)
 
 
-class Track:
-    """The video or audio stream of a file, decoded forward from any time.
+def to_seconds(ticks: int, time_base: Fraction | None) -> float:
+    """Return a timestamp of ``ticks`` units of ``time_base`` in seconds."""
+    if time_base is None:
+        raise ValueError("a timestamp without a time base")
+    return float(ticks * time_base)
+
+
+class _Track(Generic[FrameT]):
+    """A stream of a file, decoded forward from any time.
 
     Raises MediaError when made: see :func:`open_container`; no_video_stream, no_audio_stream, unsupported_codec,
     too_large.
     """
 
-    def __init__(self, path: Path, kind: Literal["video", "audio"]) -> None:
+    kind: ClassVar[Literal["video", "audio"]]
+    stream: Stream
+
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.kind = kind
         self._open()
+
+    def _find_stream(self) -> Stream | None:
+        """Return the stream of this kind; raise MediaError if it cannot be decoded."""
+        raise NotImplementedError
 
     def _open(self) -> None:
         self.container = open_container(self.path)
-        stream = find_stream(self.container, self.kind)
+        stream = self._find_stream()
         if stream is None:
             raise MediaError(f"no_{self.kind}_stream", f"{self.path}: {self.container.format.name}")
-        if stream.codec_context is None or (self.kind == "audio" and stream.sample_rate not in RATES):
-            raise MediaError("unsupported_codec", f"{self.path}: {self.kind} stream")
-        if self.kind == "video" and stream.width * stream.height > MAX_PIXELS:
-            raise MediaError("too_large", f"{self.path}: {stream.width}×{stream.height} pixels")
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {
-            "err_detect": "explode",  # HEVC conceals damage without a word otherwise
-            "max_pixels": str(MAX_PIXELS),  # where the size changes on the way
+            "err_detect": "explode",  # without it HEVC conceals damage silently
+            "max_pixels": str(MAX_PIXELS),  # for streams whose size changes
         }
         self.stream = stream
         self._fresh = True  # nothing was read from it yet
@@ -110,17 +135,11 @@ class Track:
         """Close the file; the track cannot be used afterwards."""
         self.container.close()
 
-    def frame_seconds(self, frame: VideoFrame) -> float:
-        """Return how long ``frame`` is shown, in seconds."""
-        if frame.duration:
-            return float(frame.duration * frame.time_base)
-        return 1 / float(self.stream.average_rate or 25)
+    def entries(self, time: float) -> Iterator[Entry[FrameT]]:
+        """Yield what the stream presents, in order, from ``time`` (seconds, container clock) or somewhat earlier.
 
-    def entries(self, time: float) -> Iterator[Entry]:
-        """Yield what the stream presents, in order, from ``time`` (seconds, container clock) or somewhat earlier on.
-
-        Only one such iterator can be in use at a time. Where the file cannot seek to a frame at or before ``time``,
-        it is decoded from its beginning.
+        Only one such iterator can be in use at a time. If the file cannot seek to a frame at or before ``time``, it is
+        decoded from its beginning.
         """
         if time - PREROLL > self._start() and self.container.format.name not in COUNTED:
             entries = self._seek(time)
@@ -132,43 +151,46 @@ class Track:
         return self._decode()
 
     def _start(self) -> float:
-        return float((self.stream.start_time or 0) * self.stream.time_base)
+        return to_seconds(self.stream.start_time or 0, self.stream.time_base)
 
-    def _seek(self, time: float) -> Iterator[Entry] | None:
-        """Return the entries from a key frame at or before ``time`` on, or None where seeking does not get there."""
+    def _seek(self, time: float) -> Iterator[Entry[FrameT]] | None:
+        """Return the entries from a key frame at or before ``time`` on, or None if seeking does not reach one."""
         self._fresh = False
         try:
-            self.container.seek(int((time - PREROLL) / self.stream.time_base), stream=self.stream)
+            offset = int((time - PREROLL) / to_seconds(1, self.stream.time_base))
+            self.container.seek(offset, stream=self.stream)
         except av.FFmpegError:
-            return None  # decoding from the beginning tells whether the file is damaged or just not seekable
+            return None  # decoding from the beginning shows whether the file is damaged or only not seekable
         entries = self._decode()
         first = next(entries, None)
         if first is None or first.time > time or isinstance(first.content, MediaError):
             return None
         return chain([first], entries)
 
-    def _decode(self) -> Iterator[Entry]:
+    def _decode(self) -> Iterator[Entry[FrameT]]:
         self._fresh = False
         last = float("-inf")
         fault: MediaError | None = None
-        trusted_after = float("-inf")  # a picture that builds on a damaged one is no better: wait for a key frame
-        for packet, result in self._packets():
-            if isinstance(result, MediaError):
-                fault = result
-                trusted_after = last if packet is None or packet.pts is None else float(packet.pts * packet.time_base)
+        trusted_after = float("-inf")  # a picture that depends on a damaged one is damaged too: wait for a key frame
+        for packet, frames in self._packets():
+            if isinstance(frames, MediaError):
+                fault = frames
+                trusted_after = last
+                if packet is not None and packet.pts is not None:
+                    trusted_after = to_seconds(packet.pts, packet.time_base)
                 yield Entry(last + FAULT_DELAY, fault)
                 continue
-            for frame in result:
-                time = last if frame.pts is None else float(frame.pts * frame.time_base)
+            for frame in frames:
+                time = last if frame.pts is None else to_seconds(frame.pts, frame.time_base)
                 if time < last:
-                    continue  # time runs backwards: what comes twice is shown once
+                    continue  # time runs backwards: each moment is shown once
                 last = time
-                if self.kind == "audio" or (frame.key_frame and time > trusted_after):
+                if isinstance(frame, AudioFrame) or (frame.key_frame and time > trusted_after):
                     fault = None
                 if fault is None:
                     yield Entry(time, frame)
 
-    def _packets(self) -> Iterator[tuple[av.Packet | None, list | MediaError]]:
+    def _packets(self) -> "Iterator[tuple[av.Packet[Any] | None, list[FrameT] | MediaError]]":
         """Yield each packet with its frames, or with the fault that it is."""
         packets = read_packets(self.container, self.stream)
         while True:
@@ -180,15 +202,50 @@ class Track:
                 yield None, self._fault(error)
                 return
             try:
-                frames = packet.decode()
+                frames: list[Any] = packet.decode()
             except av.EOFError:
                 return
             except (av.FFmpegError, OSError) as error:
                 yield packet, self._fault(error)
                 continue
-            bad = packet.is_corrupt or any(frame.is_corrupt for frame in frames)
-            yield packet, self._fault("flagged as corrupt") if bad else frames
+            corrupt = packet.is_corrupt or any(frame.is_corrupt for frame in frames)
+            yield packet, self._fault("flagged as corrupt") if corrupt else frames
 
     def _fault(self, error: object) -> MediaError:
         text = getattr(error, "strerror", None) or str(error)
         return MediaError("corrupt", f"{self.path}: {self.kind} stream: {text}")
+
+
+class VideoTrack(_Track[VideoFrame]):
+    """The video stream of a file."""
+
+    kind = "video"
+    stream: VideoStream
+
+    def frame_seconds(self, frame: VideoFrame) -> float:
+        """Return how long ``frame`` is shown, in seconds."""
+        if frame.duration:
+            return to_seconds(frame.duration, frame.time_base)
+        return 1 / float(self.stream.average_rate or 25)
+
+    def _find_stream(self) -> VideoStream | None:
+        stream = find_stream(self.container, "video")
+        if stream is not None:
+            if stream.codec_context is None:
+                raise MediaError("unsupported_codec", f"{self.path}: video stream")
+            if stream.width * stream.height > MAX_PIXELS:
+                raise MediaError("too_large", f"{self.path}: {stream.width}×{stream.height} pixels")
+        return stream
+
+
+class AudioTrack(_Track[AudioFrame]):
+    """The audio stream of a file."""
+
+    kind = "audio"
+    stream: AudioStream
+
+    def _find_stream(self) -> AudioStream | None:
+        stream = find_stream(self.container, "audio")
+        if stream is not None and (stream.codec_context is None or stream.sample_rate not in RATES):
+            raise MediaError("unsupported_codec", f"{self.path}: audio stream")
+        return stream

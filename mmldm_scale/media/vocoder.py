@@ -1,8 +1,8 @@
-"""Mel magnitudes back into sound: HiFi-GAN where weights are given, Griffin-Lim where none are.
+"""Vocoders, from mel magnitudes to waveforms: HiFi-GAN if weights are given, otherwise Griffin-Lim.
 
 ``load_vocoder(path, audio)`` returns a function ``vocoder(decibels (B, n_mels, T), samples) -> (B, samples)``. Both
-kinds keep the time grid of :mod:`mmldm_scale.media.audio_image` (frame t is centred on sample (t + 1/2) · hop), and
-both are pure functions of each spectrogram: the same one sounds the same whatever batch it came in.
+kinds keep the time grid of :mod:`mmldm_scale.media.audio_image` (frame t is centred on sample (t + 1/2) · hop), and are
+pure functions of each spectrogram: its waveform does not depend on the rest of the batch.
 """
 
 from collections.abc import Callable
@@ -20,21 +20,21 @@ Vocoder = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 def load_vocoder(path: str | None, audio: AudioImageConfig) -> Vocoder:
-    """Return the HiFi-GAN at ``path`` (see :mod:`mmldm_scale.media.hifi_gan`), or Griffin-Lim where it is None.
+    """Return the HiFi-GAN at ``path`` (see :mod:`mmldm_scale.media.hifi_gan`), or Griffin-Lim if ``path`` is None.
 
     Raises:
-        UserError: there is no HiFi-GAN, or it is damaged, or it was trained on other mels than ``audio``'s.
+        UserError: there is no HiFi-GAN at ``path``, it is damaged, or its mel settings differ from ``audio``.
     """
     return GriffinLim(audio) if path is None else HifiGan(Path(path), audio)
 
 
 class GriffinLim:
-    """Phases found by iteration, from linear magnitudes found by non-negative least squares."""
+    """Griffin-Lim phase reconstruction, from linear magnitudes estimated by non-negative least squares."""
 
     INVERSION_STEPS = 200  # multiplicative updates of the mel inversion
-    ITERATIONS = 64
-    MOMENTUM = 0.99
-    SEED = 0  # of the initial phases, the same for every spectrogram
+    ITERATIONS = 64  # of Griffin-Lim
+    MOMENTUM = 0.99  # of fast Griffin-Lim
+    SEED = 0  # of the initial phases, equal for all spectrograms
 
     def __init__(self, audio: AudioImageConfig) -> None:
         self.audio = audio
@@ -50,14 +50,14 @@ class GriffinLim:
         )
 
     def __call__(self, decibels: torch.Tensor, samples: int) -> torch.Tensor:
-        """Return the (B, samples) float32 waveforms of mel magnitudes (B, n_mels, T) in dB; works on the CPU."""
-        sounds = [self._invert(one, samples) for one in decibels.detach().float().cpu()]
+        """Return the (B, samples) float32 waveforms of mel magnitudes (B, n_mels, T) in dB; computed on the CPU."""
+        sounds = [self._invert(spectrogram, samples) for spectrogram in decibels.detach().float().cpu()]
         return torch.stack(sounds).to(decibels.device)
 
     def _invert(self, decibels: torch.Tensor, samples: int) -> torch.Tensor:
         magnitude = self._linear(10 ** (decibels / 20))
-        # Griffin-Lim centres frame t on sample t · hop. One more frame in front (and behind, for the end's sake) puts
-        # its time zero half a hop before ours.
+        # Griffin-Lim centres frame t on sample t · hop. With one more frame at the front its time zero is half a hop
+        # before ours; the one at the back extends the end.
         magnitude = F.pad(magnitude, (1, 1), mode="replicate")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.SEED)
@@ -68,8 +68,8 @@ class GriffinLim:
     def _linear(self, mel: torch.Tensor) -> torch.Tensor:
         """Return the (n_fft // 2 + 1, T) magnitudes >= 0 whose mels come closest to ``mel`` (n_mels, T).
 
-        Lee and Seung's multiplicative updates: they keep the sign and, begun from the filters' own spread, the smooth
-        spectra that plain least squares loses.
+        Uses Lee and Seung's multiplicative updates. They keep the sign and, started from the filters' spread, give
+        smoother spectra than least squares.
         """
         spread = self.filters @ mel  # (n_fft // 2 + 1, T)
         linear = spread.clone()

@@ -87,7 +87,7 @@ def test_cut_and_missing_tars(doctor: Doctor, tmp_path: Path) -> None:
         tar.truncate(1024)
     status, lines = doctor("--shards", folder)
     assert (status, len(lines)) == (1, 2)
-    assert f"{folder}/shard-000001.tar: is missing" in lines[0]
+    assert f"{folder}/shard-000001.tar: missing" in lines[0]
     assert re.search(r"shard-000002.tar: [\d,]+ bytes expected, 1,024 found", lines[1])
 
 

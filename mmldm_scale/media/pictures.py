@@ -1,0 +1,146 @@
+"""Pictures of windows: the frames that a video shows at given times, as squares of one size.
+
+:func:`window_pictures` yields the frames of each window, :func:`fit_picture` makes a frame square. A frame of a clip is
+the picture shown in the middle of its time, so that nothing is seen more than half a frame early or late, whatever the
+source's frame rate. Rotation, mirroring, pixel shape and interlacing are taken into account.
+"""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation
+
+from mmldm_scale.config import MediaConfig
+from mmldm_scale.media.clip import MediaError
+from mmldm_scale.media.track import END_TOLERANCE, MAX_PIXELS, SEEK_DISTANCE, Entry, VideoTrack
+
+TIME_TOLERANCE = 0.001  # seconds: containers round their timestamps to milliseconds
+
+
+def window_pictures(
+    track: VideoTrack, starts: list[float], zero: float, media: MediaConfig
+) -> Iterator[np.ndarray | MediaError]:
+    """Yield for each start the (F, S, S, 3) uint8 frames of its window, or why there are none.
+
+    Args:
+        track: the video.
+        starts: seconds from ``zero``, ascending.
+        zero: time zero on the container's clock, in seconds.
+        media: number, rate and size of the frames.
+    """
+    middles = [(i + 0.5) / media.fps for i in range(media.frames)]  # seconds
+    windows = [[round((start + middle) * 1e6) for middle in middles] for start in starts]  # µs
+    pictures = _pictures(track, sorted({time for window in windows for time in window}), zero, media)
+    decoded: dict[int, np.ndarray | MediaError] = {}  # by time in µs
+    for window in windows:
+        decoded = {time: picture for time, picture in decoded.items() if time >= window[0]}
+        while window[-1] not in decoded:
+            time, picture = next(pictures)
+            decoded[time] = picture
+        shown = [decoded[time] for time in window]
+        faults = [picture for picture in shown if isinstance(picture, MediaError)]
+        yield faults[0] if faults else np.stack([picture for picture in shown if isinstance(picture, np.ndarray)])
+
+
+def _pictures(
+    track: VideoTrack, times: list[int], zero: float, media: MediaConfig
+) -> Iterator[tuple[int, np.ndarray | MediaError]]:
+    """Yield (time, (S, S, 3) uint8 picture or MediaError) for each of the ascending ``times`` (µs from ``zero``)."""
+    position = float("inf")
+    entry: Entry[VideoFrame] | None = None  # what is shown
+    following: Entry[VideoFrame] | None = None
+    picture: np.ndarray | MediaError | None = None  # of ``entry``
+    for time in times:
+        now = zero + time / 1e6
+        if not position <= now < position + SEEK_DISTANCE:
+            entries, entry, picture = track.entries(now), None, None
+            following = next(entries, None)
+        position = now
+        while following is not None and following.time <= now + TIME_TOLERANCE:
+            entry, following, picture = following, next(entries, None), None
+        if entry is None and following is not None and following.time <= now + END_TOLERANCE:
+            entry = following
+        if picture is None:
+            picture = _picture(track, entry, media)
+        if following is None and entry is not None and _has_ended(track, entry, now):
+            text = f"{track.path}: the picture ends at {entry.time - zero:.3f} s; {time / 1e6:.3f} s is needed"
+            yield time, MediaError("truncated", text)
+        else:
+            yield time, picture
+
+
+def _has_ended(track: VideoTrack, last: Entry[VideoFrame], now: float) -> bool:
+    """Return whether the stream, whose last entry is ``last``, has ended before ``now``; False if that is a fault."""
+    if isinstance(last.content, MediaError):
+        return False
+    return now > last.time + track.frame_seconds(last.content) + END_TOLERANCE
+
+
+def _picture(track: VideoTrack, entry: Entry[VideoFrame] | None, media: MediaConfig) -> np.ndarray | MediaError:
+    """Return the (S, S, 3) uint8 picture of ``entry``, or why there is none."""
+    if entry is None:
+        return MediaError("corrupt", f"{track.path}: no picture can be decoded at its beginning")
+    if isinstance(entry.content, MediaError):
+        return entry.content
+    try:
+        return fit_picture(entry.content, track.stream.sample_aspect_ratio, media)
+    except (av.FFmpegError, ValueError) as error:
+        return MediaError("corrupt", f"{track.path}: picture at {entry.time:.3f} s: {error}")
+
+
+def fit_picture(frame: VideoFrame, pixel_aspect: Fraction | None, media: MediaConfig) -> np.ndarray:
+    """Return ``frame`` as an upright (S, S, 3) uint8 RGB picture with its proportions kept.
+
+    Args:
+        frame: the decoded frame.
+        pixel_aspect: width of a pixel divided by its height; None: 1.
+        media: size S, and ``fit``: "crop" scales the shorter side to S and takes the centre, "pad" scales the longer
+            side to S and centres the picture on black.
+
+    Raises:
+        ValueError: the frame is so narrow that the scaled picture would fill the memory.
+    """
+    size = media.size
+    shape = np.array([frame.height, frame.width * float(pixel_aspect or 1)])  # as shown
+    reference = shape.min() if media.fit == "crop" else shape.max()
+    height, width = (max(1, round(side * size / reference)) for side in shape)
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{frame.width}×{frame.height} pixels are too narrow to be scaled to {size}×{size}")
+    smooth = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+    small = _one_field(frame).reformat(width, height, "rgb24", interpolation=smooth, threads=1).to_ndarray()
+    small = _upright(small, frame)
+    height, width = small.shape[:2]
+    if media.fit == "crop":
+        top, left = (height - size) // 2, (width - size) // 2
+        return np.ascontiguousarray(small[top : top + size, left : left + size])
+    picture = np.zeros((size, size, 3), np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    picture[top : top + height, left : left + width] = small
+    return picture
+
+
+def _one_field(frame: VideoFrame) -> VideoFrame:
+    """Return ``frame``, or the upper field of an interlaced one, whose two fields show different moments."""
+    if not frame.interlaced_frame:
+        return frame
+    field = frame.to_ndarray(format="rgb24")[::2].astype(np.uint8)
+    return VideoFrame.from_ndarray(np.ascontiguousarray(field), format="rgb24")
+
+
+def _upright(picture: np.ndarray, frame: VideoFrame) -> np.ndarray:
+    """Return ``picture`` (H, W, 3) rotated by quarter turns and mirrored as the display matrix of ``frame`` specifies.
+
+    The matrix maps column x and row y to column a·x + c·y and row b·x + d·y.
+    """
+    side_data: Any = frame.side_data  # PyAV's stubs lack this key
+    matrix = side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).astype(np.int64)
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
