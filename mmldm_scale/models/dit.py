@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mmldm_scale.config import Backend, DiTConfig
+from mmldm_scale.config.media import Shape
 from mmldm_scale.models.attention import attention, choose_backend
 from mmldm_scale.models.recompute import Recomputation, recompute
 
@@ -35,8 +36,6 @@ PRESETS: dict[str, DiTConfig] = {
     "L": DiTConfig(depth=36, width=1536, heads=24),
 }
 FREQUENCIES = 256  # channels of the sinusoidal time embedding
-
-Shape = tuple[int, int, int]  # of a latent: channels, rows, columns
 
 
 class DiT(nn.Module):
