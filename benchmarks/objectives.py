@@ -19,7 +19,7 @@ from torch.utils.data import default_collate
 
 from benchmarks.report import machine, publish
 from mmldm_scale.config import load
-from mmldm_scale.diffusion.sampler import Latents, sample_latents
+from mmldm_scale.diffusion.guided_sampling import Latents, sample_latents
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.trainable import build_trainable
 from mmldm_scale.training.trainable import Trainable

@@ -1,9 +1,11 @@
-"""What a clip is: its frames, and the mel spectrogram of its sound."""
+"""The settings of a clip: its frames, its sound, and the audio image that encodes the sound."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from mmldm_scale.config.check import require
+
+Shape = tuple[int, int, int]  # of a latent or a picture: channels, height, width
 
 
 @dataclass

@@ -135,18 +135,18 @@ class DiTConfig:
 class DiffusionConfig:
     """Noise schedule, objective and task mixture of the DiT (section 3.3, PAPER values)."""
 
-    steps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.0120
+    steps: int = 1000  # timesteps of the noise schedule
+    beta_start: float = 0.00085  # β of the first timestep
+    beta_end: float = 0.0120  # β of the last timestep; between them √β is linear
     prediction: Literal["epsilon", "v", "flow"] = "epsilon"  # what the network predicts; see diffusion/noise_process.py
-    min_snr: float = 0.0  # γ of Min-SNR weighting (arXiv 2303.09556 takes 5); 0: all timesteps count alike
+    min_snr: float = 0.0  # γ of Min-SNR weighting (arXiv 2303.09556 takes 5); 0: all timesteps have the same weight
     zero_terminal_snr: bool = False  # the last timestep is pure noise (arXiv 2305.08891)
-    time_distribution: Literal["uniform", "logit_normal"] = "uniform"  # of training's timesteps
+    time_distribution: Literal["uniform", "logit_normal"] = "uniform"  # of the timesteps drawn in training
     audio_conditioned: float = 0.05  # share of training samples that see the clean audio latent
     video_conditioned: float = 0.05  # share that see the clean video latent
-    continued: float = 0.0  # share that see the latents of the clip before; needs model.continuation
+    continued: float = 0.0  # share that see the latents of the previous clip; needs model.continuation
     without_previous_video: float = 0.2  # share of these that see its sound alone (audio continuation)
-    without_previous_audio: float = 0.2  # share of these that see its pictures alone (video continuation)
+    without_previous_audio: float = 0.2  # share of these that see its frames alone (video continuation)
 
     def __post_init__(self) -> None:
         for keys in (
@@ -154,17 +154,23 @@ class DiffusionConfig:
             ("without_previous_video", "without_previous_audio"),
         ):
             shares = [getattr(self, key) for key in keys]
-            fit = min(shares) >= 0 and sum(shares) <= 1
-            require(fit, "diffusion", f"{' + '.join(keys)} must lie in 0..1, each of them too")
-        require(0 < self.beta_start < self.beta_end < 1, "diffusion.beta_start", "0 < beta_start < beta_end < 1 fits")
+            valid = min(shares) >= 0 and sum(shares) <= 1
+            require(valid, "diffusion", f"{' + '.join(keys)} and each of them must lie in 0..1")
+        require(
+            0 < self.beta_start < self.beta_end < 1,
+            "diffusion.beta_start",
+            "must satisfy 0 < beta_start < beta_end < 1",
+        )
         kind, flow = self.prediction, self.prediction == "flow"
         require(self.min_snr >= 0, "diffusion.min_snr", "must not be negative")
-        require(not (flow and self.min_snr), "diffusion.min_snr", "weighs prediction=epsilon or v; 0 fits flow")
-        reason = "it reaches pure noise anyway" if flow else "noise predicted from pure noise teaches nothing"
-        fits = kind == "v" or not self.zero_terminal_snr
-        require(fits, "diffusion.zero_terminal_snr", f"needs prediction=v, not {kind}: {reason}")
-        fits = flow or self.time_distribution == "uniform"
-        require(fits, "diffusion.time_distribution", f"{self.time_distribution} needs prediction=flow, not {kind}")
+        require(
+            not (flow and self.min_snr), "diffusion.min_snr", "must be 0 for prediction=flow; it weights epsilon and v"
+        )
+        reason = "a flow ends in pure noise anyway" if flow else "noise predicted from pure noise teaches nothing"
+        valid = kind == "v" or not self.zero_terminal_snr
+        require(valid, "diffusion.zero_terminal_snr", f"needs prediction=v, not {kind}: {reason}")
+        valid = flow or self.time_distribution == "uniform"
+        require(valid, "diffusion.time_distribution", f"{self.time_distribution} needs prediction=flow, not {kind}")
 
 
 @dataclass
@@ -187,13 +193,14 @@ class ContextConfig:
 class DecodingConfig:
     """How the signal decoder draws pictures from perceptual latents."""
 
-    sampler: Literal["ddim", "dpm++", "unipc"] = "ddim"
-    steps: int = 50
-    audio_guidance: float = 1.0  # 1: none, and half the work. The public code: 1.5
-    video_guidance: float = 1.0  # the public code: 3.0
-    pictures: int = 0  # that go through the U-Net together; 0: all of a batch of clips
+    sampler: str = "ddim"  # ddim (steps must divide 1000), dpm++ or unipc (any number of steps)
+    steps: int = 50  # steps of the sampler
+    audio_guidance: float = 1.0  # guidance scale of audio images, at least 1; 1: none, half the work. Public code: 1.5
+    video_guidance: float = 1.0  # guidance scale of frames, likewise. Public code: 3.0
+    pictures: int = 0  # how many pictures go through the U-Net together; 0: all of a batch of clips
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "decoding.steps", "must be at least 1")
         require(self.pictures >= 0, "decoding.pictures", "must not be negative")
-        require(min(self.audio_guidance, self.video_guidance) >= 1, "decoding", "guidance of at least 1 fits")
+        for key in ("audio_guidance", "video_guidance"):
+            require(getattr(self, key) >= 1, f"decoding.{key}", "must be at least 1")

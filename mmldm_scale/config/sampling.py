@@ -1,4 +1,4 @@
-"""What turns trained weights into clips is told."""
+"""Settings of `mmldm sample` and `mmldm reconstruct`."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,22 +7,25 @@ from mmldm_scale.config.check import require
 from mmldm_scale.config.models import Backend, DecodingConfig
 from mmldm_scale.config.training import Precision
 
-GenerationTask = Literal["svg", "a2v", "v2a"]  # joint; video to given audio; audio to given video
+GenerationTask = Literal["svg", "a2v", "v2a"]  # both; video to given audio; audio to given video
 
 
 @dataclass
 class Sampling:
-    """``mmldm sample``: the sampler's settings."""
+    """Settings of ``mmldm sample``."""
 
-    seed: int = 0
-    steps: int = 50  # steps of the DiT
-    audio_guidance: float = 2.5  # of a generated audio latent, conditioned on video (Landscape, AIST++; AudioSet 1.5)
-    video_guidance: float = 2.5  # of a generated video latent, conditioned on audio (Landscape, AIST++; AudioSet 3.0)
+    seed: int = 0  # of the noise of all samples
+    steps: int = 50  # sampling steps of the DiT
+    sampler: str = (
+        "auto"  # of the DiT: ddim, dpm++, unipc (prediction=epsilon or v) or euler (flow); auto: ddim or euler
+    )
+    audio_guidance: float = 2.5  # guidance scale of generated audio latents (Landscape, AIST++; AudioSet 1.5)
+    video_guidance: float = 2.5  # guidance scale of generated video latents (Landscape, AIST++; AudioSet 3.0)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    batch_size: int = 8
-    vocoder: str | None = None  # folder of a HiFi-GAN, the original's or transformers'; none: Griffin-Lim
-    attention: Backend = "auto"
-    precision: Precision = "fp32"
+    batch_size: int = 8  # samples made together
+    vocoder: str | None = None  # folder of a HiFi-GAN (the original's or transformers'); none: Griffin-Lim
+    attention: Backend = "auto"  # attention backend of the DiT
+    precision: Precision = "fp32"  # of DiT and autoencoder
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size"):
@@ -31,14 +34,14 @@ class Sampling:
 
 @dataclass
 class Reconstructing:
-    """``mmldm reconstruct``: clips through the autoencoder and back, and how close they come."""
+    """Settings of ``mmldm reconstruct``, which measures how close the autoencoder brings clips back."""
 
-    seed: int = 0
+    seed: int = 0  # of the noise that decoding begins with
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    batch_size: int = 8
-    vocoder: str | None = None  # as above
+    batch_size: int = 8  # clips measured together
+    vocoder: str | None = None  # folder of a HiFi-GAN (the original's or transformers'); none: Griffin-Lim
     lpips: str | None = None  # weights of LPIPS's backbone (AlexNet or VGG); none: no LPIPS
-    precision: Precision = "fp32"
+    precision: Precision = "fp32"  # of the autoencoder
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", "must be at least 1")

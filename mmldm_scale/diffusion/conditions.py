@@ -1,7 +1,7 @@
-"""What a sample is conditioned on, as the DiT takes it: a clean latent, a context, the clip before (section 3.3).
+"""What a sample is conditioned on, as the DiT takes it: a clean latent, a context, the previous clip (section 3.3).
 
-In training, what a sample sees is a function of (seed, position), and :func:`conditions` makes the DiT's arguments of
-a batch; in sampling they come from the user. :func:`null` is what stands for each of them where there is none.
+In training, a sample's conditions are a function of (seed, position), and :func:`conditions` makes the DiT's arguments
+from a batch; in sampling they come from the user. :func:`null` replaces each of them where there is none.
 """
 
 from collections.abc import Mapping
@@ -13,25 +13,27 @@ from torch import Tensor
 from mmldm_scale.common import rng
 from mmldm_scale.config import DiffusionConfig
 
-MODALITIES = ("audio", "video")
+Modality = Literal["audio", "video"]
+MODALITIES: tuple[Modality, Modality] = ("audio", "video")
 TrainingTask = Literal["svg", "a2v", "v2a", "continuation"]
 
 
 def task_at(config: DiffusionConfig, chance: float) -> TrainingTask:
-    """Return the one task of a sample whose draw, evenly distributed in [0, 1), is ``chance``."""
-    for name, share in (
+    """Return the task of a sample, by ``chance``, which is drawn uniformly from [0, 1)."""
+    tasks: tuple[tuple[TrainingTask, float], ...] = (
         ("a2v", config.audio_conditioned),
         ("v2a", config.video_conditioned),
         ("continuation", config.continued),
-    ):
+    )
+    for task, share in tasks:
         if chance < share:
-            return name
+            return task
         chance -= share
     return "svg"
 
 
-def previous_seen(config: DiffusionConfig, seed: int, position: int) -> tuple[str, ...]:
-    """Return what the sample at ``position``, if it continues a clip, sees of the one before: "audio", "video"."""
+def previous_seen(config: DiffusionConfig, seed: int, position: int) -> tuple[Modality, ...]:
+    """Return the modalities of the previous clip that the sample at ``position`` sees, if it continues a clip."""
     chance = rng.generator(seed, "dit/previous/seen", position).random()
     if chance < config.without_previous_video:
         return ("audio",)
@@ -39,7 +41,7 @@ def previous_seen(config: DiffusionConfig, seed: int, position: int) -> tuple[st
 
 
 def context_dropped(dropout: float, seed: int, position: int) -> bool:
-    """Return whether the sample at ``position`` gets the null context, as a share ``dropout`` of all do."""
+    """Return whether the sample at ``position`` gets the null context; a share ``dropout`` of all samples does."""
     return rng.generator(seed, "dit/context", position).random() < dropout
 
 
@@ -48,43 +50,44 @@ def conditions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         batch: as :func:`mmldm_scale.diffusion.loss.losses` takes it: clean latents "audio" and "video",
-            (B, C, H, W), and "audio_given" and "video_given", (B,) boolean. If the model continues clips
+            (B, C, H, W), and "audio_given" and "video_given", (B,) boolean. If the model continues clips,
             "previous_audio", "previous_video", "previous_audio_given" and "previous_video_given" likewise. If it has
             a context, "label", or "context" and "context_length", which the DiT takes as they are.
 
     Returns:
-        "audio_condition" and "video_condition": the clean latents, zeros (null) for the samples without; the others
-        of the arguments if ``batch`` has them.
+        "audio_condition" and "video_condition": the clean latents, zeros (null) for samples without; the other
+        arguments if ``batch`` has them.
     """
-    found = {f"{name}_condition": batch[name] * _over(batch[f"{name}_given"]) for name in MODALITIES}
+    arguments = {f"{name}_condition": batch[name] * _as_mask(batch[f"{name}_given"]) for name in MODALITIES}
     for name in MODALITIES:
         if f"previous_{name}" in batch:
-            found[f"previous_{name}"] = marked(batch[f"previous_{name}"], batch[f"previous_{name}_given"])
-    return found | {name: batch[name] for name in ("label", "context", "context_length") if name in batch}
+            arguments[f"previous_{name}"] = marked(batch[f"previous_{name}"], batch[f"previous_{name}_given"])
+    return arguments | {name: batch[name] for name in ("label", "context", "context_length") if name in batch}
 
 
 def shares(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return which samples of ``batch`` have a clip before them and a context, where any can, as 0 or 1, (B,)."""
-    found = {}
+    """Return which samples of ``batch`` have a previous clip and a context, where any can, as 0 or 1, (B,)."""
+    present = {}
     if "previous_audio" in batch:
-        found["data/continued"] = batch["previous_audio_given"] | batch["previous_video_given"]
+        present["data/continued"] = batch["previous_audio_given"] | batch["previous_video_given"]
     if "label" in batch:
-        found["data/context"] = batch["label"] >= 0
+        present["data/context"] = batch["label"] >= 0
     if "context" in batch:
-        found["data/context"] = batch["context_length"] > 0
-    return {name: having.float() for name, having in found.items()}
+        present["data/context"] = batch["context_length"] > 0
+    return {name: mask.float() for name, mask in present.items()}
 
 
 def marked(latent: Tensor, given: Tensor | None = None) -> Tensor:
     """Return (B, C + 1, H, W): ``latent`` (B, C, H, W) and a channel of ones; zeros where ``given`` (B,) is false."""
     whole = torch.cat([latent, torch.ones_like(latent[:, :1])], dim=1)
-    return whole if given is None else whole * _over(given)
+    return whole if given is None else whole * _as_mask(given)
 
 
-def null(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what stands for the conditions ``found``, arguments of ``DiT.forward``, in samples that have none."""
-    return {name: torch.full_like(value, -1 if name == "label" else 0) for name, value in found.items()}
+def null(arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the values that replace the conditions ``arguments`` (of ``DiT.forward``) in samples without them."""
+    return {name: torch.full_like(value, -1 if name == "label" else 0) for name, value in arguments.items()}
 
 
-def _over(given: Tensor) -> Tensor:
+def _as_mask(given: Tensor) -> Tensor:
+    """Return ``given`` (B,) as (B, 1, 1, 1)."""
     return given.view(-1, 1, 1, 1)

@@ -1,23 +1,24 @@
-"""A loss for synchrony: what belongs together must be easier to denoise together than what does not.
+"""A contrastive loss for synchrony: denoising a matching audio-video pair must be easier than a mismatched one.
 
-CMMD (arXiv 2312.05412) adds a joint contrastive loss to the diffusion loss. Its equations are not public, so this is
-CMMD-style, and ours is this. Beside its true pairing, each sample is denoised in three wrong ones, with the same noise
-n_a and n_v, at the same timestep, under the same conditions but for the latents exchanged:
+CMMD (arXiv 2312.05412) adds a joint contrastive loss to the diffusion loss. Its equations are not public; the loss here
+is our own, in its style. Besides its true pairing, each sample is denoised in three wrong ones, with the same noise n_a
+and n_v, at the same timestep and under the same conditions, except for the exchanged latents:
 
     0   its audio                      its video            the true pairing
     1   another clip's audio           its video
     2   its audio, shifted in time     its video
     3   its audio                      another clip's video
 
-With e_v(k) and e_a(k) the mean squared errors of what is predicted for video and audio in pairing k, and τ the
-temperature, the two modalities each have to find the true partner by their own error:
+With e_v(k) and e_a(k) the mean squared errors of the predictions for video and audio in pairing k, and τ the
+temperature, each modality has to identify its true partner by its own error:
 
     ½ · [−log softmax(−e_v(0..2) / τ)_0 − log softmax(−e_a(0, 3) / τ)_0]
 
-which is ½ · (log 3 + log 2) = 0.896 for a network that does not tell them apart. Min-SNR does not weigh it.
+which is ½ · (log 3 + log 2) = 0.896 for a network that cannot tell them apart. Min-SNR weighting does not apply to it.
 
-The audio latent's last axis is time: the audio image's time runs to the right, and the encoders keep its axes. A shift
-goes around its end. The video latent has no axis of time (a clip's frames are in its channels), so it is not shifted.
+The last axis of the audio latent is time: the time of the audio image runs to the right, and the encoders keep its
+axes. A shift is circular. The video latent has no time axis (the frames of a clip are in its channels), so it is not
+shifted.
 """
 
 import torch
@@ -25,21 +26,21 @@ from torch import Tensor
 
 from mmldm_scale.common import rng
 
-PASSES = 4  # of a sample through the network: one for each pairing
-PARTNERS = ("other_audio", "shifted_audio", "other_video")  # what a batch holds for the wrong pairings
+PASSES = 4  # forward passes of a sample through the network: one for each pairing
+PARTNERS = ("other_audio", "shifted_audio", "other_video")  # keys of a batch for the wrong pairings
 
 
 def draw_shift(columns: int, seed: int, position: int) -> int:
-    """Return by how many of its ``columns`` ≥ 2 the audio latent of the sample at ``position`` is shifted.
+    """Return by how many of its ``columns`` (at least 2) the audio latent of the sample at ``position`` is shifted.
 
-    Each shift by at least a quarter of the clip, either way around, is as likely as another.
+    Uniform over all circular shifts by at least a quarter of the clip in either direction.
     """
     least = max(1, columns // 4)
     return int(rng.generator(seed, "dit/contrastive/shift", position).integers(least, columns - least, endpoint=True))
 
 
 def wrong_pairings(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return pairings 1, 2 and 3 of all samples, one after the other: a batch (3B, …) without partners of its own.
+    """Return pairings 1, 2 and 3 of all samples, concatenated: a batch (3B, …) without the keys ``PARTNERS``.
 
     Args:
         batch: as :func:`~mmldm_scale.diffusion.loss.losses` takes it, with "other_audio" and "shifted_audio"
@@ -51,7 +52,7 @@ def wrong_pairings(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def contrast(true: tuple[Tensor, Tensor], wrong: tuple[Tensor, Tensor], temperature: float) -> Tensor:
-    """Return the loss of each sample, (B,), by its errors for audio and video.
+    """Return the contrastive loss of each sample, (B,), from its errors for audio and video.
 
     Args:
         true: e_a and e_v of pairing 0, (B,) each.

@@ -1,50 +1,73 @@
-"""Between latents z and noise n: how they are mixed, what a network learns of the mixture, and the way back.
+"""How latents z and noise n are mixed at each timestep, and what a network learns to predict from the mixture.
 
     process = noise_process(config)                       # by config.prediction
     noisy = process.corrupt(clean, noise, time)
     target, weight = process.target(clean, noise, time), process.weight(time)
-    for time in process.timesteps(50).tolist():
-        latents = process.step(network(latents, time), time, latents)
 
-    prediction   mixture z^t            target           weight         step back
-    epsilon      α_t z + σ_t n          n                1 or Min-SNR   DDIM
-    v            α_t z + σ_t n          α_t n − σ_t z    1 or Min-SNR   DDIM
-    flow         (1 − s_t) z + s_t n    n − z            1              Euler
+    prediction   mixture z^t            target           weight
+    epsilon      α_t z + σ_t n          n                1 or Min-SNR
+    v            α_t z + σ_t n          α_t n − σ_t z    1 or Min-SNR
+    flow         (1 − s_t) z + s_t n    n − z            1
 
-α_t = √ᾱ_t and σ_t = √(1 − ᾱ_t) are the schedule's. All three count time alike, in integers from 0, nearly clean, to
-T − 1, nearly or wholly noise: that is what is drawn in training, given to the network, and visited in sampling.
+α_t = √ᾱ_t and σ_t = √(1 − ᾱ_t) belong to the noise schedule. All three count time in integers from 0 (nearly clean) to
+T − 1 (nearly or wholly noise); the same integers are drawn in training, given to the network and visited in sampling.
+
+A process has no state: its methods are functions of their arguments and the configuration.
+:mod:`~mmldm_scale.diffusion.samplers` leads from noise back to latents.
 """
 
+from typing import ClassVar
+
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from mmldm_scale.config import DiffusionConfig
-from mmldm_scale.diffusion.schedule import scheduler, stride, timesteps
+from mmldm_scale.diffusion.schedule import scheduler
 
 
 class Diffusion:
-    """Diffusion that preserves variance (Eq. 5), predicting the noise or v (Salimans & Ho, arXiv 2202.00512)."""
+    """Variance-preserving diffusion (Eq. 5), predicting the noise or v (Salimans & Ho, arXiv 2202.00512).
+
+    Eq. 6 as printed lacks a square root: what is meant, and computed here, is the sample of Eq. 5,
+    z^t = √ᾱ_t · z^0 + √(1 − ᾱ_t) · n^t.
+
+    Attributes:
+        length: T, the number of timesteps.
+        alphas_cumprod: ᾱ of each timestep, (T,) float32, on the CPU.
+    """
+
+    predictions: ClassVar[tuple[str, ...]] = ("epsilon", "v")
 
     def __init__(self, config: DiffusionConfig) -> None:
-        self.config = config
-        self.scheduler: DDIMScheduler = scheduler(config)
+        self.config, self.length = config, config.steps
+        self.alphas_cumprod: Tensor = scheduler(config).alphas_cumprod
+        self._copies: dict[torch.device, Tensor] = {}  # of alphas_cumprod, so that a training step copies nothing
+
+    def alpha_bar(self, time: Tensor) -> Tensor:
+        """Return ᾱ_t of the timesteps ``time``, float32, of its shape and on its device."""
+        if time.device not in self._copies:
+            self._copies[time.device] = self.alphas_cumprod.to(time.device)
+        return self._copies[time.device][time]
 
     def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Return z^t = α_t z + σ_t n for ``clean`` z and ``noise`` n (B, C, H, W) and timesteps ``time`` (B,)."""
-        return self.scheduler.add_noise(clean, noise, time)
+        """Return z^t = α_t z + σ_t n for ``clean`` z and ``noise`` n (B, …) and timesteps ``time``, (B,) or (1,)."""
+        alpha, sigma = self._factors(time, clean)
+        return alpha * clean + sigma * noise
 
     def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Return what the network is to predict, (B, C, H, W): n, or v = α_t n − σ_t z."""
-        return noise if self.config.prediction == "epsilon" else self.scheduler.get_velocity(clean, noise, time)
+        """Return what the network learns to predict, (B, …): n, or v = α_t n − σ_t z."""
+        if self.config.prediction == "epsilon":
+            return noise
+        alpha, sigma = self._factors(time, clean)
+        return alpha * noise - sigma * clean
 
     def weight(self, time: Tensor) -> Tensor:
-        """Return how much a sample's squared error counts, (B,) float32: 1, or by Min-SNR (Hang et al. 2023).
+        """Return the weight of each sample's squared error, (B,) float32: 1, or by Min-SNR (arXiv 2303.09556).
 
         With SNR = ᾱ / (1 − ᾱ): min(SNR, γ) / SNR for ε and min(SNR, γ) / (SNR + 1) for v, both of which are
-        min(SNR, γ) of the error in z. At SNR 0 the first is 1, and the second 0: nothing can be known of z there.
+        min(SNR, γ) of the error in z. At SNR 0 the first is 1 and the second 0: z^t says nothing about z there.
         """
-        signal = self.scheduler.alphas_cumprod.to(time.device)[time]  # ᾱ_t
+        signal = self.alpha_bar(time)
         if not self.config.min_snr:
             return torch.ones_like(signal)
         most = self.config.min_snr * (1 - signal)  # γ / (SNR + 1)
@@ -52,56 +75,50 @@ class Diffusion:
             return (most / signal).clamp(max=1)
         return torch.minimum(signal, most)
 
-    def timesteps(self, steps: int) -> Tensor:
-        """Prepare for ``steps`` sampling steps, which must divide T; return their timesteps (steps,), noisiest first.
+    def clean_and_noise(self, predicted: Tensor, latents: Tensor, time: int) -> tuple[Tensor, Tensor]:
+        """Return the z and n, (B, …) each, of which ``latents`` at timestep ``time`` consist if ``predicted`` is right.
 
-        Raises:
-            UserError: they do not.
+        At a timestep of pure noise (``zero_terminal_snr``) only v determines z.
         """
-        return timesteps(self.scheduler, steps)
+        signal = self.alphas_cumprod[time]
+        alpha, sigma = signal**0.5, (1 - signal) ** 0.5
+        if self.config.prediction == "epsilon":
+            return (latents - sigma * predicted) / alpha, predicted
+        return alpha * latents - sigma * predicted, alpha * predicted + sigma * latents
 
-    def step(self, predicted: Tensor, time: int, latents: Tensor) -> Tensor:
-        """Return ``latents`` (B, C, H, W) of timestep ``time`` one step nearer to clean ones: DDIM with η = 0."""
-        return self.scheduler.step(predicted, time, latents, eta=0.0).prev_sample
+    def _factors(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return α_t and σ_t of ``time`` (B,), each (B, 1, …) with the dtype, device and dimensions of ``like``."""
+        signal = self.alpha_bar(time.to(like.device)).to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+        return signal**0.5, (1 - signal) ** 0.5
 
 
 class RectifiedFlow:
-    """Straight lines from latents to noise, with their velocity predicted (Liu et al., arXiv 2209.03003).
+    """Straight lines from latents to noise, predicting their velocity (Liu et al., arXiv 2209.03003).
 
-    Timestep t stands for the share s_t = (t + 1) / T of noise: 1 at the last, so that sampling begins with what
-    training ended with, and 1/T at the first, from where the last of T steps goes to 0.
+    At timestep t the share of noise is s_t = (t + 1) / T: 1 at the last, so that sampling begins with what training
+    ended with, and 1/T at the first, from which the last sampling step goes to 0.
+
+    Attributes:
+        length: T, the number of timesteps.
     """
 
-    def __init__(self, config: DiffusionConfig) -> None:
-        self.length = config.steps
-        self._stride = 1
+    predictions: ClassVar[tuple[str, ...]] = ("flow",)
 
-    @property
-    def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        """The same for programs that know diffusers, whose timesteps are T · s, one more than ours."""
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.length)
+    def __init__(self, config: DiffusionConfig) -> None:
+        self.config, self.length = config, config.steps
 
     def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Return z^t = (1 − s_t) z + s_t n for ``clean`` z and ``noise`` n (B, C, H, W), timesteps ``time`` (B,)."""
-        share = ((time.to(clean.device) + 1) / self.length).view(-1, 1, 1, 1)
+        """Return z^t = (1 − s_t) z + s_t n for ``clean`` z and ``noise`` n (B, …), timesteps ``time``, (B,) or (1,)."""
+        share = ((time.to(clean.device) + 1) / self.length).view(-1, *[1] * (clean.ndim - 1))
         return (1 - share) * clean + share * noise
 
     def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Return what the network is to predict at any ``time``: dz^t / ds = n − z, (B, C, H, W)."""
+        """Return what the network learns to predict at any ``time``: dz^t / ds = n − z, (B, …)."""
         return noise - clean
 
     def weight(self, time: Tensor) -> Tensor:
-        """Return how much a sample's squared error counts, (B,) float32: 1."""
+        """Return the weight of each sample's squared error, (B,) float32: 1."""
         return torch.ones_like(time, dtype=torch.float32)
-
-    def timesteps(self, steps: int) -> Tensor:
-        """As :meth:`Diffusion.timesteps`: those of s = 1, 1 − 1/steps, …, 1/steps."""
-        self._stride = stride(self.length, steps)
-        return torch.arange(self.length - 1, -1, -self._stride)
-
-    def step(self, predicted: Tensor, time: int, latents: Tensor) -> Tensor:
-        """Return ``latents`` (B, C, H, W) of timestep ``time`` one step nearer to clean ones: Euler's method."""
-        return latents - self._stride / self.length * predicted
 
 
 Process = Diffusion | RectifiedFlow

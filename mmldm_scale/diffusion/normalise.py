@@ -1,7 +1,7 @@
-"""Latents between the two scales they live in: as the autoencoder makes them, and as the DiT sees them.
+"""Convert latents between the scale of the autoencoder and that of the DiT.
 
-The DiT sees each channel with mean 0 and variance 1 over its training set. A modality's statistics, {"mean": [C],
-"std": [C]}, come from the manifest of the latent shards and travel with the DiT's weights.
+For the DiT, each channel has mean 0 and variance 1 over the training set. The statistics of a modality, {"mean": [C],
+"std": [C]}, come from the manifest of the latent shards and are stored with the DiT's weights.
 """
 
 import torch
@@ -9,17 +9,17 @@ from torch import Tensor
 
 Statistics = dict[str, list[float]]
 
-SMALLEST = 1e-5  # a channel that varies less is dead; its noise is not blown up further than this
+MIN_STD = 1e-5  # least standard deviation to divide by, so that the noise of a dead channel is not amplified
 
 
 def normalise(latents: Tensor, statistics: Statistics) -> Tensor:
-    """Return the autoencoder's ``latents`` (..., C, H, W) as the DiT sees them, float32."""
+    """Return the autoencoder's ``latents`` (..., C, H, W) on the scale of the DiT, float32."""
     mean, std = _columns(statistics, latents)
     return (latents.float() - mean) / std
 
 
 def restore(latents: Tensor, statistics: Statistics) -> Tensor:
-    """Return ``latents`` (..., C, H, W) of the DiT as the autoencoder knows them, float32."""
+    """Return the DiT's ``latents`` (..., C, H, W) on the scale of the autoencoder, float32."""
     mean, std = _columns(statistics, latents)
     return latents.float() * std + mean
 
@@ -27,4 +27,4 @@ def restore(latents: Tensor, statistics: Statistics) -> Tensor:
 def _columns(statistics: Statistics, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation, (C, 1, 1) each."""
     mean, std = (torch.tensor(statistics[name], device=like.device)[:, None, None] for name in ("mean", "std"))
-    return mean, std.clamp_min(SMALLEST)
+    return mean, std.clamp_min(MIN_STD)

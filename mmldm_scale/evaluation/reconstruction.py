@@ -30,7 +30,7 @@ from mmldm_scale.evaluation.metrics.metric import Metric, MetricAccumulator, Met
 from mmldm_scale.evaluation.reconstructor import ClipSignals, Reconstructor
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.models import pretrained
-from mmldm_scale.models.autoencoder.decoding import sampler
+from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.clips import decode_clip
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: arguments, weights, clips or the output folder cannot be used.
     """
     settings = load(Reconstructing, args.config, args.overrides)
-    sampler(settings.decoding)  # raises UserError before the weights are loaded
+    check_decoding(settings.decoding)  # raises UserError before the weights are loaded
     device = choose_device(args.device)
     shards = ShardSet(args.input, "clips")
     indices = _choose_clips(args, shards)

@@ -28,12 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from mmldm_scale.config import Backend, DiTConfig, presets
+from mmldm_scale.config.media import Shape
 from mmldm_scale.models.attention import attention, choose_backend
 from mmldm_scale.models.recompute import Recomputation, recompute
 
 FREQUENCIES = 256  # channels of the sinusoidal time embedding
-
-Shape = tuple[int, int, int]  # of a latent: channels, rows, columns
 
 
 class _Presets(Mapping[str, DiTConfig]):

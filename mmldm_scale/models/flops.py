@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.config import DiTConfig
-from mmldm_scale.models.dit import FREQUENCIES, PRESETS, DiT, Shape
+from mmldm_scale.config.media import Shape
+from mmldm_scale.models.dit import FREQUENCIES, PRESETS, DiT
 
 # The paper's latents of 16 frames of 256 × 256 pixels and their sound: channels, rows, columns.
 AUDIO_SHAPE, VIDEO_SHAPE = (16, 8, 8), (16, 16, 16)

@@ -18,10 +18,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from mmldm_scale.config import MediaConfig, TrainingConfig
+from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion.contrastive import PARTNERS
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.discriminator import AudioVideoDiscriminator
-from mmldm_scale.models.dit import Shape
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.planning.allocations import Allocations
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss

@@ -1,4 +1,4 @@
-"""The options of ``mmldm sample``, apart from the job itself so that other commands need not load its libraries."""
+"""The options of ``mmldm sample``, in a module of their own so that other commands do not load the job's libraries."""
 
 import argparse
 from pathlib import Path
@@ -15,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--input", type=Path, metavar="PATH", help="a2v, v2a: a video or a folder of videos")
     parser.add_argument("--label", metavar="NAME", help="the class of all samples, for a model trained on classes")
-    parser.add_argument("--autoencoder", metavar="DIR", help="if it no longer lies where the latents were made with it")
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
+    parser.add_argument("--autoencoder", metavar="DIR", help="if it was moved since the latents were made with it")
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML file; later files override")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
     parser.add_argument(
-        "--part", metavar="I/N", help="make the I-th of N shares (1/N … N/N); array jobs do it by themselves"
+        "--part", metavar="I/N", help="generate the I-th of N shares (1/N … N/N); set automatically in array jobs"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1 steps=25 video_guidance=4")

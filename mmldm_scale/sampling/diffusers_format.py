@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmldm_scale import config
-from mmldm_scale.diffusion.noise_process import noise_process
+from mmldm_scale.diffusion.schedule import diffusers_scheduler
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
@@ -48,8 +48,8 @@ def _parts(weights: Path, kind: str) -> dict[str, Any]:
             UNET_FOLDER if name == "shared" else f"{UNET_FOLDER}_{name}": unet
             for name, unet in model.decoder.unets.items()
         }
-        return {VAE_FOLDER: model.kl_vae, **unets, SCHEDULER: model.decoder.schedule}
+        return {VAE_FOLDER: model.kl_vae, **unets, SCHEDULER: diffusers_scheduler(model.decoder.process.config)}
     if kind == "dit":
         values = pretrained.read_config(weights, kind)["diffusion"]
-        return {SCHEDULER: noise_process(config.restore(config.DiffusionConfig, values, str(weights))).scheduler}
+        return {SCHEDULER: diffusers_scheduler(config.restore(config.DiffusionConfig, values, str(weights)))}
     return {}

@@ -1,15 +1,16 @@
-"""From trained weights to clips: the DiT makes latents; the autoencoder and a vocoder make pictures and sound of them.
+"""From trained weights to clips: the DiT generates latents; autoencoder and vocoder decode them to frames and sound.
 
     pipeline = Pipeline.from_pretrained("runs/dit_S", Sampling(steps=50), device="cuda")
     clips = pipeline.generate("svg", indices=range(8))
 
-Each sample has its own noise, keyed by (seed, task, its index): sample 7 is the same in whichever batch and job it is
-made, up to the rounding of batched arithmetic.
+The noise of each sample is a function of (seed, task, index): sample 7 is the same in whichever batch and job it is
+generated, up to the rounding of batched arithmetic.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
@@ -19,24 +20,29 @@ from torch import Tensor
 from mmldm_scale.common import rng
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DiffusionConfig, DiTConfig, GenerationTask, MediaConfig, Sampling
+from mmldm_scale.config.media import Shape
+from mmldm_scale.diffusion.conditions import Modality
+from mmldm_scale.diffusion.guided_sampling import GIVEN, Latents, sample_latents
 from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.diffusion.normalise import Statistics, normalise, restore
-from mmldm_scale.diffusion.sampler import GIVEN, Latents, sample_latents
+from mmldm_scale.diffusion.samplers import get_sampler
 from mmldm_scale.media.audio_image import AudioImage, signals
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.pixels import to_frames
 from mmldm_scale.media.vocoder import load_vocoder
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
-from mmldm_scale.models.autoencoder.decoding import sampler
+from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from mmldm_scale.models.dit import DiT, Shape
+from mmldm_scale.models.dit import DiT
 from mmldm_scale.models.precision import DTYPES
+
+Schema = TypeVar("Schema")
 
 
 @dataclass(frozen=True)
-class Description:
-    """What the weights folder of a DiT says of it."""
+class DiTDescription:
+    """The metadata in a DiT's weights folder: all that sampling needs to know besides the weights."""
 
     folder: Path
     model: DiTConfig
@@ -45,28 +51,28 @@ class Description:
     video_shape: Shape
     statistics: dict[str, Statistics]  # of "audio" and "video"
     media: MediaConfig
-    autoencoder: dict[str, str]  # path and fingerprint of the one that the latents came from
-    context: str  # what its context is made of: "none", "class" or "text"
-    classes: list[str]  # names of the classes that it may be made of
+    autoencoder: dict[str, str]  # "path" and "fingerprint" of the autoencoder that made the latents
+    context: str  # kind of context that the DiT was trained with: "none", "class" or "text"
+    classes: list[str]  # names of its classes, if the context is a class
 
     @classmethod
-    def read(cls, checkpoint: str | Path) -> "Description":
+    def read(cls, checkpoint: str | Path) -> "DiTDescription":
         """Read the description of the DiT in a run, checkpoint or weights folder.
 
         Raises:
-            UserError: there is none, it is of another kind, or its description is not whole.
+            UserError: there is none, it is of another kind, or its description is incomplete.
         """
         folder = pretrained.find(checkpoint, "dit")
         stored = {"context": {"kind": "none", "classes": []}, **pretrained.read_config(folder, "dit")}
         try:
             return cls(
                 folder=folder,
-                model=_configured(DiTConfig, stored["model"]),
-                diffusion=_configured(DiffusionConfig, stored["diffusion"]),
-                audio_shape=tuple(map(int, stored["audio_shape"])),
-                video_shape=tuple(map(int, stored["video_shape"])),
+                model=_parse(DiTConfig, stored["model"]),
+                diffusion=_parse(DiffusionConfig, stored["diffusion"]),
+                audio_shape=_parse_shape(stored["audio_shape"]),
+                video_shape=_parse_shape(stored["video_shape"]),
                 statistics={name: stored["statistics"][name] for name in ("audio", "video")},
-                media=_configured(MediaConfig, stored["media"]),
+                media=_parse(MediaConfig, stored["media"]),
                 autoencoder={name: str(stored["autoencoder"][name]) for name in ("path", "fingerprint")},
                 context=str(stored["context"]["kind"]),
                 classes=[str(name) for name in stored["context"]["classes"]],
@@ -76,18 +82,18 @@ class Description:
             raise UserError(f"{folder / pretrained.CONFIG}: describes no DiT of this version: {reason}") from None
 
     def class_number(self, label: str) -> int:
-        """Return the number of the class named ``label``; raise UserError if the model knows none of that name."""
+        """Return the index of the class named ``label``; raise UserError if the model has no such class."""
         if label in self.classes:
             return self.classes.index(label)
-        known = f"it knows {', '.join(self.classes)}" if self.classes else "it was not trained on classes"
+        known = f"its classes are {', '.join(self.classes)}" if self.classes else "it was not trained on classes"
         raise UserError(f"label {label!r:.80}: no class of the model in {self.folder}; {known}")
 
 
 class Pipeline:
-    """A DiT with the autoencoder of its latents and a vocoder, on one device."""
+    """A DiT, the autoencoder of its latents and a vocoder, on one device."""
 
     def __init__(
-        self, description: Description, dit: DiT, autoencoder: Autoencoder, settings: Sampling, device: torch.device
+        self, description: DiTDescription, dit: DiT, autoencoder: Autoencoder, settings: Sampling, device: torch.device
     ) -> None:
         self.description, self.settings, self.device = description, settings, device
         self.media = description.media
@@ -107,24 +113,25 @@ class Pipeline:
         """Load the DiT of a run, checkpoint or weights folder, and the autoencoder that belongs to it.
 
         Args:
-            autoencoder: where that autoencoder lies now; None: where it lay when the latents were made.
+            autoencoder: path of that autoencoder; None: the path that it had when the latents were made.
 
         Raises:
             UserError: something is missing, damaged or of another kind; the autoencoder is not the one that made the
                 latents; the settings cannot work here.
         """
         settings, device = settings or Sampling(), torch.device(device)
-        description = Description.read(checkpoint)
+        description = DiTDescription.read(checkpoint)
         dtype = DTYPES[settings.precision]
-        noise_process(description.diffusion).timesteps(settings.steps)  # says at once what cannot work
-        sampler(settings.decoding)
+        # Settings that cannot work are refused before anything is loaded.
+        get_sampler(settings.sampler, noise_process(description.diffusion), settings.steps)
+        check_decoding(settings.decoding)
         choose_backend(settings.attention, device, dtype, description.model.width // description.model.heads)
         folder = find_autoencoder(description, autoencoder)
         model = replace(description.model, attention=settings.attention)
         dit = DiT(model, description.audio_shape, description.video_shape, len(description.classes))
         pretrained.load_into(dit, description.folder)
         decoder = Autoencoder.from_pretrained(folder, dtype, device)
-        torch.backends.cudnn.deterministic = True  # a sample made again is the same
+        torch.backends.cudnn.deterministic = True  # a sample generated again is the same
         return cls(description, dit.to(device, dtype).eval(), decoder, settings, device)
 
     @torch.no_grad()
@@ -136,24 +143,25 @@ class Pipeline:
         labels: Sequence[str] = (),
         embeddings: Sequence[Tensor] = (),
     ) -> list[Clip]:
-        """Make the samples ``indices`` of ``task`` in one batch.
+        """Generate the samples ``indices`` of ``task`` in one batch.
 
         Args:
-            inputs: for a2v and v2a one clip for each sample, cut as ``self.media`` says. What is given of it, sound
-                or pictures, is taken into the result as it is.
-            labels: for a model trained on classes, the name of each sample's; none: without a class.
-            embeddings: for a model trained on texts, each sample's, (n ≤ context_tokens, context_width), by the
-                encoder that made those of its training; none: without a text.
+            inputs: for a2v and v2a, one clip for each sample, cut as ``self.media`` says. The given modality of a
+                clip, sound or frames, is copied to the result.
+            labels: for a model trained on classes, the class name of each sample; empty: no classes.
+            embeddings: for a model trained on texts, the embeddings of each sample's text, (n ≤ context_tokens,
+                context_width), by the encoder that was used in training; empty: no texts.
 
         Raises:
-            UserError: the model knows no class of that name, or no texts, or embeddings of another shape.
+            UserError: the model has no class of that name, takes no texts, or takes embeddings of another shape.
+            ValueError: ``inputs``, ``labels`` or ``embeddings`` are not one for each sample.
         """
-        made = self._decode(task, indices, self.latents(task, indices, inputs, labels, embeddings))
+        clips = self._decode(task, indices, self.latents(task, indices, inputs, labels, embeddings))
         if GIVEN[task] == "audio":
-            return [replace(clip, waveform=source.waveform) for clip, source in zip(made, inputs, strict=True)]
+            return [replace(clip, waveform=source.waveform) for clip, source in zip(clips, inputs, strict=True)]
         if GIVEN[task] == "video":
-            return [replace(clip, frames=source.frames) for clip, source in zip(made, inputs, strict=True)]
-        return made
+            return [replace(clip, frames=source.frames) for clip, source in zip(clips, inputs, strict=True)]
+        return clips
 
     @torch.no_grad()
     def latents(
@@ -164,7 +172,7 @@ class Pipeline:
         labels: Sequence[str] = (),
         embeddings: Sequence[Tensor] = (),
     ) -> Latents:
-        """Return the normalised latents that :meth:`generate` makes clips of."""
+        """Return the normalised latents that :meth:`generate` decodes to clips; its arguments and errors."""
         given, count = GIVEN[task], len(indices)
         if given and len(inputs) != count:
             raise ValueError(f"{task} needs one input for each sample: {count}, not {len(inputs)}")
@@ -178,10 +186,11 @@ class Pipeline:
         guidance = {"audio": self.settings.audio_guidance, "video": self.settings.video_guidance}
         condition = self._encode(inputs, given) if given else None
         context = self._context(labels, embeddings)
-        return sample_latents(self.dit, self.process, task, noise, self.settings.steps, guidance, condition, context)
+        steps, sampler = self.settings.steps, self.settings.sampler
+        return sample_latents(self.dit, self.process, task, noise, steps, guidance, condition, context, sampler=sampler)
 
     def _context(self, labels: Sequence[str], embeddings: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return what the DiT is told of the context of each sample; nothing: all have the null context."""
+        """Return the DiT's context arguments for a batch; empty if all samples have the null context."""
         if labels:
             return {"label": torch.tensor([self.description.class_number(name) for name in labels], device=self.device)}
         if not embeddings:
@@ -191,14 +200,15 @@ class Pipeline:
             raise UserError(f"embeddings: the model in {self.description.folder} was not trained on texts, but {kind}")
         tokens, width = model.context_tokens, model.context_width
         context = torch.zeros(len(embeddings), tokens, width, device=self.device)
-        for one, embedding in zip(context, embeddings, strict=True):
+        for row, embedding in zip(context, embeddings, strict=True):
             if embedding.ndim != 2 or not 1 <= len(embedding) <= tokens or embedding.shape[1] != width:
-                raise UserError(f"embeddings: (n, {width}) fits, n from 1 to {tokens}, not {tuple(embedding.shape)}")
-            one[: len(embedding)] = embedding
+                shape = tuple(embedding.shape)
+                raise UserError(f"embeddings: {shape}: must be of shape (n, {width}) with n from 1 to {tokens}")
+            row[: len(embedding)] = embedding
         return {"context": context, "context_length": torch.tensor([*map(len, embeddings)], device=self.device)}
 
-    def _encode(self, clips: Sequence[Clip], modality: str) -> Tensor:
-        """Return the normalised latents (B, C, H, W) of one modality of ``clips``: the means of their posteriors."""
+    def _encode(self, clips: Sequence[Clip], modality: Modality) -> Tensor:
+        """Return the normalised latents (B, C, H, W) of one modality of ``clips``, the means of their posteriors."""
         posteriors = self.autoencoder.encode(*signals(clips, self.audio_image, self.device))
         return normalise(getattr(posteriors, modality).mean, self.description.statistics[modality])
 
@@ -212,37 +222,45 @@ class Pipeline:
             self.settings.decoding,
         )
         waveforms = self.vocoder(self.audio_image.to_decibels(audio_image.float()), self.media.audio_samples)
-        pictures = to_frames(frames).cpu().numpy()  # (B, F, S, S, 3)
-        return [Clip(*pair) for pair in zip(pictures, waveforms.float().cpu().numpy(), strict=True)]
+        arrays = to_frames(frames).cpu().numpy(), waveforms.float().cpu().numpy()  # (B, F, S, S, 3) and (B, samples)
+        return [Clip(*arrays_of_clip) for arrays_of_clip in zip(*arrays, strict=True)]
 
     def _noise(self, stream: str, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-        """Return standard normal noise (B, *shape), each sample's own."""
+        """Return standard normal noise (B, *shape), a function of (seed, stream, index) for each sample."""
         noise = rng.standard_normal(self.settings.seed, stream, indices, shape)
-        # Copied into torch's own memory: MKL promises the same sums again only for arrays aligned to 64 bytes.
+        # Copied into torch's own memory: MKL repeats its sums exactly only for arrays aligned to 64 bytes.
         return torch.from_numpy(noise).clone().to(self.device)
 
 
-def find_autoencoder(description: Description, path: str | Path | None = None) -> Path:
-    """Return the weights folder of the autoencoder that made the DiT's latents, at ``path`` or where it lay then.
+def find_autoencoder(description: DiTDescription, path: str | Path | None = None) -> Path:
+    """Return the weights folder of the autoencoder that made the DiT's latents, at ``path`` or its path at that time.
 
     Raises:
-        UserError: there is none, or it is another one.
+        UserError: there is no autoencoder, or it is a different one.
     """
     known = description.autoencoder
     try:
         folder = pretrained.find(path or known["path"], "autoencoder")
     except UserError as error:
         raise UserError(
-            str(error) if path else f"{error}; --autoencoder says where it lies now (in training: preview.autoencoder)"
+            str(error) if path else f"{error}; --autoencoder DIR names its new place (in training: preview.autoencoder)"
         ) from None
-    found = pretrained.fingerprint(folder)
-    if found != known["fingerprint"]:
+    fingerprint = pretrained.fingerprint(folder)
+    if fingerprint != known["fingerprint"]:
         raise UserError(
-            f"{folder}: is not the autoencoder that made the DiT's latents (fingerprint {found[:12]}…, not "
-            f"{known['fingerprint'][:12]}…); that one lay in {known['path']}"
+            f"{folder}: is not the autoencoder that made the DiT's latents (fingerprint {fingerprint[:12]}…, not "
+            f"{known['fingerprint'][:12]}…); its path was {known['path']}"
         )
     return folder
 
 
-def _configured(schema: type, values: dict) -> object:
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+def _parse(schema: type[Schema], values: dict[str, Any]) -> Schema:
+    """Return ``values`` as an instance of the configuration dataclass ``schema``, checked."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    assert isinstance(config, schema)
+    return config
+
+
+def _parse_shape(values: Sequence[Any]) -> Shape:
+    channels, height, width = map(int, values)
+    return channels, height, width

@@ -1,10 +1,9 @@
 import numpy as np
-import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
-from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DiffusionConfig
-from mmldm_scale.diffusion.schedule import scheduler, timesteps
+from mmldm_scale.diffusion.schedule import diffusers_scheduler, scheduler
 
 
 def alphas() -> np.ndarray:
@@ -22,12 +21,14 @@ def test_noise_is_added_as_in_equation_5():
     np.testing.assert_allclose(noisy.numpy(), expected, atol=1e-5)
 
 
-def test_sampling_goes_evenly_from_the_last_timestep():
-    assert timesteps(scheduler(DiffusionConfig()), 5).tolist() == [999, 799, 599, 399, 199]
-    assert len(timesteps(scheduler(DiffusionConfig()), 50)) == 50
+def test_an_exported_schedule_samples_evenly_from_the_last_timestep():
+    schedule = diffusers_scheduler(DiffusionConfig(prediction="v"))
+    schedule.set_timesteps(5)
+    assert schedule.timesteps.tolist() == [999, 799, 599, 399, 199]
+    assert schedule.config.prediction_type == "v_prediction"
 
 
-@pytest.mark.parametrize(("steps", "fit"), [(30, "20 or 25"), (999, "500 or 1000"), (1001, "500 or 1000")])
-def test_steps_that_do_not_divide_the_schedule_are_refused(steps, fit):
-    with pytest.raises(UserError, match=f"steps: {steps} does not divide .* {fit} fits"):
-        timesteps(scheduler(DiffusionConfig()), steps)
+def test_a_flow_is_exported_as_euler_steps():
+    schedule = diffusers_scheduler(DiffusionConfig(prediction="flow", steps=500))
+    assert isinstance(schedule, FlowMatchEulerDiscreteScheduler)
+    assert schedule.config.num_train_timesteps == 500

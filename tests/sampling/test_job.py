@@ -1,5 +1,6 @@
 import argparse
 import hashlib
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -145,10 +146,10 @@ def test_tensorboard_has_pictures_and_sound(whole):
     ("arguments", "task", "says"),
     [
         (["--input", "somewhere"], "svg", "takes no --input"),
-        ([], "a2v", "starts from audio: give --input"),
-        (["--part", "0/2"], "svg", "1 ≤ I ≤ N fits"),
-        (["--part", "3/2"], "svg", "1 ≤ I ≤ N fits"),
-        (["--part", "x"], "svg", "1 ≤ I ≤ N fits"),
+        ([], "a2v", "starts from audio: it needs --input"),
+        (["--part", "0/2"], "svg", "1 ≤ I ≤ N, such as 1/4"),
+        (["--part", "3/2"], "svg", "1 ≤ I ≤ N, such as 1/4"),
+        (["--part", "x"], "svg", "1 ≤ I ≤ N, such as 1/4"),
         (["--device", "toaster"], "svg", "--device toaster: cannot be used"),
         (["attention=flash"], "svg", "flash cannot be used here"),
         (["stepps=3"], "svg", "stepps"),
@@ -161,10 +162,22 @@ def test_what_cannot_work_is_one_line(model, tmp_path, arguments, task, says):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("change", ["seed=9", "video_guidance=7"])
+@pytest.mark.parametrize("change", ["seed=9", "video_guidance=7", "sampler=unipc"])
 def test_samples_of_other_settings_are_not_mixed_in(model, whole, change):
-    with pytest.raises(UserError, match=f"holds svg samples made with another {change.split('=')[0]};"):
+    with pytest.raises(UserError, match=f"contains svg samples made with another {change.split('=')[0]};"):
         sample(model, whole, change)
+
+
+def test_a_folder_begun_before_a_setting_existed_is_continued(model, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "out")
+    record = tmp_path / "out" / "svg.json"
+    settings = json.loads(record.read_text())
+    assert settings.pop("sampler") == "auto"
+    record.write_text(json.dumps(settings))
+    assert sample(model, tmp_path / "out") == 0
+    record.write_text("[]")
+    with pytest.raises(UserError, match="svg.json: not the record of a sampling job; give another --output"):
+        sample(model, tmp_path / "out")
 
 
 def test_how_many_pictures_are_decoded_together_may_change(model, whole, tmp_path):
@@ -186,11 +199,11 @@ def test_an_output_that_cannot_be_written_is_told(model, tmp_path):
 def test_samples_of_a_label_are_not_mixed_with_those_of_another(model, tmp_path):
     folder = with_context(model, tmp_path / "dit", "class", ["rain", "wind"])
     labelled = TinyModel(folder, model.autoencoder, model.other_autoencoder, MEDIA)
-    with pytest.raises(UserError, match="label 'storm': .* it knows rain, wind"):
+    with pytest.raises(UserError, match="label 'storm': .* its classes are rain, wind"):
         sample(labelled, tmp_path / "out", "--label", "storm", number=1)
     assert not (tmp_path / "out").exists()
     sample(labelled, tmp_path / "out", "--label", "rain", number=1)
     sample(labelled, tmp_path / "without", number=1)
     assert videos_in(tmp_path / "out") != videos_in(tmp_path / "without")
-    with pytest.raises(UserError, match="made with another label; another --output fits"):
+    with pytest.raises(UserError, match="made with another label; give another --output"):
         sample(labelled, tmp_path / "out", "--label", "wind", number=1)

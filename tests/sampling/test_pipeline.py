@@ -83,7 +83,7 @@ def test_an_autoencoder_that_is_gone_is_asked_for(model, tmp_path):
     config = json.loads((tmp_path / "dit" / "config.json").read_text())
     config["autoencoder"]["path"] = str(tmp_path / "gone")
     (tmp_path / "dit" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"gone: no such folder.*--autoencoder says where it lies now"):
+    with pytest.raises(UserError, match=r"gone: no such folder.*--autoencoder DIR names its new place"):
         Pipeline.from_pretrained(tmp_path / "dit", SETTINGS)
 
 
@@ -125,6 +125,29 @@ def test_steps_that_do_not_fit_the_schedule_are_refused(model, settings):
         Pipeline.from_pretrained(model.dit, settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Sampling(sampler="euler"), "^sampler: euler needs prediction=flow, not epsilon; allowed: ddim, "),
+        (Sampling(sampler="ode45"), "^sampler: 'ode45' is unknown; allowed: ddim, "),
+        (Sampling(decoding=DecodingConfig("euler")), "^decoding.sampler: euler needs prediction=flow, not epsilon"),
+    ],
+)
+def test_samplers_that_do_not_fit_are_refused_before_anything_is_loaded(model, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        Pipeline.from_pretrained(model.dit, settings, tmp_path / "no autoencoder")
+
+
+def test_the_dit_is_sampled_by_name(model, pipeline):
+    latents = {
+        name: Pipeline.from_pretrained(model.dit, Sampling(sampler=name, steps=10)).latents("svg", [0])
+        for name in ("auto", "ddim", "dpm++", "unipc")
+    }
+    assert torch.equal(latents["auto"].video, latents["ddim"].video)
+    for name, other in itertools.combinations(("ddim", "dpm++", "unipc"), 2):
+        assert not torch.allclose(latents[name].video, latents[other].video)
+
+
 @pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
 def test_the_autoencoder_decodes_by_a_faster_sampler_too(model, pipeline, sampler):
     fast = Pipeline.from_pretrained(model.dit, Sampling(steps=2, decoding=DecodingConfig(sampler, steps=7)))
@@ -162,7 +185,7 @@ def test_each_modality_of_a_labelled_sample_is_guided_by_its_own_setting(model, 
 
 
 def test_a_label_that_the_model_does_not_know_is_refused_with_those_that_it_does(classes, pipeline):
-    with pytest.raises(UserError, match="label 'storm': .* it knows rain, wind"):
+    with pytest.raises(UserError, match="label 'storm': .* its classes are rain, wind"):
         classes.generate("svg", [0], labels=["storm"])
     with pytest.raises(UserError, match="label 'rain': .* it was not trained on classes"):
         pipeline.generate("svg", [0], labels=["rain"])
@@ -178,7 +201,7 @@ def test_embeddings_steer_a_model_that_was_trained_on_texts(model, classes, tmp_
     assert not close(made[0], made[1])
     assert not close(made[0], texts.generate("svg", [0])[0])
     for wrong in (torch.ones(3, 4), torch.ones(1, 5), torch.ones(4)):
-        with pytest.raises(UserError, match=r"embeddings: \(n, 4\) fits, n from 1 to 2"):
+        with pytest.raises(UserError, match=r"embeddings: .*: must be of shape \(n, 4\) with n from 1 to 2"):
             texts.generate("svg", [0], embeddings=[wrong])
     with pytest.raises(UserError, match="was not trained on texts, but class"):
         classes.generate("svg", [0], embeddings=[one])

@@ -24,15 +24,16 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from mmldm_scale.config import AutoencoderConfig, DiffusionConfig
-from mmldm_scale.diffusion.schedule import scheduler
+from mmldm_scale.config.media import Shape
+from mmldm_scale.diffusion.noise_process import Diffusion
 from mmldm_scale.models.autoencoder.blocks import norm_groups, unfold, zeroed
 from mmldm_scale.models.autoencoder.context import Context
 from mmldm_scale.models.autoencoder.pyramid import FeaturePyramid
 
 Modality = Literal["audio", "video"]
-Shape = tuple[int, int, int]
 
 MODALITIES: tuple[Modality, Modality] = ("audio", "video")
+NOISE = DiffusionConfig()  # Stable Diffusion's noise schedule, predicting ε, with which the U-Net is pretrained
 ESTIMATE_VARIANCE = 0.25  # assumed variance of the error of an estimate; clean latents have variance 1
 
 
@@ -115,7 +116,7 @@ class SignalDecoder(nn.Module):
         super().__init__()
         self.config, self.classes, unet = config, classes, config.decoder
         widths = [unet.width * multiplier for multiplier in unet.multipliers]
-        self.schedule = scheduler(DiffusionConfig())
+        self.process = Diffusion(NOISE)
         self.unets, self.class_embeddings = nn.ModuleDict(), nn.ModuleDict()
         for name in ("shared",) if config.shared_decoder else MODALITIES:
             self.unets[name] = _unet(config, widths, noise_shape)
@@ -225,7 +226,7 @@ class SignalDecoder(nn.Module):
         With z^t = √ᾱ z + √(1 − ᾱ) n and z = ``estimate`` + e, n and e Gaussian and independent, E[n | z^t] is the
         remainder z^t − √ᾱ · ``estimate`` times √(1 − ᾱ) / (1 − ᾱ + ᾱ · var e), var e = ESTIMATE_VARIANCE.
         """
-        alpha_bar = self.schedule.alphas_cumprod.to(time.device)[time].view(-1, 1, 1, 1)  # (N,) -> (N, 1, 1, 1)
+        alpha_bar = self.process.alpha_bar(time).view(-1, 1, 1, 1)  # (N,) -> (N, 1, 1, 1)
         weight = (1 - alpha_bar).sqrt() / (1 - alpha_bar + alpha_bar * ESTIMATE_VARIANCE)
         return weight * (noisy.float() - alpha_bar.sqrt() * estimate.float())
 

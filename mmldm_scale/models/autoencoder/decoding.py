@@ -1,33 +1,38 @@
-"""From noise to KL-VAE latents with the signal decoder, told by conditions what to draw.
+"""From noise to KL-VAE latents with the signal decoder and a sampler of :mod:`mmldm_scale.diffusion.samplers`.
 
-:func:`denoise` draws any number of pictures, in groups that fit into memory, by DDIM or with a solver of second order.
-Each picture is a function of its own noise and condition, whichever others it is drawn with, up to rounding.
+:func:`denoise` draws any number of pictures, in groups that fit into memory. Each picture is a function of its own
+noise and condition, whichever others it is drawn with, up to rounding.
 """
 
+from typing import Protocol
+
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
-from mmldm_scale.config import DecodingConfig, DiffusionConfig
-from mmldm_scale.diffusion.schedule import Solver, scheduler, solver, timesteps
-from mmldm_scale.models.autoencoder.decoder import Condition, SignalDecoder
+from mmldm_scale.config import DecodingConfig
+from mmldm_scale.diffusion.noise_process import Process, noise_process
+from mmldm_scale.diffusion.samplers import get_sampler
+from mmldm_scale.models.autoencoder.decoder import NOISE, Condition
 
 
-def sampler(decoding: DecodingConfig) -> DDIMScheduler | Solver:
-    """Return the sampler of ``decoding``, set to its steps. It keeps what it has seen: each use needs a new one.
+class Decoder(Protocol):
+    """What draws pictures: :class:`~mmldm_scale.models.autoencoder.decoder.SignalDecoder`."""
 
-    Raises:
-        UserError: DDIM's steps do not divide the noise schedule's.
-    """
-    if decoding.sampler != "ddim":
-        return solver(DiffusionConfig(), decoding.sampler, decoding.steps)
-    schedule = scheduler(DiffusionConfig())
-    timesteps(schedule, decoding.steps)
-    return schedule
+    @property
+    def process(self) -> Process:
+        """The noise process that it was trained with."""
+
+    def __call__(self, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """Return the noise predicted in ``noisy`` (N, c, s, s) at ``time`` (N,), float32."""
+
+
+def check_decoding(decoding: DecodingConfig, prefix: str = "decoding.") -> None:
+    """Raise UserError if the sampler is unknown or cannot take the steps; messages name the key {prefix}steps."""
+    get_sampler(decoding.sampler, noise_process(NOISE), decoding.steps, prefix)
 
 
 def denoise(
-    decoder: SignalDecoder,
+    decoder: Decoder,
     noise: Tensor,
     condition: Condition,
     null: Condition | None,
@@ -43,29 +48,46 @@ def denoise(
         condition: what the pictures show.
         null: the same without semantics and class; None: there is no guidance.
         guidance: (N,), each picture's guidance scale φ: φ · ε(condition) − (φ − 1) · ε(null). At 1 there is none.
+
+    Raises:
+        UserError: the sampler is unknown or cannot take the steps.
     """
     guided = torch.zeros_like(guidance, dtype=torch.bool) if null is None else guidance > 1
     together = decoding.pictures or 2 * len(noise)
-    rows = torch.arange(len(noise), device=noise.device).split(max(1, together // (1 + bool(guided.any()))))
+    groups = torch.arange(len(noise), device=noise.device).split(max(1, together // (1 + bool(guided.any()))))
     parts = []
-    for r in rows:
-        twice = guided[r].nonzero().flatten()  # which of them are also drawn from the null condition
-        told = condition.select(r) if len(rows) > 1 else condition
-        if len(twice):
-            told = Condition.join([told, null.select(r[twice])])
-        parts.append(_draw(decoder, noise[r], told, twice, decoding, guidance[r[twice]]))
+    for rows in groups:
+        guided_rows = guided[rows].nonzero().flatten()  # the pictures that are also drawn from the null condition
+        joined = condition.select(rows) if len(groups) > 1 else condition
+        if null is not None and len(guided_rows):
+            joined = Condition.join([joined, null.select(rows[guided_rows])])
+        parts.append(_draw(decoder, noise[rows], joined, guided_rows, decoding, guidance[rows[guided_rows]]))
     return torch.cat(parts)
 
 
 def _draw(
-    decoder: SignalDecoder, noise: Tensor, told: Condition, twice: Tensor, decoding: DecodingConfig, guidance: Tensor
+    decoder: Decoder,
+    noise: Tensor,
+    condition: Condition,
+    guided_rows: Tensor,
+    decoding: DecodingConfig,
+    guidance: Tensor,
 ) -> Tensor:
-    """Draw N pictures at once; ``told`` is of these, then again of the G ``twice``, which have ``guidance`` (G,)."""
-    schedule, sample = sampler(decoding), noise.float()
+    """Draw N pictures at once.
+
+    Args:
+        condition: of the N pictures, then the null condition of the G guided ones.
+        guided_rows: (G,) int64, which of the N pictures are guided.
+        guidance: (G,), their guidance scales.
+    """
     scale = guidance.view(-1, 1, 1, 1)
-    for time in schedule.timesteps.to(noise.device):
-        noisy = torch.cat([sample, sample[twice]])
-        epsilon, null = decoder(noisy, time.expand(len(noisy)), told).split([len(sample), len(twice)])
-        epsilon[twice] = scale * epsilon[twice] - (scale - 1) * null
-        sample = schedule.step(epsilon, time, sample, return_dict=False)[0]
-    return sample
+
+    def predict(latents: Tensor, time: int) -> Tensor:
+        noisy = torch.cat([latents, latents[guided_rows]])  # (N + G, c, s, s)
+        times = torch.full((len(noisy),), time, device=noisy.device)
+        epsilon, null = decoder(noisy, times, condition).split([len(latents), len(guided_rows)])
+        epsilon[guided_rows] = scale * epsilon[guided_rows] - (scale - 1) * null
+        return epsilon
+
+    sample = get_sampler(decoding.sampler, decoder.process, decoding.steps, "decoding.")
+    return sample(predict, noise.float(), decoder.process, decoding.steps)

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mmldm_scale.config import AutoencoderConfig
+from mmldm_scale.config.media import Shape
 from mmldm_scale.models.autoencoder.blocks import SelfAttention, fold, norm_groups, residual_block, zeroed
 from mmldm_scale.models.recompute import Recomputation, recompute
-
-Shape = tuple[int, int, int]
 
 INITIAL_LOGVAR = -6.0  # initial log-variance of the posteriors, small so that noise does not hide the mean at first
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import AutoencoderConfig, DecodingConfig, EncoderConfig, MediaConfig
+from mmldm_scale.config.media import Shape
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.decoder import MODALITIES, Condition, SignalDecoder
@@ -30,7 +31,6 @@ from mmldm_scale.models.autoencoder.encoders import AudioEncoder, VideoEncoder
 from mmldm_scale.models.autoencoder.gaussian import Gaussian
 from mmldm_scale.models.autoencoder.semantic import ClassificationHead, ContrastiveHead, Projector, Semantics
 
-Shape = tuple[int, int, int]  # of a latent: channels, rows, columns
 REASON_LENGTH = 200  # characters of a library's message that are repeated in an error
 
 

@@ -21,6 +21,7 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import KLVAEConfig, MediaConfig
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
+from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.discriminator import PICTURES, AudioVideoDiscriminator
 from mmldm_scale.models.autoencoder.model import Autoencoder, save
 from mmldm_scale.models.autoencoder.stable_diffusion import load_unet
@@ -46,6 +47,7 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
         UserError: shards, KL-VAE or U-Net are missing, damaged or of another kind; sizes or the contrastive loss's
             groups do not fit together; the held-out clips are too few or are trained on.
     """
+    check_decoding(config.preview, "preview.")
     vae = kl_vae.load(config.kl_vae)
     clips = Clips(config)
     _check_frames(config, clips.media)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from mmldm_scale.common import rng
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion import contrastive
 from mmldm_scale.diffusion import loss as diffusion_loss
 from mmldm_scale.diffusion.conditions import context_dropped, previous_seen
 from mmldm_scale.diffusion.normalise import Statistics, normalise
-from mmldm_scale.models.dit import Shape
 from mmldm_scale.shards.latents import LatentSample, decode_latent_batch
 from mmldm_scale.shards.reader import Sample
 from mmldm_scale.trainables.dit import context as dit_context

@@ -3,10 +3,11 @@
 from torch import nn
 
 from mmldm_scale.config import DiTConfig
+from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion import loss as diffusion_loss
 from mmldm_scale.diffusion.conditions import shares
 from mmldm_scale.diffusion.noise_process import noise_process
-from mmldm_scale.models.dit import DiT, Shape
+from mmldm_scale.models.dit import DiT
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training.monitoring import metric_means
 from mmldm_scale.training.trainable import Batch, StepInfo, StepOutput

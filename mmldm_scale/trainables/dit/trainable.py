@@ -17,10 +17,10 @@ from torch.utils.data import default_collate
 
 from mmldm_scale.common.device import training_device
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion import contrastive
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
-from mmldm_scale.models.dit import Shape
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.latents import LatentSample

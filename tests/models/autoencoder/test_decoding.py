@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DecodingConfig
+from mmldm_scale.config import DecodingConfig, DiffusionConfig
+from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.models.autoencoder.decoder import Condition
-from mmldm_scale.models.autoencoder.decoding import denoise, sampler
+from mmldm_scale.models.autoencoder.decoding import check_decoding, denoise
 
 ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.0120**0.5, 1000) ** 2)  # ᾱ
 STD = 0.8
@@ -16,6 +17,8 @@ STD = 0.8
 
 class Analytic:
     """In place of the decoder: exact where the clean latents of a picture are N(its content, STD²)."""
+
+    process = noise_process(DiffusionConfig())
 
     def __init__(self) -> None:
         self.calls: list[int] = []  # pictures in each
@@ -91,9 +94,19 @@ def test_solvers_take_any_number_of_steps(name):
         assert np.abs(found.numpy() - flow(noise(2), [1.5, -0.5])).max() < (1.5 if steps < 5 else 0.3)
 
 
-def test_ddim_needs_a_divisor():
-    with pytest.raises(UserError, match="steps: 7 does not divide"):
-        sampler(DecodingConfig("ddim", 7))
+@pytest.mark.parametrize(
+    ("decoding", "message"),
+    [
+        (DecodingConfig("ddim", 7), "decoding.steps: 7 does not divide the 1000 timesteps"),
+        (DecodingConfig("euler", 10), "decoding.sampler: euler needs prediction=flow, not epsilon"),
+        (DecodingConfig("heun", 10), "decoding.sampler: 'heun' is unknown; allowed: ddim, dpm[+][+], unipc"),
+    ],
+)
+def test_what_cannot_decode_is_refused(decoding, message):
+    with pytest.raises(UserError, match=message):
+        check_decoding(decoding)
+    with pytest.raises(UserError, match=message):
+        denoise(Analytic(), noise(2), told([1.5, -0.5]), None, decoding, torch.ones(2))
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "unipc"])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import MediaConfig, load
-from mmldm_scale.diffusion.sampler import Latents, sample_latents
+from mmldm_scale.diffusion.guided_sampling import Latents, sample_latents
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.dataset import LatentDataset
 from mmldm_scale.trainables.dit.trainable import build_trainable

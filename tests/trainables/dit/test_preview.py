@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DecodingConfig, Sampling, load
-from mmldm_scale.sampling.pipeline import Description, Pipeline
+from mmldm_scale.sampling.pipeline import DiTDescription, Pipeline
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.trainable import build_trainable
 from mmldm_scale.training.loop import Trainer
@@ -33,7 +33,7 @@ PREVIEW = ["preview.samples=2", "preview.steps=2", "preview.decoding_steps=2"]
 @pytest.fixture
 def latents(tmp_path, model, monkeypatch) -> Path:
     """A set of latents that the tiny autoencoder could have made."""
-    description = Description.read(model.dit)
+    description = DiTDescription.read(model.dit)
     monkeypatch.setattr(latent_sets, "AUDIO", description.audio_shape)
     monkeypatch.setattr(latent_sets, "VIDEO", description.video_shape)
     fields = {"media": model.media, "autoencoder": description.autoencoder}

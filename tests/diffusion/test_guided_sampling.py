@@ -3,14 +3,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DiffusionConfig, DiTConfig
+from mmldm_scale.diffusion.guided_sampling import Latents, sample_latents
 from mmldm_scale.diffusion.noise_process import noise_process
-from mmldm_scale.diffusion.sampler import Latents, sample_latents
 from mmldm_scale.models.dit import DiT
+from tests.support.ideal_network import ALPHAS, MEAN, PREDICTIONS, STD, flow, mixture, posterior_means, predict
 
 AUDIO, VIDEO = (4, 2, 2), (4, 3, 3)
-MEAN, STD = 1.5, 0.3  # of the Gaussian that the analytic noise prediction belongs to
-ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.0120**0.5, 1000) ** 2)
 
 
 def noise(size: int = 2) -> Latents:
@@ -20,8 +20,7 @@ def noise(size: int = 2) -> Latents:
 
 def exact_epsilon(z, time: int):
     """E[n | z^t = z] for clean latents distributed as N(MEAN, STD²)."""
-    a = ALPHAS[time]
-    return (z - np.sqrt(a) * MEAN) * np.sqrt(1 - a) / (a * STD**2 + 1 - a)
+    return posterior_means(z, {}, time, STD)[1]
 
 
 class Analytic(nn.Module):
@@ -155,33 +154,6 @@ def test_guidance_leaves_out_all_that_is_given_and_each_modality_has_its_own(tas
         torch.testing.assert_close(getattr(got, name), expected, rtol=1e-3, atol=1e-2)  # ε / √ᾱ: 15 ε
 
 
-PREDICTIONS = {
-    "epsilon": {},
-    "v": {"prediction": "v"},
-    "v from pure noise": {"prediction": "v", "zero_terminal_snr": True},
-    "flow": {"prediction": "flow"},
-}
-
-
-def mixture(settings: dict, time: int) -> tuple[float, float]:
-    """The factors of latents and noise at ``time``; before the first timestep there is no noise."""
-    if time < 0:
-        return 1.0, 0.0
-    if settings.get("prediction") == "flow":
-        return 1 - (time + 1) / 1000, (time + 1) / 1000
-    root = np.sqrt(ALPHAS)
-    if "zero_terminal_snr" in settings:
-        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    return root[time], np.sqrt(1 - root[time] ** 2)
-
-
-def posterior_means(z, settings: dict, time: int, spread: float):
-    """E[latents | z^t = z] and E[noise | z^t = z] for latents distributed as N(MEAN, spread²)."""
-    kept, added = mixture(settings, time)
-    off = (z - kept * MEAN) / (kept**2 * spread**2 + added**2)
-    return MEAN + kept * spread**2 * off, added * off
-
-
 class Ideal(nn.Module):
     """In place of the DiT: what a network predicts that learned latents distributed as N(MEAN, spread²) perfectly."""
 
@@ -192,13 +164,7 @@ class Ideal(nn.Module):
 
     def forward(self, audio: Tensor, video: Tensor, time: Tensor, **conditions: Tensor) -> tuple[Tensor, Tensor]:
         self.seen.append((int(time[0]), audio))
-        return self.predict(audio, int(time[0])), self.predict(video, int(time[0]))
-
-    def predict(self, z: Tensor, time: int) -> Tensor:
-        latents, noise = posterior_means(z.double(), self.settings, time, self.spread)
-        kept, added = mixture(self.settings, time)
-        kind = self.settings.get("prediction", "epsilon")
-        return {"epsilon": noise, "v": kept * noise - added * latents, "flow": noise - latents}[kind]
+        return tuple(predict(z, self.settings, int(time[0]), self.spread) for z in (audio, video))
 
 
 @pytest.mark.parametrize("settings", PREDICTIONS.values(), ids=PREDICTIONS)
@@ -249,3 +215,26 @@ def test_what_is_given_is_corrupted_as_in_training(settings):
         torch.testing.assert_close(
             audio[:2], kept * condition + added * noise().audio, atol=1e-5, rtol=0, check_dtype=False
         )
+
+
+@pytest.mark.parametrize("name", ["dpm++", "unipc"])
+@pytest.mark.parametrize("settings", list(PREDICTIONS.values())[:3], ids=list(PREDICTIONS)[:3])
+def test_fast_samplers_serve_every_task(name, settings):
+    process, condition = noise_process(DiffusionConfig(**settings)), torch.full((2, *VIDEO), 0.2)
+    result = sample_latents(Ideal(settings, STD), process, "svg", noise(), 30, sampler=name)
+    for latents, start in ((result.audio, noise().audio), (result.video, noise().video)):
+        torch.testing.assert_close(latents, flow(start, settings, STD).float(), atol=0.03, rtol=0)
+    network = Ideal(settings, STD)
+    given = sample_latents(network, process, "v2a", noise(), 30, 2.0, condition, sampler=name)
+    assert torch.equal(given.video, condition)
+    torch.testing.assert_close(given.audio, result.audio, atol=1e-4, rtol=0)  # this network ignores the condition
+    assert len(network.seen) == 30
+
+
+def test_a_sampler_that_does_not_fit_is_refused_before_the_network_runs():
+    network = Ideal({}, STD)
+    with pytest.raises(UserError, match="sampler: euler needs prediction=flow, not epsilon"):
+        sample_latents(network, noise_process(DiffusionConfig()), "svg", noise(), 10, sampler="euler")
+    assert not network.seen
+    with pytest.raises(ValueError, match="a2v needs a condition: the clean latent of its audio"):
+        sample_latents(network, noise_process(DiffusionConfig()), "a2v", noise(), 10)

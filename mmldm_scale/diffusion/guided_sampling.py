@@ -1,0 +1,127 @@
+"""From noise to latents for joint and conditional generation, with cross-modal guidance (section 3.3).
+
+Tasks: "svg" generates audio and video together, "a2v" video to given audio, "v2a" audio to given video. Each may have a
+context (a class, or embeddings of a text), and svg may continue the previous clip. Everything random is an argument, so
+that a sample is a function of its noise and its conditions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmldm_scale.config import GenerationTask
+from mmldm_scale.diffusion.conditions import MODALITIES, Modality, marked, null
+from mmldm_scale.diffusion.network import Network
+from mmldm_scale.diffusion.noise_process import Process
+from mmldm_scale.diffusion.samplers import get_sampler
+
+GIVEN: dict[GenerationTask, Modality | None] = {"svg": None, "a2v": "audio", "v2a": "video"}  # each task's condition
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Normalised latents of both modalities, or noise of their shapes."""
+
+    audio: Tensor  # (B, C, Ha, Wa)
+    video: Tensor  # (B, C, Hv, Wv)
+
+
+@torch.no_grad()
+def sample_latents(
+    network: Network,
+    process: Process,
+    task: GenerationTask,
+    noise: Latents,
+    steps: int,
+    guidance: float | Mapping[str, float] = 1.0,
+    condition: Tensor | None = None,
+    context: Mapping[str, Tensor] | None = None,
+    previous: Mapping[str, Tensor] | None = None,
+    sampler: str = "auto",
+) -> Latents:
+    """Generate latents from ``noise``.
+
+    Guidance acts on the generated modalities, in the standard form of classifier-free guidance:
+    φ · ε(conditions) − (φ − 1) · ε(null) with φ = ``guidance``. ε(null) sees neither condition nor context nor previous
+    clip. Eq. 9 prints (1 − φ) for (φ − 1), which for φ > 1 would add the unconditional prediction. Without any
+    condition there is no guidance. v and a flow's velocity are guided likewise, which is the same: at fixed latents
+    they are affine in ε, and φ and −(φ − 1) add up to 1.
+
+    Args:
+        network: the DiT; its latents are (B, C, H, W), audio and video each with its own C, H and W.
+        process: the noise process that the network was trained with.
+        steps: how many steps the sampler takes.
+        guidance: φ of both modalities, or of each by name; 1 has no effect.
+        condition: for a2v and v2a, the clean latent of the given modality. The network sees it clean as the condition
+            and, as in training, corrupted to the present timestep (Eq. 5, with that modality's ``noise`` throughout);
+            it is returned unchanged.
+        context: {"label": (B,)}, or {"context": (B, T, W), "context_length": (B,)}, as the DiT takes them.
+        previous: the clean latents of the clips that are continued: "audio", "video" or both. The network learns to
+            continue clips in svg alone.
+        sampler: a name of :data:`~mmldm_scale.diffusion.samplers.SAMPLERS`, or "auto".
+
+    Raises:
+        UserError: the sampler is unknown, or process or steps do not fit it.
+        ValueError: the task needs a condition and there is none.
+    """
+    given = GIVEN[task]
+    start = {"audio": noise.audio.float(), "video": noise.video.float()}
+    conditions = {f"previous_{name}": marked(latent) for name, latent in (previous or {}).items()} | dict(context or {})
+    fixed: dict[str, Tensor] = {}  # the given modality, clean
+    if given:
+        if condition is None:
+            raise ValueError(f"{task} needs a condition: the clean latent of its {given}")
+        fixed[given] = condition
+        conditions = {f"{given}_condition": condition} | conditions
+    scales = guidance if isinstance(guidance, Mapping) else dict.fromkeys(start, guidance)
+    generated = {name: latent for name, latent in start.items() if name not in fixed}
+
+    def predict(packed: Tensor, time: int) -> Tensor:
+        """Return the guided prediction for the generated modalities, packed (B, N) like their latents."""
+        latents = _unpack(packed, generated)
+        for name, clean in fixed.items():
+            timestep = torch.tensor([time], device=clean.device)
+            latents[name] = process.corrupt(clean.float(), start[name], timestep)
+        predicted = _predict(network, latents, time, conditions, scales)
+        return _pack({name: predicted[name] for name in generated})
+
+    sample = get_sampler(sampler, process, steps)
+    return Latents(**_unpack(sample(predict, _pack(generated), process, steps), generated), **fixed)
+
+
+def _pack(latents: Mapping[str, Tensor]) -> Tensor:
+    """Return the ``latents`` of all modalities, (B, C, H, W) each, as one tensor (B, N): what a sampler works on."""
+    return torch.cat([latent.flatten(1) for latent in latents.values()], dim=1)
+
+
+def _unpack(packed: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the latents in ``packed`` (B, N), by the names and shapes of ``like``."""
+    parts = packed.split([latent[0].numel() for latent in like.values()], dim=1)
+    return {
+        name: part.reshape(latent.shape).contiguous() for (name, latent), part in zip(like.items(), parts, strict=True)
+    }
+
+
+def _predict(
+    network: Network,
+    latents: Mapping[str, Tensor],
+    time: int,
+    conditions: dict[str, Tensor],
+    guidance: Mapping[str, float],
+) -> dict[str, Tensor]:
+    """Return the guided prediction for each modality under ``conditions``, from one forward pass, float32."""
+    audio, video = latents["audio"], latents["video"]
+    times = torch.full((len(audio),), time, device=audio.device)
+    if not conditions:
+        predicted = network(audio, video, times)
+        return {"audio": predicted[0].float(), "video": predicted[1].float()}
+    without = null(conditions)
+    doubled = {name: torch.cat([value, without[name]]) for name, value in conditions.items()}
+    predicted = network(audio.repeat(2, 1, 1, 1), video.repeat(2, 1, 1, 1), times.repeat(2), **doubled)
+    guided: dict[str, Tensor] = {}
+    for name, pair in zip(MODALITIES, predicted, strict=True):
+        conditional, unconditional = pair.float().chunk(2)
+        guided[name] = guidance[name] * conditional - (guidance[name] - 1) * unconditional
+    return guided

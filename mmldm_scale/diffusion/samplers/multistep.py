@@ -1,0 +1,59 @@
+"""Two solvers of second order, DPM-Solver++ (2M, arXiv 2211.01095) and UniPC (arXiv 2302.04867), as diffusers has them.
+
+They reuse the predictions of earlier steps, need far fewer steps than DDIM and take any number of them. The diffusers
+scheduler, which remembers those predictions, is made anew in each call.
+"""
+
+from typing import Any
+
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from torch import Tensor
+
+from mmldm_scale.diffusion.noise_process import Diffusion
+from mmldm_scale.diffusion.samplers.contract import Predict
+
+
+def dpm_solver_pp(predict: Predict, noise: Tensor, process: Diffusion, steps: int) -> Tensor:
+    """Return the latents that ``noise`` leads to by DPM-Solver++; see :mod:`.contract`."""
+    return _sample(DPMSolverMultistepScheduler, predict, noise, process, steps)
+
+
+def unipc(predict: Predict, noise: Tensor, process: Diffusion, steps: int) -> Tensor:
+    """Return the latents that ``noise`` leads to by UniPC; see :mod:`.contract`."""
+    return _sample(UniPCMultistepScheduler, predict, noise, process, steps)
+
+
+def _sample(scheduler_class: Any, predict: Predict, noise: Tensor, process: Diffusion, steps: int) -> Tensor:
+    scheduler, latents = _scheduler(scheduler_class, process, steps), noise
+    for time in scheduler.timesteps.tolist():
+        latents = scheduler.step(predict(latents, time), time, latents, return_dict=False)[0]
+    return latents
+
+
+def _scheduler(scheduler_class: Any, process: Diffusion, steps: int) -> Any:
+    """Return a scheduler of order 2 for ``steps`` steps, for one use, ending at clean latents.
+
+    Steps are even in the logarithm of the signal-to-noise ratio, from the schedule's last timestep to its first: evenly
+    spaced timesteps would leave much noise to the last step to clean latents, which is of first order and would
+    spoil the others.
+    """
+    config = process.config
+    scheduler = scheduler_class(
+        num_train_timesteps=config.steps,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        beta_schedule="scaled_linear",
+        rescale_betas_zero_snr=config.zero_terminal_snr,
+        prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[config.prediction],
+        solver_order=2,
+        use_exponential_sigmas=True,
+        final_sigmas_type="zero",
+    )
+    scheduler.set_timesteps(steps)
+    log_noise_to_signal = (1 / scheduler.alphas_cumprod - 1).log()  # (T,)
+    of_steps = scheduler.sigmas[:-1].square().log()  # (steps,)
+    # The nearest timestep of each step; the library rounds them all down.
+    scheduler.timesteps = (of_steps[:, None] - log_noise_to_signal).abs().argmin(dim=1)
+    scheduler.set_begin_index(0)  # many steps share timesteps, so that the library could not look up the first
+    return scheduler
