@@ -41,7 +41,7 @@ docs: $(VENV)/installed
 install: $(VENV)/installed
 
 # Stamps: pip runs once, and again when what is asked of it changes.
-$(VENV)/installed: setup.cfg pyproject.toml $(wildcard constraints*.txt) | $(VENV)/bin/python
+$(VENV)/installed: setup.cfg setup.py pyproject.toml $(wildcard constraints*.txt) | $(VENV)/bin/python
 	$(PIP) install -c $(CONSTRAINTS) -e .
 	touch $@
 

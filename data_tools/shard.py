@@ -40,6 +40,7 @@ stopped by Ctrl-C.
 """
 
 import argparse
+import importlib
 import json
 import sys
 import time
@@ -47,16 +48,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from data_tools.config import Preparation
-from data_tools.launching import launch
-from data_tools.launching.process_pool import default_workers
-from data_tools.sources import SOURCES, open_source
-from data_tools.stages.clips import make_clips
-from data_tools.stages.repair import repair, verify
+if not __package__:  # `python data_tools/shard.py`: relative imports need the package that the file lies in (PEP 366)
+    _PACKAGE = Path(__file__).resolve().parent
+    if str(_PACKAGE.parent) not in sys.path:
+        sys.path.insert(0, str(_PACKAGE.parent))
+    __package__ = _PACKAGE.name
+    importlib.import_module(__package__)
+
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import dump, load
 from mmldm_scale.shards.manifest import DROPPED, Manifest
 from mmldm_scale.shards.verify import Findings
+
+from . import COMMAND, PROGRAM
+from .config import Preparation
+from .launching import launch
+from .launching.process_pool import default_workers
+from .sources import SOURCES, open_source
+from .stages.clips import make_clips
+from .stages.repair import repair, verify
 
 Schema = TypeVar("Schema")
 
@@ -72,10 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return launch.launch(launch.command_of(arguments), args.launcher, args.jobs, options)
         return args.run(args)
     except UserError as error:
-        print(f"shard.py: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
-        print("shard.py: stopped; the same command carries on from here", file=sys.stderr)
+        print(f"{PROGRAM}: stopped; run the same command again to resume", file=sys.stderr)
         return 130
 
 
@@ -84,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     text = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="shard.py", description=__doc__, formatter_class=text)
+    description = (__doc__ or "").replace("python data_tools/shard.py", COMMAND)
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=description, formatter_class=text)
     commands = parser.add_subparsers(
         required=True, metavar="all|measure|select|clips|latents|verify|repair|stats", title="commands"
     )
@@ -153,8 +164,8 @@ def _config(args: argparse.Namespace, schema: type[Schema]) -> Schema | None:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from data_tools.config import MeasureConfig
-    from data_tools.filters.measure import measure
+    from .config import MeasureConfig
+    from .filters.measure import measure
 
     if config := _config(args, MeasureConfig):
         source = open_source(config.source, args.input)
@@ -164,8 +175,8 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _select(args: argparse.Namespace) -> int:
-    from data_tools.config import Selection
-    from data_tools.filters.select import select
+    from .config import Selection
+    from .filters.select import select
 
     if config := _config(args, Selection):
         report = select(args.input, args.output, config)
@@ -188,7 +199,7 @@ def _latents(args: argparse.Namespace) -> int:
 
 
 def _all(args: argparse.Namespace) -> int:
-    from data_tools.stages.latents import check_autoencoder
+    from .stages.latents import check_autoencoder
 
     if preparation := _config(args, Preparation):
         check_autoencoder(args.autoencoder, preparation.media, "the configuration")
@@ -210,7 +221,7 @@ def _repair(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from data_tools.reports.stats import describe, stats
+    from .reports.stats import describe, stats
 
     print(describe(stats(args.input, args.output)))
     if args.output:
@@ -235,7 +246,7 @@ def _cut(args: argparse.Namespace, output: Path, preparation: Preparation) -> No
 
 
 def _encode(args: argparse.Namespace, clips: Path, output: Path) -> None:
-    from data_tools.stages.latents import make_latents
+    from .stages.latents import make_latents
 
     start = time.monotonic()
     manifest = make_latents(clips, output, args.autoencoder, args.batch_size, args.device, args.workers)

@@ -9,6 +9,7 @@ Python: ``make_corpus(folder, videos=8, seconds=2)``.
 
 import argparse
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import os
@@ -21,10 +22,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.demo.scenes import SAMPLE_RATE, SCENES, Scene
+if not __package__:  # `python data_tools/demo/corpus.py`: relative imports need the file's package (PEP 366)
+    _PACKAGE = Path(__file__).resolve().parents[1]
+    if str(_PACKAGE.parent) not in sys.path:
+        sys.path.insert(0, str(_PACKAGE.parent))
+    __package__ = f"{_PACKAGE.name}.demo"
+    importlib.import_module(__package__)
+
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.rng import generator
 from mmldm_scale.media.encode import write_video
+
+from .scenes import SAMPLE_RATE, SCENES, Scene
 
 PEAK = 0.7  # of the loudest sample of a video
 

@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_tools.config import Limits, Selection
-from data_tools.filters.duplicates import find_duplicates
-from data_tools.filters.ranking import chances, places_within, scores
-from data_tools.filters.stable_hash import BYTES
-from data_tools.filters.table import SCHEMA
 from mmldm_scale.common.errors import UserError
+
+from ..config import Limits, Selection
+from .duplicates import find_duplicates
+from .ranking import chances, places_within, scores
+from .stable_hash import BYTES
+from .table import SCHEMA
 
 NUMBERS = [field.name for field in SCHEMA if pa.types.is_primitive(field.type)]  # what limits and ranks can be of
 

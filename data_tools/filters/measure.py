@@ -1,6 +1,6 @@
 """The first pass: every candidate of a source into one row of measures.
 
-``measure(source, output, config, workers, timeout)`` fills a folder with the table of :mod:`data_tools.filters.table`.
+``measure(source, output, config, workers, timeout)`` fills a folder with the table of :mod:`.filters.table`.
 Any number of processes may share the folder: each leases parts, and all return when the whole table is there. Killed at
 any moment and started again, it measures only what is missing.
 """
@@ -15,19 +15,20 @@ from typing import Any
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from data_tools.config import MeasureConfig
-from data_tools.filters.measure_candidate import Examiner
-from data_tools.filters.table import KIND, part_name, part_rows, part_sizes, write_part
-from data_tools.launching.process_pool import batched, each, in_parts
-from data_tools.launching.progress import progress
-from data_tools.sources import Source
-from data_tools.sources.video import Video
-from data_tools.stages.shard_set import begin, remove_asides
-from data_tools.stages.share_out import share_out
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.shards.manifest import differences
+
+from ..config import MeasureConfig
+from ..launching.process_pool import batched, each, in_parts
+from ..launching.progress import progress
+from ..sources import Source
+from ..sources.video import Video
+from ..stages.shard_set import begin, remove_asides
+from ..stages.share_out import share_out
+from .measure_candidate import Examiner
+from .table import KIND, part_name, part_rows, part_sizes, write_part
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from data_tools.config import MeasureConfig
-from data_tools.filters import picture, sound
-from data_tools.filters.low_res_view import Look, take_look
-from data_tools.filters.onsets import agreement
-from data_tools.filters.stable_hash import perceptual_hash
-from data_tools.sources.video import Video
-from data_tools.stages.clip_plan import sound_file
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.media.decode import probe
 from mmldm_scale.media.track import find_stream, open_container
+
+from ..config import MeasureConfig
+from ..sources.video import Video
+from ..stages.clip_plan import sound_file
+from . import picture, sound
+from .low_res_view import Look, take_look
+from .onsets import agreement
+from .stable_hash import perceptual_hash
 
 SLOWEST, FASTEST = 8000, 48000  # Hz: sound at rates outside is resampled to the nearest of the two
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_tools.filters.low_res_view import FPS, Look
-from data_tools.filters.picture import changes
-from data_tools.filters.sound import HOP, spectrogram
+from .low_res_view import FPS, Look
+from .picture import changes
+from .sound import HOP, spectrogram
 
 APART = 0.3  # seconds after an onset in which there is no other
 NEAR = 0.03  # seconds on both sides, or one value, in which a peak is the highest

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data_tools.filters.low_res_view import FPS, Look
+from .low_res_view import FPS, Look
 
 BLACK_LEVEL = 26  # levels, a tenth of the range: a darker pixel is black (as in FFmpeg's blackdetect)
 BLACK_PIXELS = 0.98  # share of black pixels from which a picture is black (likewise)

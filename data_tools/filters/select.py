@@ -11,16 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_tools.config import Selection, ValidationSet
-from data_tools.filters.apply_filters import Sieve, sift
-from data_tools.filters.ranking import chances
-from data_tools.filters.selection_report import SelectionReport, describe
-from data_tools.filters.table import parquet, read_table
-from data_tools.reports.selection_page import page
-from data_tools.stages.shard_set import remove_asides
 from mmldm_scale.common.atomic_files import TEMPORARY_SUFFIX, write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.shards.json_files import DamagedSet, read_json, write_json
+
+from ..config import Selection, ValidationSet
+from ..reports.selection_page import page
+from ..stages.shard_set import remove_asides
+from .apply_filters import Sieve, sift
+from .ranking import chances
+from .selection_report import SelectionReport, describe
+from .table import parquet, read_table
 
 KIND = "selection"  # in report.json
 REPORT = "report.json"

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_tools.config import Selection
-from data_tools.filters.apply_filters import Sieve, numbers
-from data_tools.filters.table import MEASURES
+from ..config import Selection
+from .apply_filters import Sieve, numbers
+from .table import MEASURES
 
 BINS = 40
 TAIL = 0.5  # percent at either end that a histogram may gather in its first and last bin

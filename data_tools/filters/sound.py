@@ -5,7 +5,7 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.filter import Graph
 
-from data_tools.filters.low_res_view import Look
+from .low_res_view import Look
 
 SHORTEST = 0.4  # seconds: the gating block of BS.1770, below which there is no integrated loudness
 BLOCK = 0.05  # seconds over which the level is taken to tell silence

@@ -7,8 +7,8 @@ of 32 × 32, which are stronger than their median. Hashes are compared by the nu
 
 import numpy as np
 
-from data_tools.filters.low_res_view import Look
-from data_tools.filters.sound import spectrogram
+from .low_res_view import Look
+from .sound import spectrogram
 
 SIDE = 32  # pixels of a hashed image
 WAVES = 8  # a side of the block of slow waves

@@ -13,12 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.filters.stable_hash import BYTES
-from data_tools.sources.video import Video
-from data_tools.stages.shard_set import read_plan
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.shards.manifest import PLAN
+
+from .. import COMMAND
+from ..sources.video import Video
+from ..stages.shard_set import read_plan
+from .stable_hash import BYTES
 
 KIND = "measures"  # in plan.json
 MAX_PARTS = 10_000_000  # AudioSet's two million candidates are 2,000
@@ -112,7 +114,7 @@ def read_table(folder: Path) -> pa.Table:
     """
     plan = read_plan(folder, KIND) if folder.is_dir() else None
     if plan is None:
-        raise UserError(f"{folder}: holds no measures; a folder that `shard.py measure` filled fits")
+        raise UserError(f"{folder}: holds no measures; give the output folder of `{COMMAND} measure`")
     try:
         rows, rows_per_part = int(plan["rows"]), int(plan["measurement"]["rows_per_part"])
         if not 0 <= rows <= rows_per_part * MAX_PARTS:

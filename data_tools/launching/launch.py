@@ -3,7 +3,7 @@
 ``launch(command, "local", 4, options)`` starts four processes of ``shard.py`` + ``command``; with "slurm" they are the
 jobs of an array. Each takes what no other has taken (:mod:`mmldm_scale.common.leases`) and ends when the whole output
 is finished, so any of them may be lost. What they say is heard as if one said it
-(:mod:`data_tools.launching.merged_output`).
+(:mod:`.launching.merged_output`).
 """
 
 import argparse
@@ -20,15 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from data_tools.launching.merged_output import Chorus
-from data_tools.launching.process_pool import default_workers
 from mmldm_scale.cluster.submit import JobRequest, Jobs, Outcome, read_request, submit
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.processes import die_with_parent
 
+from .. import PROGRAM
+from .merged_output import Chorus
+from .process_pool import default_workers
+
 Launcher = Literal["local", "slurm"]
-ROOT = Path(__file__).resolve().parents[2]
-PROLOGUE = ROOT / "slurm" / "prologue.sh"
+PACKAGE = Path(__file__).resolve().parents[1]
+PROLOGUE = PACKAGE.parent / "slurm" / "prologue.sh"  # of a clone; a wheel has none
 ENCODING = ("latents", "all")  # commands that use a GPU
 PATIENCE = 10.0  # seconds that a process may take to stop before it is killed
 POLLS = (0.5, 10.0)  # seconds between two looks at SLURM's jobs: at first, and when they run for long
@@ -88,7 +90,7 @@ def launch(command: Sequence[str], launcher: Launcher, jobs: int | None, options
     folder = options.output.with_name(f"{options.output.name}-jobs").resolve()
     setup = [f"source '{PROLOGUE}'"] if PROLOGUE.exists() else []
     submitted = submit(_shard(command, ask.cpus), folder, jobs, command[0], ask, setup)
-    print(f"job {submitted.id}: {jobs} × shard.py {command[0]}; logs in {folder}", flush=True)
+    print(f"job {submitted.id}: {jobs} × {PROGRAM} {command[0]}; logs in {folder}", flush=True)
     return _follow(submitted) if options.wait else 0
 
 
@@ -98,7 +100,7 @@ def _shard(command: Sequence[str], workers: int) -> list[str]:
     said = any(text.startswith("--work") for text in rest)
     return [
         sys.executable,
-        str(ROOT / "data_tools" / "shard.py"),
+        str(PACKAGE / "shard.py"),
         name,
         *([] if said else ["--workers", f"{workers}"]),
         *rest,
@@ -293,7 +295,7 @@ def _hear_log(log: Path, position: int, number: int, chorus: Chorus) -> int:
 
 
 def _mourn(chorus: Chorus, who: str, status: int) -> None:
-    chorus.say(f"shard.py: {who} was killed ({signal.Signals(-status).name}); the others make what it had begun")
+    chorus.say(f"{PROGRAM}: {who} was killed ({signal.Signals(-status).name}); the others make what it had begun")
 
 
 def _conclude(endings: list[tuple[int, str]], chorus: Chorus) -> int:
@@ -303,5 +305,5 @@ def _conclude(endings: list[tuple[int, str]], chorus: Chorus) -> int:
         if status == 0:
             print(output, end="", flush=True)
             return 0
-    chorus.say("shard.py: all processes were killed; the same command carries on from here")
+    chorus.say(f"{PROGRAM}: all processes were killed; run the same command again to resume")
     return 128 - endings[-1][0]

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from data_tools.launching.progress import progress
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import MediaConfig
@@ -27,6 +26,8 @@ from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.latents import LatentSample, decode_latents
 from mmldm_scale.shards.manifest import MANIFEST, PLAN, Manifest
 from mmldm_scale.shards.reader import DamagedSample, Sample, ShardSet
+
+from ..launching.progress import progress
 
 FRAMES = 8  # of a clip in its row
 THUMB = 96  # pixels of a frame

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from data_tools.filters.selection_report import Histogram, SelectionReport
-from data_tools.filters.table import MEASURES
+from ..filters.selection_report import Histogram, SelectionReport
+from ..filters.table import MEASURES
 
 WIDTH, HEIGHT = 320, 110  # of a histogram's plot, in its own units
 LABELS_SHOWN = 1000  # the most frequent; report.json has all

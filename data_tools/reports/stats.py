@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.launching.progress import progress
-from data_tools.reports import contact_sheet
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.models.autoencoder.gaussian import LOGVAR_RANGE
 from mmldm_scale.shards.index import ShardIndex
@@ -24,6 +22,9 @@ from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.latents import decode_latents
 from mmldm_scale.shards.manifest import Kind, Manifest
 from mmldm_scale.shards.reader import ShardSet
+
+from ..launching.progress import progress
+from . import contact_sheet
 
 META_LIMIT = 1 << 20  # bytes of a "json" member
 HALF_NORMAL = float(np.finfo(np.float16).smallest_normal)  # below it float16 loses digits

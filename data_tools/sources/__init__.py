@@ -1,19 +1,19 @@
 """Where videos come from: each source knows its own layout and lists, and yields stretches of media files.
 
-``open_source(config.source, folder).videos()`` gives every :class:`~data_tools.sources.video.Video` that there is, in
+``open_source(config.source, folder).videos()`` gives every :class:`~.sources.video.Video` that there is, in
 an order that depends on the input alone. What a list names but no file gives is a ``Video`` too, with the reason why.
 """
 
 from pathlib import Path
 from typing import Protocol
 
-from data_tools.config import SourceConfig
-from data_tools.sources.aist import AISTSource
-from data_tools.sources.audioset import AudioSetSource
-from data_tools.sources.folder import FolderSource
-from data_tools.sources.landscape import LandscapeSource
-from data_tools.sources.listing import ListedSource
-from data_tools.sources.video import Video
+from ..config import SourceConfig
+from .aist import AISTSource
+from .audioset import AudioSetSource
+from .folder import FolderSource
+from .landscape import LandscapeSource
+from .listing import ListedSource
+from .video import Video
 
 
 class Source(Protocol):

@@ -11,10 +11,11 @@ a piece (mBR0.mp3, mBR0.wav): a dance begins when its music does.
 import re
 from pathlib import Path, PurePosixPath
 
-from data_tools.config import SourceConfig
-from data_tools.sources.files import file_size, find_files, find_videos, folder_split
-from data_tools.sources.video import Video
 from mmldm_scale.common.errors import UserError
+
+from ..config import SourceConfig
+from .files import file_size, find_files, find_videos, folder_split
+from .video import Video
 
 GENRES = {
     "BR": "Break",

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.config import SourceConfig
-from data_tools.launching.progress import progress
-from data_tools.sources.files import file_size, find_videos
-from data_tools.sources.ontology import Ontology
-from data_tools.sources.segments import NamedFile, Segment, list_split, parse_name, read_segments
-from data_tools.sources.video import Video
 from mmldm_scale.common.errors import UserError
+
+from ..config import SourceConfig
+from ..launching.progress import progress
+from .files import file_size, find_videos
+from .ontology import Ontology
+from .segments import NamedFile, Segment, list_split, parse_name, read_segments
+from .video import Video
 
 
 class AudioSetSource:

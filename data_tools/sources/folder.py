@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from data_tools.config import SourceConfig
-from data_tools.sources.files import file_size, find_videos
-from data_tools.sources.video import Video
+from ..config import SourceConfig
+from .files import file_size, find_videos
+from .video import Video
 
 
 class FolderSource:

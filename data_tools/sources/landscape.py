@@ -10,11 +10,11 @@ of them tells has no class. Clips of one recording ("ID_clip_3.mp4", "wind_noise
 import re
 from pathlib import Path, PurePosixPath
 
-from data_tools.config import SourceConfig
-from data_tools.sources.files import file_size, find_videos, folder_split
-from data_tools.sources.listing import read_labels, relative_path
-from data_tools.sources.tables import read_rows
-from data_tools.sources.video import Video
+from ..config import SourceConfig
+from .files import file_size, find_videos, folder_split
+from .listing import read_labels, relative_path
+from .tables import read_rows
+from .video import Video
 
 CLASSES = {  # by the letters that each begins with in any of its spellings ("fire_cracking", "underwater burbling")
     "explosion": "explosion",

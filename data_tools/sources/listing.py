@@ -13,11 +13,12 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_tools.config import SourceConfig
-from data_tools.sources.files import file_size
-from data_tools.sources.tables import Row, read_rows
-from data_tools.sources.video import Video
 from mmldm_scale.common.errors import UserError
+
+from ..config import SourceConfig
+from .files import file_size
+from .tables import Row, read_rows
+from .video import Video
 
 COLUMNS = ("path", "start", "end", "labels", "label", "split", "origin", "seconds", "audio", "maybe_trimmed")
 

@@ -10,12 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.config import Preparation, SourceConfig
-from data_tools.launching.process_pool import each
-from data_tools.launching.progress import progress
-from data_tools.sources import Source
-from data_tools.sources.keys import unique_keys
-from data_tools.sources.video import Video
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.media.decode import probe
@@ -23,6 +17,13 @@ from mmldm_scale.media.track import END_TOLERANCE
 from mmldm_scale.shards.index import KEY
 from mmldm_scale.shards.json_files import DamagedSet, check_types
 from mmldm_scale.shards.manifest import differences
+
+from ..config import Preparation, SourceConfig
+from ..launching.process_pool import each
+from ..launching.progress import progress
+from ..sources import Source
+from ..sources.keys import unique_keys
+from ..sources.video import Video
 
 
 @dataclass(frozen=True)

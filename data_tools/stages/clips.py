@@ -16,12 +16,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.config import Preparation
-from data_tools.launching.process_pool import batched, each, in_parts
-from data_tools.launching.progress import progress
-from data_tools.sources import Source
-from data_tools.stages.clip_plan import ClipPlan, Window, check_plan, make_plan, sound_file
-from data_tools.stages.shard_set import begin, finish, missing_shards, read_plan
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.decode import read_clips
@@ -29,6 +23,13 @@ from mmldm_scale.shards.clips import encode_clip
 from mmldm_scale.shards.index import shard_name
 from mmldm_scale.shards.manifest import PLAN, Manifest
 from mmldm_scale.shards.writer import ShardWriter
+
+from ..config import Preparation
+from ..launching.process_pool import batched, each, in_parts
+from ..launching.progress import progress
+from ..sources import Source
+from .clip_plan import ClipPlan, Window, check_plan, make_plan, sound_file
+from .shard_set import begin, finish, missing_shards, read_plan
 
 PART = 32  # windows of a video cut at once: little enough for memory and progress, enough to be worth opening the file
 

@@ -18,9 +18,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data_tools.launching.process_pool import as_is, batched, in_parts, quiet
-from data_tools.launching.progress import progress
-from data_tools.stages.shard_set import begin, finish, missing_shards, read_plan
 from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.device import choose_device
 from mmldm_scale.common.errors import UserError
@@ -36,6 +33,10 @@ from mmldm_scale.shards.latents import LatentSample, decode_latents, encode_late
 from mmldm_scale.shards.manifest import MANIFEST, Manifest, differences
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 from mmldm_scale.shards.writer import ShardWriter
+
+from ..launching.process_pool import as_is, batched, in_parts, quiet
+from ..launching.progress import progress
+from .shard_set import begin, finish, missing_shards, read_plan
 
 ROUNDING = 0.01  # of a channel's standard deviation: float16 may blur it by that much; usual is a thirtieth of it
 

@@ -8,18 +8,19 @@ autoencoder. So nothing has to be given but the set.
 import functools
 from pathlib import Path
 
-from data_tools.config import Preparation
-from data_tools.launching.process_pool import each
-from data_tools.launching.progress import progress
-from data_tools.sources import open_source
-from data_tools.stages.clip_plan import ClipPlan
-from data_tools.stages.clips import make_clips
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import restore
 from mmldm_scale.shards.index import shard_name
 from mmldm_scale.shards.json_files import read_json
 from mmldm_scale.shards.manifest import MANIFEST, PLAN, Manifest
 from mmldm_scale.shards.verify import Findings, verify_set
+
+from ..config import Preparation
+from ..launching.process_pool import each
+from ..launching.progress import progress
+from ..sources import open_source
+from .clip_plan import ClipPlan
+from .clips import make_clips
 
 VERIFYING = 3600.0  # seconds after which reading one shard through counts as hung
 
@@ -62,7 +63,7 @@ def _finish(folder: Path, workers: int, timeout: float, batch_size: int, device:
         preparation = restore(Preparation, plan.preparation, str(folder / PLAN))
         make_clips(open_source(preparation.source, Path(plan.folder)), folder, preparation, workers, timeout)
         return
-    from data_tools.stages.latents import make_latents  # takes seconds to import, and clips need none of it
+    from .latents import make_latents  # takes seconds to import, and clips need none of it
 
     try:
         clips, autoencoder = folder / stored["source"]["path"], Path(stored["autoencoder"]["path"])

@@ -18,13 +18,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.stages.share_out import POLL, share_out
 from mmldm_scale.common.atomic_files import TEMPORARY_SUFFIX, sync, write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import LEASES, Leases
 from mmldm_scale.shards.index import FORMAT, ShardIndex, shard_name
 from mmldm_scale.shards.json_files import DamagedSet, read_json, write_json
 from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Manifest, ShardEntry
+
+from .share_out import POLL, share_out
 
 QUIET = 5.0  # seconds of waiting for another process that need no explanation
 

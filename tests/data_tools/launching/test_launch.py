@@ -100,7 +100,7 @@ def test_if_all_are_killed_the_status_says_so(good_videos, overrides, tmp_path):
         os.kill(child, signal.SIGKILL)
     _, err = launcher.communicate(timeout=60)
     assert launcher.returncode == 128 + signal.SIGKILL
-    assert "all processes were killed; the same command carries on" in err
+    assert "all processes were killed; run the same command again to resume" in err
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
