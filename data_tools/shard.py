@@ -64,7 +64,8 @@ from . import COMMAND, PROGRAM
 from .config import Preparation
 from .launching import launch
 from .launching.process_pool import default_workers
-from .sources import SOURCES, open_source
+from .sources import open_source
+from .sources.registry import SOURCES
 from .stages.clips import make_clips
 from .stages.repair import repair, verify
 
@@ -118,8 +119,9 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or begun before")
     stats.add_argument("--output", type=Path, metavar="DIR", help="where to write index.html, a contact sheet")
     for each in (both, measure, clips):
-        each.add_argument("--source", choices=SOURCES, help="kind of collection (source.kind; default: folder)")
-        each.add_argument("--list", metavar="FILE", help="what of the input is meant (source.list)")
+        text = f"kind of collection: {', '.join(SOURCES)} (source.kind; default: folder)"
+        each.add_argument("--source", metavar="KIND", help=text)
+        each.add_argument("--list", metavar="FILE", help="which parts of the input to take (source.list)")
     for each in (both, measure, select, clips):
         each.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
         each.add_argument("--print-config", action="store_true", help="show the configuration and stop")

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
+from mmldm_scale.config import restore
 from mmldm_scale.media.clip import MediaError
-from mmldm_scale.shards.manifest import differences
+from mmldm_scale.shards.manifest import PLAN, differences
 
 from ..config import MeasureConfig
 from ..launching.process_pool import batched, each, in_parts
@@ -58,7 +59,7 @@ def measure(source: Source, output: Path, config: MeasureConfig, workers: int, t
     with Leases(output) as leases:
         stored, _ = begin(output, KIND, leases, lambda: plan)
         _check(stored, plan, output)
-        examiner = Examiner(source.folder, config)
+        examiner = Examiner(source, config)
         with progress(len(videos), "measuring", "videos") as bar:
             for numbers in _missing(output, part_sizes(len(videos), config.rows_per_part), leases, bar):
                 _make(output, parts, numbers, lambda items: each(examiner, items, workers, timeout), leases, bar)
@@ -89,7 +90,8 @@ def _digest(videos: list[Video]) -> str:
 
 
 def _check(stored: dict[str, Any], plan: dict[str, Any], folder: Path) -> None:
-    changed = differences(stored["measurement"], plan["measurement"], ("begun with", "now"))
+    begun_with = restore(MeasureConfig, stored["measurement"], str(folder / PLAN))
+    changed = differences(asdict(begun_with), plan["measurement"], ("begun with", "now"))
     if changed:
         text = "; ".join(changed)
         raise UserError(f"{folder}: was begun with another configuration ({text}); use that, or another output folder")

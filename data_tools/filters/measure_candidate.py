@@ -8,8 +8,8 @@ from mmldm_scale.media.decode import probe
 from mmldm_scale.media.track import find_stream, open_container
 
 from ..config import MeasureConfig
+from ..sources.source import Source, sound_file
 from ..sources.video import Video
-from ..stages.clip_plan import sound_file
 from . import picture, sound
 from .low_res_view import Look, take_look
 from .onsets import agreement
@@ -21,8 +21,8 @@ SLOWEST, FASTEST = 8000, 48000  # Hz: sound at rates outside is resampled to the
 class Examiner:
     """Measures videos of ``folder``; made once for each decoding process."""
 
-    def __init__(self, folder: Path, config: MeasureConfig) -> None:
-        self._folder, self._config = folder, config
+    def __init__(self, source: Source, config: MeasureConfig) -> None:
+        self._folder, self._sound_folder, self._config = source.folder, source.sound_folder, config
 
     def __call__(self, video: Video) -> dict[str, Any]:
         """Return the measures of ``video`` by column, and where they end early ``reason`` and ``detail``.
@@ -38,7 +38,7 @@ class Examiner:
         return found
 
     def _examine(self, video: Video, file: Path, found: dict[str, Any]) -> None:
-        apart = sound_file(self._config.source, video.audio)
+        apart = sound_file(self._sound_folder, video.audio)
         with open_container(file) as container:
             found["has_video"] = find_stream(container, "video") is not None
             found["has_audio"] = apart is not None or find_stream(container, "audio") is not None

@@ -9,12 +9,14 @@ a piece (mBR0.mp3, mBR0.wav): a dance begins when its music does.
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from mmldm_scale.common.errors import UserError
 
-from ..config import SourceConfig
 from .files import file_size, find_files, find_videos, folder_split
+from .source import SourceOptions
 from .video import Video
 
 GENRES = {
@@ -36,12 +38,21 @@ _NAME = re.compile(
 )
 
 
+@dataclass
+class AISTOptions(SourceOptions):
+    """Settings of ``--source aist``."""
+
+    kind: str = "aist"
+    label: Literal["genre", "situation", "camera", "dancer", "music", "choreography"] = "genre"  # the class
+    music: str = ""  # for the original videos, which have no sound: the folder of the music files
+
+
 class AISTSource:
     """All AIST++ videos below a folder; files with other names are dropped as "bad_name"."""
 
-    def __init__(self, config: SourceConfig, folder: Path) -> None:
-        self.folder = folder
-        self._label, self._split, self._music = config.label, config.split, config.music
+    def __init__(self, options: AISTOptions, folder: Path) -> None:
+        self.folder, self.sound_folder = folder, Path(options.music) if options.music else None
+        self._label, self._split, self._music = options.label, options.split, options.music
 
     def videos(self) -> list[Video]:
         """Return every media file, sorted by path; raise UserError if there is none, or no music where it is asked for.

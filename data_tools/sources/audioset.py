@@ -10,34 +10,46 @@ the label index is at hand (``source.ontology``, ``source.label_names``, or besi
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmldm_scale.common.errors import UserError
 
-from ..config import SourceConfig
 from ..launching.progress import progress
 from .files import file_size, find_videos
 from .ontology import Ontology
 from .segments import NamedFile, Segment, list_split, parse_name, read_segments
+from .source import SourceOptions
 from .video import Video
+
+
+@dataclass
+class AudioSetOptions(SourceOptions):
+    """Settings of ``--source audioset``."""
+
+    kind: str = "audioset"
+    include: list[str] = field(default_factory=list)  # only segments with one of these labels or one below them
+    exclude: list[str] = field(default_factory=list)  # no segment with one of these labels or one below them
+    ontology: str = ""  # ontology.json; "": the one beside the first list or in the folder, if any
+    label_names: str = ""  # class_labels_indices.csv; "": as above
+    list: str = ""  # segment lists, several with "," between; "": every *_segments.csv in the folder
 
 
 class AudioSetSource:
     """The segments of AudioSet's lists in a folder of downloaded files; see the module's text."""
 
-    def __init__(self, config: SourceConfig, folder: Path) -> None:
+    def __init__(self, options: AudioSetOptions, folder: Path) -> None:
         """Raise UserError if a list or a label file is not there or not what it should be, or a label is unknown."""
-        self.folder = folder
-        self._split = config.split
-        self._lists = _find_lists(config.list, folder)
+        self.folder, self.sound_folder = folder, None
+        self._split = options.split
+        self._lists = _find_lists(options.list, folder)
         ontology, label_names = (
             _beside(name, given, [*(file.parent for file in self._lists[:1]), folder])
-            for given, name in ((config.ontology, "ontology.json"), (config.label_names, "class_labels_indices.csv"))
+            for given, name in ((options.ontology, "ontology.json"), (options.label_names, "class_labels_indices.csv"))
         )
-        if (config.include or config.exclude) and not (self._lists and ontology):
+        if (options.include or options.exclude) and not (self._lists and ontology):
             raise UserError("source.include, source.exclude: need segment lists and source.ontology=…/ontology.json")
-        self._labels = _Labels(Ontology.read(ontology, label_names), config)
+        self._labels = _Labels(Ontology.read(ontology, label_names), options)
 
     def videos(self) -> list[Video]:
         """Return one video for each row of the lists, then one for each file that none of them uses.
@@ -159,10 +171,10 @@ class _Shelf:
 class _Labels:
     """Which sets of labels are wanted, and what the labels are called."""
 
-    def __init__(self, ontology: Ontology, config: SourceConfig) -> None:
+    def __init__(self, ontology: Ontology, options: AudioSetOptions) -> None:
         self._names = ontology.names
-        self._include = ontology.branches(config.include)
-        self._exclude = ontology.branches(config.exclude)
+        self._include = ontology.branches(options.include)
+        self._exclude = ontology.branches(options.exclude)
         self._judged: dict[tuple[str, ...], tuple[tuple[str, ...], str, str]] = {}  # millions of rows share few sets
 
     def judge(self, mids: tuple[str, ...]) -> tuple[tuple[str, ...], str, str]:

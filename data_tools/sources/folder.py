@@ -1,18 +1,37 @@
-"""Any tree of media files: a video's label is the name of the first folder that it lies in, as in ImageFolder."""
+"""Any tree of media files: a video's label is the name of the first folder that it lies in, as in ImageFolder.
 
+With a list (``source.list``), the stretches that the list names; see :mod:`.listing`.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import SourceConfig
+from mmldm_scale.config import require
+
 from .files import file_size, find_videos
+from .listing import ListedSource
+from .source import Source, SourceOptions
 from .video import Video
+
+
+@dataclass
+class FolderOptions(SourceOptions):
+    """Settings of ``--source folder``."""
+
+    kind: str = "folder"
+    list: str = ""  # a file that lists what to take, perhaps a selection from another source; "": every media file
+    music: str = ""  # for lists with a column "audio": the folder of the sound files
+
+    def __post_init__(self) -> None:
+        require(bool(self.list) or not self.music, "source.music", "only with source.list, or for source.kind=aist")
 
 
 class FolderSource:
     """All media files below a folder, by their suffix (any case); links are followed, loops are not."""
 
-    def __init__(self, config: SourceConfig, folder: Path) -> None:
-        self.folder = folder
-        self._split = config.split
+    def __init__(self, options: FolderOptions, folder: Path) -> None:
+        self.folder, self.sound_folder = folder, None
+        self._split = options.split
 
     def videos(self) -> list[Video]:
         """Return every media file, sorted by path; raise UserError if there is none or a folder cannot be read."""
@@ -20,6 +39,13 @@ class FolderSource:
             Video(path, file_size(self.folder, path), _labels(path), origin=path, split=self._split)
             for path in find_videos(self.folder)
         ]
+
+
+def open_folder(options: FolderOptions, folder: Path) -> Source:
+    """Return the media files of ``folder``, or what the list of ``options`` names; raise UserError as those do."""
+    if options.list:
+        return ListedSource(Path(options.list), folder, options.music, options.split)
+    return FolderSource(options, folder)
 
 
 def _labels(path: str) -> tuple[str, ...]:

@@ -8,11 +8,12 @@ of them tells has no class. Clips of one recording ("ID_clip_3.mp4", "wind_noise
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..config import SourceConfig
 from .files import file_size, find_videos, folder_split
 from .listing import read_labels, relative_path
+from .source import SourceOptions
 from .tables import read_rows
 from .video import Video
 
@@ -30,13 +31,21 @@ CLASSES = {  # by the letters that each begins with in any of its spellings ("fi
 _CLIP = re.compile(r"(.+?)_clip_\d.*|([A-Za-z_]+_\d+)(?:_\d+)+")
 
 
+@dataclass
+class LandscapeOptions(SourceOptions):
+    """Settings of ``--source landscape``."""
+
+    kind: str = "landscape"
+    list: str = ""  # a table of classes: columns path (or the file's name alone) and label; "": folders and names tell
+
+
 class LandscapeSource:
     """All media files of a Landscape tree; with a list, those that it names."""
 
-    def __init__(self, config: SourceConfig, folder: Path) -> None:
-        self.folder = folder
-        self._split = config.split
-        self._list = Path(config.list) if config.list else None
+    def __init__(self, options: LandscapeOptions, folder: Path) -> None:
+        self.folder, self.sound_folder = folder, None
+        self._split = options.split
+        self._list = Path(options.list) if options.list else None
 
     def videos(self) -> list[Video]:
         """Return the files sorted by path, behind them rows of the list that fit none; raise UserError if none is."""

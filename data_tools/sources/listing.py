@@ -15,7 +15,6 @@ from typing import Any
 
 from mmldm_scale.common.errors import UserError
 
-from ..config import SourceConfig
 from .files import file_size
 from .tables import Row, read_rows
 from .video import Video
@@ -26,12 +25,20 @@ COLUMNS = ("path", "start", "end", "labels", "label", "split", "origin", "second
 class ListedSource:
     """What a list names in a folder; see the module's text."""
 
-    def __init__(self, config: SourceConfig, folder: Path) -> None:
-        """Raise UserError if ``folder`` is no folder."""
+    def __init__(self, file: Path, folder: Path, music: str = "", split: str = "") -> None:
+        """Take the list ``file`` of media in ``folder``.
+
+        Args:
+            music: the folder that the column ``audio`` is relative to; "": the list has no such column.
+            split: of all rows; "": what the column ``split`` says.
+
+        Raises:
+            UserError: ``folder`` is no folder.
+        """
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; the one that the paths of {config.list} begin in fits")
-        self.folder = folder
-        self._list, self._music, self._split = Path(config.list), config.music, config.split
+            raise UserError(f"{folder}: no such folder; give the one that the paths in {file} are relative to")
+        self.folder, self.sound_folder = folder, Path(music) if music else None
+        self._list, self._split = file, split
 
     def videos(self) -> list[Video]:
         """Return one video a row; raise UserError if the list cannot be read or is empty."""
@@ -60,8 +67,8 @@ class ListedSource:
         path, audio = relative_path(row.get("path")), ""
         if "audio" in row and row["audio"] != "":
             audio = relative_path(row["audio"])
-            if not self._music:
-                raise UserError(f"{self._list}: has sound files in its column audio; source.music has to say where")
+            if self.sound_folder is None:
+                raise UserError(f"{self._list}: has a column audio: set source.music to the folder of those files")
         start, end, seconds = (_seconds(row, name) for name in ("start", "end", "seconds"))
         start = start or 0.0
         if end is not None and end <= start:

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import restore
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.media.decode import probe
 from mmldm_scale.media.track import END_TOLERANCE
 from mmldm_scale.shards.index import KEY
 from mmldm_scale.shards.json_files import DamagedSet, check_types
-from mmldm_scale.shards.manifest import differences
+from mmldm_scale.shards.manifest import PLAN, differences
 
-from ..config import Preparation, SourceConfig
+from ..config import Preparation
 from ..launching.process_pool import each
 from ..launching.progress import progress
 from ..sources import Source
 from ..sources.keys import unique_keys
+from ..sources.source import sound_file
 from ..sources.video import Video
 
 
@@ -109,7 +111,7 @@ def make_plan(source: Source, preparation: Preparation, workers: int, timeout: f
     """Probe every video of ``source`` and return the plan; raise UserError if there are none."""
     videos = source.videos()
     keys = unique_keys([video.name for video in videos])
-    probed = each(_Prober(source.folder, preparation.source), videos, workers, timeout)
+    probed = each(_Prober(source.folder, source.sound_folder), videos, workers, timeout)
     planned = []
     with progress(len(videos), "probing", "videos") as bar:
         for video, key, found in zip(videos, keys, probed, strict=True):
@@ -120,7 +122,8 @@ def make_plan(source: Source, preparation: Preparation, workers: int, timeout: f
 
 def check_plan(plan: ClipPlan, source: Source, preparation: Preparation, folder: Path) -> None:
     """Raise UserError if ``plan``, begun in ``folder``, is not what this source and this configuration would give."""
-    changed = differences(plan.preparation, dataclasses.asdict(preparation), ("begun with", "now"))
+    begun_with = restore(Preparation, plan.preparation, str(folder / PLAN))
+    changed = differences(dataclasses.asdict(begun_with), dataclasses.asdict(preparation), ("begun with", "now"))
     if changed:
         text = "; ".join(changed)
         raise UserError(f"{folder}: was begun with another configuration ({text}); use that, or another output folder")
@@ -139,11 +142,6 @@ def check_plan(plan: ClipPlan, source: Source, preparation: Preparation, folder:
             f"{folder}: was begun with other input files than {source.folder} holds now: {'; '.join(found)}; "
             "put the input back as it was, or give another output folder"
         )
-
-
-def sound_file(config: SourceConfig, audio: str) -> Path | None:
-    """Return the file that a video's ``audio`` names; None if the sound is in the video itself."""
-    return Path(config.music, audio) if audio else None
 
 
 def window_starts(seconds: float, preparation: Preparation) -> list[int]:
@@ -181,8 +179,8 @@ def _planned(video: Video, key: str, found: float | MediaError, preparation: Pre
 class _Prober:
     """Finds the usable seconds of a video, or why there are none."""
 
-    def __init__(self, folder: Path, config: SourceConfig) -> None:
-        self._folder, self._config = folder, config
+    def __init__(self, folder: Path, sound_folder: Path | None) -> None:
+        self._folder, self._sound_folder = folder, sound_folder
 
     def __call__(self, video: Video) -> float | MediaError:
         """Return the seconds that the whole file of ``video`` has to use."""
@@ -192,7 +190,7 @@ class _Prober:
             return video.seconds
         file = self._folder / video.path
         try:
-            info = probe(file, sound_file(self._config, video.audio))
+            info = probe(file, sound_file(self._sound_folder, video.audio))
         except MediaError as error:
             return MediaError(error.reason, error.detail.removeprefix(f"{file}: "))
         return info.seconds if info.has_audio else MediaError("no_audio_stream", "there is a picture but no sound")

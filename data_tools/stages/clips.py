@@ -28,7 +28,8 @@ from ..config import Preparation
 from ..launching.process_pool import batched, each, in_parts
 from ..launching.progress import progress
 from ..sources import Source
-from .clip_plan import ClipPlan, Window, check_plan, make_plan, sound_file
+from ..sources.source import sound_file
+from .clip_plan import ClipPlan, Window, check_plan, make_plan
 from .shard_set import begin, finish, missing_shards, read_plan
 
 PART = 32  # windows of a video cut at once: little enough for memory and progress, enough to be worth opening the file
@@ -64,7 +65,7 @@ def make_clips(source: Source, output: Path, preparation: Preparation, workers: 
             check_plan(plan, source, preparation, output)
         windows = plan.windows()
         shards = batched(windows, preparation.samples_per_shard)
-        cutter = _Cutter(source.folder, preparation, plan.classes())
+        cutter = _Cutter(source, preparation, plan.classes())
         with progress(len(windows), "cutting", "clips") as bar:
             for numbers in missing_shards(output, [len(shard) for shard in shards], leases, bar):
                 for number, cuts in _cut(cutter, shards, numbers, workers, timeout):
@@ -130,14 +131,15 @@ def _write_shard(output: Path, number: int, cuts: Iterable[Cut], leases: Leases)
 class _Cutter:
     """Cuts the windows of a part, all of one video."""
 
-    def __init__(self, folder: Path, preparation: Preparation, classes: list[str]) -> None:
-        self._folder, self._preparation, self._classes = folder, preparation, classes
+    def __init__(self, source: Source, preparation: Preparation, classes: list[str]) -> None:
+        self._folder, self._sound_folder = source.folder, source.sound_folder
+        self._preparation, self._classes = preparation, classes
 
     def __call__(self, windows: list[Window]) -> list[Cut]:
         """Return what became of each of ``windows``."""
         media = self._preparation.media
         file = self._folder / windows[0].video.path
-        sound = sound_file(self._preparation.source, windows[0].video.audio)
+        sound = sound_file(self._sound_folder, windows[0].video.audio)
         starts = [window.seconds(media.fps) for window in windows]
         cuts: list[Cut] = []
         try:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.config import Measurement, Selection, SourceConfig
+from data_tools.config import MeasureConfig, Selection
 from data_tools.filters.measure import measure
 from data_tools.filters.select import select
-from data_tools.sources import open_source
+from data_tools.sources import SourceOptions, open_source
+from data_tools.sources.audioset import AudioSetOptions
+from data_tools.sources.folder import FolderOptions
 from mmldm_scale.shards.json_files import write_json
 from tests.support.datasets.recordings import record
 from tests.support.faults import fault_trials, guard, mutate
@@ -35,46 +37,46 @@ def good(tmp_path_factory) -> Path:
     (folder / "videos").mkdir()
     for name in NAMES:
         record(folder / "videos" / f"{name}.mp4", size=(32, 48))
-    measure(open_source(SourceConfig(), folder / "videos"), folder / "measures", Measurement(rows_per_part=2), 0, 60)
+    measure(open_source(FolderOptions(), folder / "videos"), folder / "measures", MeasureConfig(rows_per_part=2), 0, 60)
     select(folder / "measures", folder / "selection", Selection())
     return folder
 
 
-def segments(good: Path, folder: Path, rng: np.random.Generator) -> SourceConfig:
+def segments(good: Path, folder: Path, rng: np.random.Generator) -> SourceOptions:
     (folder / "eval_segments.csv").write_bytes(mutate.text(SEGMENTS, rng))
-    return SourceConfig(kind="audioset", list=str(folder / "eval_segments.csv"))
+    return AudioSetOptions(list=str(folder / "eval_segments.csv"))
 
 
-def ontology(good: Path, folder: Path, rng: np.random.Generator) -> SourceConfig:
+def ontology(good: Path, folder: Path, rng: np.random.Generator) -> SourceOptions:
     (folder / "eval_segments.csv").write_text(SEGMENTS)
     (folder / "ontology.json").write_text(json.dumps(mutate.value(ONTOLOGY, rng)))
-    return SourceConfig(kind="audioset", list=str(folder / "eval_segments.csv"), exclude=["Rock"])
+    return AudioSetOptions(list=str(folder / "eval_segments.csv"), exclude=["Rock"])
 
 
-def label_names(good: Path, folder: Path, rng: np.random.Generator) -> SourceConfig:
+def label_names(good: Path, folder: Path, rng: np.random.Generator) -> SourceOptions:
     (folder / "eval_segments.csv").write_text(SEGMENTS)
     (folder / "class_labels_indices.csv").write_bytes(mutate.text(INDEX, rng))
-    return SourceConfig(kind="audioset", list=str(folder / "eval_segments.csv"))
+    return AudioSetOptions(list=str(folder / "eval_segments.csv"))
 
 
-def csv(good: Path, folder: Path, rng: np.random.Generator) -> SourceConfig:
+def csv(good: Path, folder: Path, rng: np.random.Generator) -> SourceOptions:
     (folder / "list.csv").write_bytes(mutate.text(CSV, rng))
-    return SourceConfig(list=str(folder / "list.csv"))
+    return FolderOptions(list=str(folder / "list.csv"))
 
 
-def jsonl(good: Path, folder: Path, rng: np.random.Generator) -> SourceConfig:
+def jsonl(good: Path, folder: Path, rng: np.random.Generator) -> SourceOptions:
     rows = "".join(json.dumps(row) + "\n" for row in mutate.value(ROWS, rng))
     (folder / "list.jsonl").write_bytes(mutate.text(rows, rng) if rows and rng.random() < 0.5 else rows.encode())
-    return SourceConfig(list=str(folder / "list.jsonl"))
+    return FolderOptions(list=str(folder / "list.jsonl"))
 
 
-def parquet(good: Path, folder: Path, rng: np.random.Generator) -> SourceConfig:
+def parquet(good: Path, folder: Path, rng: np.random.Generator) -> SourceOptions:
     data = (good / "selection" / "train.parquet").read_bytes()
     (folder / "list.parquet").write_bytes(damaged([data], 0, int(rng.integers(1 << 40))))
-    return SourceConfig(list=str(folder / "list.parquet"))
+    return FolderOptions(list=str(folder / "list.parquet"))
 
 
-LISTS: tuple[Callable[[Path, Path, np.random.Generator], SourceConfig], ...]
+LISTS: tuple[Callable[[Path, Path, np.random.Generator], SourceOptions], ...]
 LISTS = (segments, ontology, label_names, csv, jsonl, parquet)
 
 

@@ -33,7 +33,7 @@ class Listed:
     """A source of given videos."""
 
     def __init__(self, folder: Path, videos: list[Video]) -> None:
-        self.folder, self._videos = folder, videos
+        self.folder, self.sound_folder, self._videos = folder, None, videos
 
     def videos(self) -> list[Video]:
         return self._videos

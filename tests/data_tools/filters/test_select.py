@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.config import Limits, MeasureConfig, Selection, SourceConfig, ValidationSet
+from data_tools.config import Limits, MeasureConfig, Selection, ValidationSet
 from data_tools.filters.select import select
 from data_tools.filters.table import KIND, part_sizes, write_part
 from data_tools.sources import open_source
+from data_tools.sources.folder import FolderOptions
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import load
 from mmldm_scale.shards.json_files import write_json
@@ -215,7 +216,7 @@ def test_what_does_not_fit_is_said_in_a_line(tmp_path):
         select(measures, tmp_path / "s", Selection(limits={"loudnes": Limits()}))
     with pytest.raises(UserError, match=r"rank.hash: no measure"):
         select(measures, tmp_path / "s", Selection(rank={"hash": 1.0}))
-    with pytest.raises(UserError, match="min 2 lies above max 1"):
+    with pytest.raises(UserError, match="min 2 is above max 1"):
         load(Selection, overrides=["limits.motion.min=2", "limits.motion.max=1"])
     with pytest.raises(UserError, match="exclude each other"):
         load(Selection, overrides=["held_out.share=0.1", "held_out.count=5"])
@@ -230,7 +231,7 @@ def test_a_selection_is_a_list_of_clips_to_cut(tmp_path):
     (tmp_path / "in").mkdir()
     for row in rows:
         (tmp_path / "in" / row["path"]).write_bytes(b"x")
-    config = SourceConfig(kind="folder", list=str(tmp_path / "s" / "train.parquet"))
+    config = FolderOptions(list=str(tmp_path / "s" / "train.parquet"))
     videos = open_source(config, tmp_path / "in").videos()
     assert [video.path for video in videos] == [row["path"] for row in rows]
     assert [video.labels for video in videos] == [tuple(row["labels"]) for row in rows]

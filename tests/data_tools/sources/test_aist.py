@@ -1,7 +1,7 @@
 import pytest
 
-from data_tools.config import SourceConfig
-from data_tools.sources import open_source
+from data_tools.sources import open_source, read_options
+from data_tools.sources.aist import AISTOptions
 from mmldm_scale.common.errors import UserError
 
 
@@ -12,7 +12,7 @@ def put(folder, *names):
 
 
 def videos(folder, **keys):
-    return open_source(SourceConfig(kind="aist", **keys), folder).videos()
+    return open_source(AISTOptions(**keys), folder).videos()
 
 
 @pytest.mark.parametrize(
@@ -70,5 +70,5 @@ def test_mistakes_are_one_line(tmp_path):
         videos(tmp_path / "videos", music=str(tmp_path / "empty"))
     with pytest.raises(UserError, match="empty: holds no videos"):
         videos(tmp_path / "empty")
-    with pytest.raises(UserError, match="source.music: only for source.kind=aist, not for landscape"):
-        SourceConfig(kind="landscape", music="x")
+    with pytest.raises(UserError, match="source.music: only for source.kind=folder, aist, not for landscape"):
+        read_options({"kind": "landscape", "music": "x"})

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.config import SourceConfig
 from data_tools.sources import open_source
+from data_tools.sources.audioset import AudioSetOptions
 from data_tools.sources.segments import parse_name
 from mmldm_scale.common.errors import UserError
 
@@ -48,7 +48,7 @@ def write(folder: Path, *rows: str, name: str = "eval_segments.csv", head: str =
 def videos(folder: Path, *rows: str, **keys):
     if rows:
         keys["list"] = write(folder, *rows)
-    return open_source(SourceConfig(kind="audioset", **keys), folder).videos()
+    return open_source(AudioSetOptions(**keys), folder).videos()
 
 
 @pytest.mark.parametrize(

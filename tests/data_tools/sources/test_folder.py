@@ -3,8 +3,7 @@ import re
 
 import pytest
 
-from data_tools.config import SourceConfig
-from data_tools.sources.folder import FolderSource
+from data_tools.sources.folder import FolderOptions, FolderSource
 from data_tools.sources.keys import unique_keys
 from mmldm_scale.common.errors import UserError
 
@@ -16,12 +15,12 @@ def touch(folder, *names):
 
 
 def paths(folder):
-    return [video.path for video in FolderSource(SourceConfig(), folder).videos()]
+    return [video.path for video in FolderSource(FolderOptions(), folder).videos()]
 
 
 def test_media_files_sorted_with_labels(tmp_path):
     touch(tmp_path, "z.mp4", "cat/b.MKV", "cat/deep/a.webm", "dog/a.avi", "dog/notes.txt", "list.csv")
-    videos = FolderSource(SourceConfig(), tmp_path).videos()
+    videos = FolderSource(FolderOptions(), tmp_path).videos()
     assert [(video.path, video.labels) for video in videos] == [
         ("cat/b.MKV", ("cat",)),
         ("cat/deep/a.webm", ("cat",)),

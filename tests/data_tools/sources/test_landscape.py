@@ -1,8 +1,7 @@
 import pytest
 
-from data_tools.config import SourceConfig
 from data_tools.sources import open_source
-from data_tools.sources.landscape import landscape_class
+from data_tools.sources.landscape import LandscapeOptions, landscape_class
 
 
 def put(folder, *names):
@@ -12,7 +11,7 @@ def put(folder, *names):
 
 
 def videos(folder, **keys):
-    return open_source(SourceConfig(kind="landscape", **keys), folder).videos()
+    return open_source(LandscapeOptions(**keys), folder).videos()
 
 
 @pytest.mark.parametrize(

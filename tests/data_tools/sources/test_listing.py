@@ -5,8 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.config import SourceConfig
-from data_tools.sources import open_source
+from data_tools.sources import open_source, read_options
 from mmldm_scale.common.errors import UserError
 
 ODD = ["a b.mp4", " leading.mp4", "q\"uo'te.mp4", "ünï/视频.mp4", "new\nline.mp4", "com,ma;.mp4"]
@@ -26,7 +25,7 @@ def put(folder, *names):
 
 
 def videos(folder, file, **keys):
-    return open_source(SourceConfig(list=str(file), **keys), folder).videos()
+    return open_source(read_options({"list": str(file), **keys}), folder).videos()
 
 
 def write(folder, kind, rows):
@@ -144,7 +143,7 @@ def test_stretches_of_one_file_have_names_of_their_own(folder):
         ("a.csv", b"path\n", "lists nothing"),
         ("a.jsonl", b"x" * (1 << 21), "no list"),
         ("a.parquet", b"PAR1 is not what this is PAR1", "cannot be read as Parquet"),
-        ("a.csv", b"path,audio\na.mp4,b.wav\n", "source.music has to say where"),
+        ("a.csv", b"path,audio\na.mp4,b.wav\n", "set source.music to the folder"),
     ],
 )
 def test_mistakes_are_one_line(folder, name, content, text):
@@ -165,4 +164,4 @@ def test_a_selection_is_read_with_its_source_s_configuration(folder):
     file = write(folder, "parquet", [{"path": "a.mp4"}])
     assert [video.path for video in videos(folder, file, exclude=["Music"], ontology="ontology.json")] == ["a.mp4"]
     with pytest.raises(UserError, match="source.exclude: only for source.kind=audioset, not for folder"):
-        SourceConfig(exclude=["Music"])
+        read_options({"exclude": ["Music"]})
