@@ -42,6 +42,7 @@ stopped by Ctrl-C.
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -52,6 +53,8 @@ if not __package__:  # `python data_tools/shard.py`: relative imports need the p
     _PACKAGE = Path(__file__).resolve().parent
     if str(_PACKAGE.parent) not in sys.path:
         sys.path.insert(0, str(_PACKAGE.parent))
+        paths = [str(_PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # the processes that this one starts find the package, too
     __package__ = _PACKAGE.name
     importlib.import_module(__package__)
 

@@ -9,7 +9,6 @@ import base64
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.pages import render
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.shards.clips import decode_clip
@@ -40,26 +40,6 @@ RANGE = 3.0  # standard deviations from the middle of the latents' colours to th
 # Anchors of the colour scales, from least to most: sound from dark to bright, latents from negative to positive.
 SOUND_COLOURS = ((13, 12, 34), (78, 22, 106), (176, 50, 90), (240, 120, 50), (252, 240, 170))
 LATENT_COLOURS = ((33, 80, 160), (140, 180, 215), (245, 245, 242), (230, 150, 110), (165, 35, 45))
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --bar: #4a86c8; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1600px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.05rem; margin: 0 0 .5rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line); border-radius: .6rem;
-      padding: .8rem 1rem; }
-.charts { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); margin: 2rem 0; }
-.charts dl { display: grid; grid-template-columns: max-content 1fr max-content; gap: .15rem .6rem; margin: 0;
-             font-size: .85rem; align-items: center; }
-.charts dt { max-width: 12rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.charts dd { margin: 0; font-variant-numeric: tabular-nums; }
-.charts i { display: block; height: .7rem; min-width: 1px; background: var(--bar); border-radius: .15rem; }
-.samples { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(34rem, 100%), 1fr)); }
-figure { margin: 0; padding: .6rem; border: 1px solid var(--line); border-radius: .6rem; }
-figure img { width: 100%; display: block; border-radius: .3rem; }
-audio { width: 100%; height: 2rem; margin-top: .4rem; display: block; }
-figcaption { font-size: .8rem; opacity: .8; overflow-wrap: anywhere; margin-top: .3rem; }
-"""
 
 Decoded = TypeVar("Decoded")
 
@@ -194,35 +174,24 @@ def _caption(meta: dict[str, Any]) -> str:
 
 
 def _page(name: str, summary: str, charts: Mapping[str, Mapping[str, int]], cards: list[Card]) -> str:
-    figures = "\n".join(map(_figure, cards))
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(name)}</title>\n'
-        f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style>\n</head>\n<body>\n'
-        f"<h1>{escape(name)}</h1>\n<pre>{escape(summary)}</pre>\n"
-        f'<div class="charts">\n{"".join(_chart(*chart) for chart in charts.items())}</div>\n'
-        f'<div class="samples">\n{figures}\n</div>\n</body>\n</html>\n'
+    return render(
+        Path(__file__).with_name("contact_sheet.html"),
+        title=name,
+        summary=summary,
+        charts=charts,
+        figures=[
+            {
+                "key": card.key,
+                "caption": card.caption,
+                "picture": _data_url("image/jpeg", _jpeg(card.picture)),
+                "sound": _data_url("audio/wav", card.sound) if card.sound else "",
+            }
+            for card in cards
+        ],
     )
 
 
-def _chart(title: str, counts: Mapping[str, int]) -> str:
-    most = max(counts.values())
-    rows = "".join(
-        f'<dt title="{escape(name)}">{escape(name)}</dt><dd><i style="width: {100 * count / most:.1f}%"></i></dd>'
-        f"<dd>{count:,}</dd>\n"
-        for name, count in counts.items()
-    )
-    return f"<section><h2>{escape(title)}</h2><dl>\n{rows}</dl></section>\n"
-
-
-def _figure(card: Card) -> str:
-    picture = f'<img loading="lazy" alt="{escape(card.key)}" src="{_data("image/jpeg", _jpeg(card.picture))}">'
-    sound = ""
-    if card.sound:
-        sound = f'<audio controls loop preload="metadata" src="{_data("audio/wav", card.sound)}"></audio>'
-    return f"<figure>{picture}{sound}<figcaption>{escape(card.key)}<br>{escape(card.caption)}</figcaption></figure>"
-
-
-def _data(kind: str, content: bytes) -> str:
+def _data_url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

@@ -1,32 +1,37 @@
-"""A page to look at and listen to the samples of a folder: one self-contained ``index.html`` beside the mp4s.
+"""The page ``index.html`` beside sampled mp4 files, to look at them and to listen to them.
 
-``write(folder)`` makes it anew from the files that are there, so any job may write it at its end.
+``write(folder)`` makes it from the files that exist, so every job may write it at its end.
 """
 
 import re
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from mmldm_scale.common.atomic_files import write_whole
+from mmldm_scale.common.pages import render
 
 SAMPLE = re.compile(r"(svg|a2v|v2a)_(\d{6,})\.mp4")
 TITLES = {"svg": "Sound and picture", "a2v": "Picture to given sound", "v2a": "Sound to given picture"}
-MOST = 200  # of a task on the page: browsers choke on thousands of videos
+MOST = 200  # samples of a task on the page: browsers become slow with thousands of videos
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
-.grid.pairs { grid-template-columns: repeat(auto-fill, minmax(28rem, 1fr)); }
-figure { margin: 0; padding: .6rem; border: 1px solid var(--line); border-radius: .6rem; }
-.pair { display: flex; gap: .6rem; }
-.pair div { flex: 1; min-width: 0; }
-video { width: 100%; aspect-ratio: 1; background: #000; border-radius: .3rem; display: block; }
-figcaption, small { font-size: .8rem; opacity: .75; }
-"""
+
+@dataclass(frozen=True)
+class _Sample:
+    """One sample: its name, and the paths of its file and of its input ("": none), relative to the page."""
+
+    name: str
+    file: str
+    input: str
+
+
+@dataclass(frozen=True)
+class _Section:
+    """The samples of one task; ``count`` is how many there are, ``samples`` those that are shown."""
+
+    task: str
+    title: str
+    count: int
+    samples: list[_Sample]
 
 
 def write(folder: Path) -> Path:
@@ -36,39 +41,17 @@ def write(folder: Path) -> Path:
         match = SAMPLE.fullmatch(file.name)
         if match:
             tasks.setdefault(match[1], []).append(file)
+    sections = [
+        _Section(task, title, len(tasks[task]), [_sample(folder, file) for file in tasks[task][:MOST]])
+        for task, title in TITLES.items()
+        if task in tasks
+    ]
     page = folder / "index.html"
-    write_whole(page, _page(folder, {task: tasks[task] for task in TITLES if task in tasks}).encode())
+    html = render(Path(__file__).with_name("gallery.html"), title=folder.resolve().name, sections=sections)
+    write_whole(page, html.encode())
     return page
 
 
-def _page(folder: Path, tasks: dict[str, list[Path]]) -> str:
-    name = escape(folder.resolve().name)
-    sections = "\n".join(_section(folder, task, files) for task, files in tasks.items())
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{name}</title>\n'
-        f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style>\n</head>\n'
-        f"<body>\n<h1>{name}</h1>\n{sections}\n</body>\n</html>\n"
-    )
-
-
-def _section(folder: Path, task: str, files: list[Path]) -> str:
-    cards = [_card(folder, file) for file in files[:MOST]]
-    more = f"<p>… and {len(files) - MOST} more in the folder.</p>" if len(files) > MOST else ""
-    count = f"{len(files)} sample{'s' if len(files) > 1 else ''}"
-    grid = "grid" if task == "svg" else "grid pairs"
-    lines = "\n".join(cards)
-    return f'<h2>{TITLES[task]} <small>{task}, {count}</small></h2>\n<div class="{grid}">\n{lines}\n</div>{more}'
-
-
-def _card(folder: Path, file: Path) -> str:
-    caption = f"<figcaption>{escape(file.stem)}</figcaption>"
-    source = folder / "inputs" / file.name
-    if not source.exists():
-        return f"<figure>{_video(file.name)}{caption}</figure>"
-    given = f"<div>{_video(f'inputs/{source.name}')}<small>input</small></div>"
-    made = f"<div>{_video(file.name)}<small>result</small></div>"
-    return f'<figure><div class="pair">{given}{made}</div>{caption}</figure>'
-
-
-def _video(path: str) -> str:
-    return f'<video controls loop playsinline preload="metadata" src="{escape(quote(path))}"></video>'
+def _sample(folder: Path, file: Path) -> _Sample:
+    has_input = (folder / "inputs" / file.name).exists()
+    return _Sample(file.stem, file.name, f"inputs/{file.name}" if has_input else "")
