@@ -170,7 +170,7 @@ def _config(args: argparse.Namespace, schema: type[Schema]) -> Schema | None:
 
 def _measure(args: argparse.Namespace) -> int:
     from .config import MeasureConfig
-    from .filters.measure import measure
+    from .stages.measure import measure
 
     if config := _config(args, MeasureConfig):
         source = open_source(config.source, args.input)
@@ -181,7 +181,7 @@ def _measure(args: argparse.Namespace) -> int:
 
 def _select(args: argparse.Namespace) -> int:
     from .config import Selection
-    from .filters.select import select
+    from .stages.select import select
 
     if config := _config(args, Selection):
         report = select(args.input, args.output, config)

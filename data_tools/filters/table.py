@@ -14,16 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmldm_scale.common.atomic_files import write_whole
-from mmldm_scale.common.errors import UserError
-from mmldm_scale.shards.manifest import PLAN
 
-from .. import COMMAND
 from ..sources.video import Video
-from ..stages.shard_set import read_plan
 from .stable_hash import BYTES
 
 KIND = "measures"  # in plan.json
-MAX_PARTS = 10_000_000  # AudioSet's two million candidates are 2,000
 REPEATED = ["labels.list.element", "split", "source_split", "reason", "detail", "audio"]  # columns of few values
 
 
@@ -104,32 +99,3 @@ def part_rows(folder: Path, number: int) -> int | None:
 def part_sizes(rows: int, rows_per_part: int) -> list[int]:
     """Return how many rows each part has."""
     return [min(rows_per_part, rows - first) for first in range(0, rows, rows_per_part)]
-
-
-def read_table(folder: Path) -> pa.Table:
-    """Return the whole table in ``folder``.
-
-    Raises:
-        UserError: there is none, it is unfinished or damaged.
-    """
-    plan = read_plan(folder, KIND) if folder.is_dir() else None
-    if plan is None:
-        raise UserError(f"{folder}: holds no measures; give the output folder of `{COMMAND} measure`")
-    try:
-        rows, rows_per_part = int(plan["rows"]), int(plan["measurement"]["rows_per_part"])
-        if not 0 <= rows <= rows_per_part * MAX_PARTS:
-            raise ValueError(rows)
-        sizes = part_sizes(rows, rows_per_part)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise UserError(f"{folder / PLAN}: no plan of ours; measure again into another folder") from None
-    bad = [number for number, size in enumerate(sizes) if part_rows(folder, number) != size]
-    if bad:
-        raise UserError(
-            f"{folder}: {len(bad)} of {len(sizes)} parts are missing or damaged, such as {part_name(bad[0])}.parquet; "
-            "run the command that began it again to finish it"
-        )
-    files = [folder / f"{part_name(number)}.parquet" for number in range(len(sizes))]
-    try:
-        return pa.concat_tables([pq.ParquetFile(file).read() for file in files]).cast(SCHEMA)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{folder}: cannot be read: {' '.join(str(error).split())[:200]}") from None

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from data_tools.config import MeasureConfig, Selection
-from data_tools.filters.measure import measure
-from data_tools.filters.select import select
 from data_tools.sources import SourceOptions, open_source
 from data_tools.sources.audioset import AudioSetOptions
 from data_tools.sources.folder import FolderOptions
+from data_tools.stages.measure import measure
+from data_tools.stages.select import select
 from mmldm_scale.shards.json_files import write_json
 from tests.support.datasets.recordings import record
 from tests.support.faults import fault_trials, guard, mutate

@@ -16,12 +16,13 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.shards.json_files import DamagedSet, read_json, write_json
 
 from ..config import Selection, ValidationSet
+from ..filters.apply_filters import Sieve, sift
+from ..filters.ranking import chances
+from ..filters.selection_report import SelectionReport, describe
+from ..filters.table import parquet
 from ..reports.selection_page import page
-from ..stages.shard_set import remove_asides
-from .apply_filters import Sieve, sift
-from .ranking import chances
-from .selection_report import SelectionReport, describe
-from .table import parquet, read_table
+from .measure import read_table
+from .shard_set import remove_asides
 
 KIND = "selection"  # in report.json
 REPORT = "report.json"

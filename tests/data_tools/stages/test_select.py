@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_tools.config import Limits, MeasureConfig, Selection, ValidationSet
-from data_tools.filters.select import select
 from data_tools.filters.table import KIND, part_sizes, write_part
 from data_tools.sources import open_source
 from data_tools.sources.folder import FolderOptions
+from data_tools.stages.select import select
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import load
 from mmldm_scale.shards.json_files import write_json

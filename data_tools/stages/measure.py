@@ -12,6 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -21,15 +22,18 @@ from mmldm_scale.config import restore
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.shards.manifest import PLAN, differences
 
+from .. import COMMAND
 from ..config import MeasureConfig
+from ..filters.measure_candidate import Examiner
+from ..filters.table import KIND, SCHEMA, part_name, part_rows, part_sizes, write_part
 from ..launching.process_pool import batched, each, in_parts
 from ..launching.progress import progress
 from ..sources import Source
 from ..sources.video import Video
-from ..stages.shard_set import begin, remove_asides
-from ..stages.share_out import share_out
-from .measure_candidate import Examiner
-from .table import KIND, part_name, part_rows, part_sizes, write_part
+from .shard_set import begin, read_plan, remove_asides
+from .share_out import share_out
+
+MAX_PARTS = 10_000_000  # AudioSet's two million candidates are 2,000 parts
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,35 @@ def summarise(folder: Path, parts: int) -> Summary:
     measured = reasons.pop("", 0)
     frequent = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
     return Summary(measured + reasons.total(), measured, dict(frequent))
+
+
+def read_table(folder: Path) -> pa.Table:
+    """Return the whole table in ``folder``.
+
+    Raises:
+        UserError: there is none, it is unfinished or damaged.
+    """
+    plan = read_plan(folder, KIND) if folder.is_dir() else None
+    if plan is None:
+        raise UserError(f"{folder}: holds no measures; give the output folder of `{COMMAND} measure`")
+    try:
+        rows, rows_per_part = int(plan["rows"]), int(plan["measurement"]["rows_per_part"])
+        if not 0 <= rows <= rows_per_part * MAX_PARTS:
+            raise ValueError(rows)
+        sizes = part_sizes(rows, rows_per_part)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UserError(f"{folder / PLAN}: no plan of ours; measure again into another folder") from None
+    bad = [number for number, size in enumerate(sizes) if part_rows(folder, number) != size]
+    if bad:
+        raise UserError(
+            f"{folder}: {len(bad)} of {len(sizes)} parts are missing or damaged, such as {part_name(bad[0])}.parquet; "
+            "run the command that began it again to finish it"
+        )
+    files = [folder / f"{part_name(number)}.parquet" for number in range(len(sizes))]
+    try:
+        return pa.concat_tables([pq.ParquetFile(file).read() for file in files]).cast(SCHEMA)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{folder}: cannot be read: {' '.join(str(error).split())[:200]}") from None
 
 
 def _digest(videos: list[Video]) -> str:

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_tools.config import MeasureConfig
-from data_tools.filters import measure as module
-from data_tools.filters.measure import Summary, measure
-from data_tools.filters.table import MEASURES, SCHEMA, read_table
+from data_tools.filters.table import MEASURES, SCHEMA
 from data_tools.sources.folder import FolderSource
 from data_tools.sources.video import Video
-from mmldm_scale.common.atomic_files import TEMPORARY_SUFFIX
+from data_tools.stages import measure as module
+from data_tools.stages.measure import Summary, measure, read_table
+from mmldm_scale.common.atomic_files import ASIDE
 from mmldm_scale.common.errors import UserError
 
 CONFIG = MeasureConfig(rows_per_part=2)
