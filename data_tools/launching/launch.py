@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import selectors
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,8 +26,9 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.processes import die_with_parent
 
 from .. import PROGRAM
-from .merged_output import Chorus
+from .merged_output import MergedOutput
 from .process_pool import default_workers
+from .progress import FOLDER
 
 Launcher = Literal["local", "slurm"]
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -86,12 +88,7 @@ def launch(command: Sequence[str], launcher: Launcher, jobs: int | None, options
         raise UserError(f"--jobs {jobs if jobs is not None else '(none)'}: give how many processes, 1 or more")
     if launcher == "local":
         return _run_here(command, jobs)
-    ask = read_request(JobRequest, options.slurm)
-    folder = options.output.with_name(f"{options.output.name}-jobs").resolve()
-    setup = [f"source '{PROLOGUE}'"] if PROLOGUE.exists() else []
-    submitted = submit(_shard(command, ask.cpus), folder, jobs, command[0], ask, setup)
-    print(f"job {submitted.id}: {jobs} × {PROGRAM} {command[0]}; logs in {folder}", flush=True)
-    return _follow(submitted) if options.wait else 0
+    return _run_on_cluster(command, jobs, options)
 
 
 def _shard(command: Sequence[str], workers: int) -> list[str]:
@@ -121,17 +118,19 @@ class _Process:
 
 
 def _run_here(command: Sequence[str], count: int) -> int:
-    chorus, team = Chorus(), []
+    team: list[_Process] = []
     with contextlib.ExitStack() as stack, _terminated():
-        stack.callback(chorus.close)
+        reports = stack.enter_context(tempfile.TemporaryDirectory())
+        merged = MergedOutput(Path(reports))
+        stack.callback(merged.close)
         stack.callback(_stop, team)
         cores, gpus = max(1, default_workers() // count), _gpus() if command[0] in ENCODING else []
         for number in range(count):
             output = stack.enter_context(tempfile.TemporaryFile())
-            one = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
-            env = {"OMP_NUM_THREADS": str(cores), **os.environ, **one}
+            gpu = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+            env = {"OMP_NUM_THREADS": str(cores), **os.environ, FOLDER: reports, **gpu}
             team.append(_Process(number, _start(_shard(command, cores), env, output), output))
-        return _watch(team, chorus)
+        return _watch(team, merged)
 
 
 def _start(command: Sequence[str], env: dict[str, str], output: BinaryIO) -> subprocess.Popen:
@@ -162,30 +161,31 @@ def _gpus() -> list[str]:
     return visible if len(visible) == count and all(visible) else list(map(str, range(count)))
 
 
-def _watch(team: list[_Process], chorus: Chorus) -> int:
+def _watch(team: list[_Process], merged: MergedOutput) -> int:
     """Pass on what the processes say until all have ended or one has failed; return the exit status."""
     with selectors.DefaultSelector() as selector:
         for member in team:
             selector.register(member.process.stderr, selectors.EVENT_READ, member)
         while running := [member for member in team if not member.ended]:
             for key, _ in selector.select(0.2):
-                if not _pass_on(key.data, chorus):
+                if not _pass_on(key.data, merged):
                     selector.unregister(key.fileobj)
+            merged.show_progress()
             for member in running:
                 if member.process.poll() is None:
                     continue
                 member.ended = True
-                _pass_on(member, chorus)
-                chorus.leave(member.number)
+                _pass_on(member, merged)
+                merged.end(member.number)
                 status = member.process.returncode
                 if status > 0:
                     return status
                 if status < 0:
-                    _mourn(chorus, f"process {member.number + 1} of {len(team)}", status)
-    return _conclude([(member.process.returncode, _written(member)) for member in team], chorus)
+                    _report_killed(merged, f"process {member.number + 1} of {len(team)}", status)
+    return _summarise([(member.process.returncode, _written(member)) for member in team], merged)
 
 
-def _pass_on(member: _Process, chorus: Chorus) -> bool:
+def _pass_on(member: _Process, merged: MergedOutput) -> bool:
     """Read what is there of the process's standard error; return False at its end."""
     while True:
         try:
@@ -194,7 +194,7 @@ def _pass_on(member: _Process, chorus: Chorus) -> bool:
             return True
         if not data:
             return False
-        chorus.hear(member.number, data)
+        merged.receive(member.number, data)
 
 
 def _written(member: _Process) -> str:
@@ -233,19 +233,34 @@ def _terminated() -> Iterator[None]:
 # --- SLURM -----------------------------------------------------------------------------------------------------------
 
 
-def _follow(jobs: Jobs) -> int:
+def _run_on_cluster(command: Sequence[str], count: int, options: Options) -> int:
+    request = read_request(JobRequest, options.slurm)
+    folder = options.output.with_name(f"{options.output.name}-jobs").resolve()
+    setup = [f"source '{PROLOGUE}'"] if PROLOGUE.exists() else []
+    with contextlib.ExitStack() as stack:
+        reports = None
+        if options.wait:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = tempfile.TemporaryDirectory(prefix="progress-", dir=folder, ignore_cleanup_errors=True)
+            reports = Path(stack.enter_context(temporary))
+            setup.append(f"export {FOLDER}={shlex.quote(str(reports))}")
+        submitted = submit(_shard(command, request.cpus), folder, count, command[0], request, setup)
+        print(f"job {submitted.id}: {count} × {PROGRAM} {command[0]}; logs in {folder}", flush=True)
+        return 0 if reports is None else _follow(submitted, MergedOutput(reports))
+
+
+def _follow(jobs: Jobs, merged: MergedOutput) -> int:
     """Pass on what the jobs say until all have ended or one has failed; return the exit status."""
-    chorus = Chorus()
     try:
-        return _follow_logs(jobs, chorus)
+        return _follow_logs(jobs, merged)
     except KeyboardInterrupt:
-        chorus.say(f"the jobs go on; `scancel {jobs.id}` ends them")
+        merged.print_line(f"the jobs continue; `scancel {jobs.id}` ends them")
         raise
     finally:
-        chorus.close()
+        merged.close()
 
 
-def _follow_logs(jobs: Jobs, chorus: Chorus) -> int:
+def _follow_logs(jobs: Jobs, merged: MergedOutput) -> int:
     count = len(jobs.jobs)
     read = [0] * count  # bytes of each log
     missed = [0] * count  # looks at which SLURM had forgotten the job and there was no outcome yet
@@ -255,31 +270,32 @@ def _follow_logs(jobs: Jobs, chorus: Chorus) -> int:
         states = jobs.states()  # before the outcomes: a job that is gone has left its own
         for number in (number for number in range(count) if number not in ended):
             outcome = jobs.outcome(number)
-            read[number] += _hear_log(jobs.log(number), read[number], number, chorus)
+            read[number] += _pass_on_log(jobs.log(number), read[number], number, merged)
             missed[number] += states is not None and number not in states
             if outcome is None and missed[number] < 3:  # a shared disk may show the outcome a little later
                 continue
             ended[number] = outcome or Outcome(-signal.SIGKILL)
-            chorus.leave(number)
+            merged.end(number)
             if ended[number].status > 0:
-                return _give_up(jobs, number, ended[number], chorus)
+                return _give_up(jobs, number, ended[number], merged)
             if ended[number].status < 0:
-                _mourn(chorus, f"job {jobs.id}_{number}", ended[number].status)
+                _report_killed(merged, f"job {jobs.id}_{number}", ended[number].status)
+        merged.show_progress()
         if len(ended) == count:
-            return _conclude([(ended[number].status, ended[number].output) for number in range(count)], chorus)
+            return _summarise([(ended[number].status, ended[number].output) for number in range(count)], merged)
         time.sleep(min(POLLS[1], POLLS[0] + (time.monotonic() - began) / 20))
 
 
-def _give_up(jobs: Jobs, number: int, outcome: Outcome, chorus: Chorus) -> int:
+def _give_up(jobs: Jobs, number: int, outcome: Outcome, merged: MergedOutput) -> int:
     """Cancel what is left of ``jobs`` because job ``number`` failed; return its status."""
     jobs.cancel()
     if outcome.problem:
-        chorus.say(outcome.problem)
-    chorus.say(f"job {jobs.id}_{number} failed, and the others are cancelled; its log is {jobs.log(number)}")
+        merged.print_line(outcome.problem)
+    merged.print_line(f"job {jobs.id}_{number} failed, and the others are cancelled; its log is {jobs.log(number)}")
     return outcome.status
 
 
-def _hear_log(log: Path, position: int, number: int, chorus: Chorus) -> int:
+def _pass_on_log(log: Path, position: int, number: int, merged: MergedOutput) -> int:
     """Pass on what the log holds from ``position`` on; return how many bytes that was."""
     try:
         with log.open("rb") as stream:
@@ -287,23 +303,25 @@ def _hear_log(log: Path, position: int, number: int, chorus: Chorus) -> int:
             data = stream.read()
     except FileNotFoundError:  # not begun
         return 0
-    chorus.hear(number, data)
+    merged.receive(number, data)
     return len(data)
 
 
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def _mourn(chorus: Chorus, who: str, status: int) -> None:
-    chorus.say(f"{PROGRAM}: {who} was killed ({signal.Signals(-status).name}); the others make what it had begun")
+def _report_killed(merged: MergedOutput, who: str, status: int) -> None:
+    merged.print_line(
+        f"{PROGRAM}: {who} was killed ({signal.Signals(-status).name}); the others make what it had begun"
+    )
 
 
-def _conclude(endings: list[tuple[int, str]], chorus: Chorus) -> int:
+def _summarise(endings: list[tuple[int, str]], merged: MergedOutput) -> int:
     """Print the summary of a process that ended well, and return 0; else say that there was none."""
-    chorus.close()
+    merged.close()
     for status, output in endings:
         if status == 0:
             print(output, end="", flush=True)
             return 0
-    chorus.say(f"{PROGRAM}: all processes were killed; run the same command again to resume")
+    merged.print_line(f"{PROGRAM}: all processes were killed; run the same command again to resume")
     return 128 - endings[-1][0]

@@ -1,65 +1,99 @@
-"""Many processes that do the same, heard as one.
+"""What several processes that share one output print and report, shown as if one process did.
 
-What a process writes to its standard error goes to :meth:`Chorus.hear`. Lines are passed on once, whoever says them
-first. Of the progress bars, which all show the whole work, only one process's are; if it ends, another one's.
+:meth:`MergedOutput.receive` takes what they write to standard error; each line is printed once, whichever process
+writes it first. Their progress comes as files of JSON lines in a folder (:mod:`.progress`), of which
+:meth:`MergedOutput.show_progress` draws one bar.
 """
 
+import json
 import re
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
-BAR = re.compile(r".*\d+%\|.*\| *\d+/\d+ \[.*|.*\d+ \S+ \[\d+:\d+, .*\]")  # tqdm's, with and without a total
+from tqdm import tqdm
+
+from .progress import draw_bar
 
 
-class Chorus:
-    """Passes on to standard error what several processes, known by number, say."""
+@dataclass
+class _Report:
+    """What one process last reported of one step, see :mod:`.progress`; ``first`` was present before its own units."""
 
-    def __init__(self) -> None:
-        self._halves: dict[int, bytes] = {}  # of each process: what it has not finished saying
-        self._said: dict[str, int] = {}  # line: who said it first
-        self._speaker: int | None = None  # whose bars are shown
-        self._on_bar = False
+    first: int
+    present: int
+    own: int
 
-    def hear(self, number: int, data: bytes) -> None:
+
+class MergedOutput:
+    """Prints to standard error what several processes, known by number, print and report.
+
+    Args:
+        folder: where they report their progress; None if they do not.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._unfinished: dict[int, bytes] = {}  # of each process: the line that it has not ended yet
+        self._printed: dict[str, int] = {}  # line: which process wrote it first
+        self._read: dict[Path, int] = {}  # bytes of each file of reports
+        self._steps: dict[str, dict[Path, _Report]] = {}  # in the order in which they were begun
+        self._bar: tqdm | None = None
+
+    def receive(self, number: int, data: bytes) -> None:
         """Take what process ``number`` wrote next."""
-        *pieces, half = re.split(rb"[\r\n]+", self._halves.get(number, b"") + data)
-        if BAR.fullmatch(half.decode(errors="replace")):  # a bar's end of line comes with the next one
-            pieces.append(half)
-            half = b""
-        self._halves[number] = half
-        for piece in pieces:
-            text = piece.decode(errors="replace")
-            if BAR.fullmatch(text):
-                self._bar(number, text)
-            elif text.strip() and self._said.setdefault(text, number) == number:
-                self.say(text)
+        *lines, self._unfinished[number] = re.split(rb"[\r\n]+", self._unfinished.get(number, b"") + data)
+        for line in lines:
+            text = line.decode(errors="replace")
+            if text.strip() and self._printed.setdefault(text, number) == number:
+                self.print_line(text)
 
-    def leave(self, number: int) -> None:
-        """Process ``number`` has ended: let out what it had not finished saying, and show another one's progress."""
-        self.hear(number, b"\n")
-        if self._speaker == number:
-            self._speaker = None
+    def end(self, number: int) -> None:
+        """Print what process ``number``, which has ended, wrote without an end of line."""
+        self.receive(number, b"\n")
 
-    def say(self, text: str) -> None:
-        """Print a line of our own."""
-        print(f"{self._above_bar()}{text}", file=sys.stderr, flush=True)
+    def print_line(self, text: str) -> None:
+        """Print ``text`` above the bar."""
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+    def show_progress(self) -> None:
+        """Read what the processes have reported since the last call, and draw the newest step."""
+        if self._folder is None:
+            return
+        for file in sorted(self._folder.glob("*.jsonl")):
+            with file.open("rb") as stream:
+                stream.seek(self._read.get(file, 0))
+                data = stream.read()
+            whole, newline, _ = data.rpartition(b"\n")
+            self._read[file] = self._read.get(file, 0) + len(whole) + len(newline)
+            for line in whole.splitlines():
+                self._take_report(file, json.loads(line))
 
     def close(self) -> None:
-        """Leave a bar where it stands."""
-        if self._on_bar:
-            print(file=sys.stderr, flush=True)
-            self._on_bar = False
+        """Draw the last reports and leave the bar as it is."""
+        self.show_progress()
+        self._close_bar()
 
-    def _bar(self, number: int, text: str) -> None:
-        self._speaker = number if self._speaker is None else self._speaker
-        if number != self._speaker:
-            return
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-            self._on_bar = True
-        else:
-            print(text, file=sys.stderr, flush=True)
+    def _take_report(self, file: Path, value: dict) -> None:
+        if value["step"] not in self._steps:
+            self._close_bar()
+            self._bar = draw_bar(value["total"], value["step"], value["unit"], value["present"])
+        reports = self._steps.setdefault(value["step"], {})
+        report = reports.setdefault(file, _Report(value["present"], 0, 0))
+        report.present, report.own = value["present"], value["own"]
+        if not report.own:
+            report.first = report.present
+        if self._bar is not None and value["step"] == next(reversed(self._steps)):
+            self._bar.update(max(0, _done(list(reports.values()), value["total"]) - self._bar.n))
 
-    def _above_bar(self) -> str:
-        begin = "\r\x1b[K" if self._on_bar else ""
-        self._on_bar = False
-        return begin
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _done(reports: list[_Report], total: int | None) -> int:
+    """Return how many units are done: those present at the beginning and what all processes have finished since."""
+    together = min(report.first for report in reports) + sum(report.own for report in reports)
+    return max(together if total is None else min(together, total), *(report.present for report in reports))

@@ -27,7 +27,7 @@ from mmldm_scale.shards.latents import LatentSample, decode_latents
 from mmldm_scale.shards.manifest import MANIFEST, PLAN, Manifest
 from mmldm_scale.shards.reader import DamagedSample, Sample, ShardSet
 
-from ..launching.progress import progress
+from ..launching.progress import Progress
 
 FRAMES = 8  # of a clip in its row
 THUMB = 96  # pixels of a frame
@@ -77,7 +77,7 @@ def write(shards: ShardSet, output: Path, count: int, summary: str, charts: Mapp
     chosen = np.unique(np.linspace(0, last, min(count, len(shards))).round().astype(int)).tolist()
     draw = _Clips(shards.manifest) if shards.manifest.kind == "clips" else _Latents(shards.manifest)
     cards = []
-    with progress(len(chosen), "contact sheet", "samples") as bar:
+    with Progress(len(chosen), "contact sheet", "samples") as bar:
         for number in chosen:
             cards.append(decoded(shards, number, draw))
             bar.update()

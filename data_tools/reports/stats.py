@@ -23,7 +23,7 @@ from mmldm_scale.shards.latents import decode_latents
 from mmldm_scale.shards.manifest import Kind, Manifest
 from mmldm_scale.shards.reader import ShardSet
 
-from ..launching.progress import progress
+from ..launching.progress import Progress
 from . import contact_sheet
 
 META_LIMIT = 1 << 20  # bytes of a "json" member
@@ -149,7 +149,7 @@ def stats(folder: Path, output: Path | None = None, samples: int = 24) -> Stats:
     shards = ShardSet(folder)
     manifest = shards.manifest
     tally = _Tally()
-    with progress(len(shards), "counting", "samples") as bar:
+    with Progress(len(shards), "counting", "samples") as bar:
         for meta in _metas(shards):
             tally.add(meta)
             bar.update()
@@ -253,7 +253,7 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
 def _latents(shards: ShardSet) -> dict[str, LatentStats]:
     """Return the statistics of every modality; every sample is read and its checksum looked at."""
     measures = {"audio": _Float16(shards.manifest, "audio"), "video": _Float16(shards.manifest, "video")}
-    with progress(len(shards), "reading latents", "samples") as bar:
+    with Progress(len(shards), "reading latents", "samples") as bar:
         for number in range(len(shards)):
             sample = contact_sheet.decoded(shards, number, lambda raw: decode_latents(raw.members))
             measures["audio"].add(sample.audio_mean, sample.audio_logvar)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mmldm_scale.common.errors import UserError
 
-from ..launching.progress import progress
+from ..launching.progress import Progress
 from .files import file_size, find_videos
 from .ontology import Ontology
 from .segments import NamedFile, Segment, list_split, parse_name, read_segments
@@ -68,7 +68,7 @@ class AudioSetSource:
         return videos + [self._left_over(path, shelf) for path in paths if path not in shelf.taken]
 
     def _rows(self, shelf: "_Shelf") -> Iterator[Video]:
-        with progress(None, "reading lists", "rows") as bar:
+        with Progress(None, "reading lists", "rows") as bar:
             for file in self._lists:
                 before, name, split = bar.n, file.name, self._split or list_split(file)
                 for number, row in read_segments(file):

@@ -21,7 +21,7 @@ from mmldm_scale.shards.manifest import PLAN, differences
 
 from ..config import Preparation
 from ..launching.process_pool import each
-from ..launching.progress import progress
+from ..launching.progress import Progress
 from ..sources import Source
 from ..sources.keys import unique_keys
 from ..sources.source import sound_file
@@ -113,7 +113,7 @@ def make_plan(source: Source, preparation: Preparation, workers: int, timeout: f
     keys = unique_keys([video.name for video in videos])
     probed = each(_Prober(source.folder, source.sound_folder), videos, workers, timeout)
     planned = []
-    with progress(len(videos), "probing", "videos") as bar:
+    with Progress(len(videos), "probing", "videos") as bar:
         for video, key, found in zip(videos, keys, probed, strict=True):
             planned.append(_planned(video, key, found, preparation))
             bar.update()

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.media.clip import Clip, MediaError
@@ -26,7 +25,7 @@ from mmldm_scale.shards.writer import ShardWriter
 
 from ..config import Preparation
 from ..launching.process_pool import batched, each, in_parts
-from ..launching.progress import progress
+from ..launching.progress import Progress
 from ..sources import Source
 from ..sources.source import sound_file
 from .clip_plan import ClipPlan, Window, check_plan, make_plan
@@ -66,7 +65,7 @@ def make_clips(source: Source, output: Path, preparation: Preparation, workers: 
         windows = plan.windows()
         shards = batched(windows, preparation.samples_per_shard)
         cutter = _Cutter(source, preparation, plan.classes())
-        with progress(len(windows), "cutting", "clips") as bar:
+        with Progress(len(windows), "cutting", "clips") as bar:
             for numbers in missing_shards(output, [len(shard) for shard in shards], leases, bar):
                 for number, cuts in _cut(cutter, shards, numbers, workers, timeout):
                     _write_shard(output, number, _ticking(cuts, bar), leases)
@@ -180,7 +179,7 @@ def _parts(shard: list[Window]) -> list[list[Window]]:
     return [part for windows in videos for part in batched(windows, PART)]
 
 
-def _ticking(cuts: Iterable[Cut], bar: tqdm) -> Iterator[Cut]:
+def _ticking(cuts: Iterable[Cut], bar: Progress) -> Iterator[Cut]:
     for cut in cuts:
         yield cut
         bar.update()

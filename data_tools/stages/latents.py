@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.device import choose_device
@@ -35,7 +34,7 @@ from mmldm_scale.shards.reader import DamagedSample, ShardSet
 from mmldm_scale.shards.writer import ShardWriter
 
 from ..launching.process_pool import as_is, batched, in_parts, quiet
-from ..launching.progress import progress
+from ..launching.progress import Progress
 from .shard_set import begin, finish, missing_shards, read_plan
 
 ROUNDING = 0.01  # of a channel's standard deviation: float16 may blur it by that much; usual is a thirtieth of it
@@ -90,7 +89,7 @@ def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, 
         plan = _begin(clips, output, pretrained.find(autoencoder, "autoencoder"), leases)
         model = Autoencoder.from_pretrained(autoencoder).eval()
         encoder = Encoder(model, source.manifest.media, place)
-        with progress(len(source), "encoding", "clips") as bar:
+        with Progress(len(source), "encoding", "clips") as bar:
             for numbers in missing_shards(output, sizes, leases, bar):
                 for number, batches in _load(source, numbers, batch_size, workers):
                     _write_shard(output, number, batches, encoder, bar, leases)
@@ -176,7 +175,7 @@ def _load(
 
 
 def _write_shard(
-    output: Path, number: int, batches: Iterator[ClipBatch], encoder: Encoder, bar: tqdm, leases: Leases
+    output: Path, number: int, batches: Iterator[ClipBatch], encoder: Encoder, bar: Progress, leases: Leases
 ) -> None:
     """Make latent shard ``number``, which is leased, of the ``batches`` of its clip shard."""
     written: list[LatentSample] = []

@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
@@ -27,7 +26,7 @@ from ..config import MeasureConfig
 from ..filters.measure_candidate import Examiner
 from ..filters.table import KIND, SCHEMA, part_name, part_rows, part_sizes, write_part
 from ..launching.process_pool import batched, each, in_parts
-from ..launching.progress import progress
+from ..launching.progress import Progress
 from ..sources import Source
 from ..sources.video import Video
 from .shard_set import begin, read_plan, remove_asides
@@ -64,7 +63,7 @@ def measure(source: Source, output: Path, config: MeasureConfig, workers: int, t
         stored, _ = begin(output, KIND, leases, lambda: plan)
         _check(stored, plan, output)
         examiner = Examiner(source, config)
-        with progress(len(videos), "measuring", "videos") as bar:
+        with Progress(len(videos), "measuring", "videos") as bar:
             for numbers in _missing(output, part_sizes(len(videos), config.rows_per_part), leases, bar):
                 _make(output, parts, numbers, lambda items: each(examiner, items, workers, timeout), leases, bar)
         if leases.take("finish"):  # else another process is just doing this
@@ -135,7 +134,7 @@ def _check(stored: dict[str, Any], plan: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _missing(folder: Path, sizes: list[int], leases: Leases, bar: tqdm) -> Iterator[Iterator[int]]:
+def _missing(folder: Path, sizes: list[int], leases: Leases, bar: Progress) -> Iterator[Iterator[int]]:
     """Yield iterators over the numbers of parts to make, until all parts exist; see :func:`leases.share_out`."""
 
     def cleared(number: int) -> int:
@@ -153,7 +152,7 @@ def _make(
     numbers: Iterator[int],
     examined: Callable[[Iterator[Video]], Iterator[dict[str, Any] | MediaError]],
     leases: Leases,
-    bar: tqdm,
+    bar: Progress,
 ) -> None:
     """Make the parts ``numbers``, drawn early, each as soon as all its candidates have been examined."""
 

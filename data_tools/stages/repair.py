@@ -17,7 +17,7 @@ from mmldm_scale.shards.verify import Findings, verify_set
 
 from ..config import Preparation
 from ..launching.process_pool import each
-from ..launching.progress import progress
+from ..launching.progress import Progress
 from ..sources import open_source
 from .clip_plan import ClipPlan
 from .clips import make_clips
@@ -27,7 +27,7 @@ VERIFYING = 3600.0  # seconds after which reading one shard through counts as hu
 
 def verify(folder: Path, workers: int) -> Findings:
     """Return what is wrong with the finished set in ``folder``; see :func:`mmldm_scale.shards.verify.verify_set`."""
-    with progress(Manifest.read(folder).samples, "verifying", "samples") as bar:
+    with Progress(Manifest.read(folder).samples, "verifying", "samples") as bar:
         return verify_set(folder, bar.update, functools.partial(each, workers=workers, timeout=VERIFYING))
 
 

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mmldm_scale.common.atomic_files import TEMPORARY_SUFFIX, sync, write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import LEASES, Leases
@@ -25,6 +23,7 @@ from mmldm_scale.shards.index import FORMAT, ShardIndex, shard_name
 from mmldm_scale.shards.json_files import DamagedSet, read_json, write_json
 from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Manifest, ShardEntry
 
+from ..launching.progress import Progress
 from .share_out import POLL, share_out
 
 QUIET = 5.0  # seconds of waiting for another process that need no explanation
@@ -73,7 +72,7 @@ def begin(folder: Path, kind: str, leases: Leases, plan: Callable[[], dict[str, 
     return stored, False
 
 
-def missing_shards(folder: Path, sizes: Sequence[int], leases: Leases, bar: tqdm) -> Iterator[Iterator[int]]:
+def missing_shards(folder: Path, sizes: Sequence[int], leases: Leases, bar: Progress) -> Iterator[Iterator[int]]:
     """Yield iterators over the numbers of shards to make, until all of them exist; see :func:`leases.share_out`.
 
     What was left half done of a shard is removed when an iterator comes to it.

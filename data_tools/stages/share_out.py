@@ -4,15 +4,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
-from tqdm import tqdm
-
 from mmldm_scale.common.leases import Leases
+
+from ..launching.progress import Progress
 
 POLL = 0.5  # seconds between two looks at what other processes have done
 
 
 def share_out(
-    names: Sequence[str], sizes: Sequence[int], made: Callable[[int], bool], leases: Leases, bar: tqdm
+    names: Sequence[str], sizes: Sequence[int], made: Callable[[int], bool], leases: Leases, bar: Progress
 ) -> Iterator[Iterator[int]]:
     """Yield iterators over the numbers of the parts that are ours to make, until all parts are made.
 
@@ -27,14 +27,14 @@ def share_out(
     """
     missing = list(range(len(names)))
     while missing := [number for number in missing if not made(number)]:
-        bar.update(sum(sizes) - sum(sizes[number] for number in missing) - bar.n)
+        bar.set_present(sum(sizes) - sum(sizes[number] for number in missing))
         ours = _ours(names, missing, made, leases)
         first = next(ours, None)
         if first is None:
             time.sleep(POLL)
         else:
             yield chain([first], ours)
-    bar.update(sum(sizes) - bar.n)
+    bar.set_present(sum(sizes))
 
 
 def _ours(names: Sequence[str], missing: list[int], made: Callable[[int], bool], leases: Leases) -> Iterator[int]:

@@ -1,6 +1,7 @@
 """Several processes of one command on this node: the same set, heard as one, whatever happens to one of them."""
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from data_tools.launching.launch import Options, add_arguments, command_of, launch
-from data_tools.launching.merged_output import Chorus
+from data_tools.launching.merged_output import MergedOutput
+from data_tools.launching.progress import FOLDER, Progress
 from data_tools.shard import main
 from mmldm_scale.common.errors import UserError
 
@@ -171,25 +173,63 @@ def test_flags_are_parsed():
     assert (args.launcher, args.jobs, args.slurm, args.no_wait) == ("local", 2, [], False)
 
 
-# --- what many say as one --------------------------------------------------------------------------------------------
-
-BAR = "cutting:  {}%|██        | {}/100 [00:01<00:05, 2.00 clips/s]"
+# --- what several processes print and report, merged ------------------------------------------------------------------
 
 
-def test_bars_are_those_of_one_process_until_it_ends(capsys):
-    chorus = Chorus()
-    chorus.hear(0, f"\r{BAR.format(10, 10)}".encode())
-    chorus.hear(1, f"\r{BAR.format(11, 11)}".encode())
-    chorus.leave(0)
-    chorus.hear(1, f"\r{BAR.format(20, 20)}\n".encode())
-    assert capsys.readouterr().err.splitlines() == [BAR.format(10, 10), BAR.format(20, 20)]
-
-
-def test_lines_are_said_once_however_they_arrive(capsys):
-    chorus = Chorus()
+def test_lines_are_printed_once_however_they_arrive(capsys):
+    merged = MergedOutput()
     for byte in "Straße: nichts da\n".encode():
-        chorus.hear(0, bytes([byte]))
-    chorus.hear(1, "Straße: nichts da\nanother\n".encode())
-    chorus.hear(2, b"no end of line")
-    chorus.leave(2)
+        merged.receive(0, bytes([byte]))
+    merged.receive(1, "Straße: nichts da\nanother\n".encode())
+    merged.receive(2, b"no end of line")
+    merged.end(2)
     assert capsys.readouterr().err.splitlines() == ["Straße: nichts da", "another", "no end of line"]
+
+
+def report(file, step, present, own, total=100):
+    value = {"step": step, "unit": "clips", "total": total, "present": present, "own": own}
+    with file.open("a") as stream:
+        stream.write(json.dumps(value) + "\n")
+
+
+def test_one_bar_adds_up_what_the_processes_finished(tmp_path, capsys):
+    merged = MergedOutput(tmp_path)
+    report(tmp_path / "a.jsonl", "cutting", 40, 0)  # of a run that was stopped
+    report(tmp_path / "b.jsonl", "cutting", 40, 0)
+    report(tmp_path / "a.jsonl", "cutting", 40, 5)
+    report(tmp_path / "b.jsonl", "cutting", 40, 7)
+    with (tmp_path / "b.jsonl").open("a") as stream:
+        stream.write('{"step": "cut')  # the rest comes later
+    merged.show_progress()
+    merged.close()
+    assert "cutting:  52%" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_newest_step_is_shown_and_what_is_done_does_not_decrease(tmp_path, capsys):
+    merged = MergedOutput(tmp_path)
+    report(tmp_path / "a.jsonl", "probing", 0, 3, total=3)
+    report(tmp_path / "a.jsonl", "cutting", 0, 0)
+    report(tmp_path / "a.jsonl", "cutting", 60, 50)
+    merged.show_progress()
+    report(tmp_path / "b.jsonl", "probing", 0, 1, total=3)
+    report(tmp_path / "b.jsonl", "cutting", 0, 0)
+    merged.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert any("probing: 100%" in line for line in lines)
+    assert "cutting:  60%" in lines[-1]
+
+
+def test_a_process_reports_instead_of_drawing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    with Progress(10, "cutting", "clips") as bar:
+        bar.set_present(4)
+        bar.update(2)
+        assert bar.n == 6
+    assert capsys.readouterr().err == ""
+    (file,) = tmp_path.glob("*.jsonl")
+    last = {"step": "cutting", "unit": "clips", "total": 10, "present": 4, "own": 2}
+    assert json.loads(file.read_text().splitlines()[-1]) == last
+    file.unlink()
+    tmp_path.rmdir()
+    with Progress(10, "cutting", "clips") as bar:  # its launcher has ended
+        bar.update()

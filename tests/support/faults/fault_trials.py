@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from data_tools.launching.progress import progress
+from data_tools.launching.progress import Progress
 
 NORMAL = 1.959964  # of 95 %, two-sided
 SHOWN = 10  # failures that are described
@@ -60,7 +60,7 @@ def run(name: str, count: int, trial: Callable[[int], object]) -> None:
     """Call ``trial(0)`` … ``trial(count - 1)``, count what they return, report it and fail if one of them raised."""
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
-    with progress(count, name, "trials") as bar:
+    with Progress(count, name, "trials") as bar:
         for number in range(count):
             try:
                 outcomes[str(trial(number))] += 1

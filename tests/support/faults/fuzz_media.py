@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.launching.process_pool import default_workers, each
-from data_tools.launching.progress import progress
+from data_tools.launching.progress import Progress
 from mmldm_scale.config import AudioImageConfig, MediaConfig
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.media.decode import probe, read_clips
@@ -146,7 +146,7 @@ def main() -> None:
     args = parser.parse_args()
     kinds: Counter[str] = Counter()
     slowest = Outcome(0, "", 0.0)
-    with tempfile.TemporaryDirectory() as folder, progress(args.count, "fuzzing", "files") as bar:
+    with tempfile.TemporaryDirectory() as folder, Progress(args.count, "fuzzing", "files") as bar:
         for outcome in fuzz(Path(folder), args.count, args.seed, args.workers):
             if isinstance(outcome, MediaError):
                 kinds[outcome.reason] += 1

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.launching.process_pool import default_workers, each
-from data_tools.launching.progress import progress
+from data_tools.launching.progress import Progress
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.clip import MediaError
 from tests.support.faults import fault_trials
@@ -126,7 +126,7 @@ def run(
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
     guarded = Guarded(trial, folder, documented, plain)
-    with progress(count, name, "trials") as bar:
+    with Progress(count, name, "trials") as bar:
         for number, seen in enumerate(each(guarded, range(count), default_workers(), LIMIT)):
             if isinstance(seen, MediaError):
                 failures.append(f"trial {number}: {seen}")
