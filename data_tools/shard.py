@@ -1,4 +1,4 @@
-"""Make WebDataset shards to train on: videos with sound -> clips -> latents.
+"""Makes WebDataset shards to train on: videos with sound -> clips -> latents.
 
   # cut every video below videos/ into clips (frames + waveform)
   python data_tools/shard.py clips --source folder --input videos --output sets/clips \\
@@ -16,7 +16,7 @@
   python data_tools/shard.py all --input videos --output sets --autoencoder runs/autoencoder \\
       --config configs/data/landscape.yaml
 
-  # first find out which segments of AudioSet are worth it: measure all, then select, as often as you like
+  # choose segments of AudioSet: measure all of them once, then select, as often as you like
   python data_tools/shard.py measure --source audioset --list unbalanced_train_segments.csv --input videos \\
       --output sets/measures
   python data_tools/shard.py select --input sets/measures --output sets/selection \\
@@ -28,15 +28,14 @@
   python data_tools/shard.py latents --launcher local --jobs 8 --input sets/clips --output sets/latents …
   python data_tools/shard.py latents --launcher slurm --jobs 8 --slurm partition=gpu --slurm gpus=1 --input …
 
-  # read everything again: checksums, members, shapes, counts; make the faulty shards anew; see what is in it
+  # read everything again (checksums, members, shapes, counts); make faulty shards again; show what the set holds
   python data_tools/shard.py verify --input sets/latents
   python data_tools/shard.py repair --input sets/latents
   python data_tools/shard.py stats --input sets/clips --output sets/clips-stats
 
-Stopped at any moment, the same command carries on and ends with the same files. Every video and every window that
-gives no sample is a line of dropped.jsonl in the output, with its reason. Exit status: 0 done, 1 verify or repair
-found faults that are still there, 2 something about the command or its input does not fit (one line says what), 130
-stopped by Ctrl-C.
+Stopped at any moment, the same command resumes and ends with the same files. Every video and every window that gives
+no sample is a line of dropped.jsonl in the output, with its reason. Exit status: 0 done; 1 verify or repair found
+faults that remain; 2 the command or its input is wrong (one line says what); 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -76,7 +75,7 @@ Schema = TypeVar("Schema")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that ``arguments`` (default: the process's) spell; return its exit status."""
+    """Run the command that ``arguments`` (default: those of the process) describe; return its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     args = _parser().parse_args(arguments)
     try:
@@ -97,9 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    text = argparse.RawDescriptionHelpFormatter
     description = (__doc__ or "").replace("python data_tools/shard.py", COMMAND)
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=description, formatter_class=text)
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(
         required=True, metavar="all|measure|select|clips|latents|verify|repair|stats", title="commands"
     )
@@ -111,51 +111,51 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     both = command("all", _all, "folder of videos", "clips, then latents, into OUTPUT/clips and OUTPUT/latents")
-    measure = command("measure", _measure, "folder of videos", "look at every video: one row of measures each")
-    select = command("select", _select, "folder of measures", "choose among measured videos, without decoding")
+    measure = command("measure", _measure, "folder of videos", "measure every video: one row of a table each")
+    select = command("select", _select, "folder of measures", "select among measured videos, without decoding")
     clips = command("clips", _clips, "folder of videos", "cut videos into clip shards")
     latents = command("latents", _latents, "clip set", "encode clip shards into latent shards")
-    verify = command("verify", _verify, "shard set", "read a set again and name every fault")
-    repair = command("repair", _repair, "shard set", "verify, and make the faulty shards again")
-    stats = command("stats", _stats, "shard set", "say what a set holds, and show it")
-    for each in (both, measure, select, clips, latents):
-        each.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or begun before")
-    stats.add_argument("--output", type=Path, metavar="DIR", help="where to write index.html, a contact sheet")
-    for each in (both, measure, clips):
+    verify = command("verify", _verify, "shard set", "read a set and report every fault")
+    repair = command("repair", _repair, "shard set", "verify a set and make its faulty shards again")
+    stats = command("stats", _stats, "shard set", "count what a set holds, and show samples")
+    for sub in (both, measure, select, clips, latents):
+        sub.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or begun by the same command")
+    stats.add_argument("--output", type=Path, metavar="DIR", help="folder for index.html, a contact sheet")
+    for sub in (both, measure, clips):
         text = f"kind of collection: {', '.join(SOURCES)} (source.kind; default: folder)"
-        each.add_argument("--source", metavar="KIND", help=text)
-        each.add_argument("--list", metavar="FILE", help="which parts of the input to take (source.list)")
-    for each in (both, measure, select, clips):
-        each.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
-        each.add_argument("--print-config", action="store_true", help="show the configuration and stop")
-        each.add_argument("overrides", nargs="*", metavar="key=value", help="such as stride=1 media.fps=4")
-    for each in (both, latents):
-        each.add_argument("--autoencoder", type=Path, required=True, metavar="DIR", help="run or checkpoint")
-    for each in (both, latents, repair):
-        each.add_argument("--batch-size", type=int, default=8, help="clips encoded at once (default: %(default)s)")
-        each.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    for each in (both, measure, clips, latents, verify, repair):
+        sub.add_argument("--source", metavar="KIND", help=text)
+        sub.add_argument("--list", metavar="FILE", help="which parts of the input to take (source.list)")
+    for sub in (both, measure, select, clips):
+        sub.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
+        sub.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. stride=1 media.fps=4")
+    for sub in (both, latents):
+        sub.add_argument("--autoencoder", type=Path, required=True, metavar="DIR", help="run or checkpoint")
+    for sub in (both, latents, repair):
+        sub.add_argument("--batch-size", type=int, default=8, help="clips encoded at once (default: %(default)s)")
+        sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    for sub in (both, measure, clips, latents, verify, repair):
         cores = default_workers()
-        each.add_argument("--workers", type=int, default=cores, help="decoding processes (default: %(default)s)")
-    for each in (both, measure, clips, repair):
-        said = "seconds until a decoder counts as hung (default: %(default)s)"
-        each.add_argument("--timeout", type=float, default=60, help=said)
-    for each in (both, measure, clips, latents):
-        launch.add_arguments(each)
+        sub.add_argument("--workers", type=int, default=cores, help="decoding processes of each (default: %(default)s)")
+    for sub in (both, measure, clips, repair):
+        text = "seconds until a decoder counts as hung (default: %(default)s)"
+        sub.add_argument("--timeout", type=float, default=60, help=text)
+    for sub in (both, measure, clips, latents):
+        launch.add_arguments(sub)
     return parser
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
     if getattr(args, "workers", 0) < 0:
-        raise UserError(f"--workers {args.workers}: 0 (decode in this process) or more fits")
+        raise UserError(f"--workers {args.workers}: must be 0 (decode in this process) or more")
     if getattr(args, "timeout", 1) <= 0:
-        raise UserError(f"--timeout {args.timeout:g}: more than 0 seconds fits")
+        raise UserError(f"--timeout {args.timeout:g}: must be more than 0 seconds")
     if getattr(args, "batch_size", 1) < 1:
-        raise UserError(f"--batch-size {args.batch_size}: 1 or more fits")
+        raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
 
 
 def _config(args: argparse.Namespace, schema: type[Schema]) -> Schema | None:
-    """Return the configuration that the command line spells; None if it was only to be shown."""
+    """Return the configuration of the command line; None if it was printed (``--print-config``)."""
     flags = {"kind": getattr(args, "source", None), "list": getattr(args, "list", None)}
     shorthand = [f"source.{key}={json.dumps(value)}" for key, value in flags.items() if value]
     config = load(schema, args.config, [*shorthand, *args.overrides])
@@ -165,7 +165,7 @@ def _config(args: argparse.Namespace, schema: type[Schema]) -> Schema | None:
     return None
 
 
-# --- the commands; what takes seconds to import is imported where it is needed ----------------------------------------
+# --- the commands; slow modules are imported where they are needed ---------------------------------------------------
 
 
 def _measure(args: argparse.Namespace) -> int:
@@ -174,8 +174,8 @@ def _measure(args: argparse.Namespace) -> int:
 
     if config := _config(args, MeasureConfig):
         source = open_source(config.source, args.input)
-        found = measure(source, args.output, config, args.workers, args.timeout)
-        print(f"{args.output}: {found.rows} candidates, {found.measured} measured{_reasons(found.reasons)}")
+        summary = measure(source, args.output, config, args.workers, args.timeout)
+        print(f"{args.output}: {summary.rows} candidates, {summary.measured} measured{_reasons(summary.reasons)}")
     return 0
 
 
@@ -230,7 +230,7 @@ def _stats(args: argparse.Namespace) -> int:
 
     print(describe(stats(args.input, args.output)))
     if args.output:
-        print(f"{args.output / 'index.html'} shows some of it")
+        print(f"{args.output / 'index.html'} shows samples")
     return 0
 
 
@@ -259,7 +259,7 @@ def _encode(args: argparse.Namespace, clips: Path, output: Path) -> None:
 
 
 def _summarise(output: Path, manifest: Manifest, seconds: float) -> None:
-    """Print what was made; raise UserError if nothing was left to make it of."""
+    """Print what was made; raise UserError if the set holds nothing."""
     size = sum(shard.bytes for shard in manifest.shards)
     print(
         f"{output}: {manifest.videos} videos, {manifest.candidates} candidates: {manifest.samples} {manifest.kind} in "
@@ -267,7 +267,7 @@ def _summarise(output: Path, manifest: Manifest, seconds: float) -> None:
         f"{manifest.dropped} dropped{_reasons(manifest.reasons)}; {seconds:.1f} s"
     )
     if not manifest.samples:
-        raise UserError(f"{output}: no clip is left of {manifest.videos} videos; {output / DROPPED} says why")
+        raise UserError(f"{output}: holds no clip of {manifest.videos} videos; see {output / DROPPED} for the reasons")
 
 
 def _reasons(counts: dict[str, int]) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -83,14 +84,16 @@ def make_corpus(
     folder = Path(folder)
     missing = [recipe for recipe in recipes if not _exists(folder, recipe)]
     with tqdm(total=videos, initial=videos - len(missing), desc="corpus", unit="video", disable=not progress) as bar:
-        for _ in _each(folder, missing, processes):
+        for _ in _make_all(folder, missing, processes):
             bar.update()
     return [recipe.path(folder) for recipe in recipes]
 
 
-def _each(folder: Path, recipes: list[Recipe], processes: int) -> Iterator[None]:
+def _make_all(folder: Path, recipes: list[Recipe], processes: int) -> Iterator[None]:
     if processes == 1 or len(recipes) < 2:
-        yield from (_make(folder, recipe) for recipe in recipes)
+        for recipe in recipes:
+            _make(folder, recipe)
+            yield
         return
     context = multiprocessing.get_context("spawn")  # safe whatever threads the caller has
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
@@ -101,13 +104,13 @@ def _exists(folder: Path, recipe: Recipe) -> bool:
     truth = recipe.path(folder).with_suffix(".json")
     if not truth.exists():
         return False
-    found = json.loads(truth.read_text())
-    differing = [key for key, value in recipe.header().items() if found.get(key) != value]
+    stored = json.loads(truth.read_text())
+    differing = [key for key, value in recipe.header().items() if stored.get(key) != value]
     if differing:
         key = differing[0]
         raise UserError(
-            f"{truth}: made with {key} = {found.get(key)}, not {recipe.header()[key]}; another --output or the same "
-            "settings fit"
+            f"{truth}: made with {key}={stored.get(key)}, not {recipe.header()[key]}; give the same settings or "
+            "another --output"
         )
     return True
 
@@ -136,8 +139,8 @@ def render_sound(scene: Scene, seconds: float) -> np.ndarray:
     return (line * (PEAK / loudest if loudest else 1.0)).astype(np.float32)
 
 
-def _rounded(hit: dict[str, object]) -> dict[str, object]:
-    return {key: round(float(value), 6) if not isinstance(value, str) else value for key, value in hit.items()}
+def _rounded(hit: dict[str, Any]) -> dict[str, Any]:
+    return {key: value if isinstance(value, str) else round(float(value), 6) for key, value in hit.items()}
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ class Ball(Scene):
         approach = float((speed[0] - speed[1]) @ normal)
         if np.linalg.norm(between) < self.radius.sum() and approach > 0:
             middle = place[0] + normal * self.radius[0]
-            self._thump(Hit(time, *middle, "ball 0", "ball 1"), 0, approach)
+            self._thump(Hit(time, float(middle[0]), float(middle[1]), "ball 0", "ball 1"), 0, approach)
             speed[0] -= approach * normal  # equal masses: they exchange what they have along the normal
             speed[1] += approach * normal
 
@@ -121,9 +121,9 @@ class Ball(Scene):
         for x, name in ((0.0, "left wall"), (0.97, "right wall")):
             lit = blend(self.background[0], WHITE, self.glow(time, name))
             canvas.rectangle(x, 0, x + 0.03, self.floor, lit)
-        for place, radius, fill in zip(self.track[round(time / self.STEP)], self.radius, self.colours, strict=True):
-            canvas.circle(*place, radius, fill)
-            canvas.circle(place[0] - 0.35 * radius, place[1] - 0.35 * radius, 0.3 * radius, blend(fill, WHITE, 0.7))
+        for (x, y), radius, fill in zip(self.track[round(time / self.STEP)], self.radius, self.colours, strict=True):
+            canvas.circle(x, y, radius, fill)
+            canvas.circle(x - 0.35 * radius, y - 0.35 * radius, 0.3 * radius, blend(fill, WHITE, 0.7))
 
 
 class Bell(Scene):
@@ -276,12 +276,14 @@ def burst(rng: np.random.Generator, centre: float) -> np.ndarray:
 
 def colour(hue: float, saturation: float, value: float) -> Colour:
     """Return an RGB colour from hue (any turn), saturation and value in [0, 1]."""
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1.0, saturation, min(value, 1.0)))
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, min(value, 1.0))
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def blend(one: Colour, other: Colour, share: float) -> Colour:
-    """Return ``one`` with a ``share`` in [0, 1] of ``other``."""
-    return tuple(round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
+def blend(base: Colour, added: Colour, share: float) -> Colour:
+    """Return ``base`` with a ``share`` in [0, 1] of ``added``."""
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(base, added, strict=True))
+    return red, green, blue
 
 
 class Canvas:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .stable_hash import BYTES
+from .perceptual_hash import BYTES
 
 STEP = 9  # bytes from one byte of a key to the next: it lies in the next image
 NEIGHBOURS = 24  # that each hash is compared with in each table, at most

@@ -1,7 +1,7 @@
-"""What the measures see and hear of a stretch: small grey pictures ten times a second, and the sound below them.
+"""What the measures see and hear of a stretch: small grey pictures, ten a second, and the sound.
 
-``take_look(file, begin, end, …)`` decodes once through ``media.decode``, so the measures share the clock, the crop and
-the mono mix of the clips that training gets. All else in this package works on the arrays of a :class:`Look`.
+``low_res_view(file, begin, end, …)`` decodes the stretch once through ``media.decode``, so that the measures have the
+clock, the crop and the mono mix of training's clips. The measures work on the arrays of a :class:`LowResView`.
 """
 
 import math
@@ -19,11 +19,11 @@ SIZE = 128  # pixels a side
 DETAIL = 2  # a detailed picture has DETAIL · SIZE pixels a side
 DETAIL_EVERY = 5  # pictures from one detailed picture to the next
 PIECE = 100  # pictures decoded at once: 10 s
-FEWEST = 5  # pictures without which nothing can be said
+FEWEST = 5  # pictures: a shorter stretch is not measured
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class LowResView:
     """One stretch, or pieces of a long one laid end to end.
 
     Attributes:
@@ -40,9 +40,9 @@ class Look:
     rate: int
 
 
-def take_look(
+def low_res_view(
     file: Path, begin: float, end: float, rate: int, seconds: float = 60.0, sound: Path | None = None
-) -> Look:
+) -> LowResView:
     """Decode seconds [begin, end) of ``file``, or of a longer stretch pieces of 10 s that add up to ``seconds``.
 
     Args:
@@ -57,7 +57,9 @@ def take_look(
     if frames < FEWEST:
         raise MediaError("too_short", f"{end - begin:.3f} s; at least {FEWEST / FPS:g} s can be measured")
     media = MediaConfig(frames, FPS, DETAIL * SIZE, "crop", AudioImageConfig(sample_rate=rate, f_max=rate / 2))
-    pictures, details, waveforms = [], [], []
+    pictures: list[np.ndarray] = []
+    details: list[np.ndarray] = []
+    waveforms: list[np.ndarray] = []
     for clip in read_clips(file, [begin + start for start in starts], media, sound=sound):
         if not isinstance(clip, Clip):
             raise clip
@@ -68,7 +70,7 @@ def take_look(
         waveforms.append(clip.waveform)
     contiguous = end - begin <= seconds
     seams = () if contiguous else tuple(range(frames, len(starts) * frames, frames))
-    return Look(np.concatenate(pictures), np.concatenate(details), seams, np.concatenate(waveforms), rate)
+    return LowResView(np.concatenate(pictures), np.concatenate(details), seams, np.concatenate(waveforms), rate)
 
 
 def _pieces(length: float, seconds: float) -> tuple[list[float], int]:

@@ -1,4 +1,4 @@
-"""Do sound and picture happen together? Onsets of both, and how many of them meet, in the manner of AV-Align.
+"""Onsets of picture and sound, and how many of them coincide, similar to AV-Align.
 
 AV-Align (Yariv et al., AAAI 2024) takes the peaks of the optical flow and of the sound's onset strength, and the
 intersection over union of those that meet within a frame. Here the change of the picture stands for the flow, which
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .low_res_view import FPS, Look
+from .low_res_view import FPS, LowResView
 from .picture import changes
 from .sound import HOP, spectrogram
 
@@ -42,43 +42,43 @@ class Agreement:
     offset: float | None
 
 
-def agreement(look: Look) -> Agreement:
+def agreement(view: LowResView) -> Agreement:
     """Return how well the onsets of picture and sound agree in time."""
-    seen, heard = picture_onsets(look), sound_onsets(look)
+    seen, heard = picture_onsets(view), sound_onsets(view)
     share = _share(seen, heard)
-    length = len(look.pictures) / FPS
+    length = len(view.pictures) / FPS
     turns = np.arange(FARTHEST + TOLERANCE, length - FARTHEST, TURN)
     surplus = None
     if share is not None and len(turns):
         surplus = share - float(np.mean([_share(seen, np.sort((heard + turn) % length)) for turn in turns]))
     best = np.zeros(0)
     for delay in sorted(np.arange(-FARTHEST, FARTHEST + HOP, TOLERANCE / 2), key=abs):  # the smallest of equals
-        met = _met(seen + delay, heard)
-        if len(met) > len(best):
-            best = met + delay
+        offsets = _offsets(seen + delay, heard)
+        if len(offsets) > len(best):
+            best = offsets + delay
     return Agreement(share, surplus, float(np.median(best)) if len(best) > 1 else None)
 
 
 def _share(seen: np.ndarray, heard: np.ndarray) -> float | None:
     """Return the share of onsets that meet, intersection over union; None if there are none."""
-    together = len(_met(seen, heard))
-    union = len(seen) + len(heard) - together
-    return together / union if union else None
+    pairs = len(_offsets(seen, heard))
+    union = len(seen) + len(heard) - pairs
+    return pairs / union if union else None
 
 
-def picture_onsets(look: Look) -> np.ndarray:
+def picture_onsets(view: LowResView) -> np.ndarray:
     """Return when the picture changes suddenly, in seconds, ascending: a step of 0.1 s counts with its middle."""
-    change = changes(look)
-    change[[seam - 1 for seam in look.seams]] = 0
+    change = changes(view)
+    change[[seam - 1 for seam in view.seams]] = 0
     return (_peaks(change, FPS, CHANGE, STANDOUT["picture"]) + 0.5) / FPS
 
 
-def sound_onsets(look: Look) -> np.ndarray:
+def sound_onsets(view: LowResView) -> np.ndarray:
     """Return when the sound rises suddenly, in seconds, ascending."""
-    levels = spectrogram(look, 200.0, 8000.0, 12)  # (C, 12): each wide enough that noise hardly wavers in it
+    levels = spectrogram(view, 200.0, 8000.0, 12)  # (C, 12): each wide enough that noise hardly wavers in it
     rise = np.zeros(len(levels))
     rise[2:] = np.maximum(levels[2:] - levels[:-2], 0).mean(1)
-    for seam in (0, *look.seams):  # where sound begins or goes on elsewhere is no onset
+    for seam in (0, *view.seams):  # where sound begins or goes on elsewhere is no onset
         at = round(seam / FPS / HOP)
         rise[max(0, at - 3) : at + 4] = 0
     return _peaks(rise, round(1 / HOP), RISE_DB, STANDOUT["sound"]) * HOP
@@ -97,11 +97,11 @@ def _peaks(curve: np.ndarray, rate: int, height: float, standout: float) -> np.n
     peaks: list[int] = []
     for peak in np.flatnonzero(highest & (curve >= np.maximum(usual + height, standout * usual))):
         if not peaks or peak - peaks[-1] >= APART * rate:
-            peaks.append(peak)
+            peaks.append(int(peak))
     return np.array(peaks, int)
 
 
-def _met(seen: np.ndarray, heard: np.ndarray) -> np.ndarray:
+def _offsets(seen: np.ndarray, heard: np.ndarray) -> np.ndarray:
     """Return heard - seen (seconds) of each pair that lies within the tolerance; each onset is in one pair at most."""
     differences = []
     i = j = 0

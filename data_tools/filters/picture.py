@@ -1,8 +1,11 @@
-"""Measures of the picture. A *step* is from one picture of a Look to the next, 0.1 s later; levels go from 0 to 255."""
+"""Measures of the picture.
+
+A *step* is from one picture of a :class:`LowResView` to the next, 0.1 s later; levels of luma go from 0 to 255.
+"""
 
 import numpy as np
 
-from .low_res_view import FPS, Look
+from .low_res_view import FPS, LowResView
 
 BLACK_LEVEL = 26  # levels, a tenth of the range: a darker pixel is black (as in FFmpeg's blackdetect)
 BLACK_PIXELS = 0.98  # share of black pixels from which a picture is black (likewise)
@@ -17,78 +20,78 @@ EDGE_LENGTH = 0.9  # share of the picture's width along which a bar's edge is th
 BLUR_TAPS = 9  # pixels of the box filter of the blur measure
 
 
-def changes(look: Look) -> np.ndarray:
+def changes(view: LowResView) -> np.ndarray:
     """Return the mean absolute change of luma (levels) at each of the T - 1 steps, (T - 1,) float64."""
-    return _change(look.pictures[:-1], look.pictures[1:])
+    return _change(view.pictures[:-1], view.pictures[1:])
 
 
-def black_fraction(look: Look) -> float:
+def black_fraction(view: LowResView) -> float:
     """Return the share (0 to 1) of black pictures: at least 98 % of the pixels are darker than a tenth of white."""
-    black = (look.pictures < BLACK_LEVEL).mean((1, 2))  # (T,)
+    black = (view.pictures < BLACK_LEVEL).mean((1, 2))  # (T,)
     return float((black >= BLACK_PIXELS).mean())
 
 
-def frozen_fraction(look: Look) -> float:
+def frozen_fraction(view: LowResView) -> float:
     """Return the share (0 to 1) of steps within still spells: half a second or more with a change below -60 dB."""
-    still = changes(look) < FROZEN_CHANGE
+    still = changes(view) < FROZEN_CHANGE
     edges = np.flatnonzero(np.diff(still, prepend=False, append=False))  # where spells begin and end, in turns
     spells = edges[1::2] - edges[::2]
     return float(spells[spells >= FROZEN_STEPS].sum() / len(still))
 
 
-def cuts(look: Look) -> np.ndarray:
+def cuts(view: LowResView) -> np.ndarray:
     """Return the numbers of the pictures that begin a new scene, ascending.
 
     A cut changes the picture by 18 levels more than the step before did, and for good: a flash, after
     which the old picture is back, is none.
     """
-    change = changes(look)
+    change = changes(view)
     before = np.concatenate([[0.0], change[:-1]])
-    lasting = np.concatenate([_change(look.pictures[:-2], look.pictures[2:]), change[-1:]])  # one picture further on
+    lasting = np.concatenate([_change(view.pictures[:-2], view.pictures[2:]), change[-1:]])  # one picture further on
     jump = np.minimum(change, lasting) - before >= CUT_CHANGE
     numbers = np.flatnonzero(jump) + 1
-    return numbers[~np.isin(numbers, look.seams)]
+    return numbers[~np.isin(numbers, view.seams)]
 
 
-def cuts_per_minute(look: Look) -> float:
+def cuts_per_minute(view: LowResView) -> float:
     """Return the number of cuts (see :func:`cuts`) per minute."""
-    return 60 * FPS * len(cuts(look)) / len(look.pictures)
+    return 60 * FPS * len(cuts(view)) / len(view.pictures)
 
 
-def motion(look: Look) -> float:
+def motion(view: LowResView) -> float:
     """Return the mean change of luma (levels) in a step of 0.1 s, cuts and what was left out between not counted."""
-    change = changes(look)
-    counted = np.delete(change, [number - 1 for number in (*cuts(look), *look.seams)])
+    change = changes(view)
+    counted = np.delete(change, [number - 1 for number in (*cuts(view), *view.seams)])
     return float(counted.mean()) if len(counted) else 0.0
 
 
-def sharpness(look: Look) -> float | None:
+def sharpness(view: LowResView) -> float | None:
     """Return the median over the detailed pictures of 1 - blur, 0 (smeared) to 1 (as sharp as pixels allow).
 
     Blur is Crété-Roffet's measure (The Blur Effect, SPIE 2007): how much of the change between neighbouring pixels
     survives a box filter of 9 pixels, along the direction that is worse. It does not depend on contrast. None where
     no picture shows anything.
     """
-    found = [1 - blur for blur in map(_blur, look.details) if blur is not None]
+    found = [1 - blur for blur in map(_blur, view.details) if blur is not None]
     return float(np.median(found)) if found else None
 
 
-def letterbox(look: Look) -> float:
+def letterbox(view: LowResView) -> float:
     """Return the share (0 to 1) of the picture's area that black bars along its borders take."""
-    top, bottom = _dark_rows(look.pictures)
-    left, right = _dark_rows(look.pictures.transpose(0, 2, 1))
-    return _area(look, top, bottom, left, right)
+    top, bottom = _dark_rows(view.pictures)
+    left, right = _dark_rows(view.pictures.transpose(0, 2, 1))
+    return _area(view, top, bottom, left, right)
 
 
-def still_bars(look: Look) -> float:
+def still_bars(view: LowResView) -> float:
     """Return the share (0 to 1) of the area of black bars and of bars of any kind that stand still, text on them too.
 
     Such a bar is a strip along a border in which nothing moves, and which ends in a straight edge over nine tenths of
     the picture's width or height. In a picture that is frozen as a whole only black bars count.
     """
-    top, bottom = _still_rows(look.pictures)
-    left, right = _still_rows(look.pictures.transpose(0, 2, 1))
-    return max(letterbox(look), _area(look, top, bottom, left, right))
+    top, bottom = _still_rows(view.pictures)
+    left, right = _still_rows(view.pictures.transpose(0, 2, 1))
+    return max(letterbox(view), _area(view, top, bottom, left, right))
 
 
 def _change(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -139,6 +142,6 @@ def _still_bar(still: np.ndarray, mean: np.ndarray) -> int:
     return int(np.flatnonzero(edge)[-1]) + 1 if edge.any() else 0
 
 
-def _area(look: Look, top: int, bottom: int, left: int, right: int) -> float:
-    height, width = look.pictures.shape[1:]
+def _area(view: LowResView, top: int, bottom: int, left: int, right: int) -> float:
+    height, width = view.pictures.shape[1:]
     return 1 - (height - top - bottom) * (width - left - right) / (height * width)

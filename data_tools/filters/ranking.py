@@ -1,4 +1,4 @@
-"""Order and chance that depend on what a candidate is, never on where in the table it stands."""
+"""Scores and pseudo-random numbers of candidates, which depend on the candidate and not on its place in the table."""
 
 from hashlib import blake2b
 
@@ -23,8 +23,8 @@ def scores(columns: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndar
     return score
 
 
-def chances(names: list[str], seed: int) -> np.ndarray:
-    """Return a number for each name that looks random and is a function of it and ``seed`` alone, (N,) uint64."""
+def stable_hashes(names: list[str], seed: int) -> np.ndarray:
+    """Return a pseudo-random number for each name, a function of the name and ``seed`` alone, (N,) uint64."""
     key = seed.to_bytes(8, "little", signed=True)
     digests = b"".join([blake2b(name.encode(), digest_size=8, key=key).digest() for name in names])
     return np.frombuffer(digests, "<u8")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config import Selection
-from .apply_filters import Sieve, numbers
+from .apply_filters import FilteredRows, numbers
 from .table import MEASURES
 
 BINS = 40
@@ -64,21 +64,23 @@ class SelectionReport:
         return asdict(self)
 
 
-def describe(measures: Path, config: Selection, table: pa.Table, sieve: Sieve, apart: np.ndarray) -> SelectionReport:
-    """Return the report of what ``sieve`` left of ``table``; ``apart``, (N,) bool, is what may not be trained on."""
-    train, heldout = sieve.inside & ~apart, sieve.inside & apart
+def describe(
+    measures: Path, config: Selection, table: pa.Table, filtered: FilteredRows, apart: np.ndarray
+) -> SelectionReport:
+    """Return the report of what ``filtered`` left of ``table``; ``apart``, (N,) bool, is what may not be trained on."""
+    train, heldout = filtered.inside & ~apart, filtered.inside & apart
     return SelectionReport(
         measures=str(measures.resolve()),
         selection=asdict(config),
         rows=table.num_rows,
         train=int(train.sum()),
         heldout=int(heldout.sum()),
-        dropped=int((~sieve.inside).sum()),
-        reasons=_counts(pa.array(sieve.reason[~sieve.inside], pa.string())),
-        outside=sieve.outside,
+        dropped=int((~filtered.inside).sum()),
+        reasons=_counts(pa.array(filtered.reason[~filtered.inside], pa.string())),
+        outside=filtered.outside,
         labels=_label_counts(table["labels"], {"rows": np.ones(len(train), bool), "train": train, "heldout": heldout}),
-        crowded=sieve.crowded,
-        histograms=_histograms(table, sieve.inside, config),
+        crowded=filtered.crowded,
+        histograms=_histograms(table, filtered.inside, config),
     )
 
 

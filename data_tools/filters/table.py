@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from mmldm_scale.common.atomic_files import write_whole
 
 from ..sources.video import Video
-from .stable_hash import BYTES
+from .perceptual_hash import BYTES
 
 KIND = "measures"  # in plan.json
 REPEATED = ["labels.list.element", "split", "source_split", "reason", "detail", "audio"]  # columns of few values
@@ -55,7 +55,7 @@ MEASURES: dict[str, Measure] = {
     "hash": Measure(pa.binary(BYTES), "", "perceptual hash of picture (24 bytes) and sound (8 bytes)"),
 }
 
-_TYPES = {
+_TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),
     int: pa.int64(),
     bool: pa.bool_(),

@@ -1,8 +1,8 @@
-"""One command of ``shard.py`` as many processes that share its output: on this node, or as SLURM jobs.
+"""Starts one command of ``shard.py`` as several processes that share its output: on this node, or as SLURM jobs.
 
 ``launch(command, "local", 4, options)`` starts four processes of ``shard.py`` + ``command``; with "slurm" they are the
-jobs of an array. Each takes what no other has taken (:mod:`mmldm_scale.common.leases`) and ends when the whole output
-is finished, so any of them may be lost. What they say is heard as if one said it
+jobs of an array. Each makes what no other is making (:mod:`mmldm_scale.common.leases`) and ends when the whole output
+is finished, so any of them may be killed. What they print is merged
 (:mod:`.launching.merged_output`).
 """
 
@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, BinaryIO, Literal
 
 from mmldm_scale.cluster.submit import JobRequest, Jobs, Outcome, read_request, submit
 from mmldm_scale.common.errors import UserError
@@ -34,8 +34,8 @@ Launcher = Literal["local", "slurm"]
 PACKAGE = Path(__file__).resolve().parents[1]
 PROLOGUE = PACKAGE.parent / "slurm" / "prologue.sh"  # of a clone; a wheel has none
 ENCODING = ("latents", "all")  # commands that use a GPU
-PATIENCE = 10.0  # seconds that a process may take to stop before it is killed
-POLLS = (0.5, 10.0)  # seconds between two looks at SLURM's jobs: at first, and when they run for long
+STOP_SECONDS = 10.0  # from asking a process to stop until it is killed
+POLLS = (0.5, 10.0)  # seconds between two queries of SLURM: at first, and at most
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Options:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the launcher's flags to the parser of a command."""
-    group = parser.add_argument_group("as several processes that share the output")
-    group.add_argument("--launcher", choices=("local", "slurm"), help="processes on this node, or SLURM jobs")
-    group.add_argument("--jobs", type=int, metavar="N", help="how many")
+    group = parser.add_argument_group("several processes that share one output")
+    group.add_argument("--launcher", choices=("local", "slurm"), help="start processes on this node, or SLURM jobs")
+    group.add_argument("--jobs", type=int, metavar="N", help="number of processes or SLURM jobs that share the output")
     group.add_argument(
         "--slurm",
         action="append",
@@ -65,11 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="partition, account, qos, constraint, hours, gpus, cpus, memory_gb, requeues; or a YAML file of them",
     )
-    group.add_argument("--no-wait", action="store_true", help="submit the SLURM jobs and return")
+    group.add_argument("--no-wait", action="store_true", help="return once the SLURM jobs are submitted")
 
 
 def command_of(arguments: Sequence[str]) -> list[str]:
-    """Return ``arguments`` of shard.py, which it has accepted, without those of the launcher."""
+    """Return ``arguments``, which shard.py has parsed without an error, without those of the launcher."""
     parser = argparse.ArgumentParser(add_help=False)
     add_arguments(parser)
     return parser.parse_known_args(arguments)[1]
@@ -78,14 +78,14 @@ def command_of(arguments: Sequence[str]) -> list[str]:
 def launch(command: Sequence[str], launcher: Launcher, jobs: int | None, options: Options) -> int:
     """Run ``shard.py`` with the arguments ``command`` as ``jobs`` processes; return the exit status.
 
-    0: the output is finished, whatever became of single processes. The status of the first process that failed, which
-    ends the others. 128 + signal: all were killed. SLURM jobs that are not waited for: 0 once they are in the queue.
+    0: the output is finished, also if some processes were killed. The status of the first process that failed; the
+    others are stopped. 128 + signal: all were killed. Without ``wait``: 0 once the SLURM jobs are queued.
 
     Raises:
         UserError: ``jobs`` or the request to SLURM cannot work.
     """
     if jobs is None or jobs < 1:
-        raise UserError(f"--jobs {jobs if jobs is not None else '(none)'}: give how many processes, 1 or more")
+        raise UserError(f"--jobs {'not given' if jobs is None else jobs}: must be at least 1 process")
     if launcher == "local":
         return _run_here(command, jobs)
     return _run_on_cluster(command, jobs, options)
@@ -94,12 +94,12 @@ def launch(command: Sequence[str], launcher: Launcher, jobs: int | None, options
 def _shard(command: Sequence[str], workers: int) -> list[str]:
     """Return the whole command line; each process decodes with ``workers`` others unless ``command`` says how many."""
     name, *rest = command
-    said = any(text.startswith("--work") for text in rest)
+    has_workers = any(text.startswith("--work") for text in rest)
     return [
         sys.executable,
         str(PACKAGE / "shard.py"),
         name,
-        *([] if said else ["--workers", f"{workers}"]),
+        *([] if has_workers else ["--workers", f"{workers}"]),
         *rest,
     ]
 
@@ -109,31 +109,32 @@ def _shard(command: Sequence[str], workers: int) -> list[str]:
 
 @dataclass
 class _Process:
-    """One of the processes, its number from 0, and what it writes to standard output."""
+    """One of the processes: its number from 0, what it writes to standard output, and a pipe of its standard error."""
 
     number: int
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     output: BinaryIO
+    errors: IO[bytes]
     ended: bool = False
 
 
 def _run_here(command: Sequence[str], count: int) -> int:
-    team: list[_Process] = []
+    processes: list[_Process] = []
     with contextlib.ExitStack() as stack, _terminated():
         reports = stack.enter_context(tempfile.TemporaryDirectory())
         merged = MergedOutput(Path(reports))
         stack.callback(merged.close)
-        stack.callback(_stop, team)
+        stack.callback(_stop, processes)
         cores, gpus = max(1, default_workers() // count), _gpus() if command[0] in ENCODING else []
         for number in range(count):
             output = stack.enter_context(tempfile.TemporaryFile())
             gpu = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
             env = {"OMP_NUM_THREADS": str(cores), **os.environ, FOLDER: reports, **gpu}
-            team.append(_Process(number, _start(_shard(command, cores), env, output), output))
-        return _watch(team, merged)
+            processes.append(_start(number, _shard(command, cores), env, output))
+        return _watch(processes, merged)
 
 
-def _start(command: Sequence[str], env: dict[str, str], output: BinaryIO) -> subprocess.Popen:
+def _start(number: int, command: Sequence[str], env: dict[str, str], output: BinaryIO) -> _Process:
     process = subprocess.Popen(
         command,
         env=env,
@@ -143,8 +144,9 @@ def _start(command: Sequence[str], env: dict[str, str], output: BinaryIO) -> sub
         process_group=0,  # Ctrl-C is passed on by _stop, once
         preexec_fn=_prepare_child,
     )
+    assert process.stderr is not None  # a pipe
     os.set_blocking(process.stderr.fileno(), False)
-    return process
+    return _Process(number, process, output, process.stderr)
 
 
 def _prepare_child() -> None:
@@ -161,12 +163,12 @@ def _gpus() -> list[str]:
     return visible if len(visible) == count and all(visible) else list(map(str, range(count)))
 
 
-def _watch(team: list[_Process], merged: MergedOutput) -> int:
-    """Pass on what the processes say until all have ended or one has failed; return the exit status."""
+def _watch(processes: list[_Process], merged: MergedOutput) -> int:
+    """Print what the processes write until all have ended or one has failed; return the exit status."""
     with selectors.DefaultSelector() as selector:
-        for member in team:
-            selector.register(member.process.stderr, selectors.EVENT_READ, member)
-        while running := [member for member in team if not member.ended]:
+        for member in processes:
+            selector.register(member.errors, selectors.EVENT_READ, member)
+        while running := [member for member in processes if not member.ended]:
             for key, _ in selector.select(0.2):
                 if not _pass_on(key.data, merged):
                     selector.unregister(key.fileobj)
@@ -181,15 +183,15 @@ def _watch(team: list[_Process], merged: MergedOutput) -> int:
                 if status > 0:
                     return status
                 if status < 0:
-                    _report_killed(merged, f"process {member.number + 1} of {len(team)}", status)
-    return _summarise([(member.process.returncode, _written(member)) for member in team], merged)
+                    _report_killed(merged, f"process {member.number + 1} of {len(processes)}", status)
+    return _summarise([(member.process.returncode, _written(member)) for member in processes], merged)
 
 
 def _pass_on(member: _Process, merged: MergedOutput) -> bool:
-    """Read what is there of the process's standard error; return False at its end."""
+    """Print what the process has written to standard error; return False at its end."""
     while True:
         try:
-            data = os.read(member.process.stderr.fileno(), 1 << 16)
+            data = os.read(member.errors.fileno(), 1 << 16)
         except BlockingIOError:
             return True
         if not data:
@@ -202,12 +204,12 @@ def _written(member: _Process) -> str:
     return member.output.read().decode(errors="replace")
 
 
-def _stop(team: list[_Process]) -> None:
-    """End the processes that still run, as Ctrl-C would; those that do not listen are killed."""
-    running = [member.process for member in team if member.process.poll() is None]
+def _stop(processes: list[_Process]) -> None:
+    """Interrupt the processes that still run; kill those that do not stop within STOP_SECONDS."""
+    running = [member.process for member in processes if member.process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + STOP_SECONDS
     for process in running:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
@@ -218,7 +220,7 @@ def _stop(team: list[_Process]) -> None:
 
 @contextlib.contextmanager
 def _terminated() -> Iterator[None]:
-    """Leave the block by SystemExit, and so stop the processes, when SIGTERM comes."""
+    """Raise SystemExit in the block when SIGTERM comes, so that the processes are stopped."""
 
     def leave(number: int, _: object) -> None:
         sys.exit(128 + number)
@@ -250,7 +252,7 @@ def _run_on_cluster(command: Sequence[str], count: int, options: Options) -> int
 
 
 def _follow(jobs: Jobs, merged: MergedOutput) -> int:
-    """Pass on what the jobs say until all have ended or one has failed; return the exit status."""
+    """Print what the jobs write until all have ended or one has failed; return the exit status."""
     try:
         return _follow_logs(jobs, merged)
     except KeyboardInterrupt:
@@ -263,11 +265,11 @@ def _follow(jobs: Jobs, merged: MergedOutput) -> int:
 def _follow_logs(jobs: Jobs, merged: MergedOutput) -> int:
     count = len(jobs.jobs)
     read = [0] * count  # bytes of each log
-    missed = [0] * count  # looks at which SLURM had forgotten the job and there was no outcome yet
+    missed = [0] * count  # queries at which SLURM did not know the job any more and it had left no outcome
     ended: dict[int, Outcome] = {}
     began = time.monotonic()
     while True:
-        states = jobs.states()  # before the outcomes: a job that is gone has left its own
+        states = jobs.states()  # before the outcomes: a job that has ended left its outcome first
         for number in (number for number in range(count) if number not in ended):
             outcome = jobs.outcome(number)
             read[number] += _pass_on_log(jobs.log(number), read[number], number, merged)
@@ -287,7 +289,7 @@ def _follow_logs(jobs: Jobs, merged: MergedOutput) -> int:
 
 
 def _give_up(jobs: Jobs, number: int, outcome: Outcome, merged: MergedOutput) -> int:
-    """Cancel what is left of ``jobs`` because job ``number`` failed; return its status."""
+    """Cancel the other jobs because job ``number`` failed; return its status."""
     jobs.cancel()
     if outcome.problem:
         merged.print_line(outcome.problem)
@@ -296,12 +298,12 @@ def _give_up(jobs: Jobs, number: int, outcome: Outcome, merged: MergedOutput) ->
 
 
 def _pass_on_log(log: Path, position: int, number: int, merged: MergedOutput) -> int:
-    """Pass on what the log holds from ``position`` on; return how many bytes that was."""
+    """Print the log from ``position`` (bytes) on; return how many bytes that was."""
     try:
         with log.open("rb") as stream:
             stream.seek(position)
             data = stream.read()
-    except FileNotFoundError:  # not begun
+    except FileNotFoundError:  # the job has not begun
         return 0
     merged.receive(number, data)
     return len(data)
@@ -317,7 +319,7 @@ def _report_killed(merged: MergedOutput, who: str, status: int) -> None:
 
 
 def _summarise(endings: list[tuple[int, str]], merged: MergedOutput) -> int:
-    """Print the summary of a process that ended well, and return 0; else say that there was none."""
+    """Print the summary of one process that succeeded and return 0; else say that all were killed."""
     merged.close()
     for status, output in endings:
         if status == 0:

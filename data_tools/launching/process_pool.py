@@ -1,12 +1,15 @@
-"""Calls that survive what they call: each runs in a process of its own that may crash, hang or be killed.
+"""Runs a function over items in processes that may crash, hang or be killed.
 
-``each(function, items, workers, timeout)`` yields what ``function`` makes of every item, in the items' order. A video
-decoder is a large C library reading whatever was downloaded, so whoever decodes goes through here.
+``process_pool.map(function, items, workers, timeout)`` yields the result of every item, in the items' order. A video
+decoder is a large C library that reads whatever was downloaded: all decoding goes through here.
 
 Processes are forked by multiprocessing's fork server, which has imported what they need: a new one takes milliseconds
 (``spawn`` imports everything again, seconds for torch), and is clean whatever threads, CUDA state and open files the
 caller has (``fork`` copies locks that other threads hold, and would then lose good items to the time limit). Each
-process has a thread here that only waits for it, so one that stops in the middle of an answer holds up nobody else.
+process has a socket and a thread of its own here, so that one which stops in the middle of an answer delays no other.
+
+pebble's ProcessPool (5.2.3) was tried instead and is as fast, but its processes answer through one pipe under one lock:
+a process that stopped in the middle of an answer blocked the pool for ever.
 """
 
 import os
@@ -33,19 +36,19 @@ from mmldm_scale.media.clip import MediaError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-ATTEMPTS = 2  # processes that an item may cost: the first may have been killed for no fault of the item
-START_SECONDS = 300.0  # that a process may take to import what it needs, from a busy network disk too
-KILL_SECONDS = 5.0  # that a killed process may take to go; longer only where it waits for a dead disk
+ATTEMPTS = 2  # tries of an item: the first process may have been killed for another reason than the item
+START_SECONDS = 300.0  # until a process has imported what it needs, also from a busy network disk
+KILL_SECONDS = 5.0  # until a killed process has ended; it takes longer only while it waits for a dead disk
 _LENGTH = struct.Struct(">Q")  # precedes every message
 _FORKING = threading.Lock()  # multiprocessing's list of children is not safe among threads
 
 
 def default_workers() -> int:
-    """Return how many processes decode unless the user says: one for each core that we may use."""
+    """Return the default number of decoding processes: one for each core that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+def batched(items: list[Item], size: int) -> list[list[Item]]:
     """Return ``items`` in slices of ``size``, the last one shorter if need be."""
     return [items[first : first + size] for first in range(0, len(items), size)]
 
@@ -55,7 +58,7 @@ def in_parts(
     parts: Callable[[int], Sequence[Item]],
     work: Callable[[Iterator[Item]], Iterable[Result]],
 ) -> Iterator[tuple[int, Iterator[Result]]]:
-    """Yield each of ``numbers`` with what became of its parts, in order; go through all that before the next number.
+    """Yield each of ``numbers`` with the results of its parts, in order; take all of them before the next number.
 
     Work runs ahead of what is asked for, from one number's parts into the next one's; so ``numbers`` is drawn early.
 
@@ -78,41 +81,41 @@ def in_parts(
 
 
 def as_is(item: Item) -> Item:
-    """Hand an item on as it is, instead of making tensors of it (a DataLoader's ``collate_fn``)."""
+    """Return ``item``, where a DataLoader would make tensors of it (its ``collate_fn``)."""
     return item
 
 
-def quiet(worker: int) -> None:
+def ignore_interrupts(worker: int) -> None:
     """Leave Ctrl-C to the main process (a DataLoader's ``worker_init_fn``)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def each(
+def map(  # noqa: A001  # used qualified, as process_pool.map
     function: Callable[[Item], Result], items: Iterable[Item], workers: int, timeout: float
 ) -> Iterator[Result | MediaError]:
-    """Yield what ``function`` makes of each of ``items``, in their order, computed in ``workers`` processes.
+    """Yield ``function(item)`` for each of ``items``, in their order, computed in ``workers`` processes.
 
     Args:
-        function: can be pickled, and is so once for each process; its module is importable without side effects.
-        items: can be pickled; taken in the caller's thread, 2 × workers (at least 2) ahead of what was yielded.
+        function: pickled once for each process; its module must be importable without side effects.
+        items: pickled one by one; taken in the caller's thread, 2 × workers (at least 2) ahead of what was yielded.
         workers: processes; 0 calls ``function`` here, without any protection.
         timeout: seconds for one call.
 
     Yields:
         The results, in the order of the items. An item whose process dies gives MediaError("decoder_crashed"), one
         that takes longer than ``timeout`` is killed and gives MediaError("decoder_hung"); either is tried again in a
-        new process before that is believed.
+        new process first.
 
     Raises:
-        Exception: whatever ``function`` raises, with the traceback of its process as a note; the rest is given up.
+        Exception: whatever ``function`` raises, with its traceback as a note; the other items are abandoned.
         RuntimeError: a process cannot be started.
     """
     if workers == 0:
-        yield from map(function, items)
+        yield from (function(item) for item in items)
         return
-    team = [_Worker(function, timeout) for _ in range(workers)]
+    processes = [_Worker(function, timeout) for _ in range(workers)]
     idle: SimpleQueue[_Worker] = SimpleQueue()
-    for worker in team:
+    for worker in processes:
         idle.put(worker)
 
     def call(item: Item) -> Result | MediaError:
@@ -132,7 +135,7 @@ def each(
         while pending:
             yield pending.popleft().result()
     finally:
-        for worker in team:
+        for worker in processes:
             worker.stop()
         threads.shutdown(cancel_futures=True)
 
@@ -148,7 +151,7 @@ class _Worker(Generic[Item, Result]):
     def call(self, item: Item) -> Result | MediaError:
         """Return ``function(item)``, or how it failed to answer; raise what it raised."""
         question = pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
-        fault = MediaError("decoder_hung", "given up")
+        fault = MediaError("decoder_hung", "abandoned")
         for _ in range(ATTEMPTS):
             if self._process is None and not self._start():
                 break
@@ -201,6 +204,7 @@ class _Worker(Generic[Item, Result]):
         """Kill the process if it still lives, and return what it died of."""
         with _FORKING:
             process, self._process = self._process, None
+            assert process is not None
             process.kill()
             process.join(KILL_SECONDS)
         self._socket.close()
@@ -213,7 +217,7 @@ class _Worker(Generic[Item, Result]):
 
 def _serve(function: Callable[[Any], Any], caller: socket.socket) -> None:
     """Answer questions until the caller closes its end."""
-    quiet(0)
+    ignore_interrupts(0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected, its core dump would only fill the disk
     _die_with_caller()
     _send(caller, b"ready")
@@ -232,7 +236,7 @@ def _die_with_caller() -> None:
     copy of that end is inherited here.
     """
     die_with_parent(signal.SIGKILL)
-    os.close(forkserver._forkserver._forkserver_alive_fd)
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]  # not in typeshed
 
 
 def _answer(function: Callable[[Any], Any], item: Any) -> bytes:

@@ -267,7 +267,10 @@ class _Float16:
     """What float16 does to one modality, added up sample by sample."""
 
     def __init__(self, manifest: Manifest, modality: str) -> None:
-        self._shape = manifest.audio_shape if modality == "audio" else manifest.video_shape
+        shape = manifest.audio_shape if modality == "audio" else manifest.video_shape
+        if shape is None:
+            raise DamagedSet(f"its manifest has no shape of {modality} latents")
+        self._shape = shape
         self._statistics = manifest.statistics[modality]
         self._largest = np.zeros(self._shape[0])  # (C,)
         self._logvars: list[tuple[float, float, float]] = []  # smallest, mean, largest of each sample

@@ -40,7 +40,8 @@ class AudioSetSource:
 
     def __init__(self, options: AudioSetOptions, folder: Path) -> None:
         """Raise UserError if a list or a label file is not there or not what it should be, or a label is unknown."""
-        self.folder, self.sound_folder = folder, None
+        self.folder = folder
+        self.sound_folder: Path | None = None
         self._split = options.split
         self._lists = _find_lists(options.list, folder)
         ontology, label_names = (

@@ -30,7 +30,8 @@ class FolderSource:
     """All media files below a folder, by their suffix (any case); links are followed, loops are not."""
 
     def __init__(self, options: FolderOptions, folder: Path) -> None:
-        self.folder, self.sound_folder = folder, None
+        self.folder = folder
+        self.sound_folder: Path | None = None
         self._split = options.split
 
     def videos(self) -> list[Video]:

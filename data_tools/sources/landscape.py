@@ -43,7 +43,8 @@ class LandscapeSource:
     """All media files of a Landscape tree; with a list, those that it names."""
 
     def __init__(self, options: LandscapeOptions, folder: Path) -> None:
-        self.folder, self.sound_folder = folder, None
+        self.folder = folder
+        self.sound_folder: Path | None = None
         self._split = options.split
         self._list = Path(options.list) if options.list else None
 

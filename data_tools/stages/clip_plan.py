@@ -20,7 +20,7 @@ from mmldm_scale.shards.json_files import DamagedSet, check_types
 from mmldm_scale.shards.manifest import PLAN, differences
 
 from ..config import Preparation
-from ..launching.process_pool import each
+from ..launching import process_pool
 from ..launching.progress import Progress
 from ..sources import Source
 from ..sources.keys import unique_keys
@@ -111,7 +111,7 @@ def make_plan(source: Source, preparation: Preparation, workers: int, timeout: f
     """Probe every video of ``source`` and return the plan; raise UserError if there are none."""
     videos = source.videos()
     keys = unique_keys([video.name for video in videos])
-    probed = each(_Prober(source.folder, source.sound_folder), videos, workers, timeout)
+    probed = process_pool.map(_Prober(source.folder, source.sound_folder), videos, workers, timeout)
     planned = []
     with Progress(len(videos), "probing", "videos") as bar:
         for video, key, found in zip(videos, keys, probed, strict=True):

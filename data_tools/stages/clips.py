@@ -24,7 +24,8 @@ from mmldm_scale.shards.manifest import PLAN, Manifest
 from mmldm_scale.shards.writer import ShardWriter
 
 from ..config import Preparation
-from ..launching.process_pool import batched, each, in_parts
+from ..launching import process_pool
+from ..launching.process_pool import batched, in_parts
 from ..launching.progress import Progress
 from ..sources import Source
 from ..sources.source import sound_file
@@ -102,7 +103,7 @@ def _cut(
         parts[number] = _parts(shards[number])
         return parts[number]
 
-    for number, results in in_parts(numbers, parts_of, lambda items: each(cutter, items, workers, timeout)):
+    for number, results in in_parts(numbers, parts_of, lambda items: process_pool.map(cutter, items, workers, timeout)):
         found = zip(parts.pop(number), results, strict=True)
         yield number, (cut for part, cuts in found for cut in _cuts(part, cuts))
 

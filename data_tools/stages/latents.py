@@ -33,7 +33,7 @@ from mmldm_scale.shards.manifest import MANIFEST, Manifest, differences
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 from mmldm_scale.shards.writer import ShardWriter
 
-from ..launching.process_pool import as_is, batched, in_parts, quiet
+from ..launching.process_pool import as_is, ignore_interrupts, in_parts
 from ..launching.progress import Progress
 from .shard_set import begin, finish, missing_shards, read_plan
 
@@ -149,7 +149,7 @@ def _describe(source: ShardSet, plan: dict[str, Any], model: Autoencoder, indexe
         "autoencoder": plan["autoencoder"],
         "audio_shape": model.audio_shape,
         "video_shape": model.video_shape,
-        "statistics": statistics(index.statistics for index in indexes),
+        "statistics": statistics(index.statistics for index in indexes if index.statistics is not None),
     }
 
 
@@ -159,7 +159,8 @@ def _load(
     """Yield each of the shards ``numbers``, drawn early, with its clips in batches."""
 
     def batches_of(number: int) -> list[range]:
-        return batched(source.shard_range(number), batch_size) or [range(0)]
+        clips = source.shard_range(number)
+        return [clips[first : first + batch_size] for first in range(0, len(clips), batch_size)] or [range(0)]
 
     def load(batches: Iterator[range]) -> DataLoader:
         return DataLoader(
@@ -168,7 +169,7 @@ def _load(
             batch_size=None,
             num_workers=workers,
             collate_fn=as_is,
-            worker_init_fn=quiet,
+            worker_init_fn=ignore_interrupts,
         )
 
     return in_parts(numbers, batches_of, load)

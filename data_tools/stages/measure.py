@@ -1,10 +1,11 @@
-"""The first pass: every candidate of a source into one row of measures.
+"""Measures every candidate of a source: one row of a table each.
 
-``measure(source, output, config, workers, timeout)`` fills a folder with the table of :mod:`.filters.table`.
-Any number of processes may share the folder: each leases parts, and all return when the whole table is there. Killed at
-any moment and started again, it measures only what is missing.
+``measure(source, output, config, workers, timeout)`` fills a folder with the table of :mod:`.filters.table`. Any number
+of processes may share the folder: each leases parts, and all return when the whole table exists. Stopped at any moment
+and started again, it measures only what is missing.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -23,9 +24,10 @@ from mmldm_scale.shards.manifest import PLAN, differences
 
 from .. import COMMAND
 from ..config import MeasureConfig
-from ..filters.measure_candidate import Examiner
+from ..filters.measure_candidate import CandidateMeasurer
 from ..filters.table import KIND, SCHEMA, part_name, part_rows, part_sizes, write_part
-from ..launching.process_pool import batched, each, in_parts
+from ..launching import process_pool
+from ..launching.process_pool import batched, in_parts
 from ..launching.progress import Progress
 from ..sources import Source
 from ..sources.video import Video
@@ -37,7 +39,7 @@ MAX_PARTS = 10_000_000  # AudioSet's two million candidates are 2,000 parts
 
 @dataclass(frozen=True)
 class Summary:
-    """What a table of measures holds: candidates, those without a fault, and why the others have one."""
+    """Counts of a table of measures: candidates, those without a fault, and the others by reason."""
 
     rows: int
     measured: int
@@ -62,10 +64,11 @@ def measure(source: Source, output: Path, config: MeasureConfig, workers: int, t
     with Leases(output) as leases:
         stored, _ = begin(output, KIND, leases, lambda: plan)
         _check(stored, plan, output)
-        examiner = Examiner(source, config)
+        measurer = CandidateMeasurer(source, config)
+        measured = functools.partial(process_pool.map, measurer, workers=workers, timeout=timeout)
         with Progress(len(videos), "measuring", "videos") as bar:
             for numbers in _missing(output, part_sizes(len(videos), config.rows_per_part), leases, bar):
-                _make(output, parts, numbers, lambda items: each(examiner, items, workers, timeout), leases, bar)
+                _make(output, parts, numbers, measured, leases, bar)
         if leases.take("finish"):  # else another process is just doing this
             leases.clear()
             remove_asides(output, "")
@@ -150,11 +153,11 @@ def _make(
     output: Path,
     parts: list[list[Video]],
     numbers: Iterator[int],
-    examined: Callable[[Iterator[Video]], Iterator[dict[str, Any] | MediaError]],
+    measured: Callable[[Iterator[Video]], Iterator[dict[str, Any] | MediaError]],
     leases: Leases,
     bar: Progress,
 ) -> None:
-    """Make the parts ``numbers``, drawn early, each as soon as all its candidates have been examined."""
+    """Make the parts ``numbers``, drawn early, each as soon as all its candidates have been measured."""
 
     def candidates(number: int) -> list[Video]:
         return [video for video in parts[number] if not _fault(video)]
@@ -176,7 +179,7 @@ def _make(
             else:
                 write(number, iter(()))
 
-    for number, results in in_parts(with_candidates(), candidates, examined):
+    for number, results in in_parts(with_candidates(), candidates, measured):
         write(number, results)
 
 
@@ -185,17 +188,17 @@ def _fault(video: Video) -> tuple[str, str] | None:
     if video.reason:
         return video.reason, video.detail
     if not _is_text(video.path) or not _is_text(video.audio):
-        return "bad_name", "a name that is no UTF-8 cannot stand in a table; rename the file"
+        return "bad_name", "the name is not UTF-8 and cannot be stored in a table; rename the file"
     return None
 
 
-def _row(video: Video, found: dict[str, Any] | MediaError) -> dict[str, Any]:
-    """Return the row of ``video``: its fields, then what was ``found``."""
-    if isinstance(found, MediaError):  # its decoder did not survive it
-        found = {"reason": found.reason, "detail": found.detail}
+def _row(video: Video, result: dict[str, Any] | MediaError) -> dict[str, Any]:
+    """Return the row of ``video``: its fields, then the ``result`` of measuring it."""
+    if isinstance(result, MediaError):  # its decoding process crashed or hung
+        result = {"reason": result.reason, "detail": result.detail}
     reason, detail = _fault(video) or ("", "")
     row = {field.name: getattr(video, field.name) for field in fields(video)} | {"reason": reason, "detail": detail}
-    return {name: _text(value) if isinstance(value, str) else value for name, value in (row | found).items()} | {
+    return {name: _text(value) if isinstance(value, str) else value for name, value in (row | result).items()} | {
         "labels": [_text(label) for label in video.labels]
     }
 

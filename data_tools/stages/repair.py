@@ -16,7 +16,7 @@ from mmldm_scale.shards.manifest import MANIFEST, PLAN, Manifest
 from mmldm_scale.shards.verify import Findings, verify_set
 
 from ..config import Preparation
-from ..launching.process_pool import each
+from ..launching import process_pool
 from ..launching.progress import Progress
 from ..sources import open_source
 from .clip_plan import ClipPlan
@@ -28,7 +28,7 @@ VERIFYING = 3600.0  # seconds after which reading one shard through counts as hu
 def verify(folder: Path, workers: int) -> Findings:
     """Return what is wrong with the finished set in ``folder``; see :func:`mmldm_scale.shards.verify.verify_set`."""
     with Progress(Manifest.read(folder).samples, "verifying", "samples") as bar:
-        return verify_set(folder, bar.update, functools.partial(each, workers=workers, timeout=VERIFYING))
+        return verify_set(folder, bar.update, functools.partial(process_pool.map, workers=workers, timeout=VERIFYING))
 
 
 def repair(folder: Path, workers: int, timeout: float, batch_size: int, device: str) -> tuple[Findings, Findings]:

@@ -16,8 +16,8 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.shards.json_files import DamagedSet, read_json, write_json
 
 from ..config import Selection, ValidationSet
-from ..filters.apply_filters import Sieve, sift
-from ..filters.ranking import chances
+from ..filters.apply_filters import FilteredRows, apply_filters
+from ..filters.ranking import stable_hashes
 from ..filters.selection_report import SelectionReport, describe
 from ..filters.table import parquet
 from ..reports.selection_page import page
@@ -40,19 +40,19 @@ def select(measures: Path, output: Path, config: Selection) -> SelectionReport:
     """
     _check_output(output)
     table = read_table(measures)
-    sieve = sift(table, config)
-    apart = _held_out(table, sieve.inside, config.held_out, config.seed)
-    if sieve.inside.any() and apart[sieve.inside].all():
+    filtered = apply_filters(table, config)
+    apart = _held_out(table, filtered.inside, config.held_out, config.seed)
+    if filtered.inside.any() and apart[filtered.inside].all():
         raise UserError("held_out: takes all that was selected and leaves nothing to train on; a smaller part fits")
     lists = {
-        "train": _list(table, sieve, sieve.inside & ~apart, "train"),
-        "heldout": _list(table, sieve, sieve.inside & apart, "heldout"),
-        "dropped": _dropped(table, sieve),
+        "train": _list(table, filtered, filtered.inside & ~apart, "train"),
+        "heldout": _list(table, filtered, filtered.inside & apart, "heldout"),
+        "dropped": _dropped(table, filtered),
     }
     counts = {name: rows.num_rows for name, rows in lists.items()}
     if sum(counts.values()) != table.num_rows:
         raise RuntimeError(f"{output}: {counts} do not add up to the {table.num_rows} rows of {measures}")
-    report = describe(measures, config, table, sieve, apart)
+    report = describe(measures, config, table, filtered, apart)
     _write(output, lists, report)
     return report
 
@@ -65,11 +65,11 @@ def _held_out(table: pa.Table, inside: np.ndarray, config: ValidationSet, seed: 
     of, names = coded.indices.to_numpy(), coded.dictionary
     chosen = np.array(pc.is_in(names, value_set=listed))
     if config.share or config.count:
-        chance = chances(names.to_pylist(), seed)
+        hashes = stable_hashes(names.to_pylist(), seed)
     if config.share:
-        chosen |= chance / 2.0**64 < config.share
+        chosen |= hashes / 2.0**64 < config.share
     if config.count:
-        order = np.lexsort((chance, ~chosen))  # those of the splits count too, and come first
+        order = np.lexsort((hashes, ~chosen))  # those of the splits count too, and come first
         sizes = np.bincount(of, minlength=len(names))[order]
         chosen[order[np.cumsum(sizes) - sizes < config.count]] = True
     held_out = np.zeros(len(inside), bool)
@@ -77,22 +77,22 @@ def _held_out(table: pa.Table, inside: np.ndarray, config: ValidationSet, seed: 
     return held_out
 
 
-def _list(table: pa.Table, sieve: Sieve, chosen: np.ndarray, split: str) -> pa.Table:
+def _list(table: pa.Table, filtered: FilteredRows, chosen: np.ndarray, split: str) -> pa.Table:
     """Return the rows ``chosen`` with their score; ``split`` takes the place of the source's own, kept beside it."""
     rows = table.filter(pa.array(chosen)).drop_columns(["reason", "detail"])
     own = rows["split"]
     rows = rows.set_column(rows.schema.get_field_index("split"), "split", pa.array([split] * len(rows), pa.string()))
     rows = rows.append_column("source_split", own)
-    return rows.append_column("score", pa.array(sieve.score[chosen]))
+    return rows.append_column("score", pa.array(filtered.score[chosen]))
 
 
-def _dropped(table: pa.Table, sieve: Sieve) -> pa.Table:
+def _dropped(table: pa.Table, filtered: FilteredRows) -> pa.Table:
     """Return the rows that are not inside, without their measures, with what the step says that dropped them."""
-    gone = ~sieve.inside
+    gone = ~filtered.inside
     rows = table.select(["path", "start", "end", "labels", "origin", "split"]).filter(pa.array(gone))
-    for name, texts in (("reason", sieve.reason), ("detail", sieve.detail)):
+    for name, texts in (("reason", filtered.reason), ("detail", filtered.detail)):
         rows = rows.append_column(name, pa.array(texts[gone], pa.string()))
-    return rows.append_column("score", pa.array(sieve.score[gone], from_pandas=True))
+    return rows.append_column("score", pa.array(filtered.score[gone], from_pandas=True))
 
 
 def _check_output(folder: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.filters.low_res_view import take_look
+from data_tools.filters.low_res_view import low_res_view
 from data_tools.filters.measure_candidate import measures
 from data_tools.filters.onsets import agreement
 from mmldm_scale.media.clip import MediaError
@@ -35,7 +35,7 @@ def test_a_video_with_known_faults(tmp_path):
     sound = tone(4.0)
     sound[3 * RATE :] = 0
     write_video(tmp_path / "a.mp4", frames, 20, sound, RATE)
-    found = measures(take_look(tmp_path / "a.mp4", 0.0, 4.0, RATE))
+    found = measures(low_res_view(tmp_path / "a.mp4", 0.0, 4.0, RATE))
     assert found["black_fraction"] == pytest.approx(0.25, abs=0.03)
     assert found["frozen_fraction"] == pytest.approx(0.5, abs=0.06)  # the black second stands still too
     assert found["cuts_per_minute"] == pytest.approx(30.0)  # to black and from it
@@ -55,7 +55,7 @@ def test_flash_and_beep_of_a_file(tmp_path):
         start = round((time + 0.2) * RATE)
         sound[start : start + 1600] = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(1600) / RATE)
     write_video(tmp_path / "a.mp4", frames, 20, sound, RATE)
-    assert agreement(take_look(tmp_path / "a.mp4", 0.0, 6.0, RATE)).offset == pytest.approx(0.2, abs=0.06)
+    assert agreement(low_res_view(tmp_path / "a.mp4", 0.0, 6.0, RATE)).offset == pytest.approx(0.2, abs=0.06)
 
 
 def test_stretches_pieces_and_seams(tmp_path):
@@ -64,10 +64,10 @@ def test_stretches_pieces_and_seams(tmp_path):
     write_video(tmp_path / "a.mp4", frames, 10, tone(32.0), RATE)
 
     def levels(begin: float, end: float, seconds: float) -> tuple[np.ndarray, tuple[int, ...], int]:
-        look = take_look(tmp_path / "a.mp4", begin, end, RATE, seconds)
-        assert len(look.details) == -(-len(look.pictures) // 5)
-        assert np.array_equal(look.details[:, 100, 100], look.pictures[::5, 50, 50])
-        return look.pictures[:, 50, 50].astype(int), look.seams, len(look.sound)
+        view = low_res_view(tmp_path / "a.mp4", begin, end, RATE, seconds)
+        assert len(view.details) == -(-len(view.pictures) // 5)
+        assert np.array_equal(view.details[:, 100, 100], view.pictures[::5, 50, 50])
+        return view.pictures[:, 50, 50].astype(int), view.seams, len(view.sound)
 
     shown, seams, samples = levels(3.0, 28.0, 60.0)  # three pieces without a seam
     assert len(shown) == 249
@@ -83,13 +83,13 @@ def test_too_short_or_without_sound(tmp_path):
     write_video(tmp_path / "a.mp4", scene(2.0), 20, tone(2.0), RATE)
     write_video(tmp_path / "mute.mp4", scene(2.0), 20)
     with pytest.raises(MediaError, match="too_short"):
-        take_look(tmp_path / "a.mp4", 1.0, 1.3, RATE)
+        low_res_view(tmp_path / "a.mp4", 1.0, 1.3, RATE)
     with pytest.raises(MediaError, match="no_audio_stream"):
-        take_look(tmp_path / "mute.mp4", 0.0, 2.0, RATE)
+        low_res_view(tmp_path / "mute.mp4", 0.0, 2.0, RATE)
 
 
 def test_the_sound_of_another_file(tmp_path):
     write_video(tmp_path / "mute.mp4", scene(2.0), 20)
     write_video(tmp_path / "music.mp4", scene(2.0), 20, tone(2.0), RATE)
-    look = take_look(tmp_path / "mute.mp4", 0.0, 2.0, RATE, sound=Path(tmp_path / "music.mp4"))
-    assert np.abs(look.sound).max() > 0.15
+    view = low_res_view(tmp_path / "mute.mp4", 0.0, 2.0, RATE, sound=Path(tmp_path / "music.mp4"))
+    assert np.abs(view.sound).max() > 0.15

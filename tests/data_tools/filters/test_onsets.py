@@ -28,51 +28,51 @@ def beeps(times: np.ndarray, noise: float = 0.001) -> np.ndarray:
     return signal
 
 
-def test_onsets_are_found_when_they_happen(look):
-    made = look(flashes(TIMES), beeps(TIMES))
+def test_onsets_are_found_when_they_happen(view):
+    made = view(flashes(TIMES), beeps(TIMES))
     assert sound_onsets(made) == pytest.approx(TIMES, abs=0.03)
     assert picture_onsets(made) == pytest.approx(TIMES - 0.05, abs=0.051)  # seen between two pictures
 
 
 @pytest.mark.parametrize("delay", [-0.4, -0.2, 0.0, 0.3])
-def test_the_delay_between_them_is_found(look, delay):
-    made = agreement(look(flashes(TIMES), beeps(TIMES + delay)))
+def test_the_delay_between_them_is_found(view, delay):
+    made = agreement(view(flashes(TIMES), beeps(TIMES + delay)))
     assert made.offset == pytest.approx(delay, abs=0.06)
     assert made.share == (1.0 if delay == 0 else 0.0)
 
 
-def test_half_of_the_onsets_agree(look):
-    made = agreement(look(flashes(TIMES[:4]), beeps(TIMES)))
+def test_half_of_the_onsets_agree(view):
+    made = agreement(view(flashes(TIMES[:4]), beeps(TIMES)))
     assert made.share == pytest.approx(4 / 7)
 
 
-def test_the_surplus_is_what_chance_does_not_explain(look):
+def test_the_surplus_is_what_chance_does_not_explain(view):
     """Seven onsets that meet against the same turned; and many that meet no better than turned ones do."""
-    made = agreement(look(flashes(TIMES), beeps(TIMES)))
+    made = agreement(view(flashes(TIMES), beeps(TIMES)))
     turned = []
     for turn in np.arange(0.6, 9.5, 0.37):
-        gaps = np.abs((sound_onsets(look(flashes(TIMES), beeps(TIMES))) + turn) % 10 - (TIMES[:, None] - 0.05))
+        gaps = np.abs((sound_onsets(view(flashes(TIMES), beeps(TIMES))) + turn) % 10 - (TIMES[:, None] - 0.05))
         met = int((gaps.min(0) <= 0.1).sum())
         turned.append(met / (14 - met))
     assert made.surplus == pytest.approx(1 - np.mean(turned), abs=0.06)
     dense = np.arange(0.4, 9.7, 0.4)
-    made = agreement(look(flashes(dense), beeps(np.sort(np.random.default_rng(3).uniform(0.3, 9.7, 24)))))
+    made = agreement(view(flashes(dense), beeps(np.sort(np.random.default_rng(3).uniform(0.3, 9.7, 24)))))
     assert made.share > 0.1 > abs(made.surplus)
 
 
-def test_without_any_onset_nothing_is_said(look):
+def test_without_any_onset_nothing_is_said(view):
     noise = 0.1 * np.random.default_rng(2).normal(size=10 * RATE)
-    made = agreement(look(flashes(TIMES[:0]), noise))
+    made = agreement(view(flashes(TIMES[:0]), noise))
     assert (made.share, made.surplus, made.offset) == (None, None, None)
-    made = agreement(look(flashes(TIMES), noise))
+    made = agreement(view(flashes(TIMES), noise))
     assert (made.share, made.surplus, made.offset) == (0.0, 0.0, None)
 
 
-def test_a_seam_is_no_onset(look):
+def test_a_seam_is_no_onset(view):
     pictures = flashes(TIMES[:0])
     pictures[50:] += 60
     sound = beeps(TIMES[:0])
     sound[5 * RATE :] *= 100
-    assert len(picture_onsets(look(pictures, sound))) == len(sound_onsets(look(pictures, sound))) == 1
-    joined = look(pictures, sound, seams=(50,))
+    assert len(picture_onsets(view(pictures, sound))) == len(sound_onsets(view(pictures, sound))) == 1
+    joined = view(pictures, sound, seams=(50,))
     assert len(picture_onsets(joined)) == len(sound_onsets(joined)) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.launching.process_pool import each
+from data_tools.launching import process_pool
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.clip import MediaError
 from tests.support.faults.faulty_functions import Odd, act, once, slow
@@ -25,13 +25,13 @@ def check(results: list, expected: list) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_results_come_in_the_order_of_the_items(workers):
-    assert list(each(slow, [0.3, 0.0, 0.2, 0.1], workers, 60)) == [0.3, 0.0, 0.2, 0.1]
-    assert list(each(act, range(50), workers, 60)) == [2 * i for i in range(50)]
-    assert list(each(act, [], workers, 60)) == []
+    assert list(process_pool.map(slow, [0.3, 0.0, 0.2, 0.1], workers, 60)) == [0.3, 0.0, 0.2, 0.1]
+    assert list(process_pool.map(act, range(50), workers, 60)) == [2 * i for i in range(50)]
+    assert list(process_pool.map(act, [], workers, 60)) == []
 
 
 def test_processes_work_at_once_and_are_not_this_one():
-    pids = set(each(functools.partial(_slow_pid, 0.2), range(8), 2, 60))
+    pids = set(process_pool.map(functools.partial(_slow_pid, 0.2), range(8), 2, 60))
     assert len(pids) == 2
     assert os.getpid() not in pids
 
@@ -43,7 +43,7 @@ def _slow_pid(seconds: float, _: int) -> int:
 
 @pytest.mark.parametrize(("fault", "cause"), [("segfault", "SIGSEGV"), ("kill", "SIGKILL"), ("exit", "exit status 3")])
 def test_a_process_that_dies_costs_its_item_alone(fault, cause):
-    results = list(each(act, [1, fault, 2, 3, fault, 4], 2, 60))
+    results = list(process_pool.map(act, [1, fault, 2, 3, fault, 4], 2, 60))
     check(results, [2, "decoder_crashed", 4, 6, "decoder_crashed", 8])
     assert cause in results[1].detail
 
@@ -51,7 +51,7 @@ def test_a_process_that_dies_costs_its_item_alone(fault, cause):
 @pytest.mark.parametrize("fault", ["hang", "stop", "stop while answering"])
 def test_a_process_that_hangs_costs_its_item_alone(fault):
     begin = time.monotonic()
-    results = list(each(act, [1, fault, 2, 3, 4, 5], 2, SECONDS))
+    results = list(process_pool.map(act, [1, fault, 2, 3, 4, 5], 2, SECONDS))
     assert time.monotonic() - begin < 2 * SECONDS + 10
     check(results, [2, "decoder_hung", 4, 6, 8, 10])
     assert results[1].detail == f"no answer within {SECONDS:g} s"
@@ -59,7 +59,7 @@ def test_a_process_that_hangs_costs_its_item_alone(fault):
 
 def test_an_item_whose_process_is_killed_from_outside_is_tried_again(tmp_path):
     markers = [str(tmp_path / str(i)) for i in range(3)]
-    assert list(each(once, markers, 2, 60)) == ["done"] * 3
+    assert list(process_pool.map(once, markers, 2, 60)) == ["done"] * 3
 
 
 def test_items_are_pulled_no_further_ahead_than_said():
@@ -70,7 +70,7 @@ def test_items_are_pulled_no_further_ahead_than_said():
             pulled.append(i)
             yield i
 
-    results = each(act, items(), 2, 60)
+    results = process_pool.map(act, items(), 2, 60)
     assert pulled == []
     for done in range(1, 20):
         next(results)
@@ -81,21 +81,21 @@ def test_items_are_pulled_no_further_ahead_than_said():
 
 def test_an_exception_is_raised_here_with_its_traceback():
     with pytest.raises(UserError, match="the disk is full") as caught:
-        list(each(act, [1, "raise", 2], 2, 60))
+        list(process_pool.map(act, [1, "raise", 2], 2, 60))
     assert "in _raise\n" in "".join(caught.value.__notes__)
     with pytest.raises(RuntimeError, match="Odd: odd 1 2"):
-        list(each(act, ["odd"], 1, 60))
+        list(process_pool.map(act, ["odd"], 1, 60))
     with pytest.raises(Odd):
-        list(each(act, ["odd"], 0, 60))
+        list(process_pool.map(act, ["odd"], 0, 60))
 
 
 def test_what_cannot_be_pickled_is_an_error_and_no_hang():
     with pytest.raises(Exception, match="pickle"):
-        list(each(act, ["function"], 2, 60))
+        list(process_pool.map(act, ["function"], 2, 60))
     with pytest.raises(Exception, match="pickle"):
-        list(each(act, [lambda: None], 2, 60))
+        list(process_pool.map(act, [lambda: None], 2, 60))
     with pytest.raises(Exception, match="pickle"):
-        list(each(lambda item: item, [1], 2, 60))
+        list(process_pool.map(lambda item: item, [1], 2, 60))
 
 
 def test_a_process_that_cannot_start_is_an_error_and_no_dropped_item(tmp_path, monkeypatch, capfd):
@@ -108,27 +108,27 @@ def test_a_process_that_cannot_start_is_an_error_and_no_dropped_item(tmp_path, m
     import only_here
 
     with pytest.raises(RuntimeError, match="exit status 1"):
-        list(each(only_here.function, [1, 2, 3], 2, 60))
+        list(process_pool.map(only_here.function, [1, 2, 3], 2, 60))
     del sys.modules["only_here"]
 
 
 def test_large_results_arrive_whole():
-    results = list(each(act, ["large"] * 6, 2, 60))
+    results = list(process_pool.map(act, ["large"] * 6, 2, 60))
     assert [len(result) for result in results] == [30_000_000] * 6
 
 
 def test_small_items_cost_little():
     begin = time.monotonic()
-    assert sum(1 for _ in each(act, range(10_000), 2, 60)) == 10_000
+    assert sum(1 for _ in process_pool.map(act, range(10_000), 2, 60)) == 10_000
     assert time.monotonic() - begin < 20
 
 
 def test_ctrl_c_is_not_for_the_processes():
-    check(list(each(act, ["interrupt", 1], 1, 60)), [None, 2])
+    check(list(process_pool.map(act, ["interrupt", 1], 1, 60)), [None, 2])
 
 
 def test_giving_up_leaves_no_process(tmp_path):
-    results = each(act, ["pid", "hang", "stop", "hang"], 2, 600)
+    results = process_pool.map(act, ["pid", "hang", "stop", "hang"], 2, 600)
     pid = next(results)
     time.sleep(0.5)
     begin = time.monotonic()
@@ -139,10 +139,10 @@ def test_giving_up_leaves_no_process(tmp_path):
 
 SCRIPT = """
 import sys
-from data_tools.launching.process_pool import each
+from data_tools.launching import process_pool
 from tests.support.faults.faulty_functions import act
 try:
-    for result in each(act, ["pid", "pid", "pid"] + sys.argv[1:], 3, 600):
+    for result in process_pool.map(act, ["pid", "pid", "pid"] + sys.argv[1:], 3, 600):
         print(result, flush=True)
 except KeyboardInterrupt:
     print("stopped", flush=True)

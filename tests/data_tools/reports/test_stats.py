@@ -33,7 +33,7 @@ def write_set(folder, kind, shards, **fields):
             for i, (members, meta) in enumerate(samples):
                 writer.add(f"s{number}-{i:06d}", members, meta)
             if number == 0:
-                writer.drop("quiet", "quiet.mp4", "silent", "RMS level -80 dB")
+                writer.drop("quiet", "ignore_interrupts.mp4", "silent", "RMS level -80 dB")
             latents = [decode_latents(members) for members, _ in samples] if kind == "latents" else []
             indexes.append(writer.commit(sums(latents) if latents else None))
     count = sum(map(len, indexes))

@@ -94,9 +94,9 @@ def test_only_what_is_missing_is_measured_again(good_videos, tmp_path, monkeypat
     (tmp_path / "m" / "part-000001.parquet").write_bytes(whole["part-000001.parquet"][:-9])
     (tmp_path / "m" / f"part-000001.parquet.1234{TEMPORARY_SUFFIX}").write_bytes(b"half")
     seen: list[str] = []
-    examine = module.Examiner.__call__
+    examine = module.CandidateMeasurer.__call__
     monkeypatch.setattr(
-        module.Examiner, "__call__", lambda self, video: seen.append(video.path) or examine(self, video)
+        module.CandidateMeasurer, "__call__", lambda self, video: seen.append(video.path) or examine(self, video)
     )
     run(good_videos, tmp_path / "m")
     assert seen == ["dog/a.mp4"]
@@ -134,7 +134,7 @@ def test_a_decoder_that_dies_is_a_row(good_videos, tmp_path, monkeypatch):
             fault = module.MediaError("decoder_crashed", "its process died of SIGSEGV")
             yield fault if video.path == "cat/b.mp4" else function(video)
 
-    monkeypatch.setattr(module, "each", dying)
+    monkeypatch.setattr(module.process_pool, "map", dying)
     summary = run(good_videos, tmp_path / "m")
     assert summary.reasons == {"decoder_crashed": 1}
     row = read_table(tmp_path / "m").to_pylist()[1]

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.launching.process_pool import default_workers, each
+from data_tools.launching import process_pool
+from data_tools.launching.process_pool import default_workers
 from data_tools.launching.progress import Progress
 from mmldm_scale.config import AudioImageConfig, MediaConfig
 from mmldm_scale.media.clip import MediaError
@@ -133,7 +134,7 @@ def fuzz(folder: Path, count: int, seed: int, workers: int) -> Iterator[Outcome 
     files = originals(folder)
     for path in folder.iterdir():
         path.unlink()
-    yield from each(functools.partial(read, files, seed, folder), range(count), workers, LIMIT)
+    yield from process_pool.map(functools.partial(read, files, seed, folder), range(count), workers, LIMIT)
 
 
 def main() -> None:

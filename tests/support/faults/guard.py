@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.launching.process_pool import default_workers, each
+from data_tools.launching import process_pool
+from data_tools.launching.process_pool import default_workers
 from data_tools.launching.progress import Progress
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.clip import MediaError
@@ -127,7 +128,7 @@ def run(
     failures: list[str] = []
     guarded = Guarded(trial, folder, documented, plain)
     with Progress(count, name, "trials") as bar:
-        for number, seen in enumerate(each(guarded, range(count), default_workers(), LIMIT)):
+        for number, seen in enumerate(process_pool.map(guarded, range(count), default_workers(), LIMIT)):
             if isinstance(seen, MediaError):
                 failures.append(f"trial {number}: {seen}")
             elif seen.failure:

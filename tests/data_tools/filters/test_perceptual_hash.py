@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from data_tools.demo.corpus import make_corpus
-from data_tools.filters.low_res_view import take_look
-from data_tools.filters.stable_hash import BYTES, image_hash, perceptual_hash
+from data_tools.filters.low_res_view import low_res_view
+from data_tools.filters.perceptual_hash import BYTES, image_hash, perceptual_hash
 from mmldm_scale.media.decode import probe
 
 
 def hash_of(file: Path) -> bytes:
     info = probe(file)
-    return perceptual_hash(take_look(file, 0.0, info.seconds, info.sample_rate))
+    return perceptual_hash(low_res_view(file, 0.0, info.seconds, info.sample_rate))
 
 
 def differing(one: bytes, other: bytes) -> int:

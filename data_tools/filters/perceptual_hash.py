@@ -7,7 +7,7 @@ of 32 × 32, which are stronger than their median. Hashes are compared by the nu
 
 import numpy as np
 
-from .low_res_view import Look
+from .low_res_view import LowResView
 from .sound import spectrogram
 
 SIDE = 32  # pixels of a hashed image
@@ -16,11 +16,11 @@ BYTES = 32  # of a stretch's hash
 LOW, HIGH = 100.0, 3800.0  # Hz: what sound at 8 kHz has too
 
 
-def perceptual_hash(look: Look) -> bytes:
-    """Return the 32 bytes of ``look``'s hash: 24 of the picture, 8 of the sound."""
-    moments = [look.pictures[len(look.pictures) * part // 6] for part in (1, 3, 5)]
+def perceptual_hash(view: LowResView) -> bytes:
+    """Return the 32 bytes of ``view``'s hash: 24 of the picture, 8 of the sound."""
+    moments = [view.pictures[len(view.pictures) * part // 6] for part in (1, 3, 5)]
     images = [_shrunk(moment) for moment in moments]
-    images.append(_shrunk(spectrogram(look, LOW, HIGH, SIDE)))
+    images.append(_shrunk(spectrogram(view, LOW, HIGH, SIDE)))
     return b"".join(map(image_hash, images))
 
 
