@@ -17,7 +17,7 @@ NEIGHBOURS = 24  # that each hash is compared with in each table, at most
 
 @dataclass(frozen=True, eq=False)
 class Duplicates:
-    """What was found.
+    """Which hashes are near-duplicates of others.
 
     Attributes:
         of: (N,) int64, for each hash the better one that it duplicates, or -1 for those to keep.
@@ -56,7 +56,7 @@ def find_duplicates(hashes: np.ndarray, bits: int) -> Duplicates:
 def _near_pairs(hashes: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
     """Return the pairs of rows of ``hashes`` that are near, (M, 2), smaller first, by the larger; and the crowded."""
     words = np.ascontiguousarray(hashes).view(np.uint64)
-    found = [np.empty(0, np.int64)]
+    codes = [np.empty(0, np.int64)]
     crowded = np.zeros(len(hashes), bool)
     for table in range(BYTES):
         key = np.zeros(len(hashes), np.uint64)
@@ -68,14 +68,14 @@ def _near_pairs(hashes: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
             at = np.flatnonzero(key[step:] == key[:-step])
             if not len(at):
                 break
-            one, other = order[at], order[at + step]
-            near = _near(words[one], words[other], bits)
-            one, other = one[near], other[near]
-            found.append(np.maximum(one, other) * len(hashes) + np.minimum(one, other))
+            first, second = order[at], order[at + step]
+            near = _near(words[first], words[second], bits)
+            first, second = first[near], second[near]
+            codes.append(np.maximum(first, second) * len(hashes) + np.minimum(first, second))
         else:
             crowded[order[: -NEIGHBOURS - 1][key[NEIGHBOURS + 1 :] == key[: -NEIGHBOURS - 1]]] = True
-    codes = np.unique(np.concatenate(found))
-    return np.stack([codes % max(1, len(hashes)), codes // max(1, len(hashes))], 1), int(crowded.sum())
+    pairs = np.unique(np.concatenate(codes))
+    return np.stack([pairs % max(1, len(hashes)), pairs // max(1, len(hashes))], 1), int(crowded.sum())
 
 
 def _near(words: np.ndarray, others: np.ndarray, bits: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from .low_res_view import FPS, LowResView
 from .picture import changes
 from .sound import HOP, spectrogram
 
-APART = 0.3  # seconds after an onset in which there is no other
+APART = 0.3  # seconds between two onsets at least
 NEAR = 0.03  # seconds on both sides, or one value, in which a peak is the highest
 AROUND = 1.0  # seconds on both sides whose median is what a peak has to stand out of
 RISE_DB = 3.0  # by which the sound has to rise within 20 ms, in the mean over bands, above what it does around
@@ -27,7 +27,7 @@ TURN = 0.37  # seconds from one turn to the next, no simple part of a beat
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the onsets of picture and sound fit.
+    """How well the onsets of picture and sound coincide.
 
     Attributes:
         share: of the onsets, those that meet within 0.1 s: intersection over union, 0 to 1; None without any onset.

@@ -1,4 +1,4 @@
-"""A perceptual hash of a stretch: 256 bits that stay nearly the same when it is encoded, scaled or levelled anew.
+"""A perceptual hash of a stretch: 256 bits that stay nearly the same when it is encoded, scaled or levelled again.
 
 Four images are hashed into 64 bits each: the pictures at a sixth, a half and five sixths of the time, and the
 spectrogram. A hash is the usual one of the discrete cosine transform (pHash): of the 8 × 8 slowest waves in an image

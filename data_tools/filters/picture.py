@@ -14,7 +14,7 @@ FROZEN_STEPS = 5  # in a row from which the picture is frozen: videos of 3 fps a
 CUT_CHANGE = 18.0  # levels: a cut changes the picture by so much more than motion does
 DARK_LEVEL = 16  # levels: mean below which a row at the border may be a black bar
 DARK_TIME = 0.95  # share of the pictures in which it is that dark
-STILL_CHANGE = 0.5  # levels: mean change a step below which a row stands still
+STILL_CHANGE = 0.5  # levels: mean change a step below which a row counts as still
 EDGE_CHANGE = 8  # levels from one side of a bar's edge to the other
 EDGE_LENGTH = 0.9  # share of the picture's width along which a bar's edge is that strong
 BLUR_TAPS = 9  # pixels of the box filter of the blur measure
@@ -72,8 +72,8 @@ def sharpness(view: LowResView) -> float | None:
     survives a box filter of 9 pixels, along the direction that is worse. It does not depend on contrast. None where
     no picture shows anything.
     """
-    found = [1 - blur for blur in map(_blur, view.details) if blur is not None]
-    return float(np.median(found)) if found else None
+    sharp = [1 - blur for blur in map(_blur, view.details) if blur is not None]
+    return float(np.median(sharp)) if sharp else None
 
 
 def letterbox(view: LowResView) -> float:
@@ -94,9 +94,9 @@ def still_bars(view: LowResView) -> float:
     return max(letterbox(view), _area(view, top, bottom, left, right))
 
 
-def _change(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _change(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the mean absolute difference of each pair of (N, H, W) uint8 pictures, (N,) float64."""
-    difference = np.maximum(one, other) - np.minimum(one, other)  # (N, H, W) uint8
+    difference = np.maximum(first, second) - np.minimum(first, second)  # (N, H, W) uint8
     return difference.mean((1, 2))
 
 

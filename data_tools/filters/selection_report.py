@@ -1,4 +1,4 @@
-"""What a selection holds in numbers: counts by reason and by label, and how each measure is spread."""
+"""The report of a selection: counts by reason and by label, and a histogram of each measure."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ class SelectionReport:
         reasons: how many were dropped for each reason, the most frequent first; each row has one.
         outside: by measure, how many faultless rows fail its limits ("low", "high", "no"), whatever dropped them first.
         labels: by label, {"rows", "train", "heldout"}, the most rows first; a row counts for each of its labels.
-        crowded: rows whose near-duplicates were not all looked for, because too many are much alike.
+        crowded: rows that were not compared with all candidates for near-duplicates, since too many are alike.
         histograms: by measure.
     """
 
@@ -97,15 +97,15 @@ def _label_counts(labels: pa.ChunkedArray, parts: dict[str, np.ndarray]) -> dict
 
 def _histograms(table: pa.Table, inside: np.ndarray, config: Selection) -> dict[str, Histogram]:
     shown = [name for name, measure in MEASURES.items() if pa.types.is_primitive(measure.type) and measure.unit]
-    found = {}
+    histograms = {}
     for name in dict.fromkeys([*shown, *config.limits, *config.rank]):
         values = numbers(table, name)
         known = np.isfinite(values)
         if known.any():
             limits = config.limits.get(name)
             bounds = [] if limits is None else [bound for bound in (limits.min, limits.max) if bound is not None]
-            found[name] = _histogram(values[known], inside[known], bounds, int((~known).sum()))
-    return found
+            histograms[name] = _histogram(values[known], inside[known], bounds, int((~known).sum()))
+    return histograms
 
 
 def _histogram(values: np.ndarray, selected: np.ndarray, bounds: list[float], missing: int) -> Histogram:

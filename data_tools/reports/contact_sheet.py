@@ -57,9 +57,9 @@ class Card:
 def check_output(output: Path) -> None:
     """Raise UserError if the sheet cannot go into ``output``: a file, or a shard set, which holds nothing else."""
     if output.exists() and not output.is_dir():
-        raise UserError(f"{output}: is a file; a folder fits as output")
+        raise UserError(f"{output}: is a file; give a folder as output")
     if any((output / name).exists() for name in (MANIFEST, PLAN)):
-        raise UserError(f"{output}: is a shard set, which nothing else may lie in; another folder fits as output")
+        raise UserError(f"{output}: is a shard set, which must hold nothing else; give another folder as output")
 
 
 def write(shards: ShardSet, output: Path, count: int, summary: str, charts: Mapping[str, Mapping[str, int]]) -> None:

@@ -1,7 +1,7 @@
 """What a finished shard set holds, in numbers: labels, splits, sizes, loudness, drops, and how float16 suits latents.
 
 ``stats(folder)`` counts, ``stats(folder, output)`` also writes ``stats.json`` and the contact sheet into ``output``,
-and :func:`describe` says it all in a few lines of text. Of clips only the "json" members are read, so that a set of
+and :func:`describe` returns it as a few lines of text. Of clips only the "json" members are read, so that a set of
 100,000 takes seconds; latents are read whole, each behind its checksum.
 """
 
@@ -153,7 +153,7 @@ def stats(folder: Path, output: Path | None = None, samples: int = 24) -> Stats:
         for meta in _metas(shards):
             tally.add(meta)
             bar.update()
-    found = Stats(
+    totals = Stats(
         **{name: getattr(manifest, name) for name in ("kind", "videos", "failed_files", "candidates", "dropped")},
         samples=len(shards),
         seconds=len(shards) * manifest.media.seconds,
@@ -170,28 +170,28 @@ def stats(folder: Path, output: Path | None = None, samples: int = 24) -> Stats:
     )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        value = json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False)
+        value = json.dumps(dataclasses.asdict(totals), indent=1, allow_nan=False)
         write_whole(output / "stats.json", value.encode("ascii") + b"\n")
-        contact_sheet.write(shards, output, samples, describe(found), _charts(found))
-    return found
+        contact_sheet.write(shards, output, samples, describe(totals), _charts(totals))
+    return totals
 
 
-def describe(found: Stats) -> str:
-    """Return ``found`` as a few lines of text."""
-    drops = f" ({_counts(found.reasons)})" if found.reasons else ""
+def describe(totals: Stats) -> str:
+    """Return ``totals`` as a few lines of text."""
+    drops = f" ({_counts(totals.reasons)})" if totals.reasons else ""
     lines = [
-        f"{found.samples:,} {found.kind} ({found.seconds / 3600:,.2f} h) from {found.origins:,} recordings",
-        f"{found.videos:,} videos: {found.candidates:,} candidates + {found.failed_files:,} files without any "
-        f"= {found.samples:,} samples + {found.dropped:,} dropped{drops}",
-        f"{found.shards:,} shards, {found.bytes / 1e6:,.1f} MB: {_spread(found.shard_samples, '{:,.0f}')} samples, "
-        f"{_spread(found.shard_bytes, '{:,.0f}')} bytes each",
-        f"labels: {_counts(found.labels)}",
-        f"splits: {_counts(found.splits)}",
+        f"{totals.samples:,} {totals.kind} ({totals.seconds / 3600:,.2f} h) from {totals.origins:,} recordings",
+        f"{totals.videos:,} videos: {totals.candidates:,} candidates + {totals.failed_files:,} files without any "
+        f"= {totals.samples:,} samples + {totals.dropped:,} dropped{drops}",
+        f"{totals.shards:,} shards, {totals.bytes / 1e6:,.1f} MB: {_spread(totals.shard_samples, '{:,.0f}')} samples, "
+        f"{_spread(totals.shard_bytes, '{:,.0f}')} bytes each",
+        f"labels: {_counts(totals.labels)}",
+        f"splits: {_counts(totals.splits)}",
     ]
-    if found.levels.counts:
-        unknown = f"; {found.levels.unknown:,} without" if found.levels.unknown else ""
-        lines.append(f"RMS level: {_spread(found.levels.spread, '{:.1f}')} dB{unknown}")
-    for modality, part in found.latents.items():
+    if totals.levels.counts:
+        unknown = f"; {totals.levels.unknown:,} without" if totals.levels.unknown else ""
+        lines.append(f"RMS level: {_spread(totals.levels.spread, '{:.1f}')} dB{unknown}")
+    for modality, part in totals.latents.items():
         lines += [
             f"{modality} latents {'×'.join(map(str, part.shape))}: channel mean {_range(part.mean)}, "
             f"std {_range(part.std)}",
@@ -290,7 +290,7 @@ class _Float16:
         self._count += mean.size
 
     def result(self) -> LatentStats:
-        """Return what was found."""
+        """Return the statistics of all posteriors that were added."""
         smallest, means, largest = np.array(self._logvars).T
         std = np.array(self._statistics["std"])
         rounding = np.divide(self._largest * HALF_STEP, std, out=np.zeros_like(std), where=std > 0)
@@ -307,11 +307,11 @@ class _Float16:
         )
 
 
-def _charts(found: Stats) -> dict[str, dict[str, int]]:
+def _charts(totals: Stats) -> dict[str, dict[str, int]]:
     """Return the counts that the contact sheet draws as bars, by title."""
-    levels = {f"{found.levels.start + i * LEVEL_STEP:g} dB": count for i, count in enumerate(found.levels.counts)}
-    charts = {"Labels": _named(found.labels), "Splits": _named(found.splits)}
-    charts |= {"Dropped, by reason": _named(found.reasons), f"RMS level, {LEVEL_STEP:g} dB a bar": levels}
+    levels = {f"{totals.levels.start + i * LEVEL_STEP:g} dB": count for i, count in enumerate(totals.levels.counts)}
+    charts = {"Labels": _named(totals.labels), "Splits": _named(totals.splits)}
+    charts |= {"Dropped, by reason": _named(totals.reasons), f"RMS level, {LEVEL_STEP:g} dB a bar": levels}
     return {title: counts for title, counts in charts.items() if counts}
 
 

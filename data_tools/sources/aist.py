@@ -2,8 +2,8 @@
 
     {train,test}/gBR_sBM_cAll_d04_mBR0_ch01….mp4    genre, situation, camera, dancer(s), music, choreography
 
-Any tree of such files will do, and whatever stands behind the choreography tells clips of one dance apart. Which part
-of the name is the class says ``source.label``; the other parts follow as further labels. All cameras and clips of one
+Files may lie in any tree of folders; anything may follow the choreography in a name. ``source.label`` chooses the part
+of the name that is the class; the other parts follow as further labels. All cameras and clips of one
 dance share their origin. Where the videos have no sound, ``source.music`` is the folder that holds the music, one file
 a piece (mBR0.mp3, mBR0.wav): a dance begins when its music does.
 """

@@ -39,14 +39,17 @@ class AudioSetSource:
     """The segments of AudioSet's lists in a folder of downloaded files; see the module's text."""
 
     def __init__(self, options: AudioSetOptions, folder: Path) -> None:
-        """Raise UserError if a list or a label file is not there or not what it should be, or a label is unknown."""
+        """Raise UserError if a list or a label file is missing or has another format, or a label is unknown."""
         self.folder = folder
         self.sound_folder: Path | None = None
         self._split = options.split
         self._lists = _find_lists(options.list, folder)
         ontology, label_names = (
-            _beside(name, given, [*(file.parent for file in self._lists[:1]), folder])
-            for given, name in ((options.ontology, "ontology.json"), (options.label_names, "class_labels_indices.csv"))
+            _beside(name, setting, [*(file.parent for file in self._lists[:1]), folder])
+            for setting, name in (
+                (options.ontology, "ontology.json"),
+                (options.label_names, "class_labels_indices.csv"),
+            )
         )
         if (options.include or options.exclude) and not (self._lists and ontology):
             raise UserError("source.include, source.exclude: need segment lists and source.ontology=…/ontology.json")
@@ -120,9 +123,9 @@ class AudioSetSource:
         file = parse_name(path)
         if file is None:
             return Video(path, origin=path, reason="not_listed", detail="not named by a YouTube id")
-        other = shelf.rival(file)
-        if other:
-            return Video(path, origin=file.youtube_id, reason="two_files", detail=f"{other} holds the same segment")
+        rival = shelf.rival(file)
+        if rival:
+            return Video(path, origin=file.youtube_id, reason="two_files", detail=f"{rival} holds the same segment")
         text = f"{file.youtube_id}{'' if file.start is None else f' from {file.start:g} on'} is in no list"
         return Video(path, origin=file.youtube_id, reason="not_listed", detail=text)
 
@@ -170,7 +173,7 @@ class _Shelf:
 
 
 class _Labels:
-    """Which sets of labels are wanted, and what the labels are called."""
+    """Which sets of labels are included, and the labels' names."""
 
     def __init__(self, ontology: Ontology, options: AudioSetOptions) -> None:
         self._names = ontology.names
@@ -179,7 +182,7 @@ class _Labels:
         self._judged: dict[tuple[str, ...], tuple[tuple[str, ...], str, str]] = {}  # millions of rows share few sets
 
     def judge(self, mids: tuple[str, ...]) -> tuple[tuple[str, ...], str, str]:
-        """Return the names of ``mids``, and the reason and detail for which they are not wanted (or two times "").
+        """Return the names of ``mids``, and the reason and detail for which they are not included (or two times "").
 
         Labels that were asked for come first, the others in the list's order.
         """
@@ -200,28 +203,28 @@ class _Labels:
         return "", ""
 
 
-def _find_lists(given: str, folder: Path) -> list[Path]:
-    """Return the segment lists that ``given`` names (several with "," between), or those in ``folder``."""
-    if not given:
+def _find_lists(setting: str, folder: Path) -> list[Path]:
+    """Return the segment lists that ``setting`` names (several with "," between), or those in ``folder``."""
+    if not setting:
         return sorted(folder.glob("*_segments.csv"))
-    files = [Path(given)] if Path(given).is_file() else [Path(name.strip()) for name in given.split(",")]
+    files = [Path(setting)] if Path(setting).is_file() else [Path(name.strip()) for name in setting.split(",")]
     for file in files:
         if file.suffix.lower() in (".parquet", ".jsonl"):
             raise UserError(
-                f"source.list={file}: no segment list of AudioSet; a list of clips goes with --source folder"
+                f"source.list={file}: not a segment list of AudioSet; a list of clips needs --source folder"
             )
         if not file.is_file():
-            raise UserError(f"source.list={file}: no such file; a segment list such as eval_segments.csv fits")
+            raise UserError(f"source.list={file}: no such file; give a segment list such as eval_segments.csv")
     names = [file.name for file in files]
     if len(set(names)) < len(names):
         raise UserError(
-            f"source.list={given}: two lists of the same name; their splits and rows could not be told apart"
+            f"source.list={setting}: two lists have the same name, so that their rows could not be distinguished"
         )
     return files
 
 
-def _beside(name: str, given: str, folders: list[Path]) -> Path | None:
-    """Return the file ``given``, else the one called ``name`` in the first of ``folders`` that has it."""
-    if given:
-        return Path(given)
+def _beside(name: str, setting: str, folders: list[Path]) -> Path | None:
+    """Return the file ``setting``, else the one called ``name`` in the first of ``folders`` that has it."""
+    if setting:
+        return Path(setting)
     return next((folder / name for folder in folders if (folder / name).is_file()), None)

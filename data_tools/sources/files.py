@@ -1,4 +1,4 @@
-"""The files of a source's folder, found in one pass however many there are."""
+"""Finds the files of a source's folder in one pass."""
 
 import os
 from collections.abc import Collection
@@ -25,11 +25,11 @@ def find_files(folder: Path, suffixes: Collection[str]) -> list[str]:
     Raises UserError if ``folder`` is no folder, or one below it cannot be read.
     """
     if not folder.exists():
-        raise UserError(f"{folder}: no such folder; a folder of media files fits")
+        raise UserError(f"{folder}: no such folder; give a folder of media files")
     if not folder.is_dir():
-        raise UserError(f"{folder}: is a file; the folder that holds the media files fits")
+        raise UserError(f"{folder}: is a file; give the folder that holds the media files")
     top = os.path.join(folder, "")
-    found: list[str] = []
+    paths: list[str] = []
     seen: set[tuple[int, int]] = set()
     pending = [top]  # the folder itself, then links to folders
     while pending:
@@ -44,9 +44,9 @@ def find_files(folder: Path, suffixes: Collection[str]) -> list[str]:
                 below = [os.path.join(parent, name) for name in folders]
                 links += [name for name in below if os.path.islink(name)]
                 inside = os.path.join(parent, "")[len(top) :]
-                found += [inside + name for name in files if os.path.splitext(name)[1].lower() in suffixes]
+                paths += [inside + name for name in files if os.path.splitext(name)[1].lower() in suffixes]
         pending = links
-    return sorted(found)
+    return sorted(paths)
 
 
 def file_size(folder: Path, path: str) -> int:

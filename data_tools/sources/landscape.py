@@ -85,8 +85,8 @@ class LandscapeSource:
             try:
                 if isinstance(row, str):
                     raise ValueError(row)
-                path, found = relative_path(row.get("path")), read_labels(row)
-                if not found:
+                path, row_labels = relative_path(row.get("path")), read_labels(row)
+                if not row_labels:
                     raise ValueError(f"no label for {path!r}")
             except ValueError as error:
                 faults.append(Video(where, origin=where, reason="bad_row", detail=str(error)))
@@ -99,7 +99,7 @@ class LandscapeSource:
                 text = f"{path!r} is listed twice"
                 faults.append(Video(where, origin=where, reason="duplicate_row", detail=text))
             else:
-                labels[files[0]] = found
+                labels[files[0]] = row_labels
         return labels, faults
 
 

@@ -1,11 +1,11 @@
 """A folder of videos with a list of what to take from it: one row a stretch, as CSV, Parquet or JSON Lines.
 
-Columns: ``path``, relative to the folder; and, as far as they are there, ``start`` and ``end`` in seconds, ``labels``
+Columns: ``path``, relative to the folder; and, optionally, ``start`` and ``end`` in seconds, ``labels``
 (a list, or text with ";" between) and ``label`` (the class; first among the labels), ``split``, ``origin`` (the
 recording; default: the path), ``seconds`` (how much of the file can be used: then it is not probed), ``audio`` (a sound
-file in ``source.music``), ``maybe_trimmed``. Others are passed over: what ``shard.py select`` writes is such a list.
+file in ``source.music``), ``maybe_trimmed``. Other columns are ignored. ``shard.py select`` writes such lists.
 
-The list is the input: each row becomes one video, in order, and files that it does not name are none of its business.
+Each row becomes one video, in order; files that the list does not name are ignored.
 """
 
 import math
@@ -73,7 +73,7 @@ class ListedSource:
         start = start or 0.0
         if end is not None and end <= start:
             raise ValueError(f"ends at {end:g} s, not after its start at {start:g} s")
-        there = os.path.isfile(self.folder / path)
+        exists = os.path.isfile(self.folder / path)
         return Video(
             path,
             file_size(self.folder, path),
@@ -85,8 +85,8 @@ class ListedSource:
             origin=_text(row, "origin") or path,
             split=self._split or _text(row, "split"),
             audio=audio,
-            reason="" if there else "no_file",
-            detail="" if there else f"the list names it, but there is no such file in {self.folder}",
+            reason="" if exists else "no_file",
+            detail="" if exists else f"the list names it, but there is no such file in {self.folder}",
         )
 
 

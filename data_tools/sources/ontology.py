@@ -24,7 +24,7 @@ class Ontology:
 
     @classmethod
     def read(cls, ontology: Path | None, label_names: Path | None) -> "Ontology":
-        """Return what the files say (None: not at hand); raise UserError if one cannot be read as what it should be."""
+        """Return the content of the files (None: missing); raise UserError if one has another format."""
         names: dict[str, str] = {}
         children: dict[str, list[str]] = {}
         if ontology is not None:
@@ -48,13 +48,13 @@ class Ontology:
             close = [lower[name] for name in difflib.get_close_matches(label.lower(), lower, n=3, cutoff=0.5)]
             hint = f"; close to it: {', '.join(repr(name) for name in close)}" if close else ""
             raise UserError(f"{label!r}: no label of AudioSet{hint}")
-        found: set[str] = set()
+        branch: set[str] = set()
         while pending:
             mid = pending.pop()
-            if mid not in found:
-                found.add(mid)
+            if mid not in branch:
+                branch.add(mid)
                 pending += self.children.get(mid, ())
-        return found
+        return branch
 
     def branches(self, labels: Sequence[str]) -> set[str]:
         """Return the union of the branches of ``labels``; raise UserError as :meth:`branch`."""
@@ -74,7 +74,7 @@ def _read_nodes(file: Path) -> list[dict]:
     except (ValueError, TypeError, KeyError, RecursionError):
         whole = False
     if not whole:
-        raise UserError(f"{file}: not AudioSet's ontology: a JSON list of objects with id, name and child_ids fits")
+        raise UserError(f"{file}: not AudioSet's ontology; must be a JSON list of objects with id, name and child_ids")
     return nodes
 
 
@@ -83,7 +83,7 @@ def _read_names(file: Path) -> dict[str, str]:
     try:
         return {row["mid"]: row["display_name"] for row in rows if row["mid"] and row["display_name"]}
     except (KeyError, csv.Error):
-        raise UserError(f"{file}: not AudioSet's label index: CSV with index,mid,display_name fits") from None
+        raise UserError(f"{file}: not AudioSet's label index; must be CSV with index,mid,display_name") from None
 
 
 def _read_text(file: Path) -> str:

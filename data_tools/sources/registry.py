@@ -32,7 +32,7 @@ class SourceKind:
     Attributes:
         name: what ``--source`` and ``source.kind`` take.
         options: the dataclass of its settings; all have defaults, and ``kind`` is ``name``.
-        open: returns the source over the media files in a folder; raises UserError if the options do not fit it.
+        open: returns the source over the media files in a folder; raises UserError if that is impossible.
     """
 
     name: str
@@ -105,7 +105,7 @@ def read_options(values: SourceOptions | Mapping[str, Any]) -> SourceOptions:
 
 
 def open_source(options: SourceOptions, folder: Path) -> Source:
-    """Return the source that ``options`` describe over the media files in ``folder``; raise UserError if none fits."""
+    """Return the source that ``options`` describe over the files in ``folder``; raise UserError if it cannot be."""
     return registered(options.kind).open(options, folder)
 
 

@@ -66,14 +66,14 @@ def read_segments(file: Path) -> Iterator[tuple[int, Segment | str]]:
 
 
 def parse_name(path: str) -> NamedFile | None:
-    """Return what the name of a media file says, or None if it is not named by a YouTube id.
+    """Return the YouTube id and the start in the name of a media file, or None if it is not named by a YouTube id.
 
     Fits ID, ID_30, ID_000030, ID_30.000_40.000, ID_30000_40000 and ID-30-40, all of them also behind a "Y".
     """
-    found = _FILE.fullmatch(path, path.rfind("/") + 1, path.rfind("."))
-    if found is None:
+    match = _FILE.fullmatch(path, path.rfind("/") + 1, path.rfind("."))
+    if match is None:
         return None
-    return NamedFile(path, found[1] or found[2], None if found[3] is None else float(found[3]))
+    return NamedFile(path, match[1] or match[2], None if match[3] is None else float(match[3]))
 
 
 def list_split(file: Path) -> str:
@@ -82,10 +82,10 @@ def list_split(file: Path) -> str:
 
 
 def _parse(line: str) -> Segment | str:
-    found = _ROW.fullmatch(line)
-    if found is None:
+    match = _ROW.fullmatch(line)
+    if match is None:
         return f'{line.strip()[:100]!r} is no row of: YTID, start_seconds, end_seconds, "labels"'
-    segment = Segment(found[1], float(found[2]), float(found[3]), _split_labels(found[4] or found[5]))
+    segment = Segment(match[1], float(match[2]), float(match[3]), _split_labels(match[4] or match[5]))
     if segment.end <= segment.start:
         return f"{segment.youtube_id} ends at {segment.end:g} s, not after its start at {segment.start:g} s"
     return segment

@@ -18,10 +18,10 @@ Row = dict[str, Any]
 
 
 def read_rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row | str]]:
-    """Yield each row's number and its values in ``columns``, or what is wrong with the row.
+    """Yield each row's number and its values in ``columns``, or the row's fault as text.
 
     The number is the row's last line in a text file, and the count of rows (from 1) in a Parquet file. A row has the
-    columns that there are; in CSV an empty value counts as none. The first of ``columns`` has to be there.
+    columns that there are; in CSV an empty value counts as none. The first of ``columns`` is required.
 
     Raises:
         UserError: the file is missing, cannot be read, is of another kind, or lacks the column ``columns[0]``.
@@ -29,7 +29,7 @@ def read_rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row |
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     reader = readers.get(file.suffix.lower())
     if reader is None:
-        raise UserError(f"{file}: no kind of list that is known; {', '.join(SUFFIXES)} fit")
+        raise UserError(f"{file}: unknown kind of list; must be one of {', '.join(SUFFIXES)}")
     try:
         yield from reader(file, columns)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a source yields: a stretch of a media file, its labels and where it belongs."""
+"""A stretch of a media file, with its labels, split and origin: what a source yields."""
 
 import posixpath
 from dataclasses import dataclass

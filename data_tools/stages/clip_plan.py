@@ -1,7 +1,7 @@
-"""The work list of a clip set: every window that might become a sample, in order, and every file that gives none.
+"""The plan of a clip set: every window that may become a sample, in order, and every file without a window.
 
-``make_plan(source, preparation, workers)`` probes all videos of a source; the plan is kept as ``plan.json`` and alone
-decides what each shard holds: shard k takes whatever survives of windows [k·n, (k+1)·n), n = samples_per_shard.
+``make_plan(source, preparation, workers)`` probes all videos of a source; the plan is stored as ``plan.json`` and
+alone decides what each shard holds: shard k takes what is not dropped of windows [k·n, (k+1)·n), n = samples_per_shard.
 """
 
 import dataclasses
@@ -104,7 +104,7 @@ class ClipPlan:
                 raise ValueError("a key is not made of letters, digits, '_' and '-'")
             return plan
         except (KeyError, TypeError, ValueError) as error:
-            raise DamagedSet(f"{file}: no plan of ours: {type(error).__name__}: {str(error)[:200]}") from None
+            raise DamagedSet(f"{file}: no plan of a clip set: {type(error).__name__}: {str(error)[:200]}") from None
 
 
 def make_plan(source: Source, preparation: Preparation, workers: int, timeout: float) -> ClipPlan:
@@ -114,8 +114,8 @@ def make_plan(source: Source, preparation: Preparation, workers: int, timeout: f
     probed = process_pool.map(_Prober(source.folder, source.sound_folder), videos, workers, timeout)
     planned = []
     with Progress(len(videos), "probing", "videos") as bar:
-        for video, key, found in zip(videos, keys, probed, strict=True):
-            planned.append(_planned(video, key, found, preparation))
+        for video, key, seconds in zip(videos, keys, probed, strict=True):
+            planned.append(_planned(video, key, seconds, preparation))
             bar.update()
     return ClipPlan(str(source.folder.resolve()), dataclasses.asdict(preparation), planned)
 
@@ -136,10 +136,10 @@ def check_plan(plan: ClipPlan, source: Source, preparation: Preparation, folder:
         "gone": [path for key, (path, *_) in then.items() if key not in now],
         "changed": [path for key, (path, *rest) in now.items() if key in then and then[key] != (path, *rest)],
     }
-    found = [f"{len(paths)} {kind}, such as {paths[0]!r}" for kind, paths in kinds.items() if paths]
-    if found:
+    changes = [f"{len(paths)} {kind}, such as {paths[0]!r}" for kind, paths in kinds.items() if paths]
+    if changes:
         raise UserError(
-            f"{folder}: was begun with other input files than {source.folder} holds now: {'; '.join(found)}; "
+            f"{folder}: was begun with other input files than {source.folder} holds now: {'; '.join(changes)}; "
             "put the input back as it was, or give another output folder"
         )
 
@@ -154,13 +154,19 @@ def window_starts(seconds: float, preparation: Preparation) -> list[int]:
     return starts
 
 
-def _planned(video: Video, key: str, found: float | MediaError, preparation: Preparation) -> PlannedVideo:
-    """Return ``video`` with its windows, or with why it has none."""
-    begin, starts = video.start, []
-    if not isinstance(found, MediaError):
-        begin, end = video.stretch(found)
+def _planned(video: Video, key: str, seconds: float | MediaError, preparation: Preparation) -> PlannedVideo:
+    """Return ``video`` with its windows, or with the reason why it has none.
+
+    Args:
+        seconds: how much of the file can be used, or why it cannot be.
+    """
+    begin, starts = video.start, list[int]()
+    if isinstance(seconds, MediaError):
+        fault = seconds
+    else:
+        begin, end = video.stretch(seconds)
         starts = window_starts(end - begin, preparation)
-        found = MediaError("too_short", f"{end - begin:.3f} s, a clip takes {preparation.media.seconds:g} s")
+        fault = MediaError("too_short", f"{end - begin:.3f} s, a clip takes {preparation.media.seconds:g} s")
     return PlannedVideo(
         path=video.path,
         audio=video.audio,
@@ -171,8 +177,8 @@ def _planned(video: Video, key: str, found: float | MediaError, preparation: Pre
         key=key,
         begin=begin,
         starts=starts,
-        reason="" if starts else found.reason,
-        detail="" if starts else found.detail,
+        reason="" if starts else fault.reason,
+        detail="" if starts else fault.detail,
     )
 
 

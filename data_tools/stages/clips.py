@@ -1,7 +1,7 @@
-"""From videos to clip shards: plan, cut, filter out silence, write.
+"""Cuts videos into clip shards: plan, cut, drop silence, write.
 
-``make_clips(source, output, preparation, workers, timeout)`` does it all, or carries on where a stopped run left off,
-or helps other processes that work on the same output. The unit of work is a part: some windows of one video in one
+``make_clips(source, output, preparation, workers, timeout)`` makes a clip set, resumes a stopped run, or helps
+other processes that work on the same output. The unit of work is a part: some windows of one video in one
 shard. Decoding processes cut parts, and this process writes the shards, each from its own parts alone, so the result is
 the same however many processes there are.
 """
@@ -32,12 +32,12 @@ from ..sources.source import sound_file
 from .clip_plan import ClipPlan, Window, check_plan, make_plan
 from .shard_set import begin, finish, missing_shards, read_plan
 
-PART = 32  # windows of a video cut at once: little enough for memory and progress, enough to be worth opening the file
+PART = 32  # windows of a video that are cut at once: more take more memory, fewer open the file more often
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What became of one window: a sample's members and meta, or the reason why it is none."""
+    """The result of one window: a sample's members and meta, or the reason why it was dropped."""
 
     window: Window
     members: dict[str, bytes]
@@ -49,7 +49,7 @@ def make_clips(source: Source, output: Path, preparation: Preparation, workers: 
     """Make the clip set ``output`` from all videos of ``source``, or finish it; return its manifest.
 
     Args:
-        workers: decoding processes; 0 decodes in this one, where a decoder that crashes or hangs takes all with it. The
+        workers: decoding processes; 0 decodes in this one, which a decoder that crashes or hangs ends or blocks. The
             result does not depend on it.
         timeout: seconds after which a decoder counts as hung and its windows are dropped.
 
@@ -57,7 +57,7 @@ def make_clips(source: Source, output: Path, preparation: Preparation, workers: 
         UserError: there are no videos; ``output`` holds something else or was begun from other videos or with another
             configuration; the disk is full.
     """
-    read_plan(output, "clips")  # says at once if something else is there
+    read_plan(output, "clips")  # refuses another content before anything is probed
     with Leases(output) as leases:
         stored, new = begin(output, "clips", leases, lambda: asdict(make_plan(source, preparation, workers, timeout)))
         plan = ClipPlan.parse(stored, output / PLAN)
@@ -96,7 +96,7 @@ def _describe(plan: ClipPlan, preparation: Preparation, candidates: int) -> dict
 def _cut(
     cutter: "_Cutter", shards: list[list[Window]], numbers: Iterable[int], workers: int, timeout: float
 ) -> Iterator[tuple[int, Iterator[Cut]]]:
-    """Yield each of the shards ``numbers``, drawn early, with what became of its windows, in order."""
+    """Yield each of the shards ``numbers``, drawn early, with the cuts of its windows, in order."""
     parts = {}  # of the shards that are handed out
 
     def parts_of(number: int) -> list[list[Window]]:
@@ -104,13 +104,13 @@ def _cut(
         return parts[number]
 
     for number, results in in_parts(numbers, parts_of, lambda items: process_pool.map(cutter, items, workers, timeout)):
-        found = zip(parts.pop(number), results, strict=True)
-        yield number, (cut for part, cuts in found for cut in _cuts(part, cuts))
+        finished = zip(parts.pop(number), results, strict=True)
+        yield number, (cut for part, cuts in finished for cut in _cuts(part, cuts))
 
 
-def _cuts(part: list[Window], found: list[Cut] | MediaError) -> list[Cut]:
-    """Return the cuts of ``part``; all are lost if its decoder did not survive it."""
-    return [Cut(window, {}, {}, found) for window in part] if isinstance(found, MediaError) else found
+def _cuts(part: list[Window], result: list[Cut] | MediaError) -> list[Cut]:
+    """Return the cuts of ``part``; all are faults if its decoding process crashed or hung."""
+    return [Cut(window, {}, {}, result) for window in part] if isinstance(result, MediaError) else result
 
 
 def _write_shard(output: Path, number: int, cuts: Iterable[Cut], leases: Leases) -> None:
@@ -122,7 +122,7 @@ def _write_shard(output: Path, number: int, cuts: Iterable[Cut], leases: Leases)
                 writer.add(cut.window.key, cut.members, cut.meta)
             else:
                 writer.drop(cut.window.key, cut.window.video.path, cut.fault.reason, cut.fault.detail)
-        if leases.holds(name):  # else this process was taken for dead, and another one makes it
+        if leases.holds(name):  # else this process counted as dead, and another one makes the shard
             with leases.finishing(name):
                 writer.commit()
     leases.release(name)
@@ -136,7 +136,7 @@ class _Cutter:
         self._preparation, self._classes = preparation, classes
 
     def __call__(self, windows: list[Window]) -> list[Cut]:
-        """Return what became of each of ``windows``."""
+        """Return the cut of each of ``windows``."""
         media = self._preparation.media
         file = self._folder / windows[0].video.path
         sound = sound_file(self._sound_folder, windows[0].video.audio)
@@ -145,7 +145,7 @@ class _Cutter:
         try:
             for clip in read_clips(file, starts, media, sound=sound):
                 cuts.append(self._cut(file, windows[len(cuts)], clip))
-        except MediaError as error:  # the whole file: whatever window it has not come to is lost
+        except MediaError as error:  # of the whole file: all windows that are not cut yet are lost
             cuts += [self._cut(file, window, error) for window in windows[len(cuts) :]]
         return cuts
 

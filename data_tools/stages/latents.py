@@ -1,9 +1,9 @@
-"""From clip shards to latent shards: one latent shard for each clip shard, with the same keys.
+"""Encodes clip shards into latent shards: one latent shard for each clip shard, with the same keys.
 
-``make_latents(clips, output, autoencoder, …)`` encodes a finished clip set, or carries on where a stopped run left off,
-or helps other processes that work on the same output.
-Processes decode batches of clips; this one encodes and writes them. Batches never cross a shard, so each shard is a
-function of its clip shard, the autoencoder and the batch size, which changes nothing but the rounding.
+``make_latents(clips, output, autoencoder, …)`` encodes a finished clip set, resumes a stopped run, or helps other
+processes that work on the same output. Processes decode batches of clips; this one encodes and writes them. Batches
+never cross a shard, so each shard is a function of its clip shard, the autoencoder and the batch size, which changes
+nothing but the rounding.
 """
 
 import os
@@ -37,7 +37,7 @@ from ..launching.process_pool import as_is, ignore_interrupts, in_parts
 from ..launching.progress import Progress
 from .shard_set import begin, finish, missing_shards, read_plan
 
-ROUNDING = 0.01  # of a channel's standard deviation: float16 may blur it by that much; usual is a thirtieth of it
+ROUNDING = 0.01  # largest RMS error of float16, in standard deviations of a channel; 0.0003 is usual
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, 
     place = choose_device(device)
     source = ShardSet(clips, "clips")
     if not len(source):
-        raise UserError(f"{clips}: holds no clips; its {source.manifest.dropped} drops are in dropped.jsonl there")
+        raise UserError(f"{clips}: holds no clips; {source.manifest.dropped} drops are in its dropped.jsonl")
     check_autoencoder(autoencoder, source.manifest.media, "the clips")
-    read_plan(output, "latents")  # says at once if something else is there
+    read_plan(output, "latents")  # refuses another content before anything is loaded
     sizes = [len(source.shard_range(number)) for number in range(len(source.manifest.shards))]
     with Leases(output) as leases:
         plan = _begin(clips, output, pretrained.find(autoencoder, "autoencoder"), leases)
@@ -194,7 +194,7 @@ def _write_shard(
                 written.append(decode_latents(members))
                 errors.append(squared_errors(sample, written[-1]))
                 bar.update()
-        if leases.holds(shard_name(number)):  # else this process was taken for dead, and another one makes it
+        if leases.holds(shard_name(number)):  # else this process counted as dead, and another one makes it
             totals = sums(written)
             _check_rounding(output, number, errors, statistics([totals]))
             with leases.finishing(shard_name(number)):
@@ -202,9 +202,9 @@ def _write_shard(
     leases.release(shard_name(number))
 
 
-def squared_errors(exact: LatentSample, kept: LatentSample) -> dict[str, np.ndarray]:
-    """Return by modality the mean squared error (C,) of the ``kept`` means against the ``exact`` ones."""
-    error = {name: vars(kept)[name].astype(np.float64) - vars(exact)[name] for name in ("audio_mean", "video_mean")}
+def squared_errors(exact: LatentSample, rounded: LatentSample) -> dict[str, np.ndarray]:
+    """Return by modality the mean squared error (C,) of the ``rounded`` means against the ``exact`` ones."""
+    error = {name: vars(rounded)[name].astype(np.float64) - vars(exact)[name] for name in ("audio_mean", "video_mean")}
     return {name.removesuffix("_mean"): (each**2).mean((1, 2)) for name, each in error.items()}
 
 
@@ -220,7 +220,7 @@ def _check_rounding(
                 f"{output}: in {shard_name(number)}, float16 keeps channel {worst} of the {modality} latents only to "
                 f"{blur[worst]:.1%} of its standard deviation ({ROUNDING:.0%} is allowed): mean "
                 f"{moments['mean'][worst]:.3g}, standard deviation {moments['std'][worst]:.3g}; this autoencoder's "
-                "latents have drifted too far from zero to be of use, train it with a larger kl_weight"
+                "latents lie too far from zero: train it with a larger kl_weight"
             )
 
 

@@ -52,7 +52,7 @@ def measure(source: Source, output: Path, config: MeasureConfig, workers: int, t
     Args:
         source: what ``config.source`` describes.
         workers: decoding processes; 0 decodes here.
-        timeout: seconds for one candidate; its decoder is then given up.
+        timeout: seconds for one candidate, after which its decoder counts as hung.
 
     Raises:
         UserError: the folder holds something else, or was begun with other videos or another configuration.
@@ -102,7 +102,7 @@ def read_table(folder: Path) -> pa.Table:
             raise ValueError(rows)
         sizes = part_sizes(rows, rows_per_part)
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise UserError(f"{folder / PLAN}: no plan of ours; measure again into another folder") from None
+        raise UserError(f"{folder / PLAN}: is not a plan of measures; measure again into another folder") from None
     bad = [number for number, size in enumerate(sizes) if part_rows(folder, number) != size]
     if bad:
         raise UserError(
@@ -117,7 +117,7 @@ def read_table(folder: Path) -> pa.Table:
 
 
 def _digest(videos: list[Video]) -> str:
-    """Return a hash of all there is to know about ``videos`` before they are opened."""
+    """Return a hash of everything known about ``videos`` before they are opened."""
     digest = blake2b(digest_size=16)
     for video in videos:
         digest.update(repr(video).encode("utf-8", "surrogateescape"))
@@ -167,7 +167,7 @@ def _make(
         for video in parts[number]:
             rows.append(_row(video, {} if _fault(video) else next(results)))
             bar.update()
-        if leases.holds(part_name(number)):  # else this process was taken for dead, and another one makes it
+        if leases.holds(part_name(number)):  # else this process counted as dead, and another one makes it
             with leases.finishing(part_name(number)):
                 write_part(output, number, rows)
         leases.release(part_name(number))
@@ -184,7 +184,7 @@ def _make(
 
 
 def _fault(video: Video) -> tuple[str, str] | None:
-    """Return why ``video`` cannot be measured, as far as that can be told without opening it."""
+    """Return why ``video`` cannot be measured, as far as is known without opening it."""
     if video.reason:
         return video.reason, video.detail
     if not _is_text(video.path) or not _is_text(video.audio):

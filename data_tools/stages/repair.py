@@ -1,8 +1,8 @@
-"""Making the faulty shards of a set again, and nothing else, from what the set's own plan says.
+"""Makes the faulty shards of a set again, and nothing else, as the set's own plan describes them.
 
 ``repair(folder, workers, timeout, …)`` finishes the set if it is unfinished, reads everything again, removes the shards
-that have a fault and makes them anew as the run that began the set did: same input, same configuration, same
-autoencoder. So nothing has to be given but the set.
+that have a fault and makes them again as the run that began the set did: same input, same configuration, same
+autoencoder. The set is the only argument.
 """
 
 import functools
@@ -22,17 +22,19 @@ from ..sources import open_source
 from .clip_plan import ClipPlan
 from .clips import make_clips
 
-VERIFYING = 3600.0  # seconds after which reading one shard through counts as hung
+VERIFY_SECONDS = 3600.0  # until verifying one shard counts as hung
 
 
 def verify(folder: Path, workers: int) -> Findings:
     """Return what is wrong with the finished set in ``folder``; see :func:`mmldm_scale.shards.verify.verify_set`."""
     with Progress(Manifest.read(folder).samples, "verifying", "samples") as bar:
-        return verify_set(folder, bar.update, functools.partial(process_pool.map, workers=workers, timeout=VERIFYING))
+        return verify_set(
+            folder, bar.update, functools.partial(process_pool.map, workers=workers, timeout=VERIFY_SECONDS)
+        )
 
 
 def repair(folder: Path, workers: int, timeout: float, batch_size: int, device: str) -> tuple[Findings, Findings]:
-    """Make what is faulty in the set ``folder`` again; return what was wrong with it before, and what still is.
+    """Make what is faulty in the set ``folder`` again; return the findings before and after.
 
     Args:
         workers, timeout: of the decoding processes.
@@ -56,7 +58,7 @@ def repair(folder: Path, workers: int, timeout: float, batch_size: int, device: 
 def _finish(folder: Path, workers: int, timeout: float, batch_size: int, device: str) -> None:
     """Make whatever is missing of the set in ``folder``, and its manifest."""
     if not (folder / PLAN).is_file():
-        raise UserError(f"{folder}: no shard set was begun here (it has no {PLAN}); a clip or latent set fits")
+        raise UserError(f"{folder}: no shard set was begun here (it has no {PLAN}); give a clip or latent set")
     stored = read_json(folder / PLAN)
     if stored.get("kind") == "clips":
         plan = ClipPlan.parse(stored, folder / PLAN)
@@ -68,5 +70,5 @@ def _finish(folder: Path, workers: int, timeout: float, batch_size: int, device:
     try:
         clips, autoencoder = folder / stored["source"]["path"], Path(stored["autoencoder"]["path"])
     except (KeyError, TypeError):
-        raise UserError(f"{folder / PLAN}: no plan of ours; run the command that made this set again") from None
+        raise UserError(f"{folder / PLAN}: no plan of a latent set; run the command that made this set again") from None
     make_latents(clips, folder, autoencoder, batch_size, device, workers)

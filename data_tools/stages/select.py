@@ -1,8 +1,8 @@
-"""The second pass: the table of measures into lists of what to train on and what to hold out.
+"""Selects from the table of measures: lists of what to train on and what to hold out.
 
-``select(measures, output, config)`` decodes nothing. What passes all limits, is no near-duplicate of something better
-and is among the best becomes a row of ``train.parquet`` or ``heldout.parquet``, lists that ``shard.py clips --list``
-takes; every other row is in ``dropped.parquet`` with its reason; ``report.json`` and ``report.html`` count and draw.
+``select(measures, output, config)`` decodes nothing. A row that passes all filters goes to ``train.parquet`` or
+``heldout.parquet``, lists that ``shard.py clips --list`` takes; every other row goes to ``dropped.parquet`` with its
+reason. ``report.json`` and ``report.html`` have counts and histograms.
 """
 
 from pathlib import Path
@@ -31,11 +31,11 @@ REPORT = "report.json"
 def select(measures: Path, output: Path, config: Selection) -> SelectionReport:
     """Cut a selection from the table in the folder ``measures`` and write it to the folder ``output``.
 
-    A selection that lies there already is replaced. The same table and configuration give the same files.
+    A selection that the folder already holds is replaced. The same table and configuration give the same files.
 
     Raises:
-        UserError: there is no finished table; the configuration names a column that is no number; the output holds
-            other things; everything selected would be held out.
+        UserError: there is no finished table; the configuration names a column that does not hold numbers; the output
+            holds other things; everything selected would be held out.
         RuntimeError: the rows written do not add up to those read.
     """
     _check_output(output)
@@ -43,7 +43,7 @@ def select(measures: Path, output: Path, config: Selection) -> SelectionReport:
     filtered = apply_filters(table, config)
     apart = _held_out(table, filtered.inside, config.held_out, config.seed)
     if filtered.inside.any() and apart[filtered.inside].all():
-        raise UserError("held_out: takes all that was selected and leaves nothing to train on; a smaller part fits")
+        raise UserError("held_out: holds out all that was selected; reduce splits, share or count")
     lists = {
         "train": _list(table, filtered, filtered.inside & ~apart, "train"),
         "heldout": _list(table, filtered, filtered.inside & apart, "heldout"),
@@ -87,7 +87,7 @@ def _list(table: pa.Table, filtered: FilteredRows, chosen: np.ndarray, split: st
 
 
 def _dropped(table: pa.Table, filtered: FilteredRows) -> pa.Table:
-    """Return the rows that are not inside, without their measures, with what the step says that dropped them."""
+    """Return the rows that are not inside, without their measures, with the reason and detail of their drop."""
     gone = ~filtered.inside
     rows = table.select(["path", "start", "end", "labels", "origin", "split"]).filter(pa.array(gone))
     for name, texts in (("reason", filtered.reason), ("detail", filtered.detail)):
@@ -98,9 +98,9 @@ def _dropped(table: pa.Table, filtered: FilteredRows) -> pa.Table:
 def _check_output(folder: Path) -> None:
     """Raise UserError if ``folder`` holds anything but a selection, finished or not."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; a new or empty folder, or an older selection, fits as output")
-    found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    if all(name.endswith(TEMPORARY_SUFFIX) for name in found):
+        raise UserError(f"{folder}: is a file; give a new or empty folder, or an older selection, as output")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if all(name.endswith(TEMPORARY_SUFFIX) for name in names):
         return
     try:
         ours = read_json(folder / REPORT).get("kind") == KIND
@@ -108,12 +108,12 @@ def _check_output(folder: Path) -> None:
         ours = False
     if not ours:
         raise UserError(
-            f"{folder}: holds other files ({found[0]}, …); a new or empty folder, or an older selection, fits as output"
+            f"{folder}: holds other files ({names[0]}, …); give a new or empty folder, or an older selection, as output"
         )
 
 
 def _write(folder: Path, lists: dict[str, pa.Table], report: SelectionReport) -> None:
-    """Write the selection, replacing an older one; until it is whole ``report.json`` says that it is unfinished."""
+    """Write the selection, replacing an older one; until it is complete, ``report.json`` says unfinished."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / REPORT, {"kind": KIND, "finished": False})
     for name in lists:

@@ -1,7 +1,7 @@
-"""The life of a shard set, whatever it holds: plan, shards, manifest, each step safe to stop at any instant.
+"""Begins and finishes a shard set of any kind: plan, shards, manifest; each step may be stopped at any moment.
 
-A set is begun by writing its plan, which fixes what every shard will hold; shards can then be made in any order, each
-on its own, and exist once their index does; the manifest comes last. Running again compares the plan, removes what a
+A set is begun by writing its plan, which fixes what every shard will hold. Shards are made in any order, each on its
+own, and exist once their index does. The manifest comes last. Running again compares the plan, removes what a
 stopped run left half done, makes only the missing shards, and so ends with the same bytes. Any number of processes may
 do so at once: each takes a lease on what it makes, and all of them return when the set is finished.
 """
@@ -26,7 +26,7 @@ from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Manifest, Shard
 from ..launching.progress import Progress
 from .share_out import POLL, share_out
 
-QUIET = 5.0  # seconds of waiting for another process that need no explanation
+REPORT_SECONDS = 5.0  # of waiting for another process, until a message says so
 
 
 def read_plan(folder: Path, kind: str) -> dict[str, Any] | None:
@@ -36,12 +36,12 @@ def read_plan(folder: Path, kind: str) -> dict[str, Any] | None:
         UserError: the folder holds other things, or a set of another kind or format.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; a new or empty folder fits as output")
+        raise UserError(f"{folder}: is a file; give a new or empty folder as output")
     if not (folder / PLAN).exists():
-        found = [path.name for path in folder.iterdir()] if folder.exists() else []
-        strange = [name for name in found if name != LEASES and not name.endswith(TEMPORARY_SUFFIX)]
-        if strange:
-            raise UserError(f"{folder}: holds other files ({min(strange)}, …); a new or empty folder fits as output")
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+        foreign = [name for name in names if name != LEASES and not name.endswith(TEMPORARY_SUFFIX)]
+        if foreign:
+            raise UserError(f"{folder}: holds other files ({min(foreign)}, …); give a new or empty folder as output")
         return None
     plan = read_json(folder / PLAN)
     if (plan.get("kind"), plan.get("format")) != (kind, FORMAT):
@@ -59,12 +59,12 @@ def begin(folder: Path, kind: str, leases: Leases, plan: Callable[[], dict[str, 
 
     Raises: as :func:`read_plan`, and what ``plan`` raises.
     """
-    began, told = time.monotonic(), False
+    began, reported = time.monotonic(), False
     while (stored := read_plan(folder, kind)) is None:
         with _held(leases, "plan") as ours:
-            if not ours and not told and time.monotonic() - began > QUIET:
-                print(f"{folder}: another process makes the plan; waiting for it", file=sys.stderr, flush=True)
-                told = True
+            if not ours and not reported and time.monotonic() - began > REPORT_SECONDS:
+                print(f"{folder}: another process is making the plan; waiting for it", file=sys.stderr, flush=True)
+                reported = True
             if ours and read_plan(folder, kind) is None:
                 value = {"format": FORMAT, "kind": kind, **plan()}
                 write_json(folder / PLAN, value, indent=1)
@@ -75,7 +75,7 @@ def begin(folder: Path, kind: str, leases: Leases, plan: Callable[[], dict[str, 
 def missing_shards(folder: Path, sizes: Sequence[int], leases: Leases, bar: Progress) -> Iterator[Iterator[int]]:
     """Yield iterators over the numbers of shards to make, until all of them exist; see :func:`leases.share_out`.
 
-    What was left half done of a shard is removed when an iterator comes to it.
+    What a stopped run left of a shard is removed when an iterator comes to it.
 
     Args:
         sizes: candidates of each shard.
@@ -95,7 +95,7 @@ def _cleared(folder: Path, number: int) -> int:
 
 
 def _whole(folder: Path, number: int) -> bool:
-    """Return whether shard ``number`` exists: its index is in order and its tar has the size that it should have."""
+    """Return whether shard ``number`` exists: its index is valid, and its tar has the size that the index states."""
     try:
         ShardIndex.read(folder, number).check_tar(folder)
     except DamagedSet:

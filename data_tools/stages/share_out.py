@@ -1,4 +1,4 @@
-"""How processes that make one set share its parts out among themselves, with :mod:`mmldm_scale.common.leases`."""
+"""Shares the parts of a set out among the processes that make it, with :mod:`mmldm_scale.common.leases`."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +8,7 @@ from mmldm_scale.common.leases import Leases
 
 from ..launching.progress import Progress
 
-POLL = 0.5  # seconds between two looks at what other processes have done
+POLL = 0.5  # seconds between two checks of what other processes have made
 
 
 def share_out(
@@ -17,13 +17,13 @@ def share_out(
     """Yield iterators over the numbers of the parts that are ours to make, until all parts are made.
 
     Each iterator leases a part when it comes to it and skips those that others make; the part's name is to be released
-    once it is made. When all that is missing is in the hands of others, this waits for them: should one of them die,
-    its part comes up again.
+    once it is made. When others make all that is missing, this waits for them; if one of
+    them dies, its part is leased again.
 
     Args:
         names: of the parts, as they are leased.
         sizes: of the parts, in what ``bar`` counts; it is set to what is done at each pass, whoever did it.
-        made: whether part i is there and whole.
+        made: whether part i exists and is whole.
     """
     missing = list(range(len(names)))
     while missing := [number for number in missing if not made(number)]:

@@ -266,7 +266,7 @@ def test_videos_of_which_nothing_is_left(tmp_path, overrides, capsys):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_text("no video")
     text = refused(capsys, clips(tmp_path / "videos", tmp_path / "set", overrides))
-    assert "no clip is left of 1 videos" in text
+    assert "holds no clip of 1 videos" in text
     assert Manifest.read(tmp_path / "set").reasons == {"not_media": 1}
 
 

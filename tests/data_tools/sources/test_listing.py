@@ -135,7 +135,7 @@ def test_stretches_of_one_file_have_names_of_their_own(folder):
     ("name", "content", "text"),
     [
         ("gone.csv", None, "No such file"),
-        ("a.txt", b"path\n", "no kind of list that is known"),
+        ("a.txt", b"path\n", "unknown kind of list"),
         ("a.csv", b"", "has no column 'path'; its columns: none"),
         ("a.csv", b"file,start\nx,1\n", "its columns: file, start"),
         ("a.csv", b'path\n"a.mp4\n', "line 2: unexpected end of data"),

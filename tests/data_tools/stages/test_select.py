@@ -163,7 +163,7 @@ def test_held_out_by_count_and_by_the_sources_split(tmp_path):
     select(measures, tmp_path / "both", Selection(held_out=ValidationSet(splits=["eval"], count=4)))
     assert {"0010.mp4", "0011.mp4"} < set(paths(tmp_path / "both", "heldout"))
     assert len(paths(tmp_path / "both", "heldout")) == 4
-    with pytest.raises(UserError, match="leaves nothing to train on"):
+    with pytest.raises(UserError, match="holds out all that was selected"):
         select(measures, tmp_path / "all", Selection(held_out=ValidationSet(share=1.0)))
 
 
