@@ -1,0 +1,124 @@
+"""docs/extend.md is followed: its files are a package outside of this one, used through the registries' doors."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.datasets.clip_sets import write_clips
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/extend.md").read_text()
+FILES = dict(re.findall(r"^`(my_extension/\w+\.py)`:\n\n```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def extension(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the package, which can be imported in this process as well."""
+    folder = tmp_path_factory.mktemp("extension")
+    (folder / "my_extension").mkdir()
+    (folder / "my_extension/__init__.py").touch()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+
+
+def test_the_page_holds_a_file_of_each_kind() -> None:
+    names = {Path(name).stem for name in FILES}
+    assert names == {"loudness", "prefixed", "frame_error", "midpoint", "__main__"}
+
+
+def mmldm(extension: Path, *arguments: str) -> str:
+    """Run ``mmldm`` with the package's parts; return what it printed. It has to succeed."""
+    environment = {**os.environ, "PYTHONPATH": f"{extension}:{ROOT}", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "my_extension", *arguments],
+        cwd=extension,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_trainable_trains_resumes_and_says_what_it_is(extension: Path) -> None:
+    write_clips(extension / "clips", 8)
+    intervals = [f"training.{name}=8" for name in ("global_batch", "micro_batch", "log_every", "preview_every")]
+    settings = ["shards=clips", "run=run", "training.checkpoint_every=16", "training.precision=fp32", *intervals]
+    loader = ["training.workers=0", "training.learning_rate=0.01"]
+    mmldm(extension, "train", "loudness", *settings, *loader, "training.total_samples=32")
+    printed = mmldm(extension, "train", "loudness", *settings, *loader, "training.total_samples=64")
+    assert "resuming from 32 of 64 samples" in printed
+    records = [json.loads(line) for line in (extension / "run/log.jsonl").read_text().splitlines()]
+    assert records[-1]["term/error"] < records[0]["term/error"]
+    assert (extension / "run/config.yaml").read_text().startswith("trainable: loudness\n")
+    assert (extension / "run/checkpoints/step-000000000064/weights/config.json").exists()
+    assert "loudness" in mmldm(extension, "status", "run")
+
+
+def test_the_trainables_outline_is_a_step_that_the_planner_can_take(extension: Path) -> None:
+    from my_extension import loudness
+
+    from mmldm_scale.config import load
+    from mmldm_scale.planning.memory import activations
+
+    outline = loudness.outline(load(loudness.LoudnessTraining, [], ["shards=x"]))
+    assert outline.batch["colour"].shape == (16, 3)
+    assert activations(outline) > 0
+
+
+def test_the_source_labels_videos_by_the_prefix_of_their_name(extension: Path, tmp_path: Path) -> None:
+    from my_extension.prefixed import KIND
+
+    from data_tools.sources import open_source, read_options, register
+    from data_tools.sources.registry import SOURCES
+
+    register(KIND)
+    try:
+        for name in ("rain-1.mp4", "rain-2.mp4", "wind-1.mp4", "notes.txt"):
+            (tmp_path / name).write_bytes(b"content")
+        videos = open_source(read_options({"kind": "prefixed"}), tmp_path).videos()
+        assert [(video.path, video.labels) for video in videos] == [
+            ("rain-1.mp4", ("rain",)),
+            ("rain-2.mp4", ("rain",)),
+            ("wind-1.mp4", ("wind",)),
+        ]
+    finally:
+        del SOURCES["prefixed"]
+
+
+def test_the_metric_is_measured_beside_the_others(extension: Path) -> None:
+    from my_extension.frame_error import FrameError
+
+    from mmldm_scale.evaluation.metrics import METRICS
+
+    try:
+        assert METRICS["frame_error"] is FrameError
+    finally:
+        del METRICS["frame_error"]
+
+
+def test_the_sampler_finds_the_data_of_an_ideal_network(extension: Path) -> None:
+    from my_extension import midpoint  # noqa: F401 (it registers itself)
+
+    from mmldm_scale.config import DiffusionConfig
+    from mmldm_scale.diffusion.noise_process import noise_process
+    from mmldm_scale.diffusion.samplers import SAMPLERS, get_sampler
+
+    try:
+        process = noise_process(DiffusionConfig(prediction="flow"))
+        sampler = get_sampler("midpoint", process, 50)
+        data, noise = torch.full((2, 3), 4.0), torch.randn(2, 3, generator=torch.manual_seed(0))
+        found = sampler(lambda latents, time: noise - data, noise, process, 50)
+        torch.testing.assert_close(found, data)
+    finally:
+        del SAMPLERS["midpoint"]
