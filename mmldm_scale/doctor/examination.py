@@ -17,8 +17,6 @@ from mmldm_scale.doctor import devices, host, ranks, shards, software, storage
 from mmldm_scale.doctor.findings import Check, Finding, examine, report, worst
 from mmldm_scale.doctor.ranks import Ranks
 from mmldm_scale.models.precision import DTYPES
-from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
-from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.registry import registered
 
 MEETING = 60.0  # seconds
@@ -97,21 +95,17 @@ def read_request(args: argparse.Namespace) -> Request:
         args.quick,
         training.workers,
         training.keep_checkpoints,
-        lambda: storage.newest_checkpoint(run) or _checkpoint_bytes(schema),
+        lambda: storage.newest_checkpoint(run) or _checkpoint_bytes(args.model, schema),
         training.precision,
         getattr(schema.model, "attention", "auto"),
     )
 
 
-def _checkpoint_bytes(schema: ShardTraining) -> int:
-    """Return about how many bytes a checkpoint takes; 0 where nobody has counted (a KL-VAE's is small)."""
+def _checkpoint_bytes(trainable: str, schema: ShardTraining) -> int:
+    """Return about how many bytes a checkpoint of ``trainable`` takes."""
     from mmldm_scale.planning import workload
 
-    if isinstance(schema, DiTTraining):
-        return workload.checkpoint_bytes(workload.of_dit("", schema))
-    if isinstance(schema, AutoencoderTraining):
-        return workload.checkpoint_bytes(workload.of_autoencoder("", schema))
-    return 0
+    return workload.checkpoint_bytes(registered(trainable).outline(schema), schema.training)
 
 
 def _meet() -> tuple[list[Finding], Ranks | None]:

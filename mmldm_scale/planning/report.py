@@ -1,94 +1,92 @@
-"""``mmldm plan``: the plans for a model on so many nodes, and what the best of them comes to, as text."""
+"""``mmldm plan``: the plans for a model on a number of nodes, and what the best of them costs, as text."""
 
 import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import arguments, load, presets
+from mmldm_scale.config import arguments, presets
 from mmldm_scale.planning.hardware import CLUSTERS
-from mmldm_scale.planning.memory_table import GIB
-from mmldm_scale.planning.planner import OWN, WASTE, Fleet, Plan, find_plans
-from mmldm_scale.planning.workload import Workload, of_autoencoder, of_dit
-from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
-from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.planning.memory import GIB
+from mmldm_scale.planning.planner import FRAGMENTATION, RUNTIME_BYTES, Fleet, Plan, find_plans
+from mmldm_scale.planning.workload import Workload, load_config, make_workload
+from mmldm_scale.trainables.registry import TRAINABLES
 
-SHOWN = 8  # plans in the table
-DAY = 86_400
-MUCH = 1 / 3  # of a step is much to spend on sending
-FEW = 4  # samples at once are too few for the share of the peak that is assumed
+MAX_ROWS = 8  # plans in the table
+SECONDS_PER_DAY = 86_400
+SENDING_WARNING = 1 / 3  # share of a step's time that goes into sending, above which the report warns
+SMALLEST_MICRO_BATCH = 4  # samples; with fewer the report warns that the assumed share of the peak is not reached
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plans that the arguments of ``mmldm plan`` ask for; return the exit status.
 
     Raises:
-        UserError: the configuration does not fit, or nothing fits into the GPUs.
+        UserError: the configuration cannot work, or nothing fits into the GPUs.
     """
     if min(args.nodes, args.gpus_per_node) < 1:
-        raise UserError(f"--nodes {args.nodes} --gpus-per-node {args.gpus_per_node}: 1 or more of each fits")
+        raise UserError(f"--nodes {args.nodes} --gpus-per-node {args.gpus_per_node}: both must be at least 1")
     if args.samples is not None and args.samples < 1:
-        raise UserError(f"--samples {args.samples}: 1 or more fits")
+        raise UserError(f"--samples {args.samples}: must be at least 1")
     if args.network is not None and not 0 < args.network < math.inf:
-        raise UserError(f"--network {args.network:g}: GB/s from node to node, above 0, fits")
+        raise UserError(f"--network {args.network:g}: GB/s between two nodes must be above 0")
     workload = _workload(args)
     cluster = CLUSTERS[args.gpu]
     if args.network is not None:
         cluster = replace(cluster, network=args.network)
     fleet = Fleet(cluster, args.nodes, args.gpus_per_node)
-    plans = find_plans(workload, cluster, args.nodes, args.gpus_per_node)
+    plans = find_plans(workload, fleet)
     if not plans:
-        more = "; a smaller contrastive_batch might do" if workload.compared > 1 else "; more nodes might do"
-        raise UserError(f"--gpu {args.gpu}: {workload.name} does not fit into {cluster.name}{more}")
+        remedy = "a smaller contrastive_batch" if workload.samples_together > 1 else "more nodes"
+        raise UserError(f"--gpu {args.gpu}: {workload.label} does not fit into {cluster.name}; {remedy} may help")
     print(report(workload, fleet, plans, args.samples or workload.training.total_samples))
     return 0
 
 
 def _workload(args: argparse.Namespace) -> Workload:
-    if args.model == "autoencoder":
+    """Return the training of ``--model``: a trainable, whose configuration is given, or else a DiT's preset."""
+    trainable, label, files = "dit", f"DiT-{args.model}", [presets.path(args.model, "dit")]
+    if args.model in TRAINABLES:
+        trainable, label, files = args.model, args.model, []
         if not (args.preset or args.config):
-            raise UserError("--model autoencoder: give its configuration too, as --preset landscape")
-        config = load(
-            AutoencoderTraining, arguments.files(args, "autoencoder"), ["shards=DIR", "kl_vae=DIR", *args.overrides]
-        )
-        return of_autoencoder("autoencoder", _of_batches(config, args.global_batch))
-    files = [presets.path(args.model, "dit"), *arguments.files(args, "dit")]
-    config = load(DiTTraining, files, ["shards=DIR", *args.overrides])
-    return of_dit(f"DiT-{args.model}", _of_batches(config, args.global_batch))
+            raise UserError(f"--model {trainable}: needs a configuration, as --preset NAME or --config FILE")
+    config = load_config(trainable, [*files, *arguments.files(args, trainable)], args.overrides)
+    return make_workload(trainable, _with_global_batch(config, args.global_batch), label)
 
 
-def _of_batches(config: DiTTraining | AutoencoderTraining, size: int | None) -> DiTTraining | AutoencoderTraining:
-    """Return ``config`` with another global batch, if ``size`` is one, and lengths and intervals that fit to it."""
+def _with_global_batch(config: Any, size: int | None) -> Any:
+    """Return ``config`` with a global batch of ``size`` samples, and with lengths and intervals that are multiples."""
     if size is None:
         return config
     if size < 1:
-        raise UserError(f"--global-batch {size}: 1 or more fits")
+        raise UserError(f"--global-batch {size}: must be at least 1")
     total = math.ceil(config.training.total_samples / size) * size
-    fitting = dict.fromkeys(("global_batch", "log_every", "checkpoint_every", "preview_every"), size)
-    fitting |= {"micro_batch": 1, "total_samples": total, "ema_snapshot_every": 0, "keep_every": 0}
-    return replace(config, training=replace(config.training, **fitting))
+    changes = dict.fromkeys(("global_batch", "log_every", "checkpoint_every", "preview_every"), size)
+    changes |= {"micro_batch": 1, "total_samples": total, "ema_snapshot_every": 0, "keep_every": 0}
+    return replace(config, training=replace(config.training, **changes))
 
 
 def report(workload: Workload, fleet: Fleet, plans: Sequence[Plan], samples: int) -> str:
-    """Return the table of ``plans``, and what ``samples`` take with the first of them."""
+    """Return the table of ``plans``, and what training on ``samples`` costs with the first of them."""
     cluster, best, batch = fleet.cluster, plans[0], workload.training.global_batch
     seconds = best.seconds * samples / batch
-    length = f"{seconds / DAY:.1f} days" if seconds >= DAY else f"{seconds / 3600:.1f} hours"
+    duration = f"{seconds / SECONDS_PER_DAY:.1f} days" if seconds >= SECONDS_PER_DAY else f"{seconds / 3600:.1f} hours"
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in best.memory.items())
     rows = [
-        f"{workload.name} on {fleet.nodes} × {fleet.gpus_per_node} {cluster.name}, {cluster.precision}, "
+        f"{workload.label} on {fleet.nodes} × {fleet.gpus_per_node} {cluster.name}, {cluster.precision}, "
         f"{batch:,} samples a step",
         *_table(plans, batch),
         f"memory, GiB: {parts}",
         f"step, s: computing {best.computing:.3g}, sending {best.traffic / 1e9:.3g} GB {best.sending:.3g}, "
         f"optimizer {best.updating:.2g}",
-        f"{samples:,} samples: {length}, {fleet.gpus * seconds / 3600:,.0f} GPU-hours",
+        f"{samples:,} samples: {duration}, {fleet.gpus * seconds / 3600:,.0f} GPU-hours",
         f"settings: {best.settings}",
         *_warnings(fleet, best),
         f"assumed, not measured: {workload.efficiency(cluster):.0%} of the dense peak while computing; "
-        f"{cluster.link:g} GB/s from GPU to GPU, {cluster.network:g} GB/s from node to node, after and not while "
-        f"computing; {OWN / GIB:g} GiB and {WASTE:.0%} of memory on top; no waiting for data",
+        f"{cluster.link:g} GB/s between GPUs of a node, {cluster.network:g} GB/s between nodes, none of it while "
+        f"computing; {RUNTIME_BYTES / GIB:g} GiB and {FRAGMENTATION:.0%} of memory in addition; no waiting for data",
     ]
     return "\n".join(rows)
 
@@ -98,7 +96,7 @@ def _table(plans: Sequence[Plan], batch: int) -> Iterator[str]:
         f"{'':<3}{'ZeRO':<6}{'recomputes':<12}{'micro-batch':<14}{'GiB of a GPU':>13}{'sent, GB':>10}{'step, s':>9}"
         f"{'samples/s':>11}{'MFU':>6}"
     )
-    for plan in plans[:SHOWN]:
+    for plan in plans[:MAX_ROWS]:
         size = f"{plan.micro_batch} × {plan.accumulation}"
         yield (
             f"{'→' if plan is plans[0] else '':<3}{plan.zero_stage:<6}{plan.recomputation:<12}{size:<14}"
@@ -109,14 +107,14 @@ def _table(plans: Sequence[Plan], batch: int) -> Iterator[str]:
 
 def _warnings(fleet: Fleet, plan: Plan) -> Iterator[str]:
     share = plan.sending / plan.seconds
-    if share > MUCH:
-        which = "between nodes" if fleet.nodes > 1 and fleet.cluster.network <= fleet.cluster.link else "between GPUs"
+    if share > SENDING_WARNING:
+        where = "between nodes" if fleet.nodes > 1 and fleet.cluster.network <= fleet.cluster.link else "between GPUs"
         yield (
-            f"warning: {share:.0%} of the time goes into sending {which}; fewer GPUs, a larger --global-batch or a "
-            "faster network would use them better"
+            f"warning: {share:.0%} of the time goes into sending {where}; use fewer GPUs, a larger --global-batch or a "
+            "faster network"
         )
-    if plan.micro_batch < FEW:
+    if plan.micro_batch < SMALLEST_MICRO_BATCH:
         yield (
-            f"warning: with {plan.micro_batch} at once a GPU is likely to be slower than assumed; fewer GPUs or a "
-            "larger --global-batch would fill it"
+            f"warning: with a micro-batch of {plan.micro_batch} a GPU is likely to be slower than assumed; use fewer "
+            "GPUs or a larger --global-batch"
         )

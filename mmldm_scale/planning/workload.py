@@ -1,36 +1,35 @@
-"""What the planner knows of a training: one micro-step of it on shapes, and how much arithmetic that is.
+"""A training as the planner sees it: one micro-step on the device "meta", and its arithmetic.
 
-workload = of_dit("DiT-L", config)
-step = workload.step(workload.recomputing("full", training))
-arithmetic(step)  # {torch.bfloat16: …, torch.float32: …} floating-point operations
+workload = make_workload("dit", config, label="DiT-L")
+outline = workload.step("full", training)
+count_flops(outline)  # {torch.bfloat16: …, torch.float32: …} floating-point operations
 """
 
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
+from omegaconf import MISSING
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from mmldm_scale.config import KLVAEConfig, MediaConfig, TrainingConfig
-from mmldm_scale.models.autoencoder import kl_vae
-from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE
+from mmldm_scale.config import TrainingConfig, load
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.models.recompute import Recomputation
 from mmldm_scale.planning.allocations import SHORTCUTS, fused_attention
 from mmldm_scale.planning.hardware import Cluster
-from mmldm_scale.planning.memory import MASTER, MicroStep, autoencoder_step, dit_step, engines, take
-from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
-from mmldm_scale.trainables.autoencoder.trainable import forward_flops
-from mmldm_scale.trainables.dit import trainable as dit_trainable
-from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.planning.memory import FLOAT32_BYTES, run_step, trained_networks, working_outline
+from mmldm_scale.trainables.registry import registered
 from mmldm_scale.training.monitoring.throughput import TRAINING
-from mmldm_scale.training.trainable import StepInfo
+from mmldm_scale.training.trainable import StepOutline
 
-CLASSES = 9  # Landscape's; how many there are hardly counts
+CHECKPOINTING = "activation_checkpointing"  # key of ``model`` in the configuration of a trainable that has it
+ON_OR_OFF: dict[Recomputation, bool] = {"none": False, "full": True}  # values where that key is a bool
 
 
 @dataclass(frozen=True)
@@ -38,78 +37,100 @@ class Workload:
     """A training, as far as it takes memory, time and traffic.
 
     Attributes:
-        name: for people.
-        training: what all trainings share.
-        step: makes a micro-step on shapes for (activation checkpointing, how it trains).
-        modes: the settings of ``model.activation_checkpointing`` by how much they recompute, the least first.
-        given: the setting that the configuration has.
-        useful: FLOPs of a sample in training, recomputation not counted, as the trainer counts them for its MFU.
-        efficiency: the share of the dense peak at which the GPUs of a cluster compute it, assumed.
-        compared: clips that the contrastive loss compares, which have to be there at once on all processes; 1: none.
+        label: name of the model in the report.
+        config: configuration of the trainable.
+        outline: ``outline(config)`` returns a micro-step on the device "meta", as in the registry's record.
+        recomputations: values of ``model.activation_checkpointing`` by what they recompute, the least first; a model
+            without this key has "none" alone, with the value None.
+        flops_per_sample: floating-point operations of a sample in training, without recomputation, as the training
+            loop counts them for its MFU.
+        samples_together: as in :class:`StepOutline`.
+        transformer_width: as in :class:`StepOutline`.
     """
 
-    name: str
-    training: TrainingConfig
-    step: Callable[[Any, TrainingConfig], MicroStep]
-    modes: Mapping[Recomputation, Any]
-    given: Any
-    useful: float
-    efficiency: Callable[[Cluster], float]
-    compared: int = 1
+    label: str
+    config: Any
+    outline: Callable[[Any], StepOutline]
+    recomputations: Mapping[Recomputation, Any]
+    flops_per_sample: float
+    samples_together: int = 1
+    transformer_width: int | None = None
 
-    def setting(self, mode: Recomputation) -> str:
-        """Return the override that sets ``mode``; empty if the configuration has it already."""
-        value = self.modes[mode]
-        return "" if value == self.given else f" model.activation_checkpointing={str(value).lower()}"
+    @property
+    def training(self) -> TrainingConfig:
+        """The settings that all trainables share."""
+        return self.config.training
+
+    def step(self, recomputation: Recomputation, training: TrainingConfig) -> StepOutline:
+        """Return a micro-step with other settings than the configuration's, its networks in working precision."""
+        config, value = replace(self.config, training=training), self.recomputations[recomputation]
+        if value is not None:
+            config = replace(config, model=replace(config.model, **{CHECKPOINTING: value}))
+        return working_outline(self.outline, config)
+
+    def override(self, recomputation: Recomputation) -> str:
+        """Return the override that sets ``recomputation``; empty if the configuration has this value already."""
+        value = self.recomputations[recomputation]
+        if value is None or value == getattr(self.config.model, CHECKPOINTING):
+            return ""
+        return f"model.{CHECKPOINTING}={str(value).lower()}"
+
+    def efficiency(self, cluster: Cluster) -> float:
+        """Return the share of the dense peak at which the GPUs of ``cluster`` are assumed to compute this model."""
+        if self.transformer_width is None:
+            return cluster.convolutions
+        return float(np.interp(self.transformer_width, *zip(*cluster.transformers.items(), strict=True)))
 
 
-def of_dit(name: str, config: DiTTraining) -> Workload:
-    """Return the training of a DiT on the paper's latents."""
+def load_config(trainable: str, files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Any:
+    """Return the configuration of ``trainable``, with "DIR" for each required path: the planner reads no data.
 
-    def step(checkpointing: Recomputation, training: TrainingConfig) -> MicroStep:
-        model = replace(config.model, activation_checkpointing=checkpointing)
-        return dit_step(replace(config, model=model, training=training), AUDIO_SHAPE, VIDEO_SHAPE)
-
-    def efficiency(cluster: Cluster) -> float:
-        return float(np.interp(config.model.width, *zip(*cluster.transformers.items(), strict=True)))
-
-    modes = {mode: mode for mode in ("none", "selective", "full")}
-    useful = TRAINING * dit_trainable.forward_flops(config, AUDIO_SHAPE, VIDEO_SHAPE)
-    return Workload(name, config.training, step, modes, config.model.activation_checkpointing, useful, efficiency)
+    Raises:
+        UserError: as :func:`mmldm_scale.config.load`.
+    """
+    schema = registered(trainable).schema()
+    placeholders = [f"{field.name}=DIR" for field in dataclasses.fields(schema) if field.default == MISSING]
+    return load(schema, files, [*placeholders, *overrides])
 
 
-def of_autoencoder(name: str, config: AutoencoderTraining) -> Workload:
-    """Return the training of an autoencoder over Stable Diffusion's KL-VAE; its discriminator, if any, takes part."""
-    media, classes = MediaConfig(), [""] * CLASSES
+def make_workload(trainable: str, config: Any, label: str) -> Workload:
+    """Return the training of ``trainable`` that ``config`` describes.
 
-    def step(checkpointing: bool, training: TrainingConfig) -> MicroStep:
-        model = replace(config.model, activation_checkpointing=checkpointing)
-        with torch.device("meta"):
-            vae = kl_vae.build(KLVAEConfig())
-        return autoencoder_step(replace(config, model=model, training=training), media, vae, classes)
-
-    compared = (config.contrastive_batch or config.training.global_batch) if config.contrastive_weight else 1
+    Args:
+        trainable: name of its record in the registry.
+        config: its configuration.
+        label: name of the model in the report.
+    """
+    record = registered(trainable)
+    outline = record.outline(config)
     return Workload(
-        name,
-        config.training,
-        step,
-        {"none": False, "full": True},
-        config.model.activation_checkpointing,
-        TRAINING * forward_flops(config, step(False, config.training).module.autoencoder),
-        lambda cluster: cluster.convolutions,
-        compared,
+        label=label,
+        config=config,
+        outline=record.outline,
+        recomputations=_recomputations(config),
+        flops_per_sample=TRAINING * outline.count_flops(),
+        samples_together=outline.samples_together,
+        transformer_width=outline.transformer_width,
     )
 
 
-def arithmetic(step: MicroStep) -> dict[torch.dtype, int]:
-    """Return the floating-point operations of a micro-step by the type of number, what is computed again included.
+def _recomputations(config: Any) -> dict[Recomputation, Any]:
+    """Return the values of ``model.activation_checkpointing`` by what they recompute; None if there is no such key."""
+    kind = get_type_hints(type(config.model)).get(CHECKPOINTING) if hasattr(config, "model") else None
+    if kind is None:
+        return {"none": None}
+    if get_origin(kind) is Literal:
+        return {mode: mode for mode in get_args(kind)}
+    return dict(ON_OR_OFF)
 
-    It is a step that is not logged: those take another pass back from each term of the autoencoder's loss.
+
+def count_flops(outline: StepOutline) -> dict[torch.dtype, int]:
+    """Return the floating-point operations of a micro-step by the type of number, recomputation included.
+
+    It is a step that is not logged: a logged one takes another backward pass for each term of the loss.
     """
-    if hasattr(step.module, "begin_step"):
-        step.module.begin_step(StepInfo(samples_seen=0, logged=False, adversarial=step.discriminator is not None))
-    with fused_attention(), Arithmetic() as counter:  # else it would be written out, in float32
-        take(step)
+    with fused_attention(), FlopCounter() as counter:  # without the former, attention is counted in float32
+        run_step(outline, replace(outline.info, logged=False))
     return dict(counter.flops)
 
 
@@ -118,24 +139,25 @@ def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: 
 
 
 def _attention_backward(gradient: torch.Tensor, *inputs: Any, **__: Any) -> int:
-    return 2 * _attention(*inputs)  # what the kernel computes again is not counted
+    return 2 * _attention(*inputs)  # the kernel's own recomputation is not counted
 
 
-FORMULAS = {
+FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # the one that the device "meta" can take
+    # the attention kernel that runs on the device "meta"
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 
 
-class Arithmetic(TorchDispatchMode):
-    """Counts the FLOPs of matrix products, convolutions and attention in a ``with`` block, as torch does.
+class FlopCounter(TorchDispatchMode):
+    """Counts the FLOPs of matrix products, convolutions and attention in a ``with`` block, by torch's formulas.
 
-    torch's ``FlopCounterMode`` does not say in which type of number they are, on which it depends how long they take:
-    on a V100 the KL-VAE, in float32 beside fp16, takes eight times as long.
+    torch's ``FlopCounterMode`` does not count by type of number, on which the time depends: on a V100 the KL-VAE, in
+    float32 beside fp16, takes eight times as long as in fp16.
 
     Attributes:
-        flops: by the type of number.
+        flops: floating-point operations by the type of number.
     """
 
     def __init__(self) -> None:
@@ -143,9 +165,9 @@ class Arithmetic(TorchDispatchMode):
         self.flops: Counter[torch.dtype] = Counter()
 
     def __torch_dispatch__(
-        self, operator: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, operator: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run ``operator``, on shapes by a shortcut if there is one, and count what it does."""
+        """Run ``operator``, by a shortcut on the device "meta" if there is one, and count its FLOPs."""
         kwargs = kwargs or {}
         shortcut = SHORTCUTS.get(operator) if args and getattr(args[0], "is_meta", False) else None
         result = (shortcut or operator)(*args, **kwargs)
@@ -155,18 +177,17 @@ class Arithmetic(TorchDispatchMode):
         return result
 
 
-def checkpoint_bytes(workload: Workload) -> int:
-    """Return the bytes of a checkpoint, about: DeepSpeed's files of each network, and the averaged weights.
+def checkpoint_bytes(outline: StepOutline, training: TrainingConfig) -> int:
+    """Return about how many bytes a checkpoint has: DeepSpeed's files of each network, and the exported weights.
 
-    Those hold the weights in working precision and, in float32, master weights, Adam's two moments and the averages.
+    DeepSpeed's files hold the weights in working precision and, in float32, master weights, Adam's two moments and the
+    averages. The exported weights are the first average and the frozen networks, in float32.
     """
-    training = workload.training
-    step = workload.step(workload.given, training)
-    number, total = DTYPES[training.precision].itemsize, 0
-    for module, settings in engines(step, training):
-        count = sum(parameter.numel() for parameter in module.parameters())
-        masters = int(settings.zero_stage > 0 or number < MASTER)
-        averages = len(training.ema_lengths) if module is step.module else 0
-        total += count * (number + MASTER * (masters + 2 + averages + bool(averages)))
-    beside = step.beside.parameters() if step.beside else ()
-    return total + MASTER * sum(parameter.numel() for parameter in beside)
+    number_bytes, total = DTYPES[training.precision].itemsize, 0
+    for network, settings in trained_networks(outline, training):
+        count = sum(parameter.numel() for parameter in network.parameters())
+        masters = int(settings.zero_stage > 0 or number_bytes < FLOAT32_BYTES)
+        averages = len(training.ema_lengths) if network is outline.module else 0
+        total += count * (number_bytes + FLOAT32_BYTES * (masters + 2 + averages + bool(averages)))
+    frozen = outline.frozen.parameters() if outline.frozen else ()
+    return total + FLOAT32_BYTES * sum(parameter.numel() for parameter in frozen)

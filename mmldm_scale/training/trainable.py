@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from mmldm_scale.config import AdversarialConfig
 from mmldm_scale.runs.media_log import Preview
@@ -127,19 +128,32 @@ class StepOutline:
 
     Attributes:
         module: as in :class:`Trainable`.
-        batch: a micro-batch for it, made by the trainable's own dataset.
-        discriminator: as in :class:`Trainable`.
+        batch: a micro-batch for it, made by the trainable's own dataset; see :func:`repeat_sample`.
+        count_flops: returns ``flops_per_sample`` of :class:`Trainable`. Counting may take seconds.
+        term_weights: as in :class:`Trainable`.
+        begin_step: as in :class:`Trainable`.
+        discriminator: the module of :class:`Discriminator`, if there is one.
         frozen: networks that no engine holds, in their own precision.
         info: the step that takes most memory.
-        flops_per_sample: as in :class:`Trainable`.
+        samples_together: the micro-batches of all processes together must be a multiple of this number of samples.
+        transformer_width: of the transformer in which most of the arithmetic is done; None: it is done in convolutions.
     """
 
     module: nn.Module
     batch: Batch
+    count_flops: Callable[[], float]
+    term_weights: dict[str, float] = field(default_factory=dict)
+    begin_step: Callable[[StepInfo], None] | None = None
     discriminator: nn.Module | None = None
     frozen: nn.Module | None = None
     info: StepInfo = field(default_factory=lambda: StepInfo(logged=True))
-    flops_per_sample: float = 0.0
+    samples_together: int = 1
+    transformer_width: int | None = None
+
+
+def repeat_sample(sample: Batch, count: int, device: str = "meta") -> Batch:
+    """Return a micro-batch of ``count`` times ``sample`` on ``device``; on "meta" it takes no memory."""
+    return default_collate([{name: tensor.to(device) for name, tensor in sample.items()}] * count)
 
 
 @dataclass

@@ -12,12 +12,20 @@ from mmldm_scale.models.dit import DiT
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.planning import memory
 from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.trainables.dit.trainable import outline
+from mmldm_scale.training.trainable import StepOutline
 from tests.support.allocator import allocated
 from tests.support.engine_memory import BUCKET, Net, settings
 from tests.support.tiny_models import tiny_autoencoder
-from tests.support.tiny_models.autoencoder_trainable import micro_step, settings_of
+from tests.support.tiny_models.autoencoder_trainable import settings_of, step_outline
 
 PROCESSES = 2
+SHAPES = (4, 4, 4), (4, 8, 8)  # of a DiT's latents
+
+
+def dit_outline(config: DiTTraining, device: str = "meta") -> StepOutline:
+    """Return a micro-step on small latents, its network in working precision."""
+    return memory.working_outline(lambda config: outline(config, *SHAPES, device), config)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +64,7 @@ def test_an_autoencoders_step_on_shapes_is_the_real_one(weight, recomputed):
     config = settings_of(weight, recomputed)
     counted = {}
     for device in ("meta", "cpu"):
-        step = micro_step(config, device)
+        step = step_outline(config, device)
         memory.activations(step)  # the audio image's matrices move to the device
         counted[device] = memory.activations(step)
     assert counted["meta"] == pytest.approx(counted["cpu"], rel=1e-3)  # a few copies depend on a CPU's memory formats
@@ -65,19 +73,19 @@ def test_an_autoencoders_step_on_shapes_is_the_real_one(weight, recomputed):
 
 
 def test_the_discriminator_takes_part_and_recomputation_saves():
-    plain, adversarial = (memory.predict(micro_step(c), c.training, 8) for c in (settings_of(0.0), settings_of()))
+    plain, adversarial = (memory.predict(step_outline(c), c.training, 8) for c in (settings_of(0.0), settings_of()))
     assert adversarial.activations > 2 * plain.activations  # pictures are decoded, with gradients
     assert adversarial.states.optimizer > plain.states.optimizer
-    assert memory.activations(micro_step(settings_of(0.0, recomputed=True))) < plain.activations
+    assert memory.activations(step_outline(settings_of(0.0, recomputed=True))) < plain.activations
 
 
 def test_the_kl_vae_is_whole_on_each_gpu_and_in_float32_beside_fp16():
     sizes = {}
     for precision in ("fp32", "bf16", "fp16"):
         config = settings_of(precision=precision, zero_stage=3)
-        step = micro_step(config)
+        step = step_outline(config)
         held = [
-            memory.predict(part, config.training, 8).states.parameters for part in (step, replace(step, beside=None))
+            memory.predict(part, config.training, 8).states.parameters for part in (step, replace(step, frozen=None))
         ]
         sizes[precision] = held[0] - held[1]
     count = sum(p.numel() for p in kl_vae.build(tiny_autoencoder.KL_VAE).parameters())
@@ -87,10 +95,9 @@ def test_the_kl_vae_is_whole_on_each_gpu_and_in_float32_beside_fp16():
 def test_a_dits_total_is_states_and_the_larger_of_activations_and_update():
     training = TrainingConfig(precision="fp16", zero_stage=2, micro_batch=2, ema_lengths=[0.1])
     config = DiTTraining(shards=["latents"], model=DiTConfig(depth=2, width=64, heads=4), training=training)
-    shapes = (4, 4, 4), (4, 8, 8)
-    found = memory.predict(memory.dit_step(config, *shapes), training, 4)
+    found = memory.predict(dit_outline(config), training, 4)
     with torch.device("meta"):
-        model = DiT(config.model, *shapes)
+        model = DiT(config.model, *SHAPES)
     count = sum(p.numel() for p in model.parameters())
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
     assert found.states.parameters == pytest.approx(2 * count + buffers, abs=16)
@@ -113,29 +120,23 @@ def test_a_dits_step_with_all_its_conditions_is_the_real_one_on_shapes_too(kind)
         diffusion=DiffusionConfig(continued=0.2),
         context=ContextConfig(kind, embeddings="texts.safetensors" if kind == "text" else ""),
     )
-    shapes = (4, 4, 4), (4, 8, 8)
-    steps = {device: memory.dit_step(conditioned, *shapes, device) for device in ("meta", "cpu")}
+    steps = {device: dit_outline(conditioned, device) for device in ("meta", "cpu")}
     counted = {device: memory.activations(step) for device, step in steps.items()}
     assert counted["meta"] == counted["cpu"]
-    assert counted["cpu"] > 1.5 * memory.activations(memory.dit_step(plain, *shapes))  # the branch, and its tokens
+    assert counted["cpu"] > 1.5 * memory.activations(dit_outline(plain))  # the branch, and its tokens
     names = {name for name, _ in steps["cpu"].module.named_parameters()}
     assert ("dit.embed_class.weight" in names) == (kind == "class")
     assert "dit.control.0.out.weight" in names
 
 
 def test_the_contrastive_passes_of_a_dit_count():
-    model = DiTConfig(depth=2, width=64, heads=4)
+    model, training = DiTConfig(depth=2, width=64, heads=4), TrainingConfig(precision="fp32", micro_batch=2)
     plain, contrastive = (
         memory.activations(
-            memory.dit_step(
+            dit_outline(
                 DiTTraining(
-                    shards=["latents"],
-                    model=model,
-                    contrastive=ContrastiveConfig(weight=weight),
-                    training=TrainingConfig(precision="fp32", micro_batch=2),
-                ),
-                (4, 4, 4),
-                (4, 8, 8),
+                    shards=["latents"], model=model, contrastive=ContrastiveConfig(weight=weight), training=training
+                )
             )
         )
         for weight in (0.0, 0.1)

@@ -6,10 +6,8 @@ import io
 import pytest
 
 from mmldm_scale.cli import main
-from mmldm_scale.config import load
-from mmldm_scale.planning.memory_table import CONFIGS, SHIPPED, Shipped
-from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
-from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.planning.memory_table import CONFIGS, PACKAGED
+from mmldm_scale.planning.workload import load_config
 
 ROOM = 0.9  # of a GPU; the rest is for what cannot be predicted
 
@@ -34,22 +32,22 @@ def test_the_command_prints_the_presets_the_autoencoder_and_the_memory(printed, 
     assert table[0].startswith("predicted GiB of each GPU")
     columns = "GPUs precision micro-batch weights gradients optimizer buckets activations total"
     assert " ".join(table[1].split()) == columns
-    assert len(table) == 2 + len(SHIPPED)
+    assert len(table) == 2 + len(PACKAGED)
 
 
 def test_every_size_and_data_set_is_there_for_both_kinds_of_gpu():
-    files = {file for one in SHIPPED for file in one.files}
+    files = {file for one in PACKAGED for file in one.files}
     assert {f"dit/{size}.yaml" for size in "SBL"} < files
     assert {"autoencoder/landscape.yaml", "autoencoder/audioset.yaml"} < files
-    assert {one.gpu for one in SHIPPED} == {"A800 80 GB", "V100 32 GB"}
+    assert {one.gpu for one in PACKAGED} == {"A800 80 GB", "V100 32 GB"}
 
 
-@pytest.mark.parametrize("number", range(len(SHIPPED)), ids=[f"{one.name} {one.gpu}" for one in SHIPPED])
+@pytest.mark.parametrize("number", range(len(PACKAGED)), ids=[f"{one.label} {one.gpu}" for one in PACKAGED])
 def test_a_shipped_configuration_fits_its_gpu(table, number: int):
-    one, line = SHIPPED[number], table[2 + number]
-    training = _load(one).training
-    assert line.startswith(one.name)
-    shown, _, numbers = line.removeprefix(one.name).strip().partition(f"ZeRO-{training.zero_stage}")
+    one, line = PACKAGED[number], table[2 + number]
+    training = load_config(one.trainable, [CONFIGS / file for file in one.files]).training
+    assert line.startswith(one.label)
+    shown, _, numbers = line.removeprefix(one.label).strip().partition(f"ZeRO-{training.zero_stage}")
     assert shown.split() == [str(one.gpus), "×", *one.gpu.split(), f"{training.precision},"]
     micro_batch, *parts, total = map(float, numbers.split())
     assert micro_batch == training.micro_batch
@@ -60,16 +58,9 @@ def test_a_shipped_configuration_fits_its_gpu(table, number: int):
     assert training.global_batch % (training.micro_batch * one.gpus) == 0
 
 
-def _load(one: Shipped) -> AutoencoderTraining | DiTTraining:
-    files = [CONFIGS / file for file in one.files]
-    if one.name.startswith("DiT"):
-        return load(DiTTraining, files, ["shards=DIR"])
-    return load(AutoencoderTraining, files, ["shards=DIR", "kl_vae=DIR"])
-
-
 @pytest.mark.parametrize("data", ["landscape", "aist", "audioset"])
 @pytest.mark.parametrize("cluster", ["a800", "v100_autoencoder"])
 def test_clips_are_compared_with_all_that_eight_gpus_take_at_once(data, cluster):
     files = [CONFIGS / f"autoencoder/{data}.yaml", CONFIGS / f"cluster/{cluster}.yaml"]
-    config = load(AutoencoderTraining, files, ["shards=DIR", "kl_vae=DIR"])
+    config = load_config("autoencoder", files)
     assert config.contrastive_batch == 8 * config.training.micro_batch

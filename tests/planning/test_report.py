@@ -33,18 +33,18 @@ def test_it_warns_where_the_network_dominates_and_where_gpus_are_half_empty(caps
     lines = printed(capsys, "--model", "S", "--nodes", "512", "--global-batch", "8192", "--network", "1")
     warnings = [line for line in lines if line.startswith("warning: ")]
     assert "of the time goes into sending between nodes" in warnings[0]
-    assert warnings[1].startswith("warning: with 2 at once a GPU is likely to be slower")
+    assert warnings[1].startswith("warning: with a micro-batch of 2 a GPU is likely to be slower")
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--model", "S", "--nodes", "0"], "--nodes 0 --gpus-per-node 8: 1 or more of each fits"),
-        (["--model", "S", "--samples", "0"], "--samples 0: 1 or more fits"),
-        (["--model", "S", "--network", "0"], "--network 0: GB/s from node to node, above 0, fits"),
-        (["--model", "S", "--global-batch", "0"], "--global-batch 0: 1 or more fits"),
-        (["--model", "S", "--nodes", "512"], "384 samples do not divide over 4096 GPUs"),
-        (["--model", "autoencoder"], "--preset landscape"),
+        (["--model", "S", "--nodes", "0"], "--nodes 0 --gpus-per-node 8: both must be at least 1"),
+        (["--model", "S", "--samples", "0"], "--samples 0: must be at least 1"),
+        (["--model", "S", "--network", "0"], "--network 0: GB/s between two nodes must be above 0"),
+        (["--model", "S", "--global-batch", "0"], "--global-batch 0: must be at least 1"),
+        (["--model", "S", "--nodes", "512"], "384 is no multiple of the 4096 GPUs"),
+        (["--model", "autoencoder"], "as --preset NAME or --config FILE"),
     ],
 )
 def test_mistake_is_one_line(arguments, complaint, capsys) -> None:

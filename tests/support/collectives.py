@@ -12,12 +12,14 @@ from pathlib import Path
 import deepspeed
 
 from mmldm_scale.config import TrainingConfig, load
-from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE
 from mmldm_scale.planning import memory
 from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.trainables.dit.trainable import outline
 from mmldm_scale.training.engine import deepspeed_engine as engines
 from mmldm_scale.training.engine.distributed import World, start, stop
-from tests.support.tiny_models.autoencoder_trainable import micro_step, settings_of
+from mmldm_scale.training.step import DiscriminatorStep, MicroStep
+from mmldm_scale.training.trainable import StepOutline
+from tests.support.tiny_models.autoencoder_trainable import settings_of, step_outline
 
 CASES = {  # ZeRO stage, accumulation; the autoencoder's many layers take long with ZeRO-3
     "dit": ((1, 2), (2, 1), (2, 2), (3, 2)),
@@ -26,34 +28,28 @@ CASES = {  # ZeRO stage, accumulation; the autoencoder's many layers take long w
 SENT = {"all_reduce": 2, "all_gather_into_tensor": 1, "reduce_scatter_tensor": 1}  # times (N - 1) / N of the message
 
 
-def of_a_step(step: memory.MicroStep, training: TrainingConfig, world: World) -> float:
+def of_a_step(outline: StepOutline, training: TrainingConfig, world: World) -> float:
     """Return the bytes that a process sends in a step."""
-    found = [engines.build(module, how, world) for module, how in memory.engines(step, training)]
+    built = [engines.build(network, how, world) for network, how in memory.trained_networks(outline, training)]
+    engine, *others = built
+    discriminator = None
+    if others:
+        discriminator = DiscriminatorStep(outline.discriminator, others[0], others[0].backward)
+    micro_step = MicroStep(engine, engine.backward, outline.term_weights, discriminator)
+    outline.begin_step(replace(outline.info, logged=False))
     log = deepspeed.comm.comm.comms_logger
     for _ in range(2):  # the first step is not like the others
         log.comms_dict.clear()
-        for _ in range(found[0].gradient_accumulation_steps()):
-            _micro_step(step, *found)
-            for engine in found:
-                engine.step()
+        for _ in range(engine.gradient_accumulation_steps()):
+            micro_step(outline.batch)
+            for each in built:
+                each.step()
     total = 0.0
     for name, factor in SENT.items():
         for size, (count, *_) in log.comms_dict.get(name, {}).items():
             whole = size * (world.size if name == "all_gather_into_tensor" else 1)  # DeepSpeed logs a process's part
             total += factor * count * whole * (world.size - 1) / world.size
     return total
-
-
-def _micro_step(
-    step: memory.MicroStep,
-    engine: deepspeed.DeepSpeedEngine,
-    discriminator: deepspeed.DeepSpeedEngine | None = None,
-) -> None:
-    results = engine(step.batch)
-    engine.backward(results.loss.mean())
-    if discriminator is not None:  # the model's term sends nothing
-        shown = [results.discriminator_inputs[name].detach() for name in ("real", "fake", "weight")]
-        discriminator.backward(discriminator(*shown).loss.mean())
 
 
 def trained(given: TrainingConfig, stage: int, accumulation: int) -> TrainingConfig:
@@ -71,9 +67,9 @@ def record(file: str, *overrides: str) -> int:
     """Write to ``file``, as JSON, the bytes that a process sends in a step: by "model stage accumulation"."""
     world = start(60.0)
     dit, autoencoder = load(DiTTraining, [], overrides), settings_of(micro_batch=1, precision="bf16")
-    makers: dict[str, Callable[[], memory.MicroStep]] = {
-        "dit": lambda: memory.dit_step(dit, AUDIO_SHAPE, VIDEO_SHAPE, "cpu"),
-        "autoencoder": lambda: micro_step(autoencoder, "cpu"),
+    makers: dict[str, Callable[[], StepOutline]] = {
+        "dit": lambda: outline(dit, device="cpu"),
+        "autoencoder": lambda: step_outline(autoencoder, "cpu"),
     }
     found = {}
     for model, given in (("dit", dit.training), ("autoencoder", autoencoder.training)):

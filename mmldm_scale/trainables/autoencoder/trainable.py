@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
-from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.common.device import training_device
@@ -34,7 +33,7 @@ from mmldm_scale.trainables.autoencoder.loss import Reconstruction, fake_arrange
 from mmldm_scale.trainables.clip_stream import BlankClips, Clips
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
-from mmldm_scale.training.trainable import Discriminator, StepInfo, StepOutline, Trainable
+from mmldm_scale.training.trainable import Discriminator, StepInfo, StepOutline, Trainable, repeat_sample
 
 CLASSES = 9  # of Landscape, which the planner takes; their number hardly counts
 FROZEN = "autoencoder.kl_vae."  # names of the KL-VAE's weights among the module's
@@ -76,31 +75,40 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
     )
 
 
-def outline(config: AutoencoderTraining, media: MediaConfig | None = None, classes: int = CLASSES) -> StepOutline:
-    """Return a micro-step of the autoencoder over Stable Diffusion's KL-VAE on the device "meta".
+def outline(
+    config: AutoencoderTraining,
+    media: MediaConfig | None = None,
+    classes: int = CLASSES,
+    kl_vae_config: KLVAEConfig | None = None,
+    device: str = "meta",
+) -> StepOutline:
+    """Return a micro-step of the autoencoder on ``device``.
 
     It is a logged one in which the discriminator, if there is one, takes part: that takes most memory.
 
     Args:
         media: what a clip is; None: the paper's.
         classes: number of classes of the data set.
+        kl_vae_config: of the KL-VAE; None: Stable Diffusion's.
     """
     media, micro_batch = media or MediaConfig(), config.training.micro_batch
-    with torch.device("meta"):
-        vae = kl_vae.build(KLVAEConfig())
+    with torch.device(device):
+        vae = kl_vae.build(kl_vae_config or KLVAEConfig())
         kl_vae.set_precision(vae, config.training.precision)
         group = micro_batch if contrasts(config) else 0  # other processes' clips take little of this one's memory
         module = Reconstruction(config, media, vae, [""] * classes, group)
         discriminator = _discriminator(config)
-    dataset = ClipDataset(config, BlankClips(media), module.autoencoder)
-    batch = default_collate(dataset.__getitems__(range(micro_batch)))
+    sample = ClipDataset(config, BlankClips(media), module.autoencoder)[0]
     return StepOutline(
         module=module,
-        batch={name: tensor.to("meta") for name, tensor in batch.items()},
+        batch=repeat_sample(sample, micro_batch, device),
+        count_flops=functools.partial(forward_flops, config, module.autoencoder),
+        term_weights=module.term_weights,
+        begin_step=module.begin_step,
         discriminator=discriminator.module if discriminator else None,
         frozen=vae,
         info=StepInfo(logged=True, adversarial=discriminator is not None),
-        flops_per_sample=forward_flops(config, module.autoencoder),
+        samples_together=(config.contrastive_batch or config.training.global_batch) if contrasts(config) else 1,
     )
 
 

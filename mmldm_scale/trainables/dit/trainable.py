@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from mmldm_scale.common.device import training_device
 from mmldm_scale.common.errors import UserError
@@ -32,7 +31,7 @@ from mmldm_scale.trainables.dit.dataset import LatentDataset, SampleMaker
 from mmldm_scale.trainables.dit.loss import NoisePrediction
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
-from mmldm_scale.training.trainable import StepInfo, StepOutline, Trainable
+from mmldm_scale.training.trainable import StepOutline, Trainable, repeat_sample
 
 
 def build_trainable(config: DiTTraining) -> Trainable:
@@ -70,12 +69,17 @@ def build_trainable(config: DiTTraining) -> Trainable:
     )
 
 
-def outline(config: DiTTraining, audio_shape: Shape = AUDIO_SHAPE, video_shape: Shape = VIDEO_SHAPE) -> StepOutline:
-    """Return a micro-step of the DiT on latents of these shapes, (C, H, W), on the device "meta"."""
+def outline(
+    config: DiTTraining,
+    audio_shape: Shape = AUDIO_SHAPE,
+    video_shape: Shape = VIDEO_SHAPE,
+    device: str = "meta",
+) -> StepOutline:
+    """Return a micro-step of the DiT on latents of these shapes, (C, H, W), on ``device``."""
     classes = int(config.context.kind == "class")  # their number hardly counts beside the model
     backend = config.model.attention if config.model.attention == "math" else "sdpa"  # "meta" has no other
     model = dataclasses.replace(config.model, attention=backend, compile=False)
-    with torch.device("meta"):
+    with torch.device(device):
         module = NoisePrediction(config, audio_shape, video_shape, classes, model)
     unit = {
         name: {"mean": [0.0] * shape[0], "std": [1.0] * shape[0]}
@@ -86,12 +90,13 @@ def outline(config: DiTTraining, audio_shape: Shape = AUDIO_SHAPE, video_shape: 
     audio, video = (np.zeros(shape, np.float16) for shape in (audio_shape, video_shape))
     latents = LatentSample(audio, audio, video, video, video, video)
     sample = maker.make(0, latents, context, other=latents if config.contrastive.weight else None)
-    batch = default_collate([sample] * config.training.micro_batch)
     return StepOutline(
         module=module,
-        batch={name: tensor.to("meta") for name, tensor in batch.items()},
-        info=StepInfo(logged=True),
-        flops_per_sample=forward_flops(config, audio_shape, video_shape),
+        batch=repeat_sample(sample, config.training.micro_batch, device),
+        count_flops=functools.partial(forward_flops, config, audio_shape, video_shape),
+        term_weights=module.term_weights,
+        begin_step=module.begin_step,
+        transformer_width=config.model.width,
     )
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
-from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.common.atomic_files import sha256
@@ -34,7 +33,7 @@ from mmldm_scale.trainables.kl_vae import preview
 from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.trainables.kl_vae.dataset import PictureDataset
 from mmldm_scale.trainables.kl_vae.loss import PictureReconstruction
-from mmldm_scale.training.trainable import Discriminator, StepInfo, StepOutline, Trainable
+from mmldm_scale.training.trainable import Discriminator, StepInfo, StepOutline, Trainable, repeat_sample
 
 MEASURED_CLIPS = 16  # all over the set, whose latents' standard deviation sets the scaling factor
 
@@ -98,14 +97,15 @@ def outline(config: KLVAETraining, media: MediaConfig | None = None) -> StepOutl
         vae = kl_vae.build(KLVAEConfig() if config.kl_vae else config.model)
         module = PictureReconstruction(config, vae, AudioImage(media))
         discriminator = _discriminator(config)
-    dataset = PictureDataset(config, BlankClips(media), vae)
-    batch = default_collate([dataset[position] for position in range(config.training.micro_batch)])
+    sample = PictureDataset(config, BlankClips(media), vae)[0]
     return StepOutline(
         module=module,
-        batch={name: tensor.to("meta") for name, tensor in batch.items()},
+        batch=repeat_sample(sample, config.training.micro_batch),
+        count_flops=functools.partial(_forward_flops, config, vae, media.size),
+        term_weights=module.term_weights,
+        begin_step=module.begin_step,
         discriminator=discriminator.module if discriminator else None,
         info=StepInfo(logged=True, adversarial=discriminator is not None),
-        flops_per_sample=_forward_flops(config, vae, media.size),
     )
 
 

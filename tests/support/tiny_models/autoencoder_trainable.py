@@ -1,5 +1,6 @@
 """The autoencoder's trainable on tiny clips of two classes and of none, with a tiny discriminator."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from mmldm_scale.config import AdversarialConfig, AutoencoderConfig, DecodingCon
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.planning import memory
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
-from mmldm_scale.trainables.autoencoder.trainable import build_trainable
-from mmldm_scale.training.trainable import Trainable
+from mmldm_scale.trainables.autoencoder.trainable import build_trainable, outline
+from mmldm_scale.training.trainable import StepOutline, Trainable
 from tests.support.datasets.clip_sets import write_clips
 from tests.support.tiny_models import tiny_autoencoder
 
@@ -89,8 +90,13 @@ def settings_of(weight: float = 0.1, recomputed: bool = False, **settings) -> Au
     )
 
 
-def micro_step(config: AutoencoderTraining, device: str = "meta") -> memory.MicroStep:
-    """Return a micro-step of it, on shapes alone or for real."""
-    with torch.device(device):
-        vae = kl_vae.build(tiny_autoencoder.KL_VAE)
-    return memory.autoencoder_step(config, tiny_autoencoder.MEDIA, vae, ["bar", "tone"], device)
+def step_outline(config: AutoencoderTraining, device: str = "meta") -> StepOutline:
+    """Return a micro-step of it, its networks in working precision, on the device "meta" or for real."""
+    tiny = functools.partial(
+        outline,
+        media=tiny_autoencoder.MEDIA,
+        classes=len(CLASSES),
+        kl_vae_config=tiny_autoencoder.KL_VAE,
+        device=device,
+    )
+    return memory.working_outline(tiny, config)

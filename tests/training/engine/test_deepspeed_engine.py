@@ -5,9 +5,8 @@ import torch
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import TrainingConfig, load
-from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE
-from mmldm_scale.planning.memory import dit_step
 from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.trainables.dit.trainable import outline
 from mmldm_scale.training.engine.deepspeed_engine import averaged_state, build, deepspeed_config
 from mmldm_scale.training.engine.distributed import World
 
@@ -61,7 +60,7 @@ def test_recomputation_changes_nothing_of_what_is_learned(alone: World, stage: i
         overrides = [f"model.activation_checkpointing={mode}", f"training.zero_stage={stage}"]
         config = load(DiTTraining, [], [*small, *lengths, *intervals, *overrides])
         torch.manual_seed(0)
-        step = dit_step(config, AUDIO_SHAPE, VIDEO_SHAPE, "cpu")
+        step = outline(config, device="cpu")
         for parameter in step.module.parameters():
             if not parameter.any():  # zero-initialised layers, as training opens them
                 torch.nn.init.normal_(parameter, std=0.1)
