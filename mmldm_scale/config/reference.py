@@ -16,22 +16,49 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from mmldm_scale.config.comments import comments, split_unit
 
-SECTIONS = (  # title; what it configures; its class
-    ("Training a DiT", "`mmldm train dit`", "mmldm_scale.trainables.dit.config:DiTTraining"),
-    (
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A table of the page.
+
+    Attributes:
+        title: its heading.
+        user: what reads these keys.
+        schema: "module:class" of its dataclass.
+        prefix: what its keys begin with.
+    """
+
+    title: str
+    user: str
+    schema: str
+    prefix: str = ""
+
+
+SECTIONS = (
+    Section("Training a DiT", "`mmldm train dit`", "mmldm_scale.trainables.dit.config:DiTTraining"),
+    Section(
         "Training an autoencoder",
         "`mmldm train autoencoder`",
         "mmldm_scale.trainables.autoencoder.config:AutoencoderTraining",
     ),
-    ("Training a KL-VAE", "`mmldm train kl_vae`", "mmldm_scale.trainables.kl_vae.config:KLVAETraining"),
-    ("Sampling", "`mmldm sample`", "mmldm_scale.config.sampling:Sampling"),
-    ("Reconstruction", "`mmldm reconstruct`", "mmldm_scale.config.sampling:Reconstructing"),
-    ("Variants of an ablation", "`mmldm ablation --variants`", "mmldm_scale.evaluation.ablation:Ablation"),
-    ("SLURM request of a training", "`mmldm launch --slurm`", "mmldm_scale.launch.launch:TrainingRequest"),
-    ("Preparing shards", "`data_tools/shard.py clips` and `latents`", "data_tools.config:Preparation"),
-    ("Measuring videos", "`data_tools/shard.py measure`", "data_tools.config:MeasureConfig"),
-    ("Selecting videos", "`data_tools/shard.py select`", "data_tools.config:Selection"),
-    ("SLURM request of a preparation", "`data_tools/shard.py --slurm`", "mmldm_scale.cluster.submit:JobRequest"),
+    Section("Training a KL-VAE", "`mmldm train kl_vae`", "mmldm_scale.trainables.kl_vae.config:KLVAETraining"),
+    Section("Sampling", "`mmldm sample`", "mmldm_scale.config.sampling:Sampling"),
+    Section("Reconstruction", "`mmldm reconstruct`", "mmldm_scale.config.sampling:Reconstructing"),
+    Section("Variants of an ablation", "`mmldm ablation --variants`", "mmldm_scale.evaluation.ablation:Ablation"),
+    Section("SLURM request of a training", "`mmldm launch --slurm`", "mmldm_scale.launch.launch:TrainingRequest"),
+    Section("Preparing shards", "`shard.py clips` and `all`", "data_tools.config:Preparation"),
+    *(
+        Section(f"Source {kind}", f"`--source {kind}`", f"data_tools.sources.{kind}:{name}", "source.")
+        for kind, name in (
+            ("folder", "FolderOptions"),
+            ("audioset", "AudioSetOptions"),
+            ("landscape", "LandscapeOptions"),
+            ("aist", "AISTOptions"),
+        )
+    ),
+    Section("Measuring videos", "`shard.py measure`", "data_tools.config:MeasureConfig"),
+    Section("Selecting videos", "`shard.py select`", "data_tools.config:Selection"),
+    Section("SLURM request of a preparation", "`shard.py --slurm`", "mmldm_scale.cluster.submit:JobRequest"),
 )
 HEAD = """\
 # Reference of the configuration
@@ -44,16 +71,17 @@ set; `null` stands for no value. `make docs` writes this page from the comments 
 
 def page() -> str:
     """Return the page in Markdown."""
-    parts = [HEAD, "\n".join(f"- [{title}](#{_anchor(title)}): {what}" for title, what, _ in SECTIONS) + "\n"]
-    for title, what, place in SECTIONS:
-        schema = _resolve(place)
-        intro = _first_paragraph(schema)
-        rows = "\n".join(_rows(schema, schema, ""))
-        intro = intro if intro.startswith("`") else f"{what}: {intro}"
-        parts.append(
-            f"## {title}\n\n{intro}\n\n| key | type | default | unit | meaning |\n|---|---|---|---|---|\n{rows}\n"
-        )
-    return "\n".join(parts)
+    contents = "\n".join(f"- [{section.title}](#{_anchor(section.title)}): {section.user}" for section in SECTIONS)
+    return "\n".join([HEAD, f"{contents}\n", *map(_table, SECTIONS)])
+
+
+def _table(section: Section) -> str:
+    schema = _resolve(section.schema)
+    intro = _first_paragraph(schema)
+    intro = intro if section.user in intro else f"{section.user}: {intro}"
+    rows = "\n".join(_rows(schema, schema, section.prefix))
+    head = "| key | type | default | unit | meaning |\n|---|---|---|---|---|"
+    return f"## {section.title}\n\n{intro}\n\n{head}\n{rows}\n"
 
 
 def _rows(schema: type, defaults: Any, prefix: str) -> Iterator[str]:

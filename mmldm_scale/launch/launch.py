@@ -13,6 +13,7 @@ ranks have to save together: submitit's own handler would call ``checkpoint()`` 
 import argparse
 import contextlib
 import os
+import runpy
 import shlex
 import shutil
 import sys
@@ -59,17 +60,18 @@ class TrainingRequest(Resources):
 
 @dataclass(frozen=True)
 class FirstProcess:
-    """What submitit calls in a job's first process: ``mmldm`` with ``arguments``."""
+    """What submitit calls in a job's first process: ``mmldm`` with ``arguments``, as ``python -m`` would run it."""
 
     arguments: tuple[str, ...]
 
     def __call__(self) -> None:
         """Run the command; raise SystemExit unless it succeeds."""
-        from mmldm_scale import cli
-
-        status = cli.main(self.arguments)
-        if status:
-            sys.exit(status)
+        sys.argv[1:] = self.arguments
+        try:
+            runpy.run_module("mmldm_scale.cli", run_name="__main__")
+        except SystemExit as end:
+            if end.code:  # submitit takes any SystemExit for a failure
+                raise
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Return what submitit submits if a signal comes before the command runs: the same command."""

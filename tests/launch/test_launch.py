@@ -12,7 +12,7 @@ from mmldm_scale.cli import main
 from mmldm_scale.cluster import code_snapshot
 from mmldm_scale.cluster.submit import read_request
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.launch.launch import TrainingRequest
+from mmldm_scale.launch.launch import FirstProcess, TrainingRequest
 from mmldm_scale.launch.sweep import compose
 from mmldm_scale.trainables.dit.config import DiTTraining
 from tests.support.datasets.latent_sets import write_latents
@@ -136,6 +136,14 @@ def test_the_job_gets_the_environment_of_the_shell_and_the_user_a_few_lines(late
     assert "job 4711: mmldm train dit on 1 × 2 tasks\n" in done.stdout
     assert f"tail -F {folder}/4711_*_log.out\n" in done.stdout
     assert config.load(DiTTraining, [folder / "config.yaml"]).run == str(tmp_path / "run")
+
+
+def test_the_first_process_of_a_job_runs_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["submitit"])
+    FirstProcess(("train", "dit", "--print-config"))()
+    assert "trainable: dit" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        FirstProcess(("train", "dit", "model.dept=3"))()
 
 
 def test_a_snapshot_is_the_package_that_runs_here(tmp_path):
