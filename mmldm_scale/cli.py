@@ -7,12 +7,12 @@ command runs.
 import argparse
 import importlib
 import importlib.metadata
-import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 
+from mmldm_scale.cluster import slurm
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.doctor import command as doctor
 from mmldm_scale.evaluation import arguments as evaluation
@@ -37,7 +37,7 @@ ways to start a training:
   mmldm train …                  in this process
   mmldm train … --processes N    in N processes on this machine
   mmldm launch train …           as a SLURM job, or a sweep as an array of jobs
-  mmldm train … --launch srun    inside a SLURM job: as its tasks, queued again after a failure (slurm/*.sh do this)
+  mmldm train … --under srun     inside a SLURM job: as its tasks; requeues the job after a failure (slurm/*.sh)
 """
 
 
@@ -162,7 +162,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _print_once(line: str) -> None:
     """Print ``line`` to standard error. Ranks other than 0 wait first: if rank 0 failed too, the launcher ends them."""
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) > 0:
+    if slurm.rank() > 0:
         time.sleep(10)
     print(line, file=sys.stderr, flush=True)
     _wait_for_srun()
@@ -170,7 +170,7 @@ def _print_once(line: str) -> None:
 
 def _wait_for_srun() -> None:
     """Under srun, wait a second: it ends the step when a task exits, and may lose the last lines of the task."""
-    if "SLURM_STEP_ID" in os.environ:
+    if slurm.in_step():
         time.sleep(1)
 
 

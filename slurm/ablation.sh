@@ -7,30 +7,30 @@
 #
 # Submit it from the project's root folder. The arguments go on to `mmldm ablation` (for Table 6: `--variants
 # configs/ablation/table6.yaml`). Two minutes before the time limit the run in progress saves a checkpoint and the job is
-# queued again; so is a job whose run failed, up to three times from the same checkpoint. Submit a stopped ablation once
+# requeued; so is a job whose run failed, up to three times from the same checkpoint. Submit a stopped ablation once
 # more to resume it.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu
 ##SBATCH --account=my_project
-#SBATCH --constraint=a800    # your cluster's name for such nodes (sinfo --format=%f); delete it if there is none
+#SBATCH --constraint=a800    # your cluster's name for such nodes (sinfo --format=%f); delete the line if there is none
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
 #SBATCH --ntasks-per-node=8  # one task a GPU
 #SBATCH --cpus-per-task=8    # for the task and its loader workers (training.workers)
-#SBATCH --mem=0              # all that a node has
+#SBATCH --mem=0              # all memory of the node
 #SBATCH --time=24:00:00
 #
 # Leave:
 #SBATCH --job-name=ablation
 #SBATCH --output=slurm-%x-%j.out
-#SBATCH --open-mode=append   # a job that is queued again continues the file
+#SBATCH --open-mode=append   # a requeued job appends to the same file
 #SBATCH --requeue
-#SBATCH --signal=USR1@120    # to the tasks, this many seconds before the time is up
+#SBATCH --signal=USR1@120    # sent to the tasks 120 seconds before the time limit
 
 set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
 examine
 export MMLDM_DOCTOR=off  # or each variant's training would run it again
-exec mmldm ablation --launch "srun --kill-on-bad-exit=1" "$@"
+exec mmldm ablation --under "srun --kill-on-bad-exit=1" "$@"

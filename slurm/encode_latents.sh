@@ -4,13 +4,13 @@
 #   sbatch slurm/encode_latents.sh --input data/clips --output data/latents --autoencoder runs/autoencoder
 #   sbatch --array=0-7 --constraint=v100 slurm/encode_latents.sh --input …
 #
-# Submit it from the project's root folder; the arguments go on to `python data_tools/shard.py latents`. The tasks of an
-# array share the shards, and any of them may be lost. Stopped, it carries on when it is submitted once more.
+# Submit it from the project's root folder; the arguments are passed to `python data_tools/shard.py latents`. The tasks of an
+# array share the shards, and any of them may fail. A stopped array resumes when it is submitted again.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu
 ##SBATCH --account=my_project
-#SBATCH --constraint=a800    # your cluster's name for such nodes (sinfo --format=%f); delete it if there is none
+#SBATCH --constraint=a800    # your cluster's name for such nodes (sinfo --format=%f); delete the line if there is none
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=1
 #SBATCH --ntasks-per-node=1
@@ -21,7 +21,7 @@
 # Leave:
 #SBATCH --job-name=encode_latents
 #SBATCH --output=slurm-%x-%j.out
-#SBATCH --open-mode=append   # queued again, it goes on in the same file
+#SBATCH --open-mode=append   # a requeued job appends to the same file
 #SBATCH --requeue
 
 set -euo pipefail

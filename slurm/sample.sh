@@ -5,13 +5,13 @@
 #       --config configs/sample/audioset.yaml
 #   sbatch --array=0-31 --constraint=v100 slurm/sample.sh --checkpoint runs/dit_L --task v2a --input videos …
 #
-# Submit it from the project's root folder; the arguments go on to `mmldm sample`. Submitted once more, it makes what is
+# Submit it from the project's root folder; the arguments are passed to `mmldm sample`. Submitted once more, it makes what is
 # missing. The samples do not depend on how many tasks share them.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu
 ##SBATCH --account=my_project
-#SBATCH --constraint=a800    # your cluster's name for such nodes (sinfo --format=%f); delete it if there is none
+#SBATCH --constraint=a800    # your cluster's name for such nodes (sinfo --format=%f); delete the line if there is none
 #SBATCH --array=0-7          # 8 tasks share the samples
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=1
@@ -23,7 +23,7 @@
 # Leave:
 #SBATCH --job-name=sample
 #SBATCH --output=slurm-%x-%A-%a.out
-#SBATCH --open-mode=append   # queued again, it goes on in the same file
+#SBATCH --open-mode=append   # a requeued job appends to the same file
 #SBATCH --requeue
 
 set -euo pipefail

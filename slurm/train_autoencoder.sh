@@ -5,30 +5,30 @@
 #   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_autoencoder.sh \
 #       --config configs/cluster/v100_autoencoder.yaml shards=data/clips kl_vae=weights/sd/vae run=runs/autoencoder
 #
-# Submit it from the project's root folder; the arguments go on to `mmldm train autoencoder`. Two minutes before its
-# time is up the run saves and queues up again; a run that failed does too, up to three times from the same checkpoint.
-# One that was stopped carries on when it is submitted once more.
+# Submit it from the project's root folder; the arguments are passed to `mmldm train autoencoder`. Two minutes before the time
+# limit the run saves and the job is requeued; after a failure it is requeued, too, up to three times from the same
+# checkpoint. A run that was stopped resumes when it is submitted again.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu
 ##SBATCH --account=my_project
-#SBATCH --constraint=a800    # your cluster's name for such nodes (sinfo --format=%f); delete it if there is none
+#SBATCH --constraint=a800    # your cluster's name for such nodes (sinfo --format=%f); delete the line if there is none
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
 #SBATCH --ntasks-per-node=8  # one task a GPU
 #SBATCH --cpus-per-task=8    # for the task and its loader workers (training.workers)
-#SBATCH --mem=0              # all that a node has
+#SBATCH --mem=0              # all memory of the node
 #SBATCH --time=24:00:00
 #
 # Leave:
 #SBATCH --job-name=train_autoencoder
 #SBATCH --output=slurm-%x-%j.out
-#SBATCH --open-mode=append   # queued again, it goes on in the same file
+#SBATCH --open-mode=append   # a requeued job appends to the same file
 #SBATCH --requeue
-#SBATCH --signal=USR1@120    # to the tasks, this many seconds before the time is up
+#SBATCH --signal=USR1@120    # sent to the tasks 120 seconds before the time limit
 
 set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
-exec mmldm train autoencoder --launch "srun --kill-on-bad-exit=1" \
+exec mmldm train autoencoder --under "srun --kill-on-bad-exit=1" \
     --config configs/autoencoder/audioset.yaml --config configs/cluster/a800.yaml "$@"

@@ -1,7 +1,7 @@
-"""A copy of the code for a job: editing the project while the job waits, runs or is queued again changes nothing.
+"""A copy of the code for a job, so that edits do not reach a job that waits, runs or is requeued.
 
-``take(folder)`` copies the package as it is imported here, whether committed, changed or installed, and notes what it
-is a copy of. submitit's own snapshot needs rsync and a git clone, and leaves out new files.
+``take(folder)`` copies the package that this process imports, whether committed, changed or installed, and records its
+origin. submitit's own snapshot needs rsync and a git clone, and leaves out new files.
 """
 
 import shutil
@@ -13,7 +13,7 @@ from pathlib import Path
 import mmldm_scale
 
 PACKAGE = Path(mmldm_scale.__file__).resolve().parent
-PROLOGUE = PACKAGE.parent / "slurm" / "prologue.sh"  # only beside a checkout
+PROLOGUE = PACKAGE.parent / "slurm" / "prologue.sh"  # exists in a checkout only
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class CodeSnapshot:
     """The copy.
 
     Attributes:
-        folder: what PYTHONPATH has to name; with ``origin.txt``, and ``changes.patch`` for a package with changes.
-        prologue: the copied prologue of the job scripts, if there is one.
-        origin: what it is a copy of, in a few words.
+        folder: to put on PYTHONPATH; contains ``origin.txt``, and ``changes.patch`` if there are uncommitted changes.
+        prologue: the copied prologue of the job scripts; None if the package is installed.
+        origin: the commit or version that was copied.
     """
 
     folder: Path
@@ -32,7 +32,7 @@ class CodeSnapshot:
 
 
 def take(folder: Path) -> CodeSnapshot:
-    """Copy the package that this process runs into ``folder``, which is made."""
+    """Copy the package that this process runs into ``folder``, which is created."""
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     prologue = Path(shutil.copy2(PROLOGUE, folder)) if PROLOGUE.is_file() else None
     origin, changes = _describe()
@@ -43,15 +43,15 @@ def take(folder: Path) -> CodeSnapshot:
 
 
 def _describe() -> tuple[str, bool]:
-    """Return what the package is, and whether git tells of changes in it."""
-    if not _git("ls-files", "__init__.py"):  # installed, be it below somebody else's checkout
+    """Return the commit or version of the package, and whether it has uncommitted changes."""
+    if not _git("ls-files", "__init__.py"):  # installed, possibly inside another project's checkout
         return f"{PACKAGE.name} {metadata.version(PACKAGE.name)}, as installed in {PACKAGE.parent}", False
     changes = bool(_git("status", "--short", "--", "."))
     return f"commit {_git('rev-parse', 'HEAD').strip()}{', with changes' if changes else ''}", changes
 
 
 def _git(*arguments: str) -> str:
-    """Return what git prints about the package; nothing if it is in no checkout, or git is not here."""
+    """Return git's output in the package's folder; empty outside of a checkout or without git."""
     try:
         done = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, errors="replace")
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """Requeues a training job that failed, a limited number of times: the process that a batch script runs around ``srun``.
 
-``mmldm train … --launch "srun --kill-on-bad-exit=1"`` is the one process of the job that no failing rank ends. It runs
+``mmldm train … --under "srun --kill-on-bad-exit=1"`` is the one process of the job that no failing rank ends. It runs
 the training and decides afterwards whether to requeue the job. srun's exit status is the same for most causes, so a
 rank that ends on purpose writes its status to a file (:func:`report_exit_status`). Any other end is a failure.
 
@@ -187,7 +187,7 @@ class _Child:
         try:
             self._process = subprocess.Popen(command, preexec_fn=lambda: die_with_parent(signal.SIGTERM))
         except FileNotFoundError as error:
-            raise UserError(f"--launch: {error.filename}: no such program") from None
+            raise UserError(f"--under: {error.filename}: no such program") from None
 
     def wait(self) -> int:
         """Return the exit status; 128 + the signal's number if a signal ended the command."""

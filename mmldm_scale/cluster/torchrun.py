@@ -1,8 +1,7 @@
-"""Several processes on this machine alone, without SLURM: torch's elastic launcher, called from Python.
+"""``--processes N``: starts N processes on this machine, without SLURM, through torch's elastic launcher.
 
-``run(4, ["train", "dit", …])`` does what ``torchrun --standalone --nproc-per-node 4 -m mmldm_scale.cli train dit …``
-does, but a failing process shows its own message once, without the launcher's traceback around it, and no process
-outlives the launcher.
+``run(4, ["train", "dit", …])`` is ``torchrun --standalone --nproc-per-node 4 -m mmldm_scale.cli train dit …`` without
+the launcher's traceback after a failure, and no process outlives the launcher.
 """
 
 import logging
@@ -20,10 +19,10 @@ from mmldm_scale.common.processes import LAUNCHER
 def run(processes: int, arguments: Sequence[str]) -> int:
     """Run ``mmldm`` with ``arguments`` in ``processes`` processes; return the first failure's exit status, or 0.
 
-    A signal that ends the launcher, SIGTERM or Ctrl-C, is passed on to the processes first.
+    SIGTERM and Ctrl-C are passed on to the processes before the launcher ends.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    os.environ[LAUNCHER] = str(os.getpid())  # killed, or signalled while it starts them, it leaves the processes behind
+    os.environ[LAUNCHER] = str(os.getpid())  # torch leaves the processes behind if the launcher is killed
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     launch = LaunchConfig(
         min_nodes=1,
@@ -40,6 +39,6 @@ def run(processes: int, arguments: Sequence[str]) -> int:
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-    except SignalException as error:  # the launcher has passed it on, and the processes have ended
+    except SignalException as error:  # passed on already; the processes have ended
         return 128 + error.sigval
     return 0

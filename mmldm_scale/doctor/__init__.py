@@ -1,5 +1,5 @@
-"""``mmldm doctor``: is everything in order here for what is to run? One line for each thing looked at.
+"""``mmldm doctor``: checks the machine, the environment and the data before a training, one line for each result.
 
-Each module looks after one subject; a check is a plain function that yields findings. ``examination.py`` chooses the
-checks, gives each its time and puts together what all ranks found.
+Each module checks one subject; a check is a function that yields findings. ``examination.py`` chooses the checks, runs
+each with a time limit and merges the findings of all ranks.
 """

@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check what ``args`` name; return 0, or 1 if there is trouble.
+    """Check what ``args`` name; return 0, or 1 if a finding is an error.
 
     Raises:
-        UserError: the configuration cannot work.
+        UserError: the configuration is not valid.
     """
     if not args.processes:
         die_with_launcher(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The GPU of this process, what the driver says of those of the node, and attention on it against float64."""
+"""Checks of the GPU of this process, of the driver of the node's GPUs, and of attention against float64."""
 
 import os
 import re
@@ -7,70 +7,73 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from mmldm_scale.cluster import slurm
 from mmldm_scale.common import rng
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import Backend
 from mmldm_scale.doctor.findings import Finding
 from mmldm_scale.models import attention as kernels
 
-FREE = 0.9  # of a GPU's memory
-SHAPE = (2, 3, 399, 64)  # (B, H, N, D): the DiT's tokens and width of a head
-# The largest error of attention and its gradient in a type of number, relative to the largest value.
-BOUNDS = {torch.float16: 1e-2, torch.bfloat16: 4e-2, torch.float32: 1e-3}
+FREE = 0.9  # share of a GPU's memory below which another process seems to use it
+SHAPE = (2, 3, 399, 64)  # (B, H, N, D), with the number of tokens and the head width of the DiT
+# Largest allowed error of attention and its gradients, relative to the largest value.
+TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 4e-2, torch.float32: 1e-3}
 QUERY = "index,name,driver_version,memory.used,memory.total,ecc.errors.uncorrected.volatile.total"
-V100 = "make install CONSTRAINTS=constraints-cu126.txt has those of V100s"
+V100 = "for V100s: make install CONSTRAINTS=constraints-cu126.txt"
 
 
 def device(local_rank: int) -> torch.device:
-    """Return what process ``local_rank`` of a node computes on."""
+    """Return the device of process ``local_rank`` of a node."""
     on_gpu = torch.cuda.is_available() and local_rank < torch.cuda.device_count()
     return torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
 
 
 def gpu(local_rank: int) -> Iterator[Finding]:
-    """Look at the GPU of this process: whether there is one, has kernels in this torch, and is free."""
+    """Check that this process has a GPU, that this torch has kernels for it, and that its memory is free."""
     if not torch.cuda.is_available():
         yield _without_gpu()
         return
     count = torch.cuda.device_count()
     if local_rank >= count:
-        remedy = "one task a GPU fits: --ntasks-per-node"
-        yield Finding("trouble", "GPU", f"process {local_rank} of this node has none: torch sees {count}", remedy)
+        remedy = "use one task for each GPU: --ntasks-per-node"
+        yield Finding("error", "GPU", f"none for process {local_rank} of this node: torch sees {count}", remedy)
         return
     name, capability = torch.cuda.get_device_name(local_rank), torch.cuda.get_device_capability(local_rank)
     if not has_kernels(capability, torch.cuda.get_arch_list()):
         built = " ".join(torch.cuda.get_arch_list())
         shown = ".".join(map(str, capability))
-        yield Finding("trouble", "GPU", f"{name} ({shown}): torch {torch.__version__} has kernels for {built}", V100)
+        yield Finding("error", "GPU", f"{name} ({shown}): torch {torch.__version__} has kernels for {built}", V100)
         return
     free, total = (size / 2**30 for size in torch.cuda.mem_get_info(local_rank))
     text = f"{count} × {name} ({capability[0]}.{capability[1]})"
     if free < FREE * total:
         used = f"GPU {local_rank}: {free:.1f} of {total:.1f} GiB are free"
-        yield Finding("warning", "GPU", f"{used}: another process is on it", "nvidia-smi shows whose")
+        yield Finding("warning", "GPU", f"{used}: another process uses it", "nvidia-smi lists the processes")
     else:
         yield Finding("ok", "GPU", f"{text}, {free:.0f} of {total:.0f} GiB free")
 
 
 def _without_gpu() -> Finding:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = _nvidia_smi("--query-gpu=name,driver_version")
+    installed = _nvidia_smi("--query-gpu=name,driver_version")
     if hidden is not None and not hidden.strip():
         return Finding("warning", "GPU", "none: CUDA_VISIBLE_DEVICES is empty; computing on the CPU")
-    if there:
-        name, driver = there.splitlines()[0].split(", ")
+    if installed:
+        name, driver = installed.splitlines()[0].split(", ")
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is a build for CPUs"
-        text = f"{name} (driver {driver}) is there, but torch {torch.__version__} cannot use it: it {built}"
-        return Finding("trouble", "GPU", text, "a newer driver, or a torch built for an older CUDA")
-    if int(os.environ.get("SLURM_GPUS_ON_NODE", "0")):
-        return Finding("trouble", "GPU", "SLURM gave this job GPUs, but there is no driver", "look after the node")
+        text = f"{name} (driver {driver}) cannot be used by torch {torch.__version__}, which {built}"
+        return Finding("error", "GPU", text, "install a newer driver, or a torch for an older CUDA")
+    if slurm.gpus_on_node():
+        remedy = "exclude the node (--exclude) and have its driver repaired"
+        return Finding("error", "GPU", "SLURM allocated GPUs, but the driver does not answer", remedy)
     return Finding("warning", "GPU", "none; computing on the CPU")
 
 
 def has_kernels(capability: tuple[int, int], built: Sequence[str]) -> bool:
     """Return whether a torch built for ``built`` ("sm_80", "compute_90") runs on a GPU of ``capability``.
 
-    Machine code runs on GPUs of the same major version and no smaller minor one; PTX on all newer ones.
+    Machine code ("sm") runs on GPUs of the same major version and the same or a later minor version; PTX ("compute")
+    on all later GPUs.
     """
     for kind, major, minor in re.findall(r"(sm|compute)_(\d+)(\d)[af]?\b", " ".join(built)):
         target = int(major), int(minor)
@@ -80,26 +83,26 @@ def has_kernels(capability: tuple[int, int], built: Sequence[str]) -> bool:
 
 
 def node() -> Iterator[Finding]:
-    """Read what the driver says of each GPU of the node."""
-    said = _nvidia_smi(f"--query-gpu={QUERY}")
-    if said:
-        yield from health(said)
+    """Check what the driver reports of each GPU of the node."""
+    table = _nvidia_smi(f"--query-gpu={QUERY}")
+    if table:
+        yield from health(table)
 
 
-def health(said: str) -> Iterator[Finding]:
-    """Read nvidia-smi's table, one line a GPU, with the columns of QUERY."""
-    rows = [line.split(", ") for line in said.splitlines() if line.strip()]
+def health(table: str) -> Iterator[Finding]:
+    """Check ``table``, which nvidia-smi prints: a line for each GPU, with the columns of QUERY."""
+    rows = [line.split(", ") for line in table.splitlines() if line.strip()]
     for index, name, _, _, _, errors in rows:
         if errors.isdecimal() and int(errors):
-            text = f"GPU {index} ({name}): {errors} memory errors that could not be corrected"
-            yield Finding("trouble", "driver", text, "leave out this node (--exclude) and have it looked after")
+            text = f"GPU {index} ({name}): {errors} uncorrected memory errors"
+            yield Finding("error", "driver", text, "exclude the node (--exclude) and have the GPU replaced")
     drivers = sorted({row[2] for row in rows})
     if len(drivers) == 1:
         yield Finding("ok", "driver", f"{drivers[0]}, {len(rows)} GPU(s)")
 
 
 def _nvidia_smi(query: str) -> str:
-    """Return what nvidia-smi says, without headings and units; nothing where there is none."""
+    """Return the output of nvidia-smi, without headings and units; empty where there is none."""
     try:
         command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=15)
@@ -108,44 +111,50 @@ def _nvidia_smi(query: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def working_precision(where: torch.device) -> torch.dtype:
-    """Return the type that training on ``where`` takes if nobody says: bfloat16, on GPUs without it float16."""
-    if where.type == "cpu":
+def default_precision(device: torch.device) -> torch.dtype:
+    """Return the default type of a training: bfloat16, float16 on GPUs without bfloat16, float32 on CPUs."""
+    if device.type == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(where) >= (8, 0) else torch.float16
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
-def attention(where: torch.device, dtype: torch.dtype, wanted: Backend = "auto") -> Iterator[Finding]:
-    """Hold each backend that can run on ``where`` in ``dtype`` against float64, forward and backward."""
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
+def attention(device: torch.device, dtype: torch.dtype, backend: Backend = "auto") -> Iterator[Finding]:
+    """Compare each backend that runs on ``device`` in ``dtype`` with float64, forward and backward.
+
+    Args:
+        backend: the one that the configuration asks for.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     try:
-        chosen = kernels.choose_backend(wanted, where, dtype)
-    except UserError as error:
-        yield Finding("trouble", "attention", str(error))
-        chosen = kernels.choose_backend("auto", where, dtype)
+        chosen = kernels.choose_backend(backend, device, dtype)
+    except UserError as problem:
+        yield Finding("error", "attention", str(problem))
+        chosen = kernels.choose_backend("auto", device, dtype)
     draw = rng.generator(0, "doctor/attention", 0).standard_normal
     inputs = [torch.from_numpy(draw(SHAPE)) for _ in range(3)]
     expected = _forward_and_backward(inputs, "math")
-    errors, absent = [], []
+    results, unavailable = [], []
     for name in kernels.KERNELS:
         try:
-            backend = kernels.choose_backend(name, where, dtype)
-        except UserError as error:
-            absent.append(f"{name} not here ({str(error).partition(': ')[2].split(': ')[-1].partition(';')[0]})")
+            kernel = kernels.choose_backend(name, device, dtype)
+        except UserError as problem:
+            reason = str(problem).partition(": ")[2].split(": ")[-1].partition(";")[0]
+            unavailable.append(f"{name} unavailable ({reason})")
             continue
-        found = _forward_and_backward([x.to(where, dtype) for x in inputs], backend)
-        pairs = zip(found, expected, strict=True)
+        actual = _forward_and_backward([x.to(device, dtype) for x in inputs], kernel)
+        pairs = zip(actual, expected, strict=True)
         error = max(((a.double().cpu() - b).abs().max() / b.abs().max()).item() for a, b in pairs)
-        errors.append(f"{name} {error:.0e}")
-        if not error < BOUNDS[dtype]:
-            text = f"{name} is {error:.1g} off float64 in {dtype}, more than {BOUNDS[dtype]:g}"
-            yield Finding("trouble", "attention", text, "model.attention=math fits until its package is mended")
-    yield Finding("ok", "attention", f"{wanted} → {chosen}; off float64: {', '.join([*errors, *absent])}")
+        results.append(f"{name} {error:.0e}")
+        if not error < TOLERANCES[dtype]:  # true for NaN, too
+            text = f"{name} has an error of {error:.1g} against float64 in {dtype}; {TOLERANCES[dtype]:g} is allowed"
+            yield Finding("error", "attention", text, "use model.attention=math and report it to the kernel's project")
+    outcome = ", ".join([*results, *unavailable])
+    yield Finding("ok", "attention", f"{backend} → {chosen}; error against float64: {outcome}")
 
 
 def _forward_and_backward(inputs: list[torch.Tensor], backend: Backend) -> list[torch.Tensor]:
-    """Return attention's value and the gradients of its square's mean."""
+    """Return the output of attention, and the gradients of the sum of its squares with respect to q, k and v."""
     q, k, v = (x.detach().clone().requires_grad_() for x in inputs)
     out = kernels.attention(q, k, v, backend)
     gradients = torch.autograd.grad(out.double().square().sum(), (q, k, v))

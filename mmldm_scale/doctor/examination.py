@@ -1,6 +1,6 @@
-"""``mmldm doctor``: chooses the checks, has each rank make its own, and prints what all of them found.
+"""``mmldm doctor``: chooses the checks, runs them on every rank, and prints the findings of all ranks.
 
-Every rank looks at its GPU; the first of each node at the machine and the shards; all of them at one another.
+Every rank checks its GPU, the first rank of each node the machine and the shards, all ranks together their agreement.
 """
 
 import argparse
@@ -10,84 +10,86 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from mmldm_scale import config
-from mmldm_scale.config import Backend, ShardTraining, arguments
+from mmldm_scale.cluster import slurm
+from mmldm_scale.config import Backend, Precision, ShardTraining, arguments
 from mmldm_scale.doctor import devices, host, ranks, shards, software, storage
-from mmldm_scale.doctor.findings import Check, Finding, examine, report, worst
+from mmldm_scale.doctor.findings import Check, Finding, report, run_check, worst_level
 from mmldm_scale.doctor.ranks import Ranks
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.trainables.registry import registered
 
-MEETING = 60.0  # seconds
+JOIN_TIMEOUT = 60.0  # seconds in which all ranks have to join
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be examined.
+    """What to check.
 
     Attributes:
-        run: where the run goes.
-        shards: folders and URLs of sets.
-        quick: as the first step of a job, in seconds.
+        run: the run folder.
+        shards: folders and URLs of shard sets.
+        quick: only what takes seconds, as the first step of a job.
         workers: loader workers of each process.
-        kept: checkpoints that stay.
-        checkpoint: says how many bytes one has; may take seconds.
-        precision: to train in; empty: what the GPU is best at.
-        attention: the backend that is wanted.
+        keep_checkpoints: number of checkpoints that are kept.
+        checkpoint_bytes: returns the size of a checkpoint, in bytes; may take seconds.
+        precision: of the training; empty: the best one of the GPU.
+        attention: the attention backend that the configuration asks for.
     """
 
     run: Path = Path("runs")
     shards: list[str] = field(default_factory=list)
     quick: bool = False
     workers: int = 0
-    kept: int = 0
-    checkpoint: Callable[[], int] = lambda: 0
-    precision: str = ""
+    keep_checkpoints: int = 0
+    checkpoint_bytes: Callable[[], int] = lambda: 0
+    precision: Precision | Literal[""] = ""
     attention: Backend = "auto"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examine what the arguments of ``mmldm doctor`` name; return 0, or 1 if there is trouble.
+    """Check what the arguments of ``mmldm doctor`` name; return 0, or 1 if a finding is an error.
 
     Raises:
-        UserError: the configuration does not fit.
+        UserError: the configuration is not valid.
     """
     request = read_request(args)
-    (meeting, *_), here = _meet()
+    (join_finding, *_), here = _join()
     if here is None:
-        print(meeting.line(), file=sys.stderr, flush=True)
+        print(join_finding.line(), file=sys.stderr, flush=True)
         return 1
-    found = [finding for check in checks(request, here) for finding in examine(check)]
+    findings = [finding for check in checks(request, here) for finding in run_check(check)]
     try:
-        by_rank, hosts = here.gather(found), here.gather(ranks.host())
+        by_rank, hosts = here.gather(findings), here.gather(slurm.node_name())
         if here.rank == 0:
             print("\n".join(report(by_rank, hosts)), flush=True)
         here.gather(None)
-    except RuntimeError as error:  # a rank has died, or hangs: each tells what it knows
-        lost = Finding("trouble", "ranks", f"lost while they were looked at: {' '.join(str(error).split())[:200]}")
-        print("\n".join(finding.line(ranks.host()) for finding in [*found, lost]), flush=True)
+    except RuntimeError as error:  # a rank died or hangs: each of the others prints its own findings
+        lost = Finding("error", "ranks", f"a rank was lost during the checks: {' '.join(str(error).split())[:200]}")
+        print("\n".join(finding.line(slurm.node_name()) for finding in [*findings, lost]), flush=True)
         return 1
     finally:
         ranks.leave(here)
-    if here.rank or worst(by_rank) != "trouble":
+    if here.rank or worst_level(by_rank) != "error":
         return 0
-    if "SLURM_STEP_ID" in os.environ:  # srun would end the others as well, and might cut off what was just said
+    if slurm.in_step():  # srun ends the step when a task exits, and may lose its last lines
         time.sleep(1)
     return 1
 
 
 def read_request(args: argparse.Namespace) -> Request:
-    """Return what the arguments ask for: they are those of the training that is to follow, or name folders alone."""
+    """Return what to check: the arguments are those of the training, or name only folders."""
     if not (args.preset or args.config or args.overrides):
         return Request(Path(args.folder or "runs"), args.shards, args.quick)
-    given = [*args.overrides]
+    overrides = [*args.overrides]
     if args.shards:
-        given.append(f"shards=[{','.join(args.shards)}]")
+        overrides.append(f"shards=[{','.join(args.shards)}]")
     if args.folder:
-        given.append(f"run={args.folder}")
+        overrides.append(f"run={args.folder}")
     record = registered(args.trainable)
-    schema = config.load(record.schema(), arguments.files(args, record.name), given)
+    schema = config.load(record.schema(), arguments.files(args, record.name), overrides)
     training, run = schema.training, Path(schema.run)
     return Request(
         run,
@@ -97,36 +99,36 @@ def read_request(args: argparse.Namespace) -> Request:
         training.keep_checkpoints,
         lambda: storage.newest_checkpoint(run) or _checkpoint_bytes(args.model, schema),
         training.precision,
-        getattr(schema.model, "attention", "auto"),
+        getattr(getattr(schema, "model", None), "attention", "auto"),
     )
 
 
 def _checkpoint_bytes(trainable: str, schema: ShardTraining) -> int:
-    """Return about how many bytes a checkpoint of ``trainable`` takes."""
+    """Return the approximate size of a checkpoint of ``trainable``, in bytes."""
     from mmldm_scale.planning import workload
 
     return workload.checkpoint_bytes(registered(trainable).outline(schema), schema.training)
 
 
-def _meet() -> tuple[list[Finding], Ranks | None]:
-    """Join the other ranks; where that fails, say so."""
-    met: list[Ranks] = []
+def _join() -> tuple[list[Finding], Ranks | None]:
+    """Join the other ranks; return the finding, and None in place of the ranks if that fails."""
+    joined: list[Ranks] = []
 
-    def meet() -> Iterator[Finding]:
-        met.append(ranks.join(MEETING))
-        yield Finding("ok", "ranks", f"{met[0].size} met")
+    def join() -> Iterator[Finding]:
+        joined.append(ranks.join(JOIN_TIMEOUT))
+        yield Finding("ok", "ranks", f"{joined[0].size} joined")
 
-    found = examine(Check("ranks", meet, MEETING + 10))
-    return found, met[0] if met else None
+    findings = run_check(Check("ranks", join, JOIN_TIMEOUT + 10))
+    return findings, joined[0] if joined else None
 
 
 def checks(request: Request, here: Ranks) -> list[Check]:
-    """Return what this rank looks at, in order; those that all ranks take part in are the same on all."""
-    where, beside = devices.device(here.local_rank), _processes_beside(here)
-    dtype = DTYPES[request.precision] if request.precision else devices.working_precision(where)
+    """Return the checks of this rank, in order; collective checks come last and are the same on all ranks."""
+    device, processes = devices.device(here.local_rank), _processes_on_node(here)
+    dtype = DTYPES[request.precision] if request.precision else devices.default_precision(device)
     chosen = [
         Check("GPU", lambda: devices.gpu(here.local_rank)),
-        Check("attention", lambda: devices.attention(where, dtype, request.attention), 60.0),
+        Check("attention", lambda: devices.attention(device, dtype, request.attention), 60.0),
     ]
     if here.local_rank == 0:
         chosen = [
@@ -134,18 +136,20 @@ def checks(request: Request, here: Ranks) -> list[Check]:
             *([] if request.quick else [Check("codecs", software.codecs)]),
             Check("driver", devices.node),
             *chosen,
-            Check("processors", lambda: host.processors(beside, request.workers)),
-            Check("memory", lambda: host.memory(beside, request.workers)),
+            Check("processors", lambda: host.processors(processes, request.workers)),
+            Check("memory", lambda: host.memory(processes, request.workers)),
             Check("open files", host.open_files),
-            Check("shared memory", lambda: host.shared_memory(beside, request.workers)),
+            Check("shared memory", lambda: host.shared_memory(processes, request.workers)),
             Check("SLURM", host.slurm_job),
-            Check("disk", lambda: storage.disk(request.run, request.checkpoint(), request.kept), 60.0),
-            Check("run folder", lambda: storage.clock_and_rights(request.run)),
+            Check(
+                "disk", lambda: storage.disk(request.run, request.checkpoint_bytes(), request.keep_checkpoints), 60.0
+            ),
+            Check("run folder", lambda: storage.clock_and_permission(request.run)),
             *(_shard_check(location, here.rank, 2.0 if request.quick else 10.0) for location in request.shards),
         ]
     if here.size == 1:
-        alone = Finding("ok", "ranks", "alone: start it with srun or --processes 2 to try what is between ranks")
-        return [*chosen, Check("ranks", lambda: [alone])]
+        single = Finding("ok", "ranks", "one process; srun or --processes 2 also checks the communication of ranks")
+        return [*chosen, Check("ranks", lambda: [single])]
     return [
         *chosen,
         Check("agreement", lambda: ranks.agreement(here), 120.0),
@@ -155,12 +159,11 @@ def checks(request: Request, here: Ranks) -> list[Check]:
 
 
 def _shard_check(location: str, rank: int, seconds: float) -> Check:
-    return Check("shards", lambda: shards.look(location, rank, seconds), 30.0 + seconds)
+    return Check("shards", lambda: shards.check_set(location, rank, seconds), 30.0 + seconds)
 
 
-def _processes_beside(here: Ranks) -> int:
-    """Return how many ranks run on this node: what a launcher says, or else all."""
-    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
-        if name in os.environ:
-            return int(os.environ[name].partition("(")[0].partition(",")[0])
-    return here.size
+def _processes_on_node(here: Ranks) -> int:
+    """Return the number of ranks on this node, from the launcher's variables, else all ranks."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    return slurm.tasks_on_node() or here.size

@@ -1,4 +1,4 @@
-"""What a check found, and how checks are run: none takes longer than its time, none that fails hides the others."""
+"""Findings of checks, and how checks are run: each has a time limit, and a failed check does not stop the others."""
 
 import threading
 import traceback
@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Level = Literal["ok", "warning", "trouble"]
-LEVELS: tuple[Level, ...] = ("ok", "warning", "trouble")
+Level = Literal["ok", "warning", "error"]
+LEVELS: tuple[Level, ...] = ("ok", "warning", "error")  # from best to worst
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line.
+    """One result of a check.
 
     Attributes:
-        level: "trouble" is what training would stumble over.
-        subject: what was looked at, in a word or two.
-        text: what was found.
-        remedy: what would help, if that is known.
+        level: "ok", "warning" (training works, but badly) or "error" (training would fail).
+        subject: what was checked, in one or two words.
+        text: the result.
+        remedy: what to do about it; empty if unknown.
     """
 
     level: Level
@@ -27,63 +27,63 @@ class Finding:
     remedy: str = ""
 
     def line(self, where: str = "") -> str:
-        """Return it as printed; ``where`` names the hosts, if not all agree."""
+        """Return the finding as one line; ``where`` names the hosts it applies to, if not all."""
         text = f"{where}: {self.text}" if where else self.text
         return f"{self.level:<8} {self.subject:<14} {text}{f'; {self.remedy}' if self.remedy else ''}"
 
 
 @dataclass(frozen=True)
 class Check:
-    """A thing to look at: ``look`` yields what is found, within ``seconds``."""
+    """A check: ``find`` yields findings, for ``seconds`` at most."""
 
     subject: str
-    look: Callable[[], Iterable[Finding]]
+    find: Callable[[], Iterable[Finding]]
     seconds: float = 20.0
 
 
-def examine(check: Check) -> list[Finding]:
-    """Return what ``check`` finds; that it fails, or takes longer than it may, is trouble found."""
-    found: list[Finding] = []
+def run_check(check: Check) -> list[Finding]:
+    """Return the findings of ``check``; an exception or a time-out is a finding of level "error"."""
+    findings: list[Finding] = []
 
-    def look() -> None:
+    def find() -> None:
         try:
-            for finding in check.look():
-                found.append(finding)
-        except Exception as error:  # whatever it is, the other checks are to be made
+            for finding in check.find():
+                findings.append(finding)
+        except Exception as error:  # of any kind: the other checks have to run
             place = traceback.extract_tb(error.__traceback__)[-1]
-            what = " ".join(str(error).split())[:300]
-            found.append(_trouble(f"{type(error).__name__}: {what} ({place.filename}:{place.lineno})"))
+            message = " ".join(str(error).split())[:300]
+            findings.append(_error(f"{type(error).__name__}: {message} ({place.filename}:{place.lineno})"))
 
-    def _trouble(text: str) -> Finding:
-        return Finding("trouble", check.subject, text)
+    def _error(text: str) -> Finding:
+        return Finding("error", check.subject, text)
 
-    thread = threading.Thread(target=look, daemon=True)  # one that hangs does not keep the process
+    thread = threading.Thread(target=find, daemon=True)  # a hanging check does not keep the process alive
     thread.start()
     thread.join(check.seconds)
     if thread.is_alive():
-        return [*found, _trouble(f"no answer within {check.seconds:g} s")]
-    return found
+        return [*findings, _error(f"no answer within {check.seconds:g} s")]
+    return findings
 
 
 def report(by_rank: list[list[Finding]], hosts: list[str]) -> list[str]:
-    """Return the lines for what all ranks found, ``hosts`` being where they ran: alike findings once."""
-    together: dict[Finding, list[str]] = {}
+    """Return the lines for the findings of all ranks, which ran on ``hosts``; equal findings make one line."""
+    hosts_of: dict[Finding, list[str]] = {}
     for findings, host in zip(by_rank, hosts, strict=True):
         for finding in findings:
-            together.setdefault(finding, []).append(host)
+            hosts_of.setdefault(finding, []).append(host)
     lines = []
-    for subject in dict.fromkeys(finding.subject for finding in together):
-        alike = {finding: where for finding, where in together.items() if finding.subject == subject}
-        fine = all(finding.level == "ok" for finding in alike)
-        speaking = next(findings for findings in by_rank if any(f.subject == subject for f in findings))
-        for finding, where in alike.items():
-            if finding.level != "ok" or finding in speaking:  # that others have more space left is no news
-                lines.append(finding.line("" if fine or set(where) == set(hosts) else _names(where)))
+    for subject in dict.fromkeys(finding.subject for finding in hosts_of):
+        of_subject = {finding: where for finding, where in hosts_of.items() if finding.subject == subject}
+        all_ok = all(finding.level == "ok" for finding in of_subject)
+        first_rank = next(findings for findings in by_rank if any(f.subject == subject for f in findings))
+        for finding, where in of_subject.items():
+            if finding.level != "ok" or finding in first_rank:  # of "ok" findings one rank's suffice
+                lines.append(finding.line("" if all_ok or set(where) == set(hosts) else _names(where)))
     return lines
 
 
-def worst(by_rank: list[list[Finding]]) -> Level:
-    """Return the worst level of all."""
+def worst_level(by_rank: list[list[Finding]]) -> Level:
+    """Return the worst level of all findings; "ok" without any."""
     return max((f.level for findings in by_rank for f in findings), key=LEVELS.index, default="ok")
 
 

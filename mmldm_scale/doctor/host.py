@@ -1,54 +1,54 @@
-"""The machine below: processors, memory, open files, shared memory, and what SLURM gave the job."""
+"""Checks of the node: processors, memory, open files, shared memory, and the SLURM job."""
 
 import os
 import re
 import resource
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mmldm_scale.doctor.findings import Finding
+from mmldm_scale.cluster import slurm
+from mmldm_scale.doctor.findings import Finding, Level
 
 GIB = 2**30
-OPEN_FILES = 1024  # a reader keeps a file open for each tar, and loader workers hand batches over through files
-SHARED = 64 << 20  # bytes for each loader worker: it hands four micro-batches over through shared memory
-PER_PROCESS, PER_WORKER = 4 * GIB, GIB  # of host memory
-SHORTEST = 600  # seconds: a job begins, saves and ends in two minutes
+OPEN_FILES = 1024  # files: a reader keeps one open for each tar, and loader workers pass batches through files
+SHARED = 64 << 20  # bytes of shared memory for each loader worker, which passes four micro-batches through it
+PER_PROCESS, PER_WORKER = 4 * GIB, GIB  # bytes of host memory
+SHORTEST_JOB = 600  # seconds; starting and saving take about two minutes
 
 
 def processors(processes: int, workers: int) -> Iterator[Finding]:
-    """Count the processors that this job may use here, for ``processes`` with ``workers`` loader workers each."""
+    """Compare the usable processors of this node with ``processes``, each with ``workers`` loader workers."""
     usable = len(os.sched_getaffinity(0))
-    share = int(os.environ.get("SLURM_CPUS_PER_TASK", "0")) * processes or usable
-    usable = min(usable, share)
+    allocated = slurm.cpus_per_task()
+    usable = min(usable, allocated * processes) if allocated else usable
     needed = processes * (1 + workers)
     text = f"{usable} for {processes} process(es) with {workers} loader workers each"
     if needed > usable and workers:
-        fits = max(0, usable // processes - 1)
-        yield Finding("warning", "processors", text, f"--cpus-per-task={1 + workers} or training.workers={fits} fits")
+        fewer = max(0, usable // processes - 1)
+        yield Finding("warning", "processors", text, f"use --cpus-per-task={1 + workers} or training.workers={fewer}")
     else:
         yield Finding("ok", "processors", text)
 
 
 def memory(processes: int, workers: int) -> Iterator[Finding]:
-    """Hold the host's memory, or the control group's limit, against what processes and workers take at least."""
-    facts = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE))
-    room, what = int(facts["MemAvailable"]) << 10, "available"
+    """Compare the available memory, or the control group's limit, with the least that processes and workers use."""
+    meminfo = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE))
+    available, source = int(meminfo["MemAvailable"]) << 10, "available"
     limit = _group_limit()
-    if limit is not None and limit < room:
-        room, what = limit, "the job's limit"
+    if limit is not None and limit < available:
+        available, source = limit, "limit of the job"
     needed = processes * (PER_PROCESS + workers * PER_WORKER)
-    text = f"{room / GIB:.0f} GiB {what}"
-    if room < needed:
-        remedy = f"--mem={needed // GIB}G or fewer training.workers"
+    text = f"{available / GIB:.0f} GiB {source}"
+    if available < needed:
+        remedy = f"use --mem={needed // GIB}G or fewer training.workers"
         yield Finding("warning", "memory", f"{text} for {processes} process(es)", remedy)
     else:
         yield Finding("ok", "memory", text)
 
 
 def _group_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the limit of the control groups above this process, in bytes; None if there is none."""
+    """Return the smallest memory limit of this process's control groups, in bytes; None without a limit."""
     limits = []
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -65,64 +65,65 @@ def _group_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 
 def open_files() -> Iterator[Finding]:
-    """Look at the limit on open files."""
-    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """Check the limit on open files."""
+    limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= limit < OPEN_FILES:
-        level = "trouble" if limit < OPEN_FILES // 4 else "warning"
-        remedy = f"ulimit -n {OPEN_FILES} fits" + ("" if most >= OPEN_FILES else ", once the administrator allows it")
+        level: Level = "error" if limit < OPEN_FILES // 4 else "warning"
+        remedy = f"ulimit -n {OPEN_FILES}"
+        remedy += "" if hard_limit >= OPEN_FILES else f"; the administrator has to raise the hard limit, {hard_limit}"
         yield Finding(level, "open files", f"at most {limit}", remedy)
     else:
         yield Finding("ok", "open files", f"at most {limit}" if limit >= 0 else "no limit")
 
 
 def shared_memory(processes: int, workers: int, folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
-    """Look for room in shared memory, through which loader workers hand over what they load."""
+    """Check the free shared memory, through which loader workers pass batches."""
     free = shutil.disk_usage(folder).free
     needed = processes * workers * SHARED
     text = f"{free / GIB:.2g} GiB free in {folder}"
     if free < needed:
-        remedy = f"{needed / GIB:.2g} GiB fit (a container: --shm-size), or training.workers=0"
-        yield Finding("trouble" if free < needed / 8 else "warning", "shared memory", text, remedy)
+        remedy = f"{needed / GIB:.2g} GiB are needed (in a container: --shm-size), or training.workers=0"
+        yield Finding("error" if free < needed / 8 else "warning", "shared memory", text, remedy)
     else:
         yield Finding("ok", "shared memory", text)
 
 
-def slurm_job(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Look at what SLURM gave the job: tasks and GPUs, its time, and whether it comes back after a lost node."""
-    if "SLURM_JOB_ID" not in env:
+def slurm_job() -> Iterator[Finding]:
+    """Check the SLURM job: its tasks and GPUs, its time limit, and whether SLURM requeues it after a node failure."""
+    this = slurm.job()
+    if this is None:
         return
-    command = ["scontrol", "show", "job", env["SLURM_JOB_ID"], "--oneliner"]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=15)
-    if said.returncode:
-        yield Finding("warning", "SLURM", f"scontrol does not answer: {said.stderr.strip()[:200]}")
+    try:
+        record = slurm.job_record(this.id)
+    except slurm.SlurmError as error:
+        yield Finding("warning", "SLURM", str(error)[:200])
         return
-    yield from job_facts(dict(fact.split("=", 1) for fact in said.stdout.split() if "=" in fact), env)
+    yield from check_job(record, slurm.gpus_on_node(), slurm.tasks_on_node())
 
 
-def job_facts(facts: Mapping[str, str], env: Mapping[str, str]) -> Iterator[Finding]:
-    """Judge what ``scontrol show job`` says, ``facts``, and the variables of a task, ``env``."""
+def check_job(record: Mapping[str, str], gpus: int, tasks: int | None) -> Iterator[Finding]:
+    """Check ``record``, as ``scontrol show job`` prints it, and the numbers of GPUs and of tasks on this node."""
     problems = []
-    if facts.get("Requeue") == "0":
-        problems.append(("it does not come back after a lost node", "#SBATCH --requeue"))
-    seconds = _seconds(facts.get("TimeLimit", "UNLIMITED"))
-    if seconds is not None and seconds < SHORTEST:
-        problems.append((f"{seconds} s are hardly enough to begin and to save", f"--time of {SHORTEST} s or more"))
-    gpus = int(env.get("SLURM_GPUS_ON_NODE", "0"))
-    tasks = int(re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "0"))[0])
+    if record.get("Requeue") == "0":
+        problems.append(("SLURM does not requeue it after a node failure", "#SBATCH --requeue"))
+    seconds = _seconds(record.get("TimeLimit", "UNLIMITED"))
+    if seconds is not None and seconds < SHORTEST_JOB:
+        problems.append(
+            (f"a time limit of {seconds} s is short for starting and saving", f"--time of at least {SHORTEST_JOB} s")
+        )
     if gpus and tasks and gpus != tasks:
-        problems.append((f"{tasks} tasks for {gpus} GPUs of a node", f"--ntasks-per-node={gpus}"))
+        problems.append((f"{tasks} task(s) for {gpus} GPUs on this node", f"--ntasks-per-node={gpus}"))
     for text, remedy in problems:
         yield Finding("warning", "SLURM", text, remedy)
     if not problems:
-        yield Finding(
-            "ok", "SLURM", f"job {facts.get('JobId')}, {facts.get('NumNodes')} node(s), time {facts.get('TimeLimit')}"
-        )
+        job, nodes, limit = (record.get(key) for key in ("JobId", "NumNodes", "TimeLimit"))
+        yield Finding("ok", "SLURM", f"job {job}, {nodes} node(s), time limit {limit}")
 
 
 def _seconds(limit: str) -> int | None:
-    """Return SLURM's [days-]hours:minutes:seconds in seconds; None for no limit."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", limit)
-    if not found:
+    """Return the seconds of SLURM's "[days-]hours:minutes:seconds"; None without a limit."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", limit)
+    if not match:
         return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -1,10 +1,9 @@
-"""The ranks among each other: whether they meet, run the same code, have the same time, and how fast they exchange.
+"""Checks among the ranks: whether they join, run the same code, agree on the time, and how fast they communicate.
 
-``join()`` comes first; on one process alone there is nothing to look at.
+Call ``join()`` first. The checks need at least two ranks.
 """
 
 import os
-import socket
 import statistics
 import time
 from collections.abc import Iterator
@@ -18,24 +17,24 @@ import torch.distributed as dist
 
 from mmldm_scale.cluster import slurm
 from mmldm_scale.doctor import devices, software
-from mmldm_scale.doctor.findings import Finding
+from mmldm_scale.doctor.findings import Finding, Level
 
-ROUNDS = 7  # of comparing clocks
-SKEW, TOO_MUCH = 1.0, 30.0  # seconds; a dead job's lock is told by a minute of silence
-SLOW = 5.0  # GB/s: what NCCL reaches over TCP, and not over a network made for it
-TIMES = 5  # that an all-reduce is measured
+ROUNDS = 7  # comparisons of the clocks, of which the median counts
+SKEW_WARNING, SKEW_ERROR = 1.0, 30.0  # seconds; a lock without a renewal for a minute counts as a dead job's
+SLOW = 5.0  # GB/s of bus bandwidth, which NCCL reaches over TCP; a network for clusters is faster
+MEASUREMENTS = 5  # of an all-reduce, of which the fastest counts
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others."""
+    """This process's place among the ranks."""
 
     rank: int
     local_rank: int
     size: int
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every rank's ``value``; all have to call this."""
+        """Return the ``value`` of each rank; all ranks have to call this."""
         values: list[Any] = [None] * self.size
         if self.size == 1:
             return [value]
@@ -44,7 +43,7 @@ class Ranks:
 
 
 def join(seconds: float) -> Ranks:
-    """Meet the other ranks that SLURM, torchrun or ``--processes`` started, within ``seconds``."""
+    """Join the ranks that SLURM, torchrun or ``--processes`` started, within ``seconds``."""
     place = slurm.find_rendezvous(os.environ)
     if place.world_size > 1:
         slurm.export_rendezvous()
@@ -53,82 +52,77 @@ def join(seconds: float) -> Ranks:
 
 
 def leave(here: Ranks) -> None:
-    """Part from the others."""
+    """Leave the process group."""
     if here.size > 1:
         dist.destroy_process_group()
 
 
-def host() -> str:
-    """Return a name for this machine; on a cluster, its node's."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
 def agreement(ranks: Ranks) -> Iterator[Finding]:
-    """Compare versions and code with the first rank's."""
+    """Compare versions and code of all ranks with those of rank 0."""
     names = ("torch", "deepspeed", "numpy", "webdataset")
-    facts = {name: metadata.version(name) for name in names} | {"code": software.code()}
-    everybody = ranks.gather((host(), facts))
-    (first, expected), *_ = everybody
+    versions = {name: metadata.version(name) for name in names} | {"code": software.code()}
+    by_rank = ranks.gather((slurm.node_name(), versions))
+    (first_node, expected), *_ = by_rank
     for name, value in expected.items():
-        others = sorted({(where, found[name]) for where, found in everybody if found[name] != value})
-        for where, found in others:
-            text = f"{where} has {name} {found}, {first} has {value}"
-            yield Finding("trouble", "agreement", text, "one environment and one checkout for all nodes fit")
-    if all(found == expected for _, found in everybody):
-        nodes = len({where for where, _ in everybody})
-        yield Finding("ok", "agreement", f"{ranks.size} ranks on {nodes} node(s) run the same code, {facts['code']}")
+        differing = sorted({(node, actual[name]) for node, actual in by_rank if actual[name] != value})
+        for node, version in differing:
+            text = f"{node} has {name} {version}, {first_node} has {value}"
+            yield Finding("error", "agreement", text, "use one environment and one checkout on all nodes")
+    if all(actual == expected for _, actual in by_rank):
+        nodes = len({node for node, _ in by_rank})
+        yield Finding("ok", "agreement", f"{ranks.size} ranks on {nodes} node(s) run the same code, {versions['code']}")
 
 
 def clocks(ranks: Ranks) -> Iterator[Finding]:
-    """Compare the clocks of all ranks, each read right after all have met."""
+    """Compare the clocks of all ranks, read right after a barrier."""
     rounds = []
     for _ in range(ROUNDS):
         dist.barrier()
-        rounds.append(ranks.gather((host(), _now())))
+        rounds.append(ranks.gather((slurm.node_name(), _now())))
     skews: dict[str, float] = {}
     for rank in range(ranks.size):
         skew = statistics.median(times[rank][1] - times[0][1] for times in rounds)
         name = rounds[0][rank][0]
         skews[name] = max(skews.get(name, 0.0), skew, key=abs)
     name, skew = max(skews.items(), key=lambda item: abs(item[1]))
-    if abs(skew) > SKEW:
-        level = "trouble" if abs(skew) > TOO_MUCH else "warning"
+    if abs(skew) > SKEW_WARNING:
+        level: Level = "error" if abs(skew) > SKEW_ERROR else "warning"
         text = f"{name} is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} {rounds[0][0][0]}"
-        yield Finding(level, "clocks", text, "have the nodes' clocks set (NTP)")
+        yield Finding(level, "clocks", text, "synchronise the clocks of the nodes (NTP)")
     else:
         yield Finding("ok", "clocks", f"within {max(abs(skew), 0.001):.3f} s of one another")
 
 
 def all_reduce(ranks: Ranks, megabytes: int) -> Iterator[Finding]:
-    """Measure the bus bandwidth of an all-reduce over all ranks, and look whether the sum is right."""
-    where = devices.device(ranks.local_rank)
-    on_gpus = all(ranks.gather(where.type == "cuda"))
+    """Measure the bus bandwidth of an all-reduce of ``megabytes`` over all ranks, and check its sum."""
+    device = devices.device(ranks.local_rank)
+    on_gpus = all(ranks.gather(device.type == "cuda"))
     group = None
     if on_gpus:
-        torch.cuda.set_device(where)
+        torch.cuda.set_device(device)
         group = dist.new_group(backend="nccl", timeout=timedelta(seconds=60))
     numbers = megabytes * 250_000
-    vector = torch.empty(numbers, dtype=torch.float32, device=where if on_gpus else "cpu")
+    vector = torch.empty(numbers, dtype=torch.float32, device=device if on_gpus else "cpu")
     seconds = []
-    for _ in range(1 + TIMES):  # the first makes the connections
+    for _ in range(1 + MEASUREMENTS):  # the first opens the connections
         vector.fill_(ranks.rank + 1)
         dist.barrier()
         began = time.perf_counter()
         dist.all_reduce(vector, group=group)
-        right = bool((vector == ranks.size * (ranks.size + 1) / 2).all())  # waits for the GPU
+        correct = bool((vector == ranks.size * (ranks.size + 1) / 2).all())  # waits for the GPU
         seconds.append(time.perf_counter() - began)
     slowest = max(ranks.gather(min(seconds[1:])))
     bandwidth = 2 * (ranks.size - 1) / ranks.size * 4 * numbers / slowest / 1e9
     backend = "NCCL" if on_gpus else "gloo"
     text = f"{bandwidth:.2g} GB/s bus bandwidth, {backend}, {megabytes} MB over {ranks.size} ranks"
-    if not all(ranks.gather(right)):
-        yield Finding("trouble", "all-reduce", f"a wrong sum ({backend})", "leave out the node it comes from")
+    if not all(ranks.gather(correct)):
+        yield Finding("error", "all-reduce", f"wrong sum ({backend})", "exclude the faulty node (--exclude)")
     elif on_gpus and bandwidth < SLOW:
-        remedy = "NCCL_DEBUG=INFO says which network it took; NCCL_SOCKET_IFNAME in slurm/prologue.sh names another"
+        remedy = "NCCL_DEBUG=INFO prints the network; set NCCL_SOCKET_IFNAME in slurm/prologue.sh to use another"
         yield Finding("warning", "all-reduce", text, remedy)
     else:
         yield Finding("ok", "all-reduce", text)
 
 
 def _now() -> float:
-    return time.time()  # a line of its own, so that a test can set the clock wrong
+    return time.time()  # a function of its own, which a test replaces

@@ -1,4 +1,4 @@
-"""A shard set: whether all of it is there, a few tars byte by byte, and how fast samples are read."""
+"""Checks of a shard set: that it is complete, random tars against their sha256, and the rate of reading samples."""
 
 import hashlib
 import tempfile
@@ -19,34 +19,34 @@ from mmldm_scale.shards.remote.remote import is_url
 
 REPAIR = "copy it again, or `python data_tools/shard.py repair`"
 CHUNK = 4 << 20  # bytes read at once
-BATCH = 16  # samples
+BATCH = 16  # samples read at once
 
 
-def look(location: str, rank: int, seconds: float) -> Iterator[Finding]:
-    """Look at the set at ``location``, for about ``seconds``; other ranks, and later calls, look at other tars."""
+def check_set(location: str, rank: int, seconds: float) -> Iterator[Finding]:
+    """Check the set at ``location`` for about ``seconds``; other ranks, and later calls, check other tars."""
     try:
         manifest = _manifest(location)
         if is_url(location):
             yield Finding("ok", "shards", f"{location}: {manifest.samples:,} samples in {len(manifest.shards)} tars")
             return
-        wrong = _sizes(Path(location), manifest)
-        for problem in wrong[:3]:
-            yield Finding("trouble", "shards", problem, REPAIR)
-        if len(wrong) > 3:
-            yield Finding("trouble", "shards", f"{location}: {len(wrong) - 3} tars more are of a wrong size", REPAIR)
-        if wrong or not manifest.samples:
+        problems = _size_problems(Path(location), manifest)
+        for problem in problems[:3]:
+            yield Finding("error", "shards", problem, REPAIR)
+        if len(problems) > 3:
+            yield Finding("error", "shards", f"{location}: {len(problems) - 3} more tars have a wrong size", REPAIR)
+        if problems or not manifest.samples:
             return
         random = rng.generator(rank, "doctor/shards", int(time.time()))
-        hashed = _hash(Path(location), manifest, random, seconds / 2)
-        speed = _read(location, random, seconds / 2)
+        hashed = _check_hashes(Path(location), manifest, random, seconds / 2)
+        rate = _read_rate(location, random, seconds / 2)
     except (DamagedSet, DamagedSample) as error:
-        yield Finding("trouble", "shards", str(error), REPAIR)
+        yield Finding("error", "shards", str(error), REPAIR)
         return
     except UserError as error:
-        yield Finding("trouble", "shards", str(error))
+        yield Finding("error", "shards", str(error))
         return
     sizes = f"{manifest.samples:,} samples in {len(manifest.shards)} tars of the right size"
-    yield Finding("ok", "shards", f"{location}: {sizes}, {hashed}; {speed:,.0f} samples/s at random")
+    yield Finding("ok", "shards", f"{location}: {sizes}, {hashed}; {rate:,.0f} samples/s at random")
 
 
 def _manifest(location: str) -> Manifest:
@@ -63,26 +63,26 @@ def _manifest(location: str) -> Manifest:
         return Manifest.read(folder)
 
 
-def _sizes(folder: Path, manifest: Manifest) -> list[str]:
-    """Return what is wrong with the tars' sizes."""
-    wrong = []
+def _size_problems(folder: Path, manifest: Manifest) -> list[str]:
+    """Return a message for each tar that is missing or has a wrong size."""
+    problems = []
     for entry in manifest.shards:
         tar = folder / f"{entry.name}.tar"
-        found = tar.stat().st_size if tar.is_file() else None
-        if found is None:
-            wrong.append(f"{tar}: missing")
-        elif found != entry.bytes:
-            wrong.append(f"{tar}: {entry.bytes:,} bytes expected, {found:,} found")
-    return wrong
+        size = tar.stat().st_size if tar.is_file() else None
+        if size is None:
+            problems.append(f"{tar}: missing")
+        elif size != entry.bytes:
+            problems.append(f"{tar}: {entry.bytes:,} bytes expected, {size:,} found")
+    return problems
 
 
-def _hash(folder: Path, manifest: Manifest, random: np.random.Generator, seconds: float) -> str:
-    """Hold random tars against their sha256 until the time is up; say how many and how fast.
+def _check_hashes(folder: Path, manifest: Manifest, random: np.random.Generator, seconds: float) -> str:
+    """Compare random tars with their sha256 for ``seconds``; return how many, and how fast, in words.
 
     Raises:
-        DamagedSet: one is not what was written.
+        DamagedSet: the content of a tar differs from its sha256.
     """
-    began, total, whole = time.monotonic(), 0, 0
+    began, total, complete = time.monotonic(), 0, 0
     for number in random.permutation(len(manifest.shards)):
         entry, digest = manifest.shards[number], hashlib.sha256()
         with (folder / f"{entry.name}.tar").open("rb") as tar:
@@ -94,18 +94,18 @@ def _hash(folder: Path, manifest: Manifest, random: np.random.Generator, seconds
             else:
                 if digest.hexdigest() != entry.sha256:
                     raise DamagedSet(f"{tar.name}: its content does not match its sha256; the file is damaged")
-                whole += 1
+                complete += 1
                 continue
         break
     rate = total / max(time.monotonic() - began, 1e-6) / 1e6
-    return f"{whole} read whole and unchanged at {rate:,.0f} MB/s"
+    return f"{complete} match their sha256, read at {rate:,.0f} MB/s"
 
 
-def _read(location: str, random: np.random.Generator, seconds: float) -> float:
-    """Return how many samples a second this process reads at random, checksums included.
+def _read_rate(location: str, random: np.random.Generator, seconds: float) -> float:
+    """Return the samples per second that this process reads in random order, checksums included.
 
     Raises:
-        DamagedSet, DamagedSample: something is not what was written.
+        DamagedSet, DamagedSample: data differs from its checksum.
     """
     samples = ShardSet(location)
     began, count = time.monotonic(), 0

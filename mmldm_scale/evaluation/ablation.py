@@ -140,7 +140,7 @@ def _overrides(args: argparse.Namespace, variant: Variant) -> list[str]:
 def _train(args: argparse.Namespace, model: str, files: Sequence[str], overrides: Sequence[str]) -> None:
     """Train ``model`` to the end; return at once if its run is finished."""
     launch = ["--processes", args.processes] if args.processes else []
-    launch += ["--launch", args.launch] if args.launch else []
+    launch += ["--under", args.under] if args.under else []
     _call([*MMLDM, "train", model, *_config_options(files), *launch, *overrides])
 
 

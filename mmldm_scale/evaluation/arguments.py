@@ -38,5 +38,10 @@ def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-samples", required=True, type=int, metavar="N", help="clips of that set to measure")
     add("--output", required=True, type=Path, metavar="DIR", help="folder for the variants' run folders and the table")
     add("--processes", type=int, metavar="N", help="train in N processes on this machine")
-    add("--launch", default="", metavar="COMMAND", help="start training with this command, e.g. srun")
+    add(
+        "--under",
+        default="",
+        metavar="COMMAND",
+        help="inside a SLURM job: train under this command, e.g. srun",
+    )
     add("overrides", nargs="*", metavar="key=value", help="for every variant: shards=DIR kl_vae=PATH …")

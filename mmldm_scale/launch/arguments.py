@@ -14,11 +14,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--print-config", action="store_true", help="print the composed configuration and exit")
     add("--processes", type=int, metavar="N", help="start N training processes on this machine, without SLURM")
     add(
-        "--launch",
+        "--under",
         default="",
         metavar="COMMAND",
-        help="inside a SLURM job: the command that starts the job's tasks, e.g. srun (the scripts in slurm/ give it); "
-        "to submit a job, see `mmldm launch`",
+        help="inside a SLURM job: train under this command, e.g. srun, which starts the job's tasks, and requeue the "
+        "job after a failure (the scripts in slurm/ do this; to submit a job, see `mmldm launch`)",
     )
     add_configuration(parser, "training.seed=1")
 

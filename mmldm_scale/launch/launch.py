@@ -5,7 +5,7 @@
 ``RUN/launch-1/`` (the next time ``launch-2``) holds what a job needs: its configuration, a copy of the code, submitit's
 files and the log.
 
-submitit starts one process for each job. That process runs ``mmldm train --launch srun …`` as the job scripts do (see
+submitit starts one process for each job. That process runs ``mmldm train --under srun …`` as the job scripts do (see
 :mod:`mmldm_scale.cluster.requeue`), which starts one task for each GPU. The trainer answers SLURM's signals, since its
 ranks have to save together: submitit's own handler would call ``checkpoint()`` on one process alone.
 """
@@ -166,7 +166,7 @@ def _submit(
     for run in runs:
         file = folder / f"{run.name or 'config'}.yaml"
         file.write_text(config.dump(run.schema))
-        work.append(FirstProcess(("train", trainable, "--launch", srun, "--config", str(file))))
+        work.append(FirstProcess(("train", trainable, "--under", srun, "--config", str(file))))
     return queue(
         work,
         folder,
@@ -212,4 +212,4 @@ def _report(
     print(f"   code    {code.folder} ({code.origin})")
     print(f"   follow  tail -F {shlex.quote(str(folder))}/{jobs.id}_*_log.out")
     print(f"   state   squeue --jobs={jobs.id}")
-    print(f"   cancel  scancel {jobs.id}   (it saves, and is not queued again)", flush=True)
+    print(f"   cancel  scancel {jobs.id}   (the run saves; the job is not requeued)", flush=True)

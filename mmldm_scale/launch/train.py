@@ -25,10 +25,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     schema = config.load(record.schema(), files, args.overrides)
     same = [record.name, *arguments.words(args)]
-    if args.launch:
+    if args.under:
         from mmldm_scale.cluster import requeue
 
-        program = [*shlex.split(args.launch), sys.executable, "-m", "mmldm_scale.cli"]
+        program = [*shlex.split(args.under), sys.executable, "-m", "mmldm_scale.cli"]
         doctor = [*program, "doctor", "--quick", "--trainable", *same]
         return requeue.supervise([*program, "train", *same], Path(schema.run), doctor)
     if args.processes:

@@ -54,7 +54,8 @@ class Goodput:
         if since > -math.inf:
             pauses = sum(value for tag, value in record.items() if tag.startswith(PAUSES))
             self._useful += max(0.0, now - since - pauses)
-        self._first = min(self._first, record.get(FIRST_START, now))
+        first_start: float = record.get(FIRST_START, now)
+        self._first = min(self._first, first_start)
         self._last = max(self._last, now)
 
     @property

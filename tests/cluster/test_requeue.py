@@ -19,7 +19,7 @@ TRAIN = ("train", "dit", "shards=data")
 
 
 class Cluster:
-    """Starts ``mmldm train --launch`` as a job's batch script does; ``scontrol`` writes its arguments to a file.
+    """Starts ``mmldm train --under`` as a job's batch script does; ``scontrol`` writes its arguments to a file.
 
     It answers "show job" as SLURM does: "Restarts" has grown after a requeue, unless the job was cancelled.
     """
@@ -54,7 +54,7 @@ class Cluster:
         env = self._env | {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restart)} if job else self._env
         if doctor_status is not None:
             env |= {"MMLDM_DOCTOR": "on", "DOCTOR_STATUS": str(doctor_status)}
-        command = [sys.executable, "-c", PROGRAM, *TRAIN, f"run={self.run}", "--launch", f"sh -c '{training}'"]
+        command = [sys.executable, "-c", PROGRAM, *TRAIN, f"run={self.run}", "--under", f"sh -c '{training}'"]
         return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
     def finish(self, training: str, **options: Any) -> tuple[int, str]:
@@ -172,7 +172,7 @@ def test_outside_of_a_job_it_only_starts_the_training(cluster: Cluster) -> None:
 
 
 def test_a_mistake_is_one_line_before_anything_starts(cluster: Cluster) -> None:
-    command = [sys.executable, "-c", PROGRAM, *TRAIN, "training.sed=1", "--launch", "touch started"]
+    command = [sys.executable, "-c", PROGRAM, *TRAIN, "training.sed=1", "--under", "touch started"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cluster.run.parent)
     assert done.returncode == 2
     assert "sed" in done.stderr

@@ -1,4 +1,4 @@
-"""The doctor before machines, environments and data that are broken for real: what it says, and that it fails."""
+"""``mmldm doctor`` on machines, environments and data that are really broken: its lines and its exit status."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def doctor(capsys, tmp_path: Path) -> Doctor:
         where = [] if "--run" in arguments or any("run=" in str(a) for a in arguments) else ["--run", tmp_path / "run"]
         status = main(["doctor", "--quick", *map(str, [*arguments, *where])])
         lines = capsys.readouterr().out.splitlines()
-        assert all(re.match(r"(ok|warning|trouble) +\S", line) for line in lines)
+        assert all(re.match(r"(ok|warning|error) +\S", line) for line in lines)
         return status, [line for line in lines if not line.startswith("ok") and " GPU " not in line]
 
     return run
@@ -49,7 +49,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         os.system(f"umount --lazy {folder}")
 
 
-def test_a_sound_machine_and_a_whole_set_are_in_order(doctor: Doctor, tmp_path: Path, capsys) -> None:
+def test_a_working_machine_and_a_complete_set_are_ok(doctor: Doctor, tmp_path: Path, capsys) -> None:
     assert doctor("--shards", write_latents(tmp_path / "set", sizes=(8, 8))) == (0, [])
     assert not (tmp_path / "run").exists()
 
@@ -75,12 +75,12 @@ def test_a_flipped_bit_in_a_tar(doctor: Doctor, tmp_path: Path) -> None:
     status, lines = doctor("--shards", tar.parent)
     assert status == 1
     assert lines == [
-        f"trouble  shards         {tar}: its content does not match its sha256; the file is damaged; "
+        f"error    shards         {tar}: its content does not match its sha256; the file is damaged; "
         "copy it again, or `python data_tools/shard.py repair`"
     ]
 
 
-def test_cut_and_missing_tars(doctor: Doctor, tmp_path: Path) -> None:
+def test_truncated_and_missing_tars(doctor: Doctor, tmp_path: Path) -> None:
     folder = write_latents(tmp_path / "set", sizes=(4, 4, 4))
     (folder / "shard-000001.tar").unlink()
     with (folder / "shard-000002.tar").open("r+b") as tar:
@@ -91,7 +91,7 @@ def test_cut_and_missing_tars(doctor: Doctor, tmp_path: Path) -> None:
     assert re.search(r"shard-000002.tar: [\d,]+ bytes expected, 1,024 found", lines[1])
 
 
-def test_a_cut_manifest(doctor: Doctor, tmp_path: Path) -> None:
+def test_a_truncated_manifest(doctor: Doctor, tmp_path: Path) -> None:
     manifest = write_latents(tmp_path / "set") / "manifest.json"
     manifest.write_bytes(manifest.read_bytes()[:200])
     status, lines = doctor("--shards", manifest.parent)
@@ -99,10 +99,10 @@ def test_a_cut_manifest(doctor: Doctor, tmp_path: Path) -> None:
     assert f"{manifest}: its content does not match its checksum" in lines[0]
 
 
-def test_a_set_out_of_reach(doctor: Doctor) -> None:
+def test_an_unreachable_set(doctor: Doctor) -> None:
     status, lines = doctor("--shards", "ftp://127.0.0.1:1/latents")
     assert status == 1
-    assert lines[0].startswith("trouble  shards         ftp://127.0.0.1:1/latents: cannot be reached: ")
+    assert lines[0].startswith("error    shards         ftp://127.0.0.1:1/latents: cannot be reached: ")
 
 
 def test_a_full_disk(doctor: Doctor, small_disk: Path, tmp_path: Path) -> None:
@@ -111,7 +111,8 @@ def test_a_full_disk(doctor: Doctor, small_disk: Path, tmp_path: Path) -> None:
     status, lines = doctor("--config", file, f"shards={shards}", f"run={small_disk}/run")
     assert status == 1
     assert re.search(
-        r"disk +0.0 GiB free in .*/disk, checkpoints of [\d.e-]+ GiB; 4.0 GiB fit, or another run=", lines[0]
+        r"disk +0.0 GiB free in .*/disk, checkpoints of [\d.e-]+ GiB; 4.0 GiB are needed; free some or give",
+        lines[0],
     )
 
 
@@ -122,26 +123,29 @@ def test_a_run_folder_that_cannot_be_written(doctor: Doctor, small_disk: Path) -
     assert f"{small_disk}: cannot be written: Read-only file system" in lines[-1]
 
 
-def test_a_file_server_whose_clock_is_wrong(doctor: Doctor, monkeypatch) -> None:
+def test_a_file_server_with_a_wrong_clock(doctor: Doctor, monkeypatch) -> None:
     right = storage._now
     monkeypatch.setattr(storage, "_now", lambda: right() + 45)
     status, lines = doctor()
     assert status == 1
-    assert "its file system's clock is 45.0 s behind; have the clocks set (NTP)" in lines[0]
+    assert "its file system's clock is 45.0 s behind; synchronise the clocks (NTP)" in lines[0]
 
 
 def test_few_open_files(doctor: Doctor) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
     try:
-        assert doctor() == (1, ["trouble  open files     at most 200; ulimit -n 1024 fits"])
+        assert doctor() == (1, ["error    open files     at most 200; ulimit -n 1024"])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_little_shared_memory(small_disk: Path) -> None:
-    (found,) = host.shared_memory(8, 8, small_disk)
-    assert (found.level, found.remedy) == ("trouble", "4 GiB fit (a container: --shm-size), or training.workers=0")
+    (finding,) = host.shared_memory(8, 8, small_disk)
+    assert (finding.level, finding.remedy) == (
+        "error",
+        "4 GiB are needed (in a container: --shm-size), or training.workers=0",
+    )
     assert [f.level for f in host.shared_memory(8, 0, small_disk)] == ["ok"]
 
 
@@ -156,26 +160,27 @@ def test_more_workers_than_processors(doctor: Doctor, tmp_path: Path) -> None:
         os.sched_setaffinity(0, cpus)
     assert status == 0  # slow, but it works
     (line,) = (line for line in lines if " processors " in line)
-    assert "1 for 1 process(es) with 3 loader workers each; --cpus-per-task=4 or training.workers=0 fits" in line
+    assert "1 for 1 process(es) with 3 loader workers each; use --cpus-per-task=4 or training.workers=0" in line
 
 
-def test_a_kernel_that_computes_something_else(doctor: Doctor, monkeypatch) -> None:
+def test_a_kernel_with_wrong_results(doctor: Doctor, monkeypatch) -> None:
     right = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(kernels.F, "scaled_dot_product_attention", lambda q, k, v: right(q, k, v, scale=0.1))
     status, lines = doctor()
     assert status == 1
     assert re.search(
-        r"attention +sdpa is 0\.\d off float64 in torch.float32, more than 0.001; model.attention=math", lines[0]
+        r"attention +sdpa has an error of 0\.\d against float64 in torch.float32; 0.001 is allowed; use model",
+        lines[0],
     )
 
 
-def test_a_kernel_that_is_only_wrong_backward(monkeypatch) -> None:
+def test_a_kernel_with_wrong_gradients(monkeypatch) -> None:
     right = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         kernels.F, "scaled_dot_product_attention", lambda q, k, v: right(q, k.detach(), v) + 0 * k.sum()
     )
-    found = list(devices.attention(torch.device("cpu"), torch.bfloat16))
-    assert [f.level for f in found] == ["trouble", "ok"]
+    findings = list(devices.attention(torch.device("cpu"), torch.bfloat16))
+    assert [f.level for f in findings] == ["error", "ok"]
 
 
 @pytest.mark.parametrize(
@@ -195,23 +200,23 @@ def test_kernels_run_on_gpus_that_they_are_built_for(capability, built, runs) ->
     assert devices.has_kernels(capability, built) == runs
 
 
-def test_memory_errors_of_a_gpu_are_read_from_what_the_driver_says() -> None:
+def test_memory_errors_of_a_gpu_are_read_from_the_drivers_table() -> None:
     row = "{}, NVIDIA A800-SXM4-80GB, 550.54.15, 4, 81920, {}\n"
-    found = list(devices.health(row.format(0, 0) + row.format(1, 3) + row.format(2, "[N/A]")))
-    assert [(f.level, f.text) for f in found] == [
-        ("trouble", "GPU 1 (NVIDIA A800-SXM4-80GB): 3 memory errors that could not be corrected"),
+    findings = list(devices.health(row.format(0, 0) + row.format(1, 3) + row.format(2, "[N/A]")))
+    assert [(f.level, f.text) for f in findings] == [
+        ("error", "GPU 1 (NVIDIA A800-SXM4-80GB): 3 uncorrected memory errors"),
         ("ok", "550.54.15, 3 GPU(s)"),
     ]
 
 
-def test_what_slurm_gave_the_job() -> None:
-    facts = {"JobId": "7", "NumNodes": "2", "TimeLimit": "1-00:00:00", "Requeue": "1"}
-    env = {"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}
-    assert [f.level for f in host.job_facts(facts, env)] == ["ok"]
-    wrong = facts | {"TimeLimit": "00:05:00", "Requeue": "0"}
-    found = list(host.job_facts(wrong, env | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}))
-    assert found == [
-        Finding("warning", "SLURM", "it does not come back after a lost node", "#SBATCH --requeue"),
-        Finding("warning", "SLURM", "300 s are hardly enough to begin and to save", "--time of 600 s or more"),
-        Finding("warning", "SLURM", "1 tasks for 8 GPUs of a node", "--ntasks-per-node=8"),
+def test_the_slurm_job() -> None:
+    record = {"JobId": "7", "NumNodes": "2", "TimeLimit": "1-00:00:00", "Requeue": "1"}
+    assert [f.level for f in host.check_job(record, gpus=8, tasks=8)] == ["ok"]
+    record |= {"TimeLimit": "00:05:00", "Requeue": "0"}
+    assert list(host.check_job(record, gpus=8, tasks=1)) == [
+        Finding("warning", "SLURM", "SLURM does not requeue it after a node failure", "#SBATCH --requeue"),
+        Finding(
+            "warning", "SLURM", "a time limit of 300 s is short for starting and saving", "--time of at least 600 s"
+        ),
+        Finding("warning", "SLURM", "1 task(s) for 8 GPUs on this node", "--ntasks-per-node=8"),
     ]

@@ -1,4 +1,4 @@
-"""Two ranks that look at one another, forked from this process: one may have another code or another time."""
+"""Checks of two ranks, forked from this process, of which one may have other code or another time."""
 
 import json
 import os
@@ -10,17 +10,17 @@ import pytest
 
 from mmldm_scale import cli
 from mmldm_scale.doctor import examination, ranks, software
-from mmldm_scale.doctor.findings import Check, Finding, examine
+from mmldm_scale.doctor.findings import Check, Finding, run_check
 from tests.support.run_results import Forks
 
 
-def look(break_it: str) -> int:
-    """Print what this of two ranks finds, after the function of this name, as JSON."""
+def print_findings(break_it: str) -> int:
+    """Call the function of this name, then run the checks; rank 0 prints its findings as JSON."""
     rank = _place()
     globals()[break_it](rank)
     here = ranks.join(30)
-    looks = (ranks.agreement, ranks.clocks, lambda here: ranks.all_reduce(here, 4))
-    found = [f for look in looks for f in examine(Check("ranks", lambda look=look: look(here), 30))]
+    checks = (ranks.agreement, ranks.clocks, lambda here: ranks.all_reduce(here, 4))
+    found = [f for check in checks for f in run_check(Check("ranks", lambda check=check: check(here), 30))]
     ranks.leave(here)
     if rank == 0:
         print(json.dumps([asdict(finding) for finding in found]), flush=True)
@@ -34,8 +34,8 @@ def _place() -> int:
 
 
 def findings(forks: Forks, break_it: Callable[[int], None]) -> list[Finding]:
-    """Return what the first of two ranks finds, after ``break_it(rank)`` on each."""
-    status, said = forks(2, "call", f"{__name__}:look", break_it.__name__)
+    """Return the findings of rank 0 of two, after ``break_it(rank)`` on each."""
+    status, said = forks(2, "call", f"{__name__}:print_findings", break_it.__name__)
     assert status == 0, said
     return [Finding(**finding) for finding in json.loads(said.splitlines()[-1])]
 
@@ -76,27 +76,27 @@ def test_ranks_of_one_kind_agree(forks) -> None:
     [
         (other_code, "agreement", "n2 has code 0123456789ab, n1 has "),
         (other_time, "clocks", "n2 is 40.0 s ahead of n1"),
-        (wrong_sum, "all-reduce", "a wrong sum (gloo)"),
+        (wrong_sum, "all-reduce", "wrong sum (gloo)"),
     ],
 )
-def test_what_one_rank_has_otherwise_is_trouble(forks, break_it, subject, text) -> None:
-    (trouble,) = (f for f in findings(forks, break_it) if f.level != "ok")
-    assert (trouble.level, trouble.subject) == ("trouble", subject)
-    assert trouble.text.startswith(text)
+def test_a_rank_that_differs_is_an_error(forks, break_it, subject, text) -> None:
+    (error,) = (f for f in findings(forks, break_it) if f.level != "ok")
+    assert (error.level, error.subject) == ("error", subject)
+    assert error.text.startswith(text)
 
 
-def examined() -> int:
-    """Be examined as one of two ranks, of which the second dies."""
+def doctor() -> int:
+    """Run the doctor as one of two ranks, of which the second dies."""
     if _place() == 1:
         ranks.agreement = lambda here: os._exit(0)
     return examination.run(cli.parser().parse_args(["doctor", "--quick"]))
 
 
-def test_what_is_known_is_said_though_a_rank_dies(forks) -> None:
-    status, said = forks(2, "call", f"{__name__}:examined")
+def test_findings_are_printed_although_a_rank_dies(forks) -> None:
+    status, said = forks(2, "call", f"{__name__}:doctor")
     assert status == 1
     assert "ok       versions       n1: Python" in said
-    assert "trouble  ranks          n1: lost while they were looked at" in said
+    assert "error    ranks          n1: a rank was lost during the checks" in said
 
 
 def test_the_fingerprint_of_the_code_follows_its_content(tmp_path: Path, monkeypatch) -> None:

@@ -105,7 +105,7 @@ def arguments(data: Path, samples: int = 2, launch: str = "env") -> list[str]:
     names = {"variants": "variants", "config": "autoencoder", "finetune": "finetune", "reconstruct": "reconstruct"}
     files = [part for option, name in names.items() for part in (f"--{option}", str(data / f"{name}.yaml"))]
     paths = ["--input", str(data / "clips"), "--output", str(data / "out"), f"shards={data / 'clips'}"]
-    under = ["--launch", launch]  # in the place of srun
+    under = ["--under", launch]  # in the place of srun
     return ["ablation", *files, "--num-samples", str(samples), *paths, *under, f"kl_vae={data / 'kl_vae'}"]
 
 

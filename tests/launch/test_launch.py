@@ -87,8 +87,8 @@ def test_a_request_is_put_together_from_a_file_and_single_settings(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--nodes", "0", "--tasks-per-node", "1"], "nodes: 0; 1 or more fits"),
-        (["--gpus-per-node", "-1"], "gpus: -1; 0 or more fits"),
+        (["--nodes", "0", "--tasks-per-node", "1"], "nodes: 0; must be at least 1"),
+        (["--gpus-per-node", "-1"], "gpus: -1; must be at least 0"),
         ([], "give either --gpus-per-node N"),
         (["--gpus-per-node", "8", "--tasks-per-node", "8"], "give either --gpus-per-node N"),
         (["--gpus-per-node", "8", "--slurm", "partitio=x"], "did you mean 'partition'"),

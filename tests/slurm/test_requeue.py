@@ -32,7 +32,7 @@ def submit(cluster, latents):
 
     def submit(folder: Path, *settings: str, launch: str = "srun --kill-on-bad-exit=1") -> int:
         script = folder / "train.sh"
-        script.write_text(f'#!/bin/bash\nexec python -m mmldm_scale.cli train dit --launch "{launch}" "$@"\n')
+        script.write_text(f'#!/bin/bash\nexec python -m mmldm_scale.cli train dit --under "{launch}" "$@"\n')
         return cluster.submit(script, f"shards={latents}", f"run={folder}/run", *SMALL, *settings, options=OPTIONS)
 
     return submit
@@ -53,7 +53,7 @@ def ranks(run: Path) -> dict[int, int]:
         except OSError:
             continue  # it has ended
         rank = [int(part[13:]) for part in environment if part.startswith(b"SLURM_PROCID=")]
-        trains = command[1:3] == ["-m", "mmldm_scale.cli"] and f"run={run}" in command and "--launch" not in command
+        trains = command[1:3] == ["-m", "mmldm_scale.cli"] and f"run={run}" in command and "--under" not in command
         if rank and trains and b"slurmstepd" in Path(f"/proc/{parent}/cmdline").read_bytes():
             found[rank[0]] = int(process.name)
     return found

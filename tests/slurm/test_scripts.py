@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
 A800 = "--config configs/cluster/a800.yaml"
 AUTOENCODER = "--config configs/autoencoder"
-LAUNCH = "--launch srun --kill-on-bad-exit=1"
+LAUNCH = "--under srun --kill-on-bad-exit=1"
 # script: nodes, GPUs a node = tasks a node, array tasks, the command it starts
 SCRIPTS = {
     "train_dit_S": (1, 8, 1, f"mmldm train dit {LAUNCH} --config configs/dit/S.yaml {A800}"),
@@ -95,11 +95,11 @@ def test_without_mmldm_the_job_says_what_to_install(two_nodes, project, tmp_path
     assert f"no mmldm in {tmp_path}/.venv nor on PATH" in result.output
 
 
-def test_trouble_ends_a_job_before_it_begins(two_nodes, project):
+def test_errors_that_the_doctor_finds_end_a_job_before_it_starts(two_nodes, project):
     options = ("--export=ALL,MMLDM_DOCTOR=on,FAILS=doctor", "--array=0")
     job = two_nodes.submit("slurm/sample.sh", options=options, cwd=project)
     result = two_nodes.wait(job, 30)
     assert (result.state, result.exit_code) == ("FAILED", 1)
     assert two_nodes.tasks(job)[0]["Restarts"] == "0"
-    assert "not begun, because of the trouble above" in result.output
+    assert "not started because of the errors above" in result.output
     assert "started: mmldm sample" not in result.output

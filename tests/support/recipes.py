@@ -95,8 +95,8 @@ def inner(project: Path, words: list[str]) -> list[str]:
     line = shlex.split(re.search(r"^exec (.*)$", text, re.MULTILINE)[1])
     if line[0] == "srun":
         line = line[2:]
-    if "--launch" in line:
-        place = line.index("--launch")
+    if "--under" in line:
+        place = line.index("--under")
         line = line[:place] + line[place + 2 :]
     assert line[-1] == "$@"
     return line[:-1] + arguments
