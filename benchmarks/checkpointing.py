@@ -1,4 +1,4 @@
-"""How long training stands still for a checkpoint: written beside training, as it is, and written in the loop.
+"""Benchmark of checkpointing: how long training pauses if a checkpoint is written in the background or in the loop.
 
     python -m benchmarks.checkpointing --output benchmarks/results/checkpointing_MACHINE.json [--folder DIR]
 
@@ -60,7 +60,7 @@ def main() -> int:
 def measure(folder: Path) -> None:
     """Measure on the processes that were started; the first one writes ``folder / "result"``."""
     world = start(600.0)
-    run = Run(folder, world)
+    run = CheckpointBenchmark(folder, world)
     run.step()  # which makes the optimizer's state
     first = run.save_beside()
     beside, in_the_loop = [], []
@@ -73,13 +73,17 @@ def measure(folder: Path) -> None:
     stop()
 
 
-class Run:
-    """The engine, and the clock. Times are seconds of the slowest process."""
+class CheckpointBenchmark:
+    """An engine whose steps and checkpoints are timed. Times are seconds of the slowest process."""
 
     def __init__(self, folder: Path, world: World) -> None:
         batch = BATCH * world.size
         settings = TrainingConfig(
-            **dict.fromkeys(("total_samples", "log_every", "checkpoint_every", "preview_every", "global_batch"), batch),
+            total_samples=batch,
+            log_every=batch,
+            checkpoint_every=batch,
+            preview_every=batch,
+            global_batch=batch,
             micro_batch=BATCH,
             precision="bf16" if world.device.type == "cuda" else "fp32",
             zero_stage=2,

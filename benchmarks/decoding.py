@@ -1,4 +1,4 @@
-"""How few steps the signal decoder needs: reconstruction error and time by sampler and steps.
+"""Benchmark of the signal decoder: reconstruction error and time by sampler and number of steps.
 
     python -m benchmarks.decoding --checkpoint AUTOENCODER --clips SET --output benchmarks/results/decoding_MACHINE.json
 
@@ -14,6 +14,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -30,7 +31,11 @@ from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.reader import ShardSet
 
 SOLVER_STEPS = (3, 5, 8, 10, 15, 20, 50)
-STEPS = {"ddim": (5, 10, 20, 25, 50), "dpm++": SOLVER_STEPS, "unipc": SOLVER_STEPS}
+STEPS: dict[Literal["ddim", "dpm++", "unipc"], tuple[int, ...]] = {
+    "ddim": (5, 10, 20, 25, 50),
+    "dpm++": SOLVER_STEPS,
+    "unipc": SOLVER_STEPS,
+}
 LIMIT = DecodingConfig("ddim", 250)
 USUAL = "ddim 50"  # what the others' times are held against
 

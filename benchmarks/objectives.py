@@ -1,4 +1,4 @@
-"""Each objective of the DiT on the same latents: what it costs, and whether it learns.
+"""Benchmark of the DiT's objectives: cost of a step and losses before and after training, on the same latents.
 
     python -m benchmarks.objectives --shards demo/corpus/latents --output benchmarks/results/objectives_MACHINE.json
 
@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,11 +49,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = {"machine": machine("torch", "diffusers"), "steps": args.steps, "objectives": {}}
+    objectives: dict[str, object] = {}
     for name, settings in OBJECTIVES.items():
-        results["objectives"][name] = learn(args.shards, settings, args.steps)
-        print(f"{name}: {results['objectives'][name]}", file=sys.stderr)
-    publish(results, args.output)
+        objectives[name] = learn(args.shards, settings, args.steps)
+        print(f"{name}: {objectives[name]}", file=sys.stderr)
+    publish({"machine": machine("torch", "diffusers"), "steps": args.steps, "objectives": objectives}, args.output)
     return 0
 
 
@@ -81,20 +82,22 @@ def learn(shards: str, settings: list[str], steps: int) -> dict[str, object]:
 
 def positions(trainable: Trainable, first: int, count: int) -> dict[str, Tensor]:
     """Return the ``count`` samples from position ``first`` as a batch."""
-    return default_collate(trainable.dataset.__getitems__(range(first, first + count)))
+    read = trainable.dataset.__getitems__  # type: ignore[attr-defined]  # torch's stubs lack it
+    return default_collate(read(range(first, first + count)))
 
 
 @torch.no_grad()
 def losses(trainable: Trainable, batch: dict[str, Tensor]) -> dict[str, float]:
     """Return the means over ``batch`` of all that is logged of the loss."""
-    values = trainable.module.train()(batch)
+    values = trainable.module.train()(batch).logged()
     return {name: round(value.mean().item(), 4) for name, value in values.items()}
 
 
 def sampled(trainable: Trainable, like: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """Return mean and standard deviation of latents sampled from noise, and of as many of ``like``."""
     noise = Latents(like["audio_noise"][:SAMPLED], like["video_noise"][:SAMPLED])
-    made = sample_latents(trainable.module.dit.eval(), trainable.module.process, "svg", noise, SAMPLING_STEPS)
+    module: Any = trainable.module  # whatever the DiT's trainable builds
+    made = sample_latents(module.dit.eval(), module.process, "svg", noise, SAMPLING_STEPS)
     pairs = {"audio": made.audio, "video": made.video, "audio of data": like["audio"], "video of data": like["video"]}
     return {name: {"mean": round(x.mean().item(), 3), "std": round(x.std().item(), 3)} for name, x in pairs.items()}
 

@@ -1,4 +1,4 @@
-"""What the trainer costs: its step beside a bare loop over the same model, optimizer and precision, in one process.
+"""Benchmark of the trainer's overhead: its step and a bare loop over the same model and optimizer, in one process.
 
     python -m benchmarks.overhead --output benchmarks/results/overhead_MACHINE.json
 
@@ -62,12 +62,12 @@ def keep_freed_memory() -> None:
     """Have glibc keep what is freed: no tensor of these sizes in a mapping of its own, and nothing given back.
 
     Raises:
-        RuntimeError: the C library takes no such wishes.
+        RuntimeError: the C library has no mallopt, or refuses an option.
     """
     trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
-    wishes = {trim_threshold: 2**31 - 1, mmap_threshold: 2**25}  # the largest that it takes
+    options = {trim_threshold: 2**31 - 1, mmap_threshold: 2**25}  # the largest that it takes
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or not all(mallopt(*wish) for wish in wishes.items()):
+    if mallopt is None or not all(mallopt(*option) for option in options.items()):
         raise RuntimeError("this benchmark needs glibc's mallopt")
 
 
@@ -147,7 +147,8 @@ def bare_loop(trainable: Trainable, schema: DiTTraining, build: Callable[..., to
         model=trainable.module, model_parameters=parameters, optimizer=optimizer, config=settings
     )
     positions = [range(first, first + MICRO_BATCH) for first in range(0, 8 * MICRO_BATCH, MICRO_BATCH)]
-    batches = [default_collate(trainable.dataset.__getitems__(list(some))) for some in positions]
+    read = trainable.dataset.__getitems__  # type: ignore[attr-defined]  # torch's stubs lack it
+    batches = [default_collate(read(list(batch))) for batch in positions]
     while True:
         for micro in range(engine.gradient_accumulation_steps()):
             engine.backward(engine(batches[micro]).loss.mean())

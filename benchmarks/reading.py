@@ -1,11 +1,11 @@
-"""How fast shards are read: our reader beside webdataset's own decode pipeline, on the same tars, in one process.
+"""Benchmark of reading shards: our reader and webdataset's decode pipeline, on the same tars, in one process.
 
     python -m benchmarks.reading --output benchmarks/results/reading_MACHINE.json [--latents SET] [--clips SET]
 
-Both end in arrays: latents in batches of float16 arrays, clips frame by frame in RGB with their waveform. Ours reads in
-training's order (a shuffled mixture of one set) and checks every sample's CRC-32; webdataset reads the tars from end to
-end and checks nothing. Without --latents and --clips it makes sets of the paper's sizes in a temporary folder. The page
-cache is warm, the two take turns, and the best of several rounds counts: the least disturbed one.
+Both produce arrays: batches of float16 latents, or RGB frames with their waveform. Ours reads in training's order (a
+shuffled mixture of one set) and tests every sample's CRC-32; webdataset reads the tars sequentially without tests.
+Without --latents and --clips, sets of the paper's sizes are made in a temporary folder. The page cache is warm, the two
+alternate, and the best of ROUNDS rounds counts, which is the least disturbed one.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.shards.clips import decode_clip, encode_clip
 from mmldm_scale.shards.latents import LatentSample, decode_latent_batch, encode_latents, statistics, sums
-from mmldm_scale.shards.manifest import Manifest, ShardEntry
+from mmldm_scale.shards.manifest import Kind, Manifest, ShardEntry
 from mmldm_scale.shards.mixture import Mixture
 from mmldm_scale.shards.reader import ShardSet
 from mmldm_scale.shards.writer import ShardWriter
 
-BATCH = 32
-ROUNDS = 5
-AUDIO, VIDEO = (16, 8, 8), (16, 16, 16)  # the paper's latents
+BATCH = 32  # samples
+ROUNDS = 5  # of each reader
+AUDIO, VIDEO = (16, 8, 8), (16, 16, 16)  # (C, H, W) of the paper's latents
 
 
 def main() -> int:
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def of_latents(folder: Path) -> dict[str, object]:
-    """Return samples per second, and how many times webdataset's that is."""
+    """Return samples per second of each reader, and the ratios of ours to webdataset's."""
     shards = ShardSet(folder, "latents")
     stream = Mixture([shards], [], seed=0, window=64)
 
@@ -80,7 +80,7 @@ def of_latents(folder: Path) -> dict[str, object]:
 
 
 def of_clips(folder: Path) -> dict[str, object]:
-    """Return clips per second, and how many times webdataset's that is."""
+    """Return clips per second of each reader, and the ratios of ours to webdataset's."""
     shards = ShardSet(folder, "clips")
     stream = Mixture([shards], [], seed=0, window=64)
 
@@ -106,20 +106,20 @@ def of_clips(folder: Path) -> dict[str, object]:
 
 
 def race(samples: int, readers: dict[str, Callable[[], Iterable[int]]]) -> dict[str, float]:
-    """Return each reader's best rate in samples per second; they take turns."""
+    """Return each reader's best rate in samples per second; they alternate."""
     best = dict.fromkeys(readers, float("inf"))
     for _ in tqdm(range(ROUNDS), "rounds", leave=False):
         for name, reader in readers.items():
             began = time.perf_counter()
-            found = sum(reader())
+            count = sum(reader())
             best[name] = min(best[name], time.perf_counter() - began)
-            if found != samples:
-                raise AssertionError(f"{name}: {found} of {samples} samples")
+            if count != samples:
+                raise AssertionError(f"{name}: {count} of {samples} samples")
     return {name: round(samples / seconds, 1) for name, seconds in best.items()}
 
 
 def ratios(rates: dict[str, float]) -> dict[str, float]:
-    """Return how many times each of webdataset's rates each of ours is."""
+    """Return each of our rates divided by each of webdataset's."""
     return {
         f"{ours} / {theirs}": round(rates[ours] / rates[theirs], 2)
         for ours in rates
@@ -129,7 +129,7 @@ def ratios(rates: dict[str, float]) -> dict[str, float]:
 
 
 def describe(shards: ShardSet) -> dict[str, float]:
-    """Return what was read."""
+    """Return number of samples and shards, and bytes per sample."""
     size = sum(entry.bytes for entry in shards.manifest.shards)
     return {"samples": len(shards), "shards": len(shards.sizes), "bytes_per_sample": round(size / len(shards))}
 
@@ -140,13 +140,13 @@ def tars(folder: Path) -> list[str]:
 
 
 def waveform(data: bytes) -> np.ndarray:
-    """Return what a WAV file holds, as webdataset has no decoder for it: (N,) float32."""
+    """Return the waveform (N,) float32 of a WAV file, for which webdataset has no decoder."""
     with wave.open(io.BytesIO(data)) as file:
         return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
 
 
 def make_latents(folder: Path, shards: int = 8, samples: int = 256) -> Path:
-    """Make a set of latents of the paper's shapes; numbers without meaning take as long to read as any."""
+    """Make a set of latents of the paper's shapes; random numbers take as long to read as real latents."""
     random = np.random.default_rng(0)
     folder.mkdir()
     entries, parts = [], []
@@ -159,8 +159,10 @@ def make_latents(folder: Path, shards: int = 8, samples: int = 256) -> Path:
                 shard.add(f"video{number:03d}-{i:06d}", encode_latents(batch[-1]), {"path": "a.mp4", "class": 0})
             parts.append(sums(batch))
             entries.append(ShardEntry.of(shard.commit(parts[-1])))
-    extra = {"audio_shape": AUDIO, "video_shape": VIDEO, "statistics": statistics(parts)}
-    return _finish(folder, "latents", entries, **extra)
+    manifest = _manifest("latents", entries)
+    manifest.audio_shape, manifest.video_shape, manifest.statistics = AUDIO, VIDEO, statistics(parts)
+    manifest.write(folder)
+    return folder
 
 
 def make_clips(folder: Path, samples: int = 96) -> Path:
@@ -176,14 +178,24 @@ def make_clips(folder: Path, samples: int = 96) -> Path:
             members = encode_clip(Clip(frames, sound), media.audio.sample_rate, 95)
             shard.add(f"video-{i:06d}", members, {"path": "a.mp4", "class": 0})
         entries = [ShardEntry.of(shard.commit())]
-    return _finish(folder, "clips", entries)
-
-
-def _finish(folder: Path, kind: str, entries: list[ShardEntry], **extra: object) -> Path:
-    count = sum(entry.samples for entry in entries)
-    counts = {"videos": 1, "failed_files": 0, "candidates": count, "samples": count, "dropped": 0, "reasons": {}}
-    Manifest(kind=kind, media=MediaConfig(), classes=["rain"], shards=entries, **counts, **extra).write(folder)
+    _manifest("clips", entries).write(folder)
     return folder
+
+
+def _manifest(kind: Kind, entries: list[ShardEntry]) -> Manifest:
+    count = sum(entry.samples for entry in entries)
+    return Manifest(
+        kind=kind,
+        media=MediaConfig(),
+        classes=["rain"],
+        videos=1,
+        failed_files=0,
+        candidates=count,
+        samples=count,
+        dropped=0,
+        reasons={},
+        shards=entries,
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What the benchmarks have in common: the machine they ran on, and where their figures go."""
+"""Shared by the benchmarks: ``machine`` describes the machine, ``publish`` prints and writes the results."""
 
 import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 
 def machine(*packages: str, device: torch.device | None = None) -> dict[str, object]:
-    """Return where this runs, on ``device`` if it is a GPU, with which ``packages``, and what else it was doing."""
+    """Return processor (the GPU, if ``device`` is one), cores, load, versions of ``packages`` and date."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
     on_gpu = device is not None and device.type == "cuda"
@@ -25,8 +26,8 @@ def machine(*packages: str, device: torch.device | None = None) -> dict[str, obj
     }
 
 
-def publish(results: dict[str, object], output: Path | None) -> None:
-    """Print ``results`` and write them to ``output``, if it is given."""
+def publish(results: Mapping[str, object], output: Path | None) -> None:
+    """Print ``results`` as JSON, and write them to ``output`` if it is given."""
     text = json.dumps(results, indent=2, ensure_ascii=False)
     print(text)
     if output:

@@ -1,4 +1,4 @@
-"""How fast videos become clips: ``shard.py clips`` beside video2dataset, on the same files and the same windows.
+"""Benchmark of cutting videos into clips: ``shard.py clips`` and video2dataset, on the same files and windows.
 
     python -m benchmarks.sharding --videos DIR --video2dataset ENV/bin/python --output benchmarks/results/sharding.json
 
@@ -85,9 +85,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     args = parser.parse_args()
-    ctypes.CDLL(None).prctl(
-        _PR_SET_CHILD_SUBREAPER, 1
-    )  # whatever a run leaves behind is ours to wait for, and to count
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of a run become our children, and are counted
     with tempfile.TemporaryDirectory() as folder:
         results = {"machine": {**machine(), "ffmpeg": ffmpeg_version()}, **compare(Path(folder), args)}
     publish(results, args.output)
@@ -152,7 +150,8 @@ def theirs(python: Path, table: Path, output: Path, clips: dict[str, int]) -> Co
 
 def windows(videos: Path, clips: Path) -> list[dict[str, object]]:
     """Return a row for each video: its path, and the windows that we cut of it, for video2dataset."""
-    shards, rows = ShardSet(clips, "clips"), {}
+    shards = ShardSet(clips, "clips")
+    rows: dict[str, list[list[float]]] = {}
     for number in range(len(shards)):
         meta = shards[number].meta
         spans = rows.setdefault(meta["path"], [])
@@ -165,7 +164,7 @@ def run(command: Sequence[str]) -> Cost:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     begin = time.monotonic()
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    words = process.stderr.read()
+    errors = process.stderr.read() if process.stderr else ""
     cpu, status = 0.0, 0
     while True:
         try:
@@ -176,7 +175,7 @@ def run(command: Sequence[str]) -> Cost:
         status = os.waitstatus_to_exitcode(ending) if pid == process.pid else status
     process.returncode = status
     if status:
-        raise RuntimeError(f"{' '.join(command)[:300]}: status {status}: {words[-2000:]}")
+        raise RuntimeError(f"{' '.join(command)[:300]}: status {status}: {errors[-2000:]}")
     return Cost(round(time.monotonic() - begin, 2), round(cpu, 2))
 
 

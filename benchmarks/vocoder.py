@@ -1,4 +1,4 @@
-"""What sound loses on its way to a mel spectrogram, to a picture, and back: clips of real videos, and a vocoder.
+"""Benchmark of the audio path: the loss from sound to mel spectrogram or audio image and, by a vocoder, back.
 
     python -m benchmarks.vocoder VIDEO… --output benchmarks/results/vocoder_MACHINE.json [--vocoder HIFIGAN]
 
@@ -65,7 +65,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        results = {
+        results: dict[str, object] = {
             "machine": machine("torch"),
             "griffin_lim": [of_way(way, args.videos, None) for way in tqdm(WAYS, "ways")],
         }

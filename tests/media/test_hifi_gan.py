@@ -174,7 +174,7 @@ def test_what_the_config_does_not_say_is_not_asked(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"resblock": "2"}, "V1 and V2"),
+        ({"resblock": "2"}, "V1 or V2"),
         ({"upsample_rates": [8, 8, 4, 2]}, "multiply to 512"),
         ({"upsample_initial_channel": 64}, "size mismatch"),
         ({"resblock_kernel_sizes": [3, 7]}, "Unexpected key"),
