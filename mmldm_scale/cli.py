@@ -5,6 +5,7 @@ command runs.
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import os
 import sys
@@ -40,83 +41,7 @@ ways to start a training:
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
-    top = argparse.ArgumentParser(
-        prog="mmldm",
-        description="Train MM-LDM, a multi-modal latent diffusion model for videos with sound, and sample from it.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_train(commands.add_parser("train", help="train a kl_vae, an autoencoder or a dit"))
-    _add_launch(commands.add_parser("launch", help="submit a training, or a sweep of them, to SLURM"))
-    _add_sample(commands.add_parser("sample", help="make videos with sound from a trained dit"))
-    _add_reconstruct(commands.add_parser("reconstruct", help="measure how close an autoencoder brings clips back"))
-    _add_ladder(commands.add_parser("ladder", help="train an autoencoder's variants and compare them (Tables 5 and 6)"))
-    _add_export(commands.add_parser("export", help="write weights out of a run: averaged, raw, or for diffusers"))
-    _add_plan(commands.add_parser("plan", help="what a training takes of GPUs: memory, traffic, days"))
-    _add_doctor(commands.add_parser("doctor", help="say whether machine, environment and data are in order"))
-    _add_status(commands.add_parser("status", help="say how runs are doing"))
-    commands.add_parser("shard", help="prepare data: videos into clip and latent shards", add_help=False)
-    info = commands.add_parser("model-info", help="print the models' sizes, arithmetic and memory in training")
-    info.set_defaults(run=_model_info)
-    return top
-
-
-def _add_train(train: argparse.ArgumentParser) -> None:
-    train.add_argument("model", choices=list(TRAINABLES))
-    train.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
-    train.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
-    train.add_argument("--processes", type=int, metavar="N", help="start N processes on this machine, without SLURM")
-    train.add_argument("--launch", default="", metavar="COMMAND", help="start them under it, e.g. srun; see slurm/*.sh")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. training.seed=1")
-    train.set_defaults(run=_train)
-
-
-def _add_launch(launch: argparse.ArgumentParser) -> None:
-    add = launch.add_argument
-    add("what", choices=["train"])
-    add("model", choices=list(TRAINABLES))
-    add("--nodes", type=int, metavar="N", help="1 by default")
-    add("--gpus-per-node", type=int, metavar="N", help="one task is started on each GPU")
-    add("--tasks-per-node", type=int, metavar="N", help="on nodes without GPUs")
-    add(
-        "--slurm",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="partition, account, qos, constraint, hours, cpus (a task's), memory_gb (a node's), grace (seconds for "
-        "saving before the time limit), parallel (runs of a sweep at once); or a YAML file of them",
-    )
-    add("--sweep", action="append", default=[], metavar="KEY=V,V", help="a run for each of the values; repeat to cross")
-    add("--config", action="append", default=[], metavar="FILE", help="as for train")
-    add("overrides", nargs="*", metavar="key=value", help="as for train; run= is the folder of a whole sweep")
-    launch.set_defaults(run=_launch)
-
-
-def _add_sample(sample: argparse.ArgumentParser) -> None:
-    from mmldm_scale.sampling import arguments
-
-    arguments.add_arguments(sample)
-    sample.set_defaults(run=_sample)
-
-
-def _add_reconstruct(reconstruct: argparse.ArgumentParser) -> None:
-    from mmldm_scale.evaluation import arguments
-
-    arguments.add_reconstruct_arguments(reconstruct)
-    reconstruct.set_defaults(run=_reconstruct)
-
-
-def _add_ladder(ladder: argparse.ArgumentParser) -> None:
-    from mmldm_scale.evaluation import arguments
-
-    arguments.add_ladder_arguments(ladder)
-    ladder.set_defaults(run=_ladder)
-
-
-def _add_export(export: argparse.ArgumentParser) -> None:
+def _add_export_arguments(export: argparse.ArgumentParser) -> None:
     add = export.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="a run (its newest checkpoint), a checkpoint or its weights")
     add("--output", required=True, metavar="DIR", help="folder to write; must be missing or empty")
@@ -187,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
         add_arguments(command)
         command.set_defaults(run=run)
+    commands.add_parser("shard", help="prepare data: videos into clip and latent shards", add_help=False)
     return top
 
 
@@ -222,7 +148,7 @@ def _shard(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse ``arguments``; overrides may stand anywhere among the options, which argparse has no way to say."""
+    """Parse ``arguments``; unlike argparse by itself, allow overrides anywhere among the options."""
     top = parser()
     args, rest = top.parse_known_args(arguments)
     if any(text.startswith("-") for text in rest) or (rest and "overrides" not in args):

@@ -15,7 +15,7 @@ from data_tools.sources.folder import FolderSource
 from data_tools.sources.video import Video
 from data_tools.stages import measure as module
 from data_tools.stages.measure import Summary, measure, read_table
-from mmldm_scale.common.atomic_files import ASIDE
+from mmldm_scale.common.atomic_files import TEMPORARY_SUFFIX
 from mmldm_scale.common.errors import UserError
 
 CONFIG = MeasureConfig(rows_per_part=2)
