@@ -17,7 +17,7 @@ from .sources import read_options
 class Preparation:
     """Settings of ``shard.py clips`` and ``all``: where clips come from, how they are cut and kept in shards."""
 
-    source: Any = field(default_factory=dict)  # SourceOptions of its kind, or a mapping, which becomes one
+    source: Any = field(default_factory=dict)  # settings of the source; source.kind decides which keys there are
     media: MediaConfig = field(default_factory=MediaConfig)
     stride: int = 16  # frames from one clip's start to the next in the same video; 1 takes every window
     max_clips_per_video: int = 0  # 0: no limit
@@ -37,7 +37,7 @@ class Preparation:
 class MeasureConfig:
     """Settings of ``shard.py measure``: which candidates there are and how much of each is decoded."""
 
-    source: Any = field(default_factory=dict)  # SourceOptions of its kind, or a mapping, which becomes one
+    source: Any = field(default_factory=dict)  # settings of the source; source.kind decides which keys there are
     seconds: float = 60.0  # of a longer stretch, 10 s pieces spread over it that add up to about this are measured
     silence_db: float = -60.0  # dB of full scale (RMS of 50 ms) below which the sound counts as silent
     rows_per_part: int = 1000  # candidates in each file of the table: what a killed process loses at most

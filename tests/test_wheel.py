@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "mmldm_scale", "data_tools")
+SOURCES = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "mmldm_scale", "data_tools")
 Run = Callable[..., str]
 
 

@@ -11,7 +11,7 @@ from .video import Video
 class SourceOptions:
     """Settings that every kind of source has, ``source.*`` of a configuration; each kind adds its own."""
 
-    kind: str = ""  # its name in the registry
+    kind: str = ""  # name of the kind in the registry of sources
     split: str = ""  # of all videos; "": what folders, names of segment lists and columns say
 
 
