@@ -1,8 +1,8 @@
-"""The adversarial loss of both players: the paper's Eq. 2 in its log form, and the hinge form of the public code.
+"""The adversarial losses of discriminator and model: Eq. 2 in its log form, and the hinge form of the public code.
 
-An :class:`AdversarialLoss` is the module of a trainable's discriminator (``training.trainable.Discriminator``), over a
-network that tells real pictures from made ones. The trainer calls it for the discriminator's own loss, and its
-``generator_loss`` for the term that joins the model's.
+An :class:`AdversarialLoss` is the module of a trainable's discriminator (``training.trainable.Discriminator``). It
+wraps a network that distinguishes real pictures from the model's. The training loop calls the module for the
+discriminator's loss, and its ``generator_loss`` for the adversarial term of the model's loss.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ Arrangements = Callable[[Tensor, Tensor], list[Tensor]]
 
 
 class AdversarialLoss(nn.Module):
-    """A discriminator with the losses of both players.
+    """A discriminator with its own loss and the model's.
 
     Eq. 2 prints L_D = log(1 − D(real)) + Σ log D(fake) and L_AE = log(1 − D(fake)). The two oppose each other only if D
-    is the probability of being *fake* and both are log-likelihoods to be maximised, so that is how they are read here.
-    With l the logit of being *real* (D = sigmoid(−l)) their negatives, which are minimised, are
+    is the probability of being *fake* and both are log-likelihoods to be maximised; they are read so here. With l the
+    logit of being *real* (D = sigmoid(−l)), their negatives, which are minimised, are
 
     ======  =================================  ================
     loss    discriminator                      model
@@ -29,14 +29,14 @@ class AdversarialLoss(nn.Module):
     hinge   relu(1 − l_real) + Σ relu(1 + l)   −l
     ======  =================================  ================
 
-    with the sum over the fakes that ``arrangements`` makes: Eq. 2's four, or the single one of a KL-VAE.
+    The sum is over the fakes that ``arrangements`` returns: the four of Eq. 2, or the single one of a KL-VAE.
 
     Args:
-        network: Maps pictures (B, P, 3, S, S) to logits of being real, (B,), or (B, n) where it judges n patches, whose
-            losses are averaged. No sample's logits may depend on the others'.
-        arrangements: ``arrangements(real, fake)`` returns the fakes that the discriminator learns from, each
-            (B, P, 3, S, S), of real pictures and the model's, both (B, P, 3, S, S); the first is ``fake`` itself.
-        loss: Which of the two forms.
+        network: Maps pictures (B, P, 3, S, S) to logits of being real, (B,), or (B, n) for n patches, whose losses are
+            averaged. A sample's logits must not depend on the other samples.
+        arrangements: ``arrangements(real, fake)`` combines real pictures and the model's, both (B, P, 3, S, S), into
+            the fakes of the discriminator's loss, each (B, P, 3, S, S); the first one is ``fake`` itself.
+        loss: Which of the two forms to use.
     """
 
     def __init__(self, network: nn.Module, arrangements: Arrangements, loss: Literal["log", "hinge"]) -> None:
@@ -44,12 +44,12 @@ class AdversarialLoss(nn.Module):
         self.network, self.arrangements, self.loss = network, arrangements, loss
 
     def forward(self, real: Tensor, fake: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        """Return what the discriminator minimises, and its mean logits of the real and of the model's pictures.
+        """Return the discriminator's loss and its mean logits of the real and of the model's pictures.
 
         Args:
             real: Real pictures, (B, P, 3, S, S) in [-1, 1].
-            fake: What the model made of them, likewise.
-            weight: How much each sample counts, (B,).
+            fake: The model's reconstructions of them, (B, P, 3, S, S).
+            weight: Weight of each sample's loss, (B,).
 
         Returns:
             "loss", "logit_real" and "logit_fake", each (B,) float32.
@@ -68,11 +68,12 @@ class AdversarialLoss(nn.Module):
         }
 
     def generator_loss(self, fake: Tensor) -> Tensor:
-        """Return what the model minimises, (B,) float32, for its pictures ``fake`` (B, P, 3, S, S) in [-1, 1]."""
+        """Return the model's loss, (B,) float32, for its pictures ``fake`` (B, P, 3, S, S) in [-1, 1]."""
         logits = self._logits(fake)
         return (functional.softplus(-logits) if self.loss == "log" else -logits).mean(dim=1)
 
     def _logits(self, pictures: Tensor) -> Tensor:
-        """Return float32 logits (N, n) of ``pictures`` (N, P, 3, S, S), in whatever precision the network works."""
+        """Return float32 logits (N, n) of ``pictures`` (N, P, 3, S, S); the network runs in its own precision."""
         dtype = next(self.network.parameters()).dtype
-        return self.network(pictures.to(dtype)).float().reshape(len(pictures), -1)
+        logits: Tensor = self.network(pictures.to(dtype)).float()
+        return logits.reshape(len(pictures), -1)  # (N,) or (N, n) -> (N, n)

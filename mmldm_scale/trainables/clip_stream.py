@@ -1,7 +1,7 @@
 """Clips by global position, for the trainables that learn from pixels and waveforms.
 
-``Clips(config).labelled(position)`` reads a clip from the shards; :class:`BlankClips` stands in for it where only the
-shapes of a sample are needed (the planner).
+``Clips(config).labelled(position)`` reads a clip and its class from the shards. :class:`BlankClips` replaces it where
+only the shapes of a sample matter (a trainable's outline).
 """
 
 from collections.abc import Sequence
@@ -18,48 +18,48 @@ from mmldm_scale.training.data.sample_stream import Samples
 
 
 class ClipSource(Protocol):
-    """Where a dataset gets its clips from."""
+    """The source of a dataset's clips."""
 
     @property
     def media(self) -> MediaConfig:
-        """What a clip is."""
+        """The format of a clip."""
 
     def clip(self, position: int, frames: Sequence[int] | None = None) -> Clip:
-        """Return the clip at global ``position`` with only the ``frames`` given (None: all)."""
+        """Return the clip at global ``position`` with the frames of these indices only (None: all)."""
 
     def labelled(self, position: int) -> tuple[Clip, int]:
-        """Return the whole clip at global ``position`` and its class, -1 if it has none."""
+        """Return the clip at global ``position`` with all frames, and its class, -1 if it has none."""
 
 
 @dataclass(frozen=True)
 class BlankClips:
-    """Black clips without sound and class."""
+    """Black, silent clips without a class."""
 
     media: MediaConfig
 
     def clip(self, position: int, frames: Sequence[int] | None = None) -> Clip:
-        """Return a clip; see :class:`ClipSource`."""
+        """Return a black clip with as many frames as ``frames`` has indices (None: all)."""
         count, size = self.media.frames if frames is None else len(frames), self.media.size
         return Clip(np.zeros((count, size, size, 3), np.uint8), np.zeros(self.media.audio_samples, np.float32))
 
     def labelled(self, position: int) -> tuple[Clip, int]:
-        """Return a clip and -1."""
+        """Return a black clip with all frames, and -1."""
         return self.clip(position), -1
 
 
 class Clips:
-    """The clips that ``config`` learns from.
+    """The clips of the shard sets of a configuration.
 
     Attributes:
-        samples: what they are made of.
-        classes: the names of the classes; empty if no clip has one.
+        samples: the samples of these sets.
+        classes: names of the classes; empty if no clip has one.
 
     Raises:
         UserError: as :class:`Samples`.
     """
 
     def __init__(self, config: ShardTraining, classes: Sequence[str] | None = None) -> None:
-        """Open the sets of ``config``; ``classes``: those that the model knows, if not those of these sets."""
+        """Open the sets of ``config``; ``classes`` names the model's classes (None: those of these sets)."""
         self.samples = Samples(config, "clips")
         names = self.samples.mixture.classes
         self.classes = list(names if classes is None else classes)
@@ -67,28 +67,28 @@ class Clips:
 
     @property
     def media(self) -> MediaConfig:
-        """What a clip is."""
+        """The format of a clip."""
         return self.samples.mixture.manifest.media
 
     def clip(self, position: int, frames: Sequence[int] | None = None) -> Clip:
-        """Return the clip at global ``position``, with only the ``frames`` asked for (all if None)."""
-        return self.samples.read([position], lambda found: self._decode(found[0], frames))
+        """Return the clip at global ``position`` with the frames of these indices only (None: all)."""
+        return self.samples.read([position], lambda samples: self._decode(samples[0], frames))
 
     def labelled(self, position: int) -> tuple[Clip, int]:
-        """Return the whole clip at global ``position`` and its class, an index into ``classes``: -1 if it has none."""
-        return self.samples.read([position], lambda found: (self._decode(found[0], None), self._label(found[0])))
+        """Return the clip at global ``position`` with all frames, and its class: an index into ``classes``, or -1."""
+        return self.samples.read([position], lambda samples: (self._decode(samples[0], None), self._label(samples[0])))
 
     def spread(self, count: int) -> list[Clip]:
-        """Return ``count`` clips (fewer if there are not as many) spread over all sets, the same in every run."""
-        return self.samples.spread(count, lambda found: self._decode(found[0], None))
+        """Return ``count`` clips, or all if there are fewer, spread evenly over all sets; the same in every run."""
+        return self.samples.spread(count, lambda samples: self._decode(samples[0], None))
 
     def _decode(self, sample: Sample, frames: Sequence[int] | None) -> Clip:
         return decode_clip(sample.members, frames, self.media)
 
     def _label(self, sample: Sample) -> int:
-        label, named = sample.meta.get("class"), range(len(self._labels))
-        if label is None:
+        index = sample.meta.get("class")
+        if index is None:
             return -1
-        if label not in named:
-            raise ValueError(f"class {label!r} is none of the {len(named)} that the set names")
-        return self._labels[int(label)]
+        if index not in range(len(self._labels)):
+            raise ValueError(f"class: {index!r} must be an index into the set's {len(self._labels)} classes")
+        return self._labels[int(index)]

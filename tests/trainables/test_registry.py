@@ -1,4 +1,4 @@
-"""The registry's doors: a trainable of another package, by an entry point or by a call."""
+"""The registry of trainables, and trainables of other packages: by entry point or by ``register``."""
 
 from pathlib import Path
 
@@ -60,20 +60,20 @@ def test_an_installed_package_adds_a_trainable(package: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("other", "toy_package:RECORD must be a Registration named other"),
         ("gone", "toy_package:nothing cannot be imported"),
         ("none", "must be one of kl_vae, autoencoder, dit, gone, other, toy"),
     ],
 )
-def test_what_an_entry_point_gets_wrong_is_one_line(package: Path, name: str, says: str) -> None:
-    with pytest.raises(UserError, match=says) as error:
+def test_a_wrong_entry_point_is_refused_in_one_line(package: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         registered(name)
     assert "\n" not in str(error.value)
 
 
-def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_name_cannot_be_registered_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "TRAINABLES", dict(TRAINABLES))
     with pytest.raises(ValueError, match="'dit' is registered already"):
         register(TRAINABLES["dit"])

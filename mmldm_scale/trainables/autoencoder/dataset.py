@@ -1,4 +1,4 @@
-"""What the autoencoder learns from: clips with all that is drawn at random for them, by global position."""
+"""The autoencoder's training samples by global position: clips with the random numbers of their loss."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from mmldm_scale.training.trainable import Batch
 
 
 class ClipDataset:
-    """Training samples by global position, as ``trainables.autoencoder.loss.Reconstruction`` takes them."""
+    """Training samples by global position, for :class:`~.loss.Reconstruction`."""
 
     def __init__(self, config: AutoencoderTraining, clips: ClipSource, model: Autoencoder) -> None:
         self.config, self.clips = config, clips
@@ -27,14 +27,14 @@ class ClipDataset:
         return [self[position] for position in positions]
 
     def __getitem__(self, position: int) -> Batch:
-        """Return the sample at ``position``; see ``Reconstruction.forward`` for its parts."""
+        """Return the sample at ``position``; :meth:`Reconstruction.forward` describes its entries."""
         random = rng.generator(self.config.training.seed, "autoencoder", position)
         total = self.clips.media.frames
         count = min(self.config.frames_per_clip, total)
         clip, label = self.clips.labelled(position)
         mirrored = random.random() < self.config.flip
         frames = clip.frames[:, :, ::-1] if mirrored else clip.frames
-        # One offset, evenly spaced: each timestep is uniform, and every clip covers the schedule from end to end.
+        # A random offset plus even spacing: each timestep is uniform, and those of a clip cover the whole schedule.
         places = (random.permutation(count + 1) + random.random()) / (count + 1)
         drawn = {
             "targets": random.choice(total, count, replace=False),

@@ -1,9 +1,9 @@
-"""The loss that the autoencoder is trained with (section 3.1, Eq. 3), but for the discriminator's part in it.
+"""The autoencoder with its loss (section 3.1, Eq. 3), except for the adversarial term.
 
     L = L_MSE + λ_cl L_cl + λ_co L_co + λ_kl (L_KL^a + L_KL^v) + λ_gan L_GAN
 
-:class:`Reconstruction` computes all terms but the last, and, while a discriminator takes part, the pictures from which
-the trainer computes that one (``trainables.adversarial_loss``).
+:class:`Reconstruction` computes all terms but the last. In steps in which a discriminator takes part, it also returns
+the pictures from which the training loop computes the last one (``trainables.adversarial_loss``).
 """
 
 from dataclasses import replace
@@ -27,20 +27,28 @@ from mmldm_scale.training.trainable import Batch, DiscriminatorInputs, StepInfo,
 
 
 class Reconstruction(nn.Module):
-    """The autoencoder with its loss: a batch of ``ClipDataset`` in, each sample's losses out.
+    """The autoencoder with its loss: maps a batch of :class:`~.dataset.ClipDataset` to a StepOutput.
 
-    A head without a loss would never learn: there is none for a weight of zero, nor, without ``classes``, a class. The
-    KL-VAE is no part of the module, but stays on the device and in the precision that it comes in: an engine would cast
-    it to float16, in which its activations overflow, split it over the processes, and save it with every checkpoint.
+    A head whose term has weight 0 is not built, nor is the classification head without ``classes``, since neither would
+    learn. The KL-VAE is not a sub-module; it keeps its device and precision. An engine would cast it to float16, in
+    which its activations overflow, shard it over the processes, and save it in every checkpoint.
 
     Attributes:
-        term_weights: λ of each term that there is, by its name.
+        term_weights: λ of each term by name.
+        group: number of clips that the contrastive term compares with one another; 0 without that term.
     """
 
     def __init__(
         self, config: AutoencoderTraining, media: MediaConfig, vae: AutoencoderKL, classes: list[str], group: int
     ) -> None:
-        """Build the networks around ``vae``; the contrastive term compares ``group`` clips (0: there is none)."""
+        """Build the networks around ``vae``.
+
+        Args:
+            media: format of a clip.
+            vae: the frozen KL-VAE.
+            classes: names of the classes; empty if no clip has one.
+            group: number of clips that the contrastive term compares; 0 without that term.
+        """
         super().__init__()
         model = config.model if config.contrastive_weight else replace(config.model, contrastive_width=0)
         classes = classes if model.semantics and config.classification_weight else []
@@ -54,27 +62,28 @@ class Reconstruction(nn.Module):
         self.step = StepInfo()
 
     def begin_step(self, step: StepInfo) -> None:
-        """Say which optimizer step the next batches belong to."""
+        """Take note of the optimizer step that begins."""
         self.step = step
 
     def forward(self, batch: Batch) -> StepOutput:
         """Return the losses of B clips, each (B,) float32.
 
-        ``loss`` is Eq. 3 without its last term. The terms, before their weights, are
+        ``loss`` is Eq. 3 without its last term. The terms, before they are weighted, are
 
-        - "mse": the mean squared error of the noise predicted in the clip's pictures; the metrics "loss/audio" and
-          "loss/video" are its two parts, on logged steps and in validation also by quarter of the schedule;
-        - "kl_audio" and "kl_video": the posteriors' divergences in nats;
-        - "classification": the cross-entropy of the class, 0 for a clip without one (the mean is over all clips);
-        - "contrastive": Eq. 1, whose τ is the metric "temperature";
-        - "estimate", if the decoder estimates the noise from the features alone: the mean squared error of that
-          estimate, over all frames and the audio image alike. Ours; it teaches the encoders far faster than noise does.
+        - "mse": mean squared error of the noise predicted in the audio image and the target frames; the metrics
+          "loss/audio" and "loss/video" are its two parts, on logged steps and in validation also by quarter of the
+          schedule;
+        - "kl_audio", "kl_video": KL divergences of the posteriors in nats;
+        - "classification": cross-entropy of the class, 0 for a clip without a class (the mean is over all clips);
+        - "contrastive": Eq. 1; its τ is the metric "temperature";
+        - "estimate", if the decoder has ``estimate``: mean squared error of the clean latents estimated from the
+          features alone, of all frames and the audio image. Ours; the encoders learn much faster with it.
 
         Args:
-            batch: "frames" (B, F, S, S, 3) uint8, "waveform" (B, N), "label" (B,) the class or -1, "targets" (B, K)
-                frame indices, and for each of them and, last, the audio image: "time" (B, K + 1) timesteps, "noise"
-                (B, K + 1, c, s, s), "dropped" (B, K + 1) bool, those drawn without semantics and class; the posteriors'
-                noises are "audio_noise" (B, C, H_a, W_a) and "video_noise" (B, C, H_v, W_v).
+            batch: "frames" (B, F, S, S, 3) uint8; "waveform" (B, N); "label" (B,), the class or -1; "targets" (B, K),
+                indices of the target frames. For each target and, last, the audio image: "time" (B, K + 1), timesteps;
+                "noise" (B, K + 1, c, s, s); "dropped" (B, K + 1) bool, true if it is decoded without semantics and
+                class. Noise of the posteriors: "audio_noise" (B, C, H_a, W_a) and "video_noise" (B, C, H_v, W_v).
         """
         model = self.autoencoder
         frames, audio = to_signal(batch["frames"]), self.audio_image.encode(batch["waveform"])
@@ -89,7 +98,7 @@ class Reconstruction(nn.Module):
             terms["estimate"] = _estimate_error(conditions, latents)
             conditions = conditions[0], conditions[1].select(_flat_rows(batch["targets"], frames.shape[1]))
 
-        chosen = F.pad(batch["targets"], (0, 1), value=frames.shape[1])  # (B, K + 1): the audio image comes last
+        chosen = F.pad(batch["targets"], (0, 1), value=frames.shape[1])  # (B, K + 1), the audio image last
         clean = _at(latents, chosen)  # (B, K + 1, c, s, s)
         noisy, predicted = self._denoise(clean, batch, conditions)
         errors = (predicted - batch["noise"]).square().mean(dim=(2, 3, 4))  # (B, K + 1)
@@ -109,7 +118,7 @@ class Reconstruction(nn.Module):
         return output
 
     def _metrics(self, errors: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Return the metrics, of the pictures' ``errors`` (B, K + 1), the audio image's last."""
+        """Return the metrics of the pictures' squared ``errors`` (B, K + 1), the audio image's last."""
         metrics = {"loss/audio": errors[:, -1], "loss/video": errors[:, :-1].mean(dim=1)}
         if "contrastive" in self.term_weights:
             metrics["temperature"] = self.autoencoder.temperature.detach().expand(len(errors))
@@ -120,28 +129,32 @@ class Reconstruction(nn.Module):
     def _conditions(
         self, batch: Batch, perceptual: tuple[Tensor, Tensor], semantics: Semantics | None
     ) -> tuple[Condition, Condition]:
-        """Return what the decoder is told of the audio images and of the target frames; if it estimates, of all."""
+        """Return the decoder's conditions for the audio images and the target frames; all frames if it estimates."""
         model, frames, dropped = self.autoencoder, batch["targets"], batch["dropped"][:, :-1]
         if model.config.decoder.estimate:
             total = batch["frames"].shape[1]
-            everything = torch.arange(total, device=frames.device).expand(len(frames), -1)  # (B, F)
-            dropped = torch.zeros_like(everything, dtype=torch.bool).scatter(1, frames, dropped)
-            frames = everything
+            all_frames = torch.arange(total, device=frames.device).expand(len(frames), -1)  # (B, F)
+            dropped = torch.zeros_like(all_frames, dtype=torch.bool).scatter(1, frames, dropped)
+            frames = all_frames
         labels = batch["label"] if model.classes else None
         return model.conditions(*perceptual, frames, semantics, labels, batch["dropped"][:, -1], dropped)
 
     def _denoise(self, clean: Tensor, batch: Batch, conditions: tuple[Condition, Condition]) -> tuple[Tensor, Tensor]:
-        """Return ``clean`` with noise, and the noise that the decoder predicts in it: both (B, K + 1, c, s, s)."""
+        """Return ``clean`` with noise added, and the predicted noise, both (B, K + 1, c, s, s) like ``clean``."""
         time, decoder = batch["time"], self.autoencoder.decoder
         noisy = self.schedule.add_noise(clean.flatten(0, 1), batch["noise"].flatten(0, 1), time.flatten())
-        noisy = noisy.unflatten(0, time.shape)
+        noisy = noisy.unflatten(0, time.shape)  # (B·(K + 1), c, s, s) -> (B, K + 1, c, s, s)
         audio = decoder(noisy[:, -1], time[:, -1], conditions[0])  # (B, c, s, s)
         video = decoder(noisy[:, :-1].flatten(0, 1), time[:, :-1].flatten(), conditions[1])  # (B·K, c, s, s)
-        return noisy, torch.cat([video.unflatten(0, (len(audio), -1)), audio[:, None]], dim=1)
+        video = video.unflatten(0, (len(audio), -1))  # (B, K, c, s, s)
+        return noisy, torch.cat([video, audio[:, None]], dim=1)
 
     def _semantic_terms(self, semantics: Semantics | None, labels: Tensor) -> dict[str, Tensor]:
-        """Return the terms of the semantic features, (B,) each."""
-        model, terms = self.autoencoder, {}
+        """Return the terms of the semantic features, (B,) each, for ``labels`` (B,)."""
+        model = self.autoencoder
+        terms: dict[str, Tensor] = {}
+        if semantics is None:
+            return terms
         if "classification" in self.term_weights:
             logits = model.classify(semantics)  # (B, n_classes)
             terms["classification"] = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
@@ -153,42 +166,43 @@ class Reconstruction(nn.Module):
     def _discriminator_inputs(
         self, real: Tensor, noisy: Tensor, predicted: Tensor, batch: Batch
     ) -> DiscriminatorInputs:
-        """Return what the discriminator is shown: ⟨audio image, frame i, frame j⟩ with i < j, real and decoded.
+        """Return the discriminator's triples ⟨audio image, frame i, frame j⟩ with i < j, real and decoded.
 
-        Decoding a clip whole takes many steps; what the decoder makes of the clip in the step that trains it is the
-        clean latent as far as it can tell, ẑ = (z_t − √(1 − ᾱ) ε̂) / √ᾱ, which the KL-VAE turns into pictures. An error
-        of ε̂ is √((1 − ᾱ) / ᾱ) times as large in ẑ, up to 15 times: ours is to weigh a clip's adversarial loss by √ᾱ of
-        the noisiest of its three pictures, by which its gradients stay of the size of the squared error's.
+        Sampling a clip takes many steps. In a training step the decoded pictures are those of the estimated clean
+        latents, ẑ = (z_t − √(1 − ᾱ) ε̂) / √ᾱ. An error of ε̂ is amplified in ẑ by √((1 − ᾱ) / ᾱ), up to 15 times.
+        Therefore a clip's adversarial loss is weighted by √ᾱ of the noisiest of its three pictures (ours), which keeps
+        its gradients as large as those of the squared error.
 
-        What the KL-VAE loses, its blur above all, tells every decoded picture from an original, and no autoencoder of
-        its latents can learn to bring it back. ``real_pictures: kl_vae`` takes it from the real ones as well.
+        The KL-VAE's losses, mainly blur, distinguish every decoded picture from an original, and the autoencoder cannot
+        learn to avoid them. With ``real_pictures: kl_vae`` the real pictures pass through the KL-VAE as well (ours).
 
         Args:
-            real: (B, K + 1, 3, S, S), the targets and the audio image, in the order of ``noisy`` and ``predicted``
-                (B, K + 1, c, s, s).
+            real: (B, K + 1, 3, S, S), the target frames and, last, the audio image.
+            noisy: (B, K + 1, c, s, s), their noisy latents.
+            predicted: (B, K + 1, c, s, s), the noise predicted in these.
         """
         targets = batch["targets"]
-        pair = targets[:, :2].argsort(dim=1)  # (B, 2): which of the K targets, the earlier first
-        shown = F.pad(pair, (1, 0), value=targets.shape[1])  # (B, 3): the audio image comes first
-        kept = self.schedule.alphas_cumprod.to(targets.device)[_at(batch["time"], shown)]  # ᾱ, (B, 3)
-        scale = kept[..., None, None, None]
-        clean = (_at(noisy, shown) - (1 - scale).sqrt() * _at(predicted, shown)) / scale.sqrt()  # (B, 3, c, s, s)
-        return DiscriminatorInputs(_at(real, shown), self._pictures(clean), weight=kept.amin(dim=1).sqrt())
+        pair = targets[:, :2].argsort(dim=1)  # (B, 2), which of the K targets, the earlier frame first
+        triple = F.pad(pair, (1, 0), value=targets.shape[1])  # (B, 3), the audio image first
+        alpha_bar = self.schedule.alphas_cumprod.to(targets.device)[_at(batch["time"], triple)]  # (B, 3)
+        scale = alpha_bar[..., None, None, None]  # (B, 3, 1, 1, 1)
+        clean = (_at(noisy, triple) - (1 - scale).sqrt() * _at(predicted, triple)) / scale.sqrt()  # (B, 3, c, s, s)
+        return DiscriminatorInputs(_at(real, triple), self._pictures(clean), weight=alpha_bar.amin(dim=1).sqrt())
 
     def _pictures(self, latents: Tensor) -> Tensor:
-        """Return what the KL-VAE makes of ``latents`` (B, N, c, s, s): (B, N, 3, S, S)."""
+        """Return the KL-VAE's pictures (B, N, 3, S, S) of ``latents`` (B, N, c, s, s)."""
         return self.autoencoder.picture(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
 
 
 def fake_arrangements(real: Tensor, fake: Tensor) -> list[Tensor]:
-    """Return the fakes that the discriminator learns from (Eq. 2), each (B, 3, 3, S, S).
+    """Return the four fakes of the discriminator's loss (Eq. 2), each (B, 3, 3, S, S).
 
-    They are ⟨ā, v̄_i, v̄_j⟩, ⟨ā, v̄_i, v_j⟩, ⟨ā, v_i, v̄_j⟩ and ⟨ā, v̄_j, v̄_i⟩: a bar means decoded, and the last one
-    is fake for its order alone.
+    They are ⟨ā, v̄_i, v̄_j⟩, ⟨ā, v̄_i, v_j⟩, ⟨ā, v_i, v̄_j⟩ and ⟨ā, v̄_j, v̄_i⟩, where a bar means decoded. The last one
+    has its frames in the wrong order.
 
     Args:
         real: ⟨a, v_i, v_j⟩, (B, 3, 3, S, S).
-        fake: ⟨ā, v̄_i, v̄_j⟩, likewise.
+        fake: ⟨ā, v̄_i, v̄_j⟩, (B, 3, 3, S, S).
     """
     (_, first, second), (audio, fake_first, fake_second) = real.unbind(1), fake.unbind(1)
     return [
@@ -200,6 +214,7 @@ def fake_arrangements(real: Tensor, fake: Tensor) -> list[Tensor]:
 
 
 def _term_weights(config: AutoencoderTraining, model: Autoencoder) -> dict[str, float]:
+    """Return λ of each term by name; terms whose heads ``model`` does not have are left out."""
     weights = {"mse": 1.0, "kl_audio": config.kl_weight, "kl_video": config.kl_weight}
     if model.config.decoder.estimate:
         weights["estimate"] = config.estimate_weight
@@ -211,20 +226,21 @@ def _term_weights(config: AutoencoderTraining, model: Autoencoder) -> dict[str, 
 
 
 def _estimate_error(conditions: tuple[Condition, Condition], latents: Tensor) -> Tensor:
-    """Return the mean squared error of the estimates of ``latents`` (B, F + 1, c, s, s), audio image last: (B,)."""
-    audio, video = (condition.estimate.float().unflatten(0, (len(latents), -1)) for condition in conditions)
+    """Return the mean squared error (B,) of the estimates of ``latents`` (B, F + 1, c, s, s), the audio image last."""
+    estimates = [condition.estimate.float() for condition in conditions if condition.estimate is not None]
+    audio, video = (estimate.unflatten(0, (len(latents), -1)) for estimate in estimates)  # (B, 1 or F, c, s, s)
     errors = [(video - latents[:, :-1]).square(), (audio - latents[:, -1:]).square()]
-    return sum(error.mean(dim=(1, 2, 3, 4)) for error in errors) / 2
+    return (errors[0].mean(dim=(1, 2, 3, 4)) + errors[1].mean(dim=(1, 2, 3, 4))) / 2
 
 
 def _by_time(errors: Tensor, time: Tensor, steps: int) -> dict[str, Tensor]:
-    """Return the ``errors`` (B, K + 1), the audio image's last, by quarter of the schedule of ``steps``."""
+    """Return the ``errors`` (B, K + 1), the audio image's last, by quarter of the schedule of ``steps`` timesteps."""
     audio = metric_means.by_time({"loss/audio": errors[:, -1]}, time[:, -1], steps)
     return audio | metric_means.by_time({"loss/video": errors[:, :-1]}, time[:, :-1], steps)
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:
-    """Return for each sample the entries ``index`` (B, M) of its ``values`` (B, N, …): (B, M, …).
+    """Return for each sample the entries ``index`` (B, M) of its ``values`` (B, N, …), as (B, M, …).
 
     Indexing, unlike ``gather``, has a deterministic backward pass on GPUs.
     """
@@ -232,6 +248,6 @@ def _at(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _flat_rows(targets: Tensor, frames: int) -> Tensor:
-    """Return the rows (B·K,) of the frames ``targets`` (B, K) among all of a batch's frames, clip by clip."""
+    """Return the rows (B·K,) of the frames ``targets`` (B, K) among the B·F ``frames`` of a batch, clip by clip."""
     first = torch.arange(len(targets), device=targets.device)[:, None] * frames
-    return (first + targets).flatten()
+    return (first + targets).flatten()  # (B, K) -> (B·K,)

@@ -1,19 +1,19 @@
 """The trainable "autoencoder": encoders, projectors and signal decoder over a frozen KL-VAE, trained on clip shards.
 
-A sample is one clip. Its encoders run once; the signal decoder then learns to predict the noise in its audio image and
-in a few of its frames, while heads on the semantic features and a discriminator of decoded pictures add their terms
-(section 3.1, Eq. 1 to 3; ``loss.py``). The clip and everything drawn at random for it are functions of (seed, position)
+A sample is one clip. The encoders run once for it. The signal decoder learns to predict the noise in its audio image
+and in a few of its frames; heads on the semantic features and a discriminator of decoded pictures add their terms
+(section 3.1, Eq. 1 to 3; ``loss.py``). The clip and its random numbers are a pure function of (seed, position)
 (``dataset.py``). The weights folder holds the KL-VAE as well, but not the discriminator.
 """
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.common.device import training_device
 from mmldm_scale.common.errors import UserError
@@ -31,12 +31,13 @@ from mmldm_scale.trainables.autoencoder.contrastive import contrastive_group, co
 from mmldm_scale.trainables.autoencoder.dataset import ClipDataset
 from mmldm_scale.trainables.autoencoder.loss import Reconstruction, fake_arrangements
 from mmldm_scale.trainables.clip_stream import BlankClips, Clips
+from mmldm_scale.trainables.flop_count import flops_of
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
 from mmldm_scale.training.trainable import Discriminator, StepInfo, StepOutline, Trainable, repeat_sample
 
-CLASSES = 9  # of Landscape, which the planner takes; their number hardly counts
-FROZEN = "autoencoder.kl_vae."  # names of the KL-VAE's weights among the module's
+CLASSES = 9  # number of Landscape's classes, for outlines; it hardly changes memory or FLOPs
+FROZEN = "autoencoder.kl_vae."  # prefix of the KL-VAE's weights among the module's
 
 
 def build_trainable(config: AutoencoderTraining) -> Trainable:
@@ -44,18 +45,19 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
 
     Raises:
         UserError: shards, KL-VAE or U-Net are missing, damaged or of another kind; sizes or the contrastive loss's
-            groups do not fit together; the held-out clips are too few or are trained on.
+            groups do not fit together; the validation clips are too few or are trained on.
     """
     check_decoding(config.preview, "preview.")
     vae = kl_vae.load(config.kl_vae)
     clips = Clips(config)
     _check_frames(config, clips.media)
     frozen = {f"{FROZEN}{name}": tensor for name, tensor in vae.state_dict().items()}
-    kl_vae.set_precision(vae.to(training_device()), config.training.precision)
+    vae.to(training_device())  # type: ignore[arg-type]  # diffusers wraps the method untyped
+    kl_vae.set_precision(vae, config.training.precision)
     module = Reconstruction(config, clips.media, vae, clips.classes, contrastive_group(config))
-    if config.unet is not None:  # no fingerprint in inputs: a resumed run's own weights replace it
+    if config.unet is not None:  # its fingerprint is not in inputs, since a resumed run does not use it
         for unet in module.autoencoder.decoder.unets.values():
-            load_unet(unet, config.unet)
+            load_unet(cast(UNet2DConditionModel, unet), config.unet)
     return Trainable(
         name="autoencoder",
         module=module,
@@ -84,10 +86,10 @@ def outline(
 ) -> StepOutline:
     """Return a micro-step of the autoencoder on ``device``.
 
-    It is a logged one in which the discriminator, if there is one, takes part: that takes most memory.
+    It is a logged step in which the discriminator, if there is one, takes part: such steps use most memory.
 
     Args:
-        media: what a clip is; None: the paper's.
+        media: format of a clip; None: the paper's.
         classes: number of classes of the data set.
         kl_vae_config: of the KL-VAE; None: Stable Diffusion's.
     """
@@ -95,7 +97,7 @@ def outline(
     with torch.device(device):
         vae = kl_vae.build(kl_vae_config or KLVAEConfig())
         kl_vae.set_precision(vae, config.training.precision)
-        group = micro_batch if contrasts(config) else 0  # other processes' clips take little of this one's memory
+        group = micro_batch if contrasts(config) else 0  # clips of other processes use little of this one's memory
         module = Reconstruction(config, media, vae, [""] * classes, group)
         discriminator = _discriminator(config)
     sample = ClipDataset(config, BlankClips(media), module.autoencoder)[0]
@@ -113,7 +115,7 @@ def outline(
 
 
 def _validation(config: AutoencoderTraining, clips: Clips, module: Reconstruction) -> ValidationSamples:
-    """Return the held-out clips, in whole groups of those that the contrastive loss compares with one another."""
+    """Return the validation clips, in whole groups of the clips that the contrastive loss compares."""
     settings = validation_set.settings(config, config.validation, flip=0.0, context_dropout=0.0)
     held_out = Clips(settings, clips.classes)
     dataset = ClipDataset(settings, held_out, module.autoencoder)
@@ -131,11 +133,12 @@ def _discriminator(config: AutoencoderTraining) -> Discriminator | None:
 
 
 def _check_frames(config: AutoencoderTraining, media: MediaConfig) -> None:
+    """Raise UserError if a step has too few frames of a clip for the discriminator."""
     count = min(config.frames_per_clip, media.frames)
     if config.adversarial.weight and count < 2:
         raise UserError(
-            f"frames_per_clip: the discriminator compares two frames of a clip, and there {'is' * count} {count}; "
-            "adversarial.weight=0 fits, or frames_per_clip=2 of clips that have them"
+            f"frames_per_clip: the discriminator compares two frames of a clip, but a step has {count}; use clips of "
+            "at least 2 frames and frames_per_clip=2, or adversarial.weight=0"
         )
 
 
@@ -146,12 +149,13 @@ def _write_weights(model: Autoencoder, frozen: dict[str, Tensor], folder: Path, 
 
 
 def forward_flops(config: AutoencoderTraining, model: Autoencoder) -> float:
-    """Return a sample's forward FLOPs, of which training takes three times as many.
+    """Return a sample's forward FLOPs; training takes three times as many.
 
-    What of it runs less often is counted in thirds: the KL-VAE's encoder runs forward only. With a discriminator, which
-    is counted as if it took part from the start, the KL-VAE's decoder and the discriminator's look at the decoded
-    pictures run forward and back to their inputs, and real pictures pass the KL-VAE's decoder forward if they are to;
-    learning from the real ones and the fakes is training as usual.
+    Partial passes are counted in thirds (a forward pass, a gradient of the inputs, a gradient of the weights): the
+    KL-VAE's encoder runs forward only. The discriminator is counted as if it took part from the first step. For the
+    model's adversarial term, the KL-VAE's decoder and the discriminator run forward and back to their inputs; with
+    ``real_pictures: kl_vae`` the KL-VAE's decoder also runs forward on real pictures. The discriminator's own loss, on
+    real pictures and fakes, takes full passes.
     """
     media, count = model.media, min(config.frames_per_clip, model.media.frames)
     with torch.device("meta"):
@@ -159,11 +163,11 @@ def forward_flops(config: AutoencoderTraining, model: Autoencoder) -> float:
         twin.requires_grad_(False)
         network = AudioVideoDiscriminator(config.discriminator)
         pictures = torch.empty(PICTURES, 3, media.size, media.size)
-        told = media.frames if model.config.decoder.estimate else count
-        targets, times = torch.empty(1, told, dtype=torch.long), torch.empty(count, dtype=torch.long)
+        conditioned = media.frames if model.config.decoder.estimate else count  # frames with a condition
+        targets, times = torch.empty(1, conditioned, dtype=torch.long), torch.empty(count, dtype=torch.long)
         noisy = torch.empty(max(count, PICTURES), *model.noise_shape)
 
-    def trained() -> None:
+    def train() -> None:
         clean = noisy[:1]
         posteriors = twin.posteriors(clean.expand(1, media.frames, *model.noise_shape), clean)
         means = posteriors.audio.mean, posteriors.video.mean
@@ -171,16 +175,10 @@ def forward_flops(config: AutoencoderTraining, model: Autoencoder) -> float:
         twin.decoder(noisy[:1], times[:1], audio)
         twin.decoder(noisy[:count], times, video.select(torch.empty(count, dtype=torch.long)))
 
-    total = _flops(trained) + _flops(lambda: twin.picture_latents(pictures[:1])) * (media.frames + 1) / 3
+    total = flops_of(train) + flops_of(lambda: twin.picture_latents(pictures[:1])) * (media.frames + 1) / 3
     if config.adversarial.weight:
-        decoding = _flops(lambda: twin.picture(noisy[:PICTURES]))
+        decoding = flops_of(lambda: twin.picture(noisy[:PICTURES]))
         thirds = 3 if config.real_pictures == "kl_vae" else 2
-        looks = 1 + len(fake_arrangements(pictures[None], pictures[None])) + 2 / 3
-        total += thirds / 3 * decoding + looks * _flops(lambda: network(pictures[None]))
+        passes = 1 + len(fake_arrangements(pictures[None], pictures[None])) + 2 / 3
+        total += thirds / 3 * decoding + passes * flops_of(lambda: network(pictures[None]))
     return total
-
-
-def _flops(work: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        work()
-    return flops.get_total_flops()

@@ -1,7 +1,8 @@
-"""What the DiT learns from, by global position: latents with their timestep, task, noise and context.
+"""The DiT's training samples by global position: latents with timestep, task, noise and context.
 
-A clip's latents are drawn from their posteriors and normalised with the set's statistics. All of a sample is a function
-of (seed, position), and so is the clip before it, for a sample that continues that one.
+:class:`LatentDataset` reads the clips, :class:`SampleMaker` turns one into a sample: it draws the latents from their
+posteriors and normalises them with the set's statistics. A sample is a pure function of (seed, position), and so is the
+preceding clip of a sample that continues it.
 """
 
 import dataclasses
@@ -20,18 +21,19 @@ from mmldm_scale.diffusion import loss as diffusion_loss
 from mmldm_scale.diffusion.conditions import context_dropped, previous_seen
 from mmldm_scale.diffusion.normalise import Statistics, normalise
 from mmldm_scale.shards.latents import LatentSample, decode_latent_batch
+from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.shards.reader import Sample
-from mmldm_scale.trainables.dit import context as dit_context
 from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.trainables.dit.context import TextContext, build_context
 from mmldm_scale.training.data.sample_stream import Samples
 from mmldm_scale.training.trainable import Batch
 
-LOOKED_AT = 256  # samples, to tell the user how many of them can be conditioned as asked for
+EXAMINED_SAMPLES = 256  # samples that are counted at the start: how many have a preceding clip, an embedding
 
 
 @dataclass(frozen=True)
 class LatentClip:
-    """What is read of one clip: its record, its posteriors (C, H, W), its context."""
+    """One clip as read: its sample in the shards, its posteriors (C, H, W), its context."""
 
     sample: Sample
     latents: LatentSample
@@ -41,7 +43,7 @@ class LatentClip:
 class SampleMaker:
     """Makes training samples of clips: a pure function of (seed, position, clip).
 
-    The planner calls it as well, with latents of zeros.
+    The trainable's outline uses it as well, with latents of zeros.
     """
 
     def __init__(
@@ -52,7 +54,14 @@ class SampleMaker:
         statistics: dict[str, Statistics],
         null_context: Batch,
     ) -> None:
-        """Take the latents' shapes (C, H, W), their statistics, and what a sample without a context holds of it."""
+        """Set what all samples share.
+
+        Args:
+            audio_shape: (C, H, W) of the audio latents.
+            video_shape: (C, H, W) of the video latents.
+            statistics: mean and standard deviation of each channel, by modality ("audio", "video").
+            null_context: the context of a sample that has none; {} if no sample has a context.
+        """
         self._config, self._shapes = config, (audio_shape, video_shape)
         self._statistics, self._null_context = statistics, null_context
 
@@ -64,13 +73,17 @@ class SampleMaker:
         previous: Callable[[], LatentSample | None] = lambda: None,
         other: LatentSample | None = None,
     ) -> Batch:
-        """Return the training sample that a clip becomes at ``position``.
+        """Return the training sample of a clip at ``position``.
 
         Args:
-            latents: posteriors of the clip.
+            latents: posteriors of the clip, (C, H, W) each.
             context: of the clip.
-            previous: returns the clip before it, if there is one; called for a sample that continues a clip.
-            other: another clip, for the contrastive loss.
+            previous: returns the posteriors of the preceding clip, or None; called only if the sample continues a clip.
+            other: posteriors of another clip, for the contrastive loss.
+
+        Returns:
+            The entries that :func:`diffusion.loss.losses` reads, without a batch dimension: latents and noise
+            (C, H, W) float32, timestep and flags ().
         """
         config, seed = self._config, self._config.training.seed
         drawn = diffusion_loss.draw(config.diffusion, *self._shapes, seed, position)
@@ -95,8 +108,9 @@ class SampleMaker:
         return sample
 
     def _previous(self, position: int, previous: LatentSample | None, mirrored: bool) -> Batch:
-        """Return the clip before as the sample at ``position`` sees it."""
-        seed, seen = self._config.training.seed, ()
+        """Return the preceding clip as a condition of the sample at ``position``; zeros if ``previous`` is None."""
+        seed = self._config.training.seed
+        seen: tuple[str, ...] = ()
         audio, video = (torch.zeros(shape) for shape in self._shapes)
         if previous is not None:
             random = rng.generator(seed, "dit/previous", position)
@@ -110,7 +124,7 @@ class SampleMaker:
         }
 
     def _partners(self, position: int, audio: Tensor, other: LatentSample) -> Batch:
-        """Return what the contrastive loss compares the sample at ``position`` with; ``audio`` is its own."""
+        """Return the mismatched latents of the contrastive loss for the sample with latents ``audio`` (C, H, W)."""
         seed = self._config.training.seed
         random = rng.generator(seed, "dit/contrastive/other", position)
         other_audio, other_video = self._latents(other, random.random() < self._config.flip, random)
@@ -118,20 +132,23 @@ class SampleMaker:
         return {"other_audio": other_audio, "other_video": other_video, "shifted_audio": audio.roll(shift, dims=-1)}
 
     def _latents(self, latents: LatentSample, mirrored: bool, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Return audio and video (C, H, W), drawn from the posteriors ``latents`` and normalised."""
-        video = latents.video_mean, latents.video_logvar
+        """Return audio and video latents (C, H, W) drawn from the posteriors ``latents`` and normalised."""
+        audio = _posterior_sample(latents.audio_mean, latents.audio_logvar, random)
         if mirrored:
-            video = latents.mirrored_mean, latents.mirrored_logvar
-        drawn = [_posterior_sample(*of, random) for of in ((latents.audio_mean, latents.audio_logvar), video)]
-        return normalise(drawn[0], self._statistics["audio"]), normalise(drawn[1], self._statistics["video"])
+            video = _posterior_sample(latents.mirrored_mean, latents.mirrored_logvar, random)
+        else:
+            video = _posterior_sample(latents.video_mean, latents.video_logvar, random)
+        return normalise(audio, self._statistics["audio"]), normalise(video, self._statistics["video"])
 
 
 class LatentDataset:
     """Training samples by global position, as :func:`diffusion.loss.losses` takes them.
 
     Attributes:
-        samples: the clips that they are made of.
-        classes: names of the classes that the model knows; none if contexts are not made of classes.
+        samples: the clips of the shard sets.
+        classes: names of the model's classes; empty unless ``context.kind`` is "class".
+        audio_shape: (C, H, W) of the audio latents.
+        video_shape: (C, H, W) of the video latents.
     """
 
     def __init__(
@@ -143,44 +160,47 @@ class LatentDataset:
         """Open the sets of ``config``.
 
         Args:
-            classes: those that the model knows; None: those of these sets.
+            classes: names of the model's classes; None: those of these sets.
             statistics: the latents are normalised by these; None: by those of these sets.
 
         Raises:
-            UserError: sets or embeddings cannot be used.
+            UserError: shard sets or embeddings are missing, damaged or of another kind.
         """
         self.config = config
         self.samples = Samples(config, "latents")
         mixture = self.samples.mixture
-        manifest, names = mixture.manifest, mixture.classes
-        self.classes = list(names if classes is None else classes) if config.context.kind == "class" else []
-        self._context = dit_context.make(config.context, config.model, names, self.classes)
+        model_classes = list(mixture.classes if classes is None else classes)
+        self.classes = model_classes if config.context.kind == "class" else []
+        self.audio_shape, self.video_shape = _latent_shapes(mixture.manifest)
+        self._context = build_context(config.context, config.model, mixture.classes, self.classes)
         null_context = self._context.null() if self._context else {}
         self._maker = SampleMaker(
-            config, manifest.audio_shape, manifest.video_shape, statistics or mixture.statistics, null_context
+            config, self.audio_shape, self.video_shape, statistics or mixture.statistics, null_context
         )
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Fingerprints of what is learned from besides the shards, by configuration key."""
-        texts = isinstance(self._context, dit_context.TextContext)
-        return {"context.embeddings": self._context.fingerprint} if texts else {}
+        """Fingerprints of the training data besides the shards, by configuration key."""
+        if isinstance(self._context, TextContext):
+            return {"context.embeddings": self._context.fingerprint}
+        return {}
 
     def startup_messages(self) -> list[str]:
-        """Return what the user should know of the conditions, a line each, from a look at the first samples.
+        """Return a line for each condition: how many of the first samples have it.
 
         Raises:
-            UserError: not one of them has what is asked for.
+            UserError: none of these samples has a condition that the configuration requires.
         """
-        count, found = min(LOOKED_AT, len(self.samples.mixture)), {}
-        if isinstance(self._context, dit_context.TextContext):
-            names = [self._context.name(clip.sample) for clip in self.samples.read(range(count), self._clips)]
-            found["context.embeddings", "an embedding"] = sum(name is not None for name in names)
+        total = min(EXAMINED_SAMPLES, len(self.samples.mixture))
+        counts: dict[tuple[str, str], int] = {}  # by configuration key and condition
+        if isinstance(self._context, TextContext):
+            names = [self._context.name(clip.sample) for clip in self.samples.read(range(total), self._clips)]
+            counts["context.embeddings", "an embedding"] = sum(name is not None for name in names)
         if self.config.diffusion.continued:
-            found["diffusion.continued", "a clip before them"] = self.samples.count_continuing(count)
-        lines = [f"{key}: {number} of the first {count} samples have {what}" for (key, what), number in found.items()]
-        for line, number in zip(lines, found.values(), strict=True):
-            if not number:
+            counts["diffusion.continued", "a preceding clip"] = self.samples.count_continuing(total)
+        lines = [f"{key}: {count} of the first {total} samples have {what}" for (key, what), count in counts.items()]
+        for line, count in zip(lines, counts.values(), strict=True):
+            if not count:
                 raise UserError(line)
         return lines
 
@@ -189,7 +209,7 @@ class LatentDataset:
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[Batch]:
-        """Return the samples at ``positions``; the loader asks for a micro-batch at once, which reads faster."""
+        """Return the samples at ``positions``; reading a micro-batch at once is faster than one by one."""
         clips = self.samples.read(positions, self._clips)
         others: Sequence[LatentSample | None] = [None] * len(positions)
         if self.config.contrastive.weight:
@@ -203,25 +223,38 @@ class LatentDataset:
 
         return self._maker.make(position, clip.latents, clip.context, previous, other)
 
-    def _clips(self, found: Sequence[Sample]) -> list[LatentClip]:
-        """Return the clips ``found``; raise ValueError or DamagedSample if one of them is not what it should be."""
-        contexts = [self._context.of(sample) if self._context else {} for sample in found]
-        return [*map(LatentClip, found, _rows(self._decode(found)), contexts)]
+    def _clips(self, samples: Sequence[Sample]) -> list[LatentClip]:
+        """Return the clips of ``samples``; raise ValueError or DamagedSample if one of them is damaged."""
+        contexts = [self._context.read(sample) if self._context else {} for sample in samples]
+        return [*map(LatentClip, samples, _rows(self._decode(samples)), contexts)]
 
-    def _decode(self, found: Sequence[Sample]) -> LatentSample:
-        latents, manifest = decode_latent_batch([sample.members for sample in found]), self.samples.mixture.manifest
+    def _decode(self, samples: Sequence[Sample]) -> LatentSample:
+        """Return the posteriors of ``samples``, (B, C, H, W) each; raise ValueError if their shapes are wrong."""
+        latents = decode_latent_batch([sample.members for sample in samples])
         shapes = latents.audio_mean.shape[1:], latents.video_mean.shape[1:], latents.mirrored_mean.shape[1:]
-        if shapes != (manifest.audio_shape, manifest.video_shape, manifest.video_shape):
-            raise ValueError(f"latents of shapes {shapes}, not {manifest.audio_shape} and {manifest.video_shape}")
+        if shapes != (self.audio_shape, self.video_shape, self.video_shape):
+            raise ValueError(f"latents of shapes {shapes}, not {self.audio_shape} and {self.video_shape}")
         return latents
 
 
+def _latent_shapes(manifest: Manifest) -> tuple[Shape, Shape]:
+    """Return the shapes (C, H, W) of the audio and video latents of a set.
+
+    Raises:
+        UserError: the manifest does not have them.
+    """
+    if manifest.audio_shape is None or manifest.video_shape is None:
+        raise UserError("shards: the manifest must have audio_shape and video_shape")
+    return manifest.audio_shape, manifest.video_shape
+
+
 def _rows(latents: LatentSample) -> list[LatentSample]:
-    """Return the samples that ``latents``, of a batch, hold."""
+    """Return the samples (C, H, W) of the batch ``latents`` (B, C, H, W)."""
     columns = (getattr(latents, field.name) for field in dataclasses.fields(latents))
     return [LatentSample(*row) for row in zip(*columns, strict=True)]
 
 
 def _posterior_sample(mean: np.ndarray, logvar: np.ndarray, random: np.random.Generator) -> Tensor:
+    """Return a float32 sample of N(``mean``, exp(``logvar``)), all (C, H, W)."""
     noise = random.standard_normal(mean.shape, dtype=np.float32)
     return torch.from_numpy(mean.astype(np.float32) + np.exp(0.5 * logvar.astype(np.float32)) * noise)

@@ -1,4 +1,4 @@
-"""The loss of the DiT (sections 3.2 and 3.3): a batch of :class:`~.dataset.LatentDataset` in, a StepOutput out."""
+"""The DiT with its loss (sections 3.2 and 3.3): maps a batch of :class:`~.dataset.LatentDataset` to a StepOutput."""
 
 from torch import nn
 
@@ -17,7 +17,7 @@ class NoisePrediction(nn.Module):
     """The DiT with its loss.
 
     Attributes:
-        term_weights: of the terms that are in the loss besides the two modalities' errors.
+        term_weights: weights of the loss's terms besides the two modalities' errors.
     """
 
     def __init__(
@@ -28,7 +28,14 @@ class NoisePrediction(nn.Module):
         classes: int = 0,
         model: DiTConfig | None = None,
     ) -> None:
-        """Make the network of ``model`` (that of ``config`` if None) for latents of these shapes, (C, H, W)."""
+        """Build the network.
+
+        Args:
+            audio_shape: (C, H, W) of the audio latents.
+            video_shape: (C, H, W) of the video latents.
+            classes: number of classes of the class context; 0: none.
+            model: the network's configuration; None: that of ``config``.
+        """
         super().__init__()
         self.dit = DiT(model or config.model, audio_shape, video_shape, classes)
         self.process = noise_process(config.diffusion)
@@ -37,15 +44,15 @@ class NoisePrediction(nn.Module):
         self.steps, self.logged = config.diffusion.steps, False
 
     def begin_step(self, step: StepInfo) -> None:
-        """Prepare for an optimizer step."""
+        """Take note of the optimizer step that begins."""
         self.logged = step.logged
 
     def forward(self, batch: Batch) -> StepOutput:
         """Return the losses of :func:`diffusion.loss.losses`, each (B,).
 
         The metrics are "loss/audio" and "loss/video", on logged steps and in validation also by quarter of the
-        schedule, and where the configuration has them "data/continued" (the share with a clip before them) and
-        "data/context" (the share with a context).
+        schedule; and, if the configuration has such conditions, "data/continued" (the share of samples with a preceding
+        clip) and "data/context" (the share with a context).
         """
         values = diffusion_loss.losses(self.dit, self.process, batch, self.contrastive)
         metrics = {name: value for name, value in values.items() if name.startswith("loss/")}

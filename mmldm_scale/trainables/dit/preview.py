@@ -21,13 +21,15 @@ WriteWeights = Callable[[Path, dict[str, Tensor]], None]
 
 
 def startup_messages(config: DiTTraining, autoencoder: str) -> list[str]:
-    """Say when a run starts, not at its first preview, that the autoencoder of its samples is missing.
+    """Return a warning if the autoencoder of the samples is missing, so that the user sees it before the first preview.
+
+    Rank 0 alone checks, since it alone makes samples.
 
     Args:
-        autoencoder: where it lay when the latents were made.
+        autoencoder: its folder when the latents were made, used unless ``preview.autoencoder`` names another.
 
     Raises:
-        UserError: ``preview.autoencoder`` is no autoencoder. Rank 0 alone looks, since it alone makes samples.
+        UserError: ``preview.autoencoder`` is no autoencoder.
     """
     if not config.preview.samples or (dist.is_initialized() and dist.get_rank()):
         return []
@@ -59,6 +61,7 @@ def show_samples(
         attention=config.model.attention,
         precision=config.training.precision,
     )
+    pipeline: Pipeline | None = None
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
     try:
         write_weights(folder, state)

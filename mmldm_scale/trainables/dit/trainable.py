@@ -45,17 +45,16 @@ def build_trainable(config: DiTTraining) -> Trainable:
     choose_backend(config.model.attention, training_device(), dtype, head_width)  # raises now if it cannot work
     dataset = LatentDataset(config)
     mixture = dataset.samples.mixture
-    manifest = mixture.manifest
-    if config.contrastive.weight and manifest.audio_shape[2] < 2:
+    if config.contrastive.weight and dataset.audio_shape[2] < 2:
         raise UserError("contrastive.weight: must be 0, since audio latents of one column cannot be shifted in time")
-    module = NoisePrediction(config, manifest.audio_shape, manifest.video_shape, len(dataset.classes))
+    module = NoisePrediction(config, dataset.audio_shape, dataset.video_shape, len(dataset.classes))
     write_weights = functools.partial(_write_weights, _description(config, mixture, dataset.classes))
     return Trainable(
         name="dit",
         module=module,
         dataset=dataset,
         inputs={"shards": mixture.fingerprint, **dataset.inputs},
-        flops_per_sample=forward_flops(config, manifest.audio_shape, manifest.video_shape),
+        flops_per_sample=forward_flops(config, dataset.audio_shape, dataset.video_shape),
         write_weights=write_weights,
         term_weights=module.term_weights,
         begin_step=module.begin_step,
@@ -64,7 +63,7 @@ def build_trainable(config: DiTTraining) -> Trainable:
         quarantine=dataset.samples.quarantine,
         startup_messages=[
             *dataset.startup_messages(),
-            *preview.startup_messages(config, manifest.autoencoder["path"]),
+            *preview.startup_messages(config, mixture.manifest.autoencoder["path"]),
         ],
     )
 

@@ -1,4 +1,4 @@
-"""What the KL-VAE learns from: frames and audio images of clips, by global position."""
+"""The KL-VAE's training samples by global position: frames and audio images of clips."""
 
 import numpy as np
 import torch
@@ -12,15 +12,15 @@ from mmldm_scale.training.trainable import Batch
 
 
 class PictureDataset:
-    """Training samples by global position, as :class:`PictureReconstruction` takes them."""
+    """Training samples by global position, for :class:`~.loss.PictureReconstruction`."""
 
     def __init__(self, config: KLVAETraining, clips: ClipSource, vae: AutoencoderKL) -> None:
         self.config, self.clips = config, clips
         side = clips.media.size // kl_vae.reduction(vae)
-        self.noise_shape = (vae.config.latent_channels, side, side)
+        self.noise_shape = (vae.config["latent_channels"], side, side)  # (c, s, s)
 
     def __getitem__(self, position: int) -> Batch:
-        """Return the sample at ``position``; see :meth:`PictureReconstruction.forward` for its parts."""
+        """Return the sample at ``position``; :meth:`PictureReconstruction.forward` describes its entries."""
         random = rng.generator(self.config.training.seed, "kl_vae", position)
         audio = random.random() < self.config.audio_share
         clip = self.clips.clip(position, [int(random.integers(self.clips.media.frames))])

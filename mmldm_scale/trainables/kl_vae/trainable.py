@@ -1,13 +1,13 @@
 """The trainable "kl_vae": the KL-VAE's decoder fine-tuned on a data set's pictures, or a small KL-VAE from scratch.
 
 With ``kl_vae`` it is the paper's preparation of each data set (section 4.6): a KL-VAE of natural images does not know
-audio images, so its decoder learns this set's pictures: from L1, LPIPS where its weights are given, and a discriminator
-of patches. Encoder and ``quant_conv`` stay as they are to the bit, and so do the latents, their scale and all that was
-encoded before. Latents are drawn from the posterior, as they are in latent-diffusion's own training. Without ``kl_vae``
-a small one is trained from scratch, with the KL term as well, for when no pretrained one is at hand.
+audio images, so its decoder is fine-tuned on the pictures of this set, with an L1 loss, LPIPS if its weights are given,
+and a patch discriminator. Encoder and ``quant_conv`` do not change by a bit; neither do the latents, their scale and
+everything encoded before. Latents are drawn from the posterior, as in latent-diffusion's own training. Without
+``kl_vae`` a small one is trained from scratch, with the KL term as well, for use without a pretrained KL-VAE.
 
-A sample is one picture: a frame of a clip, or a clip's audio image. The weights folder is of kind "kl_vae" and holds,
-in its sub-folder ``vae``, what any diffusers program loads as ``AutoencoderKL``.
+A sample is one picture: a frame of a clip, or a clip's audio image. The weights folder is of kind "kl_vae"; its
+sub-folder ``vae`` is what diffusers loads as ``AutoencoderKL``.
 """
 
 import copy
@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.errors import UserError
@@ -29,26 +28,27 @@ from mmldm_scale.models.autoencoder import kl_vae, patch_discriminator
 from mmldm_scale.models.autoencoder.patch_discriminator import PatchDiscriminator
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
 from mmldm_scale.trainables.clip_stream import BlankClips, Clips
+from mmldm_scale.trainables.flop_count import flops_of
 from mmldm_scale.trainables.kl_vae import preview
 from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.trainables.kl_vae.dataset import PictureDataset
 from mmldm_scale.trainables.kl_vae.loss import PictureReconstruction
 from mmldm_scale.training.trainable import Discriminator, StepInfo, StepOutline, Trainable, repeat_sample
 
-MEASURED_CLIPS = 16  # all over the set, whose latents' standard deviation sets the scaling factor
+MEASURED_CLIPS = 16  # spread over the set; their latents' standard deviation sets the scaling factor
 
 
 def build_trainable(config: KLVAETraining) -> Trainable:
-    """Return the trainable that trains the KL-VAE of ``config`` on its clip shards.
+    """Return the trainable of the KL-VAE of ``config`` on its clip shards.
 
     Raises:
         UserError: shards, KL-VAE or LPIPS's weights are missing, damaged or of another kind, or the pictures' size does
-            not fit the model.
+            not fit a network.
     """
     clips = Clips(config)
     vae = kl_vae.load(config.kl_vae) if config.kl_vae else kl_vae.build(config.model)
     _check_sizes(config, vae, clips.media.size)
-    whole = copy.deepcopy(vae).cpu().float().eval()  # an engine casts the module's
+    initial = copy.deepcopy(vae).cpu().float().eval()  # in float32; an engine casts the module's
     module = PictureReconstruction(config, vae, AudioImage(clips.media))
     measured = [] if config.kl_vae else clips.spread(MEASURED_CLIPS)
     inputs = {"shards": clips.samples.mixture.fingerprint}
@@ -62,7 +62,7 @@ def build_trainable(config: KLVAETraining) -> Trainable:
         dataset=PictureDataset(config, clips, vae),
         inputs=inputs,
         flops_per_sample=_forward_flops(config, vae, clips.media.size),
-        write_weights=functools.partial(_write_weights, whole, measured, clips.media),
+        write_weights=functools.partial(_write_weights, initial, measured, clips.media),
         preview=functools.partial(preview.show, clips),
         quarantine=clips.samples.quarantine,
         term_weights=module.term_weights,
@@ -75,22 +75,22 @@ def _check_sizes(config: KLVAETraining, vae: AutoencoderKL, size: int) -> None:
     """Raise UserError if pictures of ``size`` do not fit the KL-VAE, LPIPS or the discriminator."""
     factor = kl_vae.reduction(vae)
     if size % factor:
-        levels = len(vae.config.block_out_channels)
+        levels = len(vae.config["block_out_channels"])
         key = config.kl_vae or "model.channels"
-        raise UserError(f"{key}: {levels} levels divide sizes by {factor}; {size} is no multiple")
+        raise UserError(f"{key}: {levels} levels divide sizes by {factor}; pictures must have a multiple, not {size}")
     if config.lpips and size < lpips.SMALLEST:
-        raise UserError(f"lpips: needs pictures of at least {lpips.SMALLEST}; those of the shards are {size}")
+        raise UserError(f"lpips: the pictures' size is {size}; must be at least {lpips.SMALLEST}")
     least = patch_discriminator.smallest(config.discriminator)
     if config.adversarial.weight and size < least:
         layers = config.discriminator.layers
-        raise UserError(f"discriminator.layers: {layers} need pictures of at least {least}; those here are {size}")
+        raise UserError(f"discriminator.layers: {layers} layers need pictures of at least {least}, not {size}")
 
 
 def outline(config: KLVAETraining, media: MediaConfig | None = None) -> StepOutline:
-    """Return a micro-step of the KL-VAE on the device "meta": of Stable Diffusion's where it is fine-tuned.
+    """Return a micro-step of the KL-VAE on the device "meta"; fine-tuning is outlined for Stable Diffusion's KL-VAE.
 
     Args:
-        media: what a clip is; None: the paper's.
+        media: format of a clip; None: the paper's.
     """
     media = media or MediaConfig()
     with torch.device("meta"):
@@ -121,14 +121,14 @@ def _only_fake(_real: Tensor, fake: Tensor) -> list[Tensor]:
 
 
 def _write_weights(
-    whole: AutoencoderKL, measured: list[Clip], media: MediaConfig, folder: Path, state: dict[str, Tensor]
+    initial: AutoencoderKL, measured: list[Clip], media: MediaConfig, folder: Path, state: dict[str, Tensor]
 ) -> None:
     """Write the averaged ``state`` of a :class:`PictureReconstruction` as a weights folder of kind "kl_vae".
 
-    What is not trained stays as it is in ``whole``, the float32 KL-VAE that the run began with. One that began from
-    scratch is scaled by its latents of the clips ``measured``.
+    Parameters that are not trained are those of ``initial``, the float32 KL-VAE that the run began with. The scaling
+    factor of a KL-VAE from scratch is measured on the clips ``measured``; there are none when fine-tuning.
     """
-    vae = copy.deepcopy(whole)
+    vae = copy.deepcopy(initial)
     averaged = {name.removeprefix("vae."): tensor for name, tensor in state.items()}
     vae.load_state_dict({**vae.state_dict(), **averaged})
     if measured:
@@ -138,24 +138,25 @@ def _write_weights(
 
 @torch.no_grad()
 def _scaling_factor(vae: AutoencoderKL, clips: list[Clip], media: MediaConfig) -> float:
-    """Return 1 / the standard deviation of latents: of one frame and the audio image of each clip."""
+    """Return 1 / the standard deviation of the latents of one frame and the audio image of each clip."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frames, audio = signals(clips, AudioImage(media), device)
-    latents = kl_vae.encode(vae.to(device), torch.cat([frames[:, 0], audio])) / vae.config.scaling_factor
-    vae.to("cpu")
+    vae.to(device)  # type: ignore[arg-type]  # diffusers wraps the method untyped
+    latents = kl_vae.encode(vae, torch.cat([frames[:, 0], audio])) / vae.config["scaling_factor"]  # (2·N, c, s, s)
+    vae.to("cpu")  # type: ignore[arg-type]  # likewise
     return 1.0 / latents.std().item()
 
 
 def _forward_flops(config: KLVAETraining, vae: AutoencoderKL, size: int) -> float:
-    """Return a picture's forward FLOPs in the KL-VAE, of which training takes three times as many.
+    """Return a picture's forward FLOPs in the KL-VAE; training takes three times as many.
 
-    A frozen encoder runs forward only, so that a third of it is counted. The losses' own networks are not.
+    A third of a frozen encoder is counted, since it runs forward only. LPIPS and the discriminator are not counted.
     """
+    side = size // kl_vae.reduction(vae)
     with torch.device("meta"):
         model = AutoencoderKL.from_config(vae.config)
         picture = torch.empty(1, 3, size, size)
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        latents = model.encode(picture).latent_dist.mean
-        encoding = flops.get_total_flops()
-        model.decode(latents)
-    return flops.get_total_flops() - (encoding * 2 / 3 if config.kl_vae else 0)
+        latents = torch.empty(1, vae.config["latent_channels"], side, side)
+    encoding = flops_of(lambda: model.encode(picture))
+    total = encoding + flops_of(lambda: model.decode(latents))
+    return total - (encoding * 2 / 3 if config.kl_vae else 0)

@@ -1,4 +1,4 @@
-"""A small set of clip shards: moving bars and tones, each clip its own."""
+"""Small sets of clip shards, in which each clip has a different bar and tone."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tests.support.tiny_models.tiny_autoencoder import MEDIA
 
 
 def clip(number: int) -> Clip:
-    """Return clip ``number``: a bar that moves to the right, a tone."""
+    """Return clip ``number``: a bar that moves to the right, with a tone of 200 + 150 · ``number`` Hz."""
     frames = np.full((MEDIA.frames, MEDIA.size, MEDIA.size, 3), 37 * number % 200, np.uint8)
     for i, frame in enumerate(frames):
         frame[:, 6 * i : 6 * i + 6] = (255, 60 * number % 256, 0)
@@ -25,7 +25,7 @@ def clip(number: int) -> Clip:
 def write_clips(folder: Path, count: int = 6, classes: Sequence[str] = (), first: int = 0, **fields: object) -> Path:
     """Write a set of ``count`` clips, numbered from ``first``, and return its folder.
 
-    They are of ``classes``, in turn, and every so often of none; ``fields`` change the set's manifest.
+    Their classes alternate between ``classes`` and none; ``fields`` replace those of the set's manifest.
     """
     folder.mkdir(parents=True)
     entries = []

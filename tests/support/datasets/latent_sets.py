@@ -1,4 +1,4 @@
-"""Small sets of latent shards: each sample its own numbers, so that it can be told by them."""
+"""Small sets of latent shards, in which each sample has different values, so that a test can identify it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def latent_sample(number: int, shift: float = 0.0) -> LatentSample:
 
 
 def write_latents(folder: Path, sizes: tuple[int, ...] = (20,), first: int = 0, **fields: object) -> Path:
-    """Write a set of shards with ``sizes`` samples, numbered from ``first``; ``fields`` change its manifest."""
+    """Write a set of shards with ``sizes`` samples, numbered from ``first``; ``fields`` replace its manifest's."""
     folder.mkdir(parents=True)
     entries, parts, number = [], [], first
     for shard_number, size in enumerate(sizes):
@@ -70,19 +70,24 @@ def write_windows(
     labels: Mapping[str, str] | None = None,
     shift: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write a set of clips (video, first frame), ``size`` a shard, cut as ``media`` says.
+    """Write a set whose samples are the ``windows`` (video, first frame) of clips in the format ``media``.
 
-    Sample i has number i; ``labels`` are those of the videos, and ``shift`` is added to all means of a label's samples.
+    Sample i is ``latent_sample(i)``.
+
+    Args:
+        size: samples of a shard.
+        labels: label of each video that has one.
+        shift: added to the means of all samples with a label, by label.
     """
     folder.mkdir(parents=True)
     entries, parts = [], []
     classes = sorted(set((labels or {}).values()))
     for number, first in enumerate(range(0, len(windows), size)):
-        shard_of = windows[first : first + size]
-        by = [(shift or {}).get((labels or {}).get(video), 0.0) for video, _ in shard_of]
-        samples = [latent_sample(first + i, by[i]) for i in range(len(shard_of))]
+        shard_windows = windows[first : first + size]
+        shifts = [(shift or {}).get((labels or {}).get(video), 0.0) for video, _ in shard_windows]
+        samples = [latent_sample(first + i, shifts[i]) for i in range(len(shard_windows))]
         with ShardWriter(folder, number) as shard:
-            for (video, start), sample in zip(shard_of, samples, strict=True):
+            for (video, start), sample in zip(shard_windows, samples, strict=True):
                 label = (labels or {}).get(video)
                 meta = {"path": f"{video}.mp4", "start": start / media.fps, "label": label}
                 meta["class"] = None if label is None else classes.index(label)

@@ -1,4 +1,4 @@
-"""The autoencoder's trainable on tiny clips of two classes and of none, with a tiny discriminator."""
+"""A tiny trainable "autoencoder" with a discriminator, on clips of two classes and clips without a class."""
 
 import functools
 from dataclasses import replace
@@ -12,7 +12,7 @@ from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.planning import memory
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.autoencoder.trainable import build_trainable, outline
-from mmldm_scale.training.trainable import StepOutline, Trainable
+from mmldm_scale.training.trainable import StepOutline, StepOutput, Trainable
 from tests.support.datasets.clip_sets import write_clips
 from tests.support.tiny_models import tiny_autoencoder
 
@@ -43,7 +43,7 @@ DISCRIMINATOR = DiscriminatorConfig(width=8, multipliers=[1, 2], attention=1, he
 
 
 def write_data(folder: Path) -> Path:
-    """Write clip shards, a KL-VAE and how an autoencoder is trained on them into ``folder``, and return it."""
+    """Write clip shards, a KL-VAE and a training configuration into ``folder``; return ``folder``."""
     write_clips(folder / "clips", classes=CLASSES)
     torch.manual_seed(0)
     kl_vae.save(folder / "kl_vae", kl_vae.build(tiny_autoencoder.KL_VAE, scaling_factor=3.0))
@@ -51,14 +51,14 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
-def words(data: Path, run: Path, *overrides: str) -> list[str]:
-    """Return what follows ``mmldm`` to train one on what :func:`write_data` wrote, by its configuration."""
+def train_arguments(data: Path, run: Path, *overrides: str) -> list[str]:
+    """Return the arguments of ``mmldm`` that train an autoencoder on what :func:`write_data` wrote into ``data``."""
     paths = [f"shards={data / 'clips'}", f"kl_vae={data / 'kl_vae'}", f"run={run}"]
     return ["train", "autoencoder", "--config", str(data / "config.yaml"), *paths, *overrides]
 
 
-def trainable(data: Path, seed: int = 0, model: AutoencoderConfig = tiny_autoencoder.CONFIG, **settings) -> Trainable:
-    """Return the trainable on what :func:`write_data` wrote; four clips are compared with one another."""
+def build(data: Path, seed: int = 0, model: AutoencoderConfig = tiny_autoencoder.CONFIG, **settings) -> Trainable:
+    """Return the trainable on what :func:`write_data` wrote; its contrastive loss compares four clips."""
     torch.manual_seed(0)
     paths = {"shards": [str(data / "clips")], "kl_vae": str(data / "kl_vae")}
     settings = paths | {"kl_weight": 1e-4, "discriminator": DISCRIMINATOR} | settings
@@ -68,18 +68,18 @@ def trainable(data: Path, seed: int = 0, model: AutoencoderConfig = tiny_autoenc
     )
 
 
-def batch(one: Trainable, positions: range) -> dict[str, torch.Tensor]:
-    """Return the samples at ``positions`` together."""
-    return default_collate([one.dataset[position] for position in positions])
+def batch_of(trainable: Trainable, positions: range) -> dict[str, torch.Tensor]:
+    """Return the samples at ``positions`` as a batch."""
+    return default_collate([trainable.dataset[position] for position in positions])
 
 
-def losses(one: Trainable, positions: range) -> dict[str, torch.Tensor]:
-    """Return what the module makes of the samples at ``positions``."""
-    return one.module(batch(one, positions))
+def output_of(trainable: Trainable, positions: range) -> StepOutput:
+    """Return the module's output for the samples at ``positions``."""
+    return trainable.module(batch_of(trainable, positions))
 
 
 def settings_of(weight: float = 0.1, recomputed: bool = False, **settings) -> AutoencoderTraining:
-    """Return how a tiny autoencoder trains, with a discriminator whose term has that ``weight``."""
+    """Return the configuration of a tiny autoencoder whose adversarial term has ``weight``."""
     return AutoencoderTraining(
         shards=["shards"],
         kl_vae="kl_vae",
@@ -91,7 +91,7 @@ def settings_of(weight: float = 0.1, recomputed: bool = False, **settings) -> Au
 
 
 def step_outline(config: AutoencoderTraining, device: str = "meta") -> StepOutline:
-    """Return a micro-step of it, its networks in working precision, on the device "meta" or for real."""
+    """Return a micro-step of ``config`` on ``device``, its networks in working precision."""
     tiny = functools.partial(
         outline,
         media=tiny_autoencoder.MEDIA,

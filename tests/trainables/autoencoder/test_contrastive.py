@@ -18,7 +18,7 @@ CLIPS, WIDTH = 8, 5
 
 
 def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return clips (CLIPS, 6), weights (2, 6, WIDTH) of two linear heads, and a temperature, all float64."""
+    """Return clips (CLIPS, 6), weights (2, 6, WIDTH) of two linear heads and a temperature (), all float64."""
     random = torch.Generator().manual_seed(0)
     clips = torch.randn(CLIPS, 6, generator=random, dtype=torch.float64)
     weights = torch.randn(2, 6, WIDTH, generator=random, dtype=torch.float64)
@@ -30,32 +30,31 @@ def losses(clips: torch.Tensor, weights: torch.Tensor, temperature: torch.Tensor
     return contrastive_losses(audio, video, temperature, group)
 
 
-def test_is_equation_1():
+def test_the_loss_is_equation_1():
     clips, weights, temperature = problem()
     audio, video = (F.normalize(clips @ weight, dim=1).tolist() for weight in weights)
 
-    def cross_entropy(ones: list, others: list, i: int, among: range) -> float:
-        scores = [math.exp(3.0 * sum(a * b for a, b in zip(ones[i], others[j], strict=True))) for j in among]
-        return -math.log(scores[i - among.start] / sum(scores))
+    def cross_entropy(queries: list, keys: list, i: int, members: range) -> float:
+        scores = [math.exp(3.0 * sum(a * b for a, b in zip(queries[i], keys[j], strict=True))) for j in members]
+        return -math.log(scores[i - members.start] / sum(scores))
 
     for group in (CLIPS, 4, 2):
-        found = losses(clips, weights, temperature, group)
-        for i, loss in enumerate(found.tolist()):
-            among = range(i - i % group, i - i % group + group)
-            expected = 0.5 * (cross_entropy(audio, video, i, among) + cross_entropy(video, audio, i, among))
+        for i, loss in enumerate(losses(clips, weights, temperature, group).tolist()):
+            members = range(i - i % group, i - i % group + group)  # of clip i's group
+            expected = 0.5 * (cross_entropy(audio, video, i, members) + cross_entropy(video, audio, i, members))
             assert loss == pytest.approx(expected, abs=1e-12)
 
 
 def train(rank: int, count: int, folder: Path, group: int) -> None:
-    """Process ``rank`` of ``count``: write the losses of its clips and its gradients, averaged as in DDP."""
+    """In process ``rank`` of ``count``, write the losses of its clips and the gradients averaged over processes."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
     clips, weights, temperature = problem()
-    found = losses(clips.chunk(count)[rank], weights, temperature, group)
-    found.mean().backward()
+    own = losses(clips.chunk(count)[rank], weights, temperature, group)
+    own.mean().backward()
     for gradient in (weights.grad, temperature.grad):
         dist.all_reduce(gradient)
         gradient /= count
-    torch.save([found.detach(), weights.grad, temperature.grad], folder / f"{rank}.pt")
+    torch.save([own.detach(), weights.grad, temperature.grad], folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -78,12 +77,14 @@ def config(group: int, global_batch: int = 8, micro_batch: int = 8) -> Autoencod
     return AutoencoderTraining(shards=["x"], contrastive_batch=group, training=TrainingConfig(**batches, **intervals))
 
 
-def test_groups_fill_what_is_taken_at_once():
+def test_groups_divide_the_clips_of_a_micro_step():
     assert contrastive_group(config(0)) == 8
     assert contrastive_group(config(4)) == 4
-    with pytest.raises(UserError, match=r"of 8 .* training.micro_batch=2 .*; training.micro_batch=8 or contrastive_b"):
+    with pytest.raises(
+        UserError, match=r": 8 .*training.micro_batch=2 .*; use training.micro_batch=8 or contrastive_b"
+    ):
         contrastive_group(config(0, micro_batch=2))
-    with pytest.raises(UserError, match="groups of 3 .*; contrastive_batch=8 fits"):
+    with pytest.raises(UserError, match="contrastive_batch: 3 .*; use contrastive_batch=8"):
         contrastive_group(config(3))
-    with pytest.raises(UserError, match="groups of 1 .*; contrastive_weight=0 fits"):
+    with pytest.raises(UserError, match="contrastive_batch: 1 .*; use contrastive_weight=0"):
         contrastive_group(config(0, 1, 1))

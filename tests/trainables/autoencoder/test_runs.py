@@ -1,4 +1,4 @@
-"""The autoencoder's training by the real command, with contrast and a discriminator, on tiny clips."""
+"""``mmldm train autoencoder`` on tiny clips, with the contrastive term and a discriminator."""
 
 import json
 import signal
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.run_results import Forks
-from tests.support.tiny_models.autoencoder_trainable import words, write_data
+from tests.support.tiny_models.autoencoder_trainable import train_arguments, write_data
 
 TERMS = {"mse", "kl_audio", "kl_video", "classification", "contrastive", "adversarial"}
 
@@ -22,10 +22,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(forks: Forks, data: Path) -> Callable[..., list[dict[str, float]]]:
-    """Train to the end and return the log."""
+    """Train to the end and return the log's records."""
 
     def train(run: Path, processes: int, *overrides: str) -> list[dict[str, float]]:
-        status, output = forks(processes, "command", str(data), "mmldm", *words(data, run, *overrides))
+        status, output = forks(processes, "command", str(data), "mmldm", *train_arguments(data, run, *overrides))
         assert status == 0, output
         return log(run)
 
@@ -40,7 +40,7 @@ def log(run: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(data: Path, train: Callable) -> Path:
-    """A run of two processes that take the four clips of a group at once, twice a step."""
+    """A run of two processes, whose steps are two micro-steps with one group of four clips each."""
     train(data / "undisturbed", 2)
     return data / "undisturbed"
 
@@ -58,24 +58,24 @@ def test_every_term_is_learned_and_logged(undisturbed):
     assert second["loss"] == pytest.approx(total, rel=1e-4)
 
 
-def test_number_of_processes_changes_nothing(train, tmp_path, undisturbed):
-    """Not even what the discriminator learned, which the loss hangs on."""
-    other = train(tmp_path / "run", 1, "training.micro_batch=8")
-    for one, two in zip(log(undisturbed), other, strict=True):
-        assert one.keys() == two.keys()
-        for name, value in one.items():
-            assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-8), (name, one["samples_seen"])
+def test_the_log_is_the_same_on_one_process(train, tmp_path, undisturbed):
+    """The discriminator's weights are thus the same too, since the loss depends on them."""
+    records = train(tmp_path / "run", 1, "training.micro_batch=8")
+    for two, one in zip(log(undisturbed), records, strict=True):
+        assert two.keys() == one.keys()
+        for name, value in two.items():
+            assert one[name] == pytest.approx(value, rel=1e-4, abs=1e-8), (name, two["samples_seen"])
 
 
-def test_killed_and_carried_on_ends_with_the_same_weights(forks, data, train, tmp_path, undisturbed):
-    """Both engines: the discriminator's weights and moments decide the losses that follow."""
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(forks, data, train, tmp_path, undisturbed):
+    """Both engines resume: the later losses depend on the discriminator's weights and moments."""
     run = tmp_path / "run"
-    how = (1, signal.SIGKILL, f"{run}/checkpoints/step-000000000016")
-    status, said = forks(2, "signalled", *how, "command", str(data), "mmldm", *words(data, run))
-    assert status == signal.SIGKILL, said
+    kill = (1, signal.SIGKILL, f"{run}/checkpoints/step-000000000016")
+    status, output = forks(2, "signalled", *kill, "command", str(data), "mmldm", *train_arguments(data, run))
+    assert status == signal.SIGKILL, output
     assert not (run / "checkpoints/step-000000000032").exists()
     assert train(run, 2) == log(undisturbed)
     file = "checkpoints/step-000000000032/weights/model.safetensors"
-    ours, theirs = load_file(run / file), load_file(undisturbed / file)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    resumed, expected = load_file(run / file), load_file(undisturbed / file)
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.items())

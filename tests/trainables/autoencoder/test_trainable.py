@@ -1,3 +1,5 @@
+"""The autoencoder's trainable: its samples, learning, weights folder, preview and FLOPs."""
+
 import dataclasses
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.autoencoder.trainable import build_trainable
 from tests.support.datasets.clip_sets import clip, write_clips
 from tests.support.tiny_models import tiny_autoencoder
-from tests.support.tiny_models.autoencoder_trainable import CLASSES, batch, losses, trainable, write_data
+from tests.support.tiny_models.autoencoder_trainable import CLASSES, batch_of, build, output_of, write_data
 
 
 @pytest.fixture(scope="module")
@@ -21,38 +23,38 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("autoencoder"))
 
 
-def test_an_all_knowing_decoder_has_no_loss(data, monkeypatch):
-    """The noise that is to be predicted is that which was added to the target frames, in their order."""
-    one = trainable(data)
-    model, samples = one.module.autoencoder, batch(one, range(4))
+def test_a_perfect_decoder_has_no_loss(data, monkeypatch):
+    """The target of the prediction is the noise that was added to the target frames, in their order."""
+    trainable = build(data)
+    model, samples = trainable.module.autoencoder, batch_of(trainable, range(4))
     frames = samples["frames"].movedim(-1, -3).float() / 127.5 - 1
     chosen = torch.cat([frames[clip, targets] for clip, targets in enumerate(samples["targets"])])
     latents = {
-        4: model.picture_latents(one.module.audio_image.encode(samples["waveform"])),
+        4: model.picture_latents(trainable.module.audio_image.encode(samples["waveform"])),
         8: model.picture_latents(chosen),
     }
 
     def solve(noisy, time, condition):
-        kept = one.module.schedule.alphas_cumprod[time].view(-1, 1, 1, 1)
-        return (noisy - kept.sqrt() * latents[len(noisy)]) / (1 - kept).sqrt()
+        alpha_bar = trainable.module.schedule.alphas_cumprod[time].view(-1, 1, 1, 1)
+        return (noisy - alpha_bar.sqrt() * latents[len(noisy)]) / (1 - alpha_bar).sqrt()
 
     monkeypatch.setattr(model.decoder, "forward", solve)
-    found = one.module(samples)
-    assert max(found.metrics["loss/audio"].max(), found.metrics["loss/video"].max()) < 1e-6
+    metrics = trainable.module(samples).metrics
+    assert max(metrics["loss/audio"].max(), metrics["loss/video"].max()) < 1e-6
 
 
-def test_a_samples_loss_is_its_own(data):
+def test_the_loss_of_a_clip_depends_on_its_group_alone(data):
     """It is the same in any batch of whole groups; another seed gives other losses."""
-    one = trainable(data, contrastive_batch=2)
-    together = losses(one, range(4))
-    apart = [losses(one, range(2)), losses(one, range(2, 4))]
-    for name, values in together.items():
+    trainable = build(data, contrastive_batch=2)
+    together = output_of(trainable, range(4))
+    apart = [output_of(trainable, positions).logged() for positions in (range(2), range(2, 4))]
+    for name, values in together.logged().items():
         torch.testing.assert_close(values, torch.cat([part[name] for part in apart]), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(together.loss, losses(trainable(data, seed=1, contrastive_batch=2), range(4)).loss)
+    assert not torch.allclose(together.loss, output_of(build(data, seed=1, contrastive_batch=2), range(4)).loss)
 
 
 def test_samples_cover_frames_times_and_mirror_images(data):
-    dataset = trainable(data, frames_per_clip=3).dataset
+    dataset = build(data, frames_per_clip=3).dataset
     samples = [dataset[position] for position in range(60)]
     assert {int(t) for sample in samples for t in sample["targets"]} == {0, 1, 2, 3}
     assert all(len(set(sample["targets"].tolist())) == 3 for sample in samples)
@@ -61,27 +63,27 @@ def test_samples_cover_frames_times_and_mirror_images(data):
     assert all(np.histogram(times[:, i], bins=4, range=(0, 1000))[0].min() > 3 for i in range(4))
     mirrored = [sample["frames"][0, 0, 0, 0].item() < 246 for sample in samples]
     assert 15 < sum(mirrored) < 45  # the bar begins at the left
-    straight = trainable(data, flip=0.0).dataset[0]["frames"].numpy().astype(int)
+    straight = build(data, flip=0.0).dataset[0]["frames"].numpy().astype(int)
     assert min(np.abs(straight - clip(n).frames).max() for n in range(6)) < 40  # a JPEG's difference
 
 
-def test_learns_from_one_clip_and_tells_frames_apart(data, tmp_path):
-    one = trainable(
+def test_the_loss_falls_on_one_clip_and_decoded_frames_differ(data, tmp_path):
+    trainable = build(
         data, shards=[str(write_clips(tmp_path / "one", 1))], flip=0.0, frames_per_clip=4, contrastive_weight=0.0
     )
-    optimizer = torch.optim.Adam([p for p in one.module.parameters() if p.requires_grad], lr=3e-3)
-    before = {name: p.clone() for name, p in one.module.autoencoder.kl_vae.named_parameters()}
+    optimizer = torch.optim.Adam([p for p in trainable.module.parameters() if p.requires_grad], lr=3e-3)
+    before = {name: p.clone() for name, p in trainable.module.autoencoder.kl_vae.named_parameters()}
     history = []
     for step in range(60):
-        loss = losses(one, range(4 * step, 4 * step + 4)).loss.mean()
+        loss = output_of(trainable, range(4 * step, 4 * step + 4)).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         history.append(loss.item())
     assert sum(history[-5:]) < 0.5 * sum(history[:5])
-    assert all(torch.equal(p, before[name]) for name, p in one.module.autoencoder.kl_vae.named_parameters())
+    assert all(torch.equal(p, before[name]) for name, p in trainable.module.autoencoder.kl_vae.named_parameters())
 
-    model = one.module.autoencoder
+    model = trainable.module.autoencoder
     random = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 1, *model.noise_shape, generator=random).expand(-1, 4, -1, -1, -1)
     latents = torch.zeros(1, *model.audio_shape), torch.randn(1, *model.video_shape, generator=random)
@@ -89,25 +91,25 @@ def test_learns_from_one_clip_and_tells_frames_apart(data, tmp_path):
     assert not torch.allclose(frames[0], frames[3], atol=1e-3)
 
 
-def test_a_guess_from_the_features_starts_lower(data):
-    scratch = dataclasses.replace(
+def test_the_loss_starts_lower_with_an_estimate_from_the_features(data):
+    estimating = dataclasses.replace(
         tiny_autoencoder.CONFIG,
         shortcut=True,
         decoder=dataclasses.replace(tiny_autoencoder.CONFIG.decoder, estimate=True),
     )
-    plain, guessing = (
-        losses(trainable(data, model=model), range(8)).loss.mean() for model in (tiny_autoencoder.CONFIG, scratch)
+    plain, estimated = (
+        output_of(build(data, model=model), range(8)).loss.mean() for model in (tiny_autoencoder.CONFIG, estimating)
     )
-    assert guessing < 0.5 * plain
+    assert estimated < 0.5 * plain
 
 
-def test_weights_folder_is_whole(data, tmp_path):
-    one = trainable(data)
-    trained = {name: p for name, p in one.module.named_parameters() if p.requires_grad}
-    original = {name: p.clone() for name, p in one.module.autoencoder.state_dict().items()}
+def test_the_weights_folder_is_complete(data, tmp_path):
+    trainable = build(data)
+    trained = {name: p for name, p in trainable.module.named_parameters() if p.requires_grad}
+    original = {name: p.clone() for name, p in trainable.module.autoencoder.state_dict().items()}
     original |= {f"kl_vae.{name}": p for name, p in kl_vae.load(data / "kl_vae").state_dict().items()}
-    one.module.bfloat16()  # as an engine does; the averaged weights it hands over are float32
-    one.write_weights(tmp_path, {name: original[name.removeprefix("autoencoder.")] for name in trained})
+    trainable.module.bfloat16()  # as an engine does; the averaged weights it hands over are float32
+    trainable.write_weights(tmp_path, {name: original[name.removeprefix("autoencoder.")] for name in trained})
     loaded = Autoencoder.from_pretrained(tmp_path)
     assert loaded.media == tiny_autoencoder.MEDIA
     assert loaded.classes == CLASSES
@@ -125,78 +127,78 @@ def test_an_engine_neither_casts_nor_saves_the_kl_vae(data, precision, dtype):
         assert parameter.dtype == dtype
 
 
-def test_low_precision_agrees(data):
-    one = trainable(data)
-    full = losses(one, range(4))
-    one.module.bfloat16()
-    low = losses(one, range(4))
-    assert all(value.dtype == torch.float32 for value in low.values())
+def test_bfloat16_agrees_with_float32(data):
+    trainable = build(data)
+    full = output_of(trainable, range(4))
+    trainable.module.bfloat16()
+    low = output_of(trainable, range(4))
+    assert all(value.dtype == torch.float32 for value in low.logged().values())
     torch.testing.assert_close(low.loss, full.loss, rtol=0.02, atol=0.02)
 
 
-class Shown:
-    """A preview that remembers."""
+class RecordingPreview:
+    """A preview that keeps what it gets, by tag."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, object] = {}
+        self.shown: dict[str, object] = {}
 
     def image(self, tag, image):
-        self.seen[tag] = image
+        self.shown[tag] = image
 
     def video(self, tag, frames, fps):
-        self.seen[tag] = torch.from_numpy(frames)
+        self.shown[tag] = torch.from_numpy(frames)
 
     def audio(self, tag, waveform, sample_rate):
-        self.seen[tag] = waveform
+        self.shown[tag] = waveform
 
 
-def test_preview_shows_pictures_video_and_sound_and_always_the_same(data):
-    one, first, second = trainable(data), Shown(), Shown()
+def test_the_preview_shows_the_same_pictures_video_and_sound_each_time(data):
+    trainable, first, second = build(data), RecordingPreview(), RecordingPreview()
     with torch.no_grad():
-        one.preview(one.module, first)
-        torch.rand(3)  # nothing hangs on the global generator
-        one.preview(one.module, second)
-    assert first.seen["clip_0/frames_original_above_restored"].shape == (3, 2 * 32, 4 * 32)
-    assert first.seen["clip_0/restored"].shape == (4, 32, 32, 3)
-    assert first.seen["clip_1/sound_restored"].shape == (tiny_autoencoder.MEDIA.audio_samples,)
-    assert all(torch.equal(value, second.seen[tag]) for tag, value in first.seen.items())
+        trainable.preview(trainable.module, first)
+        torch.rand(3)  # the global generator has no effect
+        trainable.preview(trainable.module, second)
+    assert first.shown["clip_0/frames_original_above_restored"].shape == (3, 2 * 32, 4 * 32)
+    assert first.shown["clip_0/restored"].shape == (4, 32, 32, 3)
+    assert first.shown["clip_1/sound_restored"].shape == (tiny_autoencoder.MEDIA.audio_samples,)
+    assert all(torch.equal(value, second.shown[tag]) for tag, value in first.shown.items())
 
 
 def test_flops_grow_with_the_target_frames_and_the_discriminator(data):
-    counts = [trainable(data, frames_per_clip=count).flops_per_sample for count in (2, 3, 4)]
+    counts = [build(data, frames_per_clip=count).flops_per_sample for count in (2, 3, 4)]
     assert counts[2] - counts[1] == pytest.approx(counts[1] - counts[0], rel=1e-3)
-    assert counts[0] > trainable(data, adversarial=AdversarialConfig(weight=0.0)).flops_per_sample > 0
+    assert counts[0] > build(data, adversarial=AdversarialConfig(weight=0.0)).flops_per_sample > 0
 
 
-def test_without_weight_there_is_no_discriminator(data):
-    alone, both = trainable(data, adversarial=AdversarialConfig(weight=0.0)), trainable(data)
-    assert alone.discriminator is None
-    initial = both.module.state_dict()
-    assert all(torch.equal(tensor, initial[name]) for name, tensor in alone.module.state_dict().items())
+def test_an_adversarial_weight_of_0_builds_no_discriminator(data):
+    without, with_discriminator = build(data, adversarial=AdversarialConfig(weight=0.0)), build(data)
+    assert without.discriminator is None
+    initial = with_discriminator.module.state_dict()
+    assert all(torch.equal(tensor, initial[name]) for name, tensor in without.module.state_dict().items())
 
 
-def test_begins_from_a_given_unet(data, tmp_path):
-    """All of it but what tells it about a clip, in each of the decoder's U-Nets."""
+def test_the_decoder_begins_from_the_weights_of_a_unet(data, tmp_path):
+    """Each of the decoder's U-Nets takes all of them; its class embedding, which they lack, stays random."""
     model = dataclasses.replace(tiny_autoencoder.CONFIG, shared_decoder=False)
-    given = tiny_autoencoder.build(seed=7, shared_decoder=False).decoder.unets["audio"]
-    given.class_embedding = None
-    given.register_to_config(class_embed_type=None, projection_class_embeddings_input_dim=None)  # as published
-    given.save_pretrained(tmp_path / "unet")
-    plain, begun = trainable(data, model=model), trainable(data, model=model, unet=str(tmp_path / "unet"))
+    published = tiny_autoencoder.build(seed=7, shared_decoder=False).decoder.unets["audio"]
+    published.class_embedding = None
+    published.register_to_config(class_embed_type=None, projection_class_embeddings_input_dim=None)
+    published.save_pretrained(tmp_path / "unet")
+    plain, initialised = build(data, model=model), build(data, model=model, unet=str(tmp_path / "unet"))
     for name in ("audio", "video"):
         initial = plain.module.autoencoder.decoder.unets[name].state_dict()
-        for key, tensor in begun.module.autoencoder.decoder.unets[name].state_dict().items():
-            assert torch.equal(tensor, given.state_dict().get(key, initial[key])), key
+        for key, tensor in initialised.module.autoencoder.decoder.unets[name].state_dict().items():
+            assert torch.equal(tensor, published.state_dict().get(key, initial[key])), key
 
 
-def test_refusals(data, tmp_path):
+def test_inputs_that_do_not_fit_are_refused(data, tmp_path):
     with pytest.raises(UserError, match="empty"):
-        trainable(data, shards=[str(write_clips(tmp_path / "none", 0))])
+        build(data, shards=[str(write_clips(tmp_path / "none", 0))])
     with pytest.raises(UserError, match="no such f"):
-        trainable(data, kl_vae=str(tmp_path / "nowhere"))
+        build(data, kl_vae=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="no such f"):
-        trainable(data, unet=str(tmp_path / "nowhere"))
+        build(data, unet=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="frames_per_clip: .* adversarial.weight=0"):
-        trainable(data, frames_per_clip=1)
-    with pytest.raises(UserError, match="contrastive_batch: groups of 3"):
-        trainable(data, contrastive_batch=3)
+        build(data, frames_per_clip=1)
+    with pytest.raises(UserError, match="contrastive_batch: 3 must"):
+        build(data, contrastive_batch=3)

@@ -1,4 +1,4 @@
-"""The autoencoder's loss on held-out clips: what it is taken over, and that it is the same however taken."""
+"""The autoencoder's loss on held-out clips: it is the mean over them, for any processes and micro-batch."""
 
 import dataclasses
 from pathlib import Path
@@ -19,21 +19,21 @@ from mmldm_scale.training.trainable import Trainable
 from tests.support.datasets.clip_sets import clip, write_clips
 from tests.support.run_results import Finished, Forks, assert_same_checkpoint
 from tests.support.tiny_models import tiny_autoencoder
-from tests.support.tiny_models.autoencoder_trainable import CLASSES, words, write_data
+from tests.support.tiny_models.autoencoder_trainable import CLASSES, train_arguments, write_data
 
-FIRST = 10  # held-out clip
-NAMES = ("tone", "hum", "bar")  # of their classes, two of which the model knows
+FIRST = 10  # number of the first held-out clip
+NAMES = ("tone", "hum", "bar")  # classes of the held-out clips; the model does not have "hum"
 ONE = (1, "training.micro_batch=8", "training.total_samples=16")  # the discriminator takes part in the second step
 ZERO_3 = (
     "training.zero_stage=3",
-    "training.deepspeed.zero_optimization.stage3_max_reuse_distance=1",  # else all modules are searched, seconds
+    "training.deepspeed.zero_optimization.stage3_max_reuse_distance=1",  # otherwise DeepSpeed searches all modules
 )
 TWO = (2, "training.micro_batch=2", "training.total_samples=8", "training.checkpoint_every=8", *ZERO_3)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is learned from, and 13 held-out clips: three groups of four that are compared, and one left over."""
+    """Training data, and 13 held-out clips: three groups of four that are compared, and one more."""
     folder = write_data(tmp_path_factory.mktemp("data"))
     write_clips(folder / "validation_set", 13, NAMES, FIRST)
     write_clips(folder / "few", 3, first=50)
@@ -44,14 +44,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(forks: Forks, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
     """Runs of two steps, without validation and with it, and one of a single step on two processes with ZeRO-3."""
-    folder, found = tmp_path_factory.mktemp("runs"), {}
+    folder, finished = tmp_path_factory.mktemp("runs"), {}
     validated = ["training.validate_every=8", f"validation={data / 'validation_set'}"]
-    kinds = {"plain": ONE, "validated": (*ONE, *validated), "parted": (*TWO, *validated)}
+    kinds = {"plain": ONE, "validated": (*ONE, *validated), "two_processes": (*TWO, *validated)}
     for name, (processes, *overrides) in kinds.items():
         run = folder / name
-        found[name] = Finished(run, *forks(processes, "command", str(data), "mmldm", *words(data, run, *overrides)))
-        assert found[name].status == 0, found[name].output
-    return found
+        arguments = train_arguments(data, run, *overrides)
+        finished[name] = Finished(run, *forks(processes, "command", str(data), "mmldm", *arguments))
+        assert finished[name].status == 0, finished[name].output
+    return finished
 
 
 def configure(data: Path, *overrides: str) -> AutoencoderTraining:
@@ -66,7 +67,7 @@ def validation(run: Finished, samples_seen: int) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def end(data, runs, tmp_path_factory) -> tuple[Trainable, dict[str, torch.Tensor]]:
-    """The trainable with the weights that a run ended with, and what it makes of three groups of held-out clips."""
+    """The trainable with the weights at the end of a run, and its values for three groups of held-out clips by tag."""
     weights = str(tmp_path_factory.mktemp("end") / "raw")
     exported = ["--checkpoint", str(runs["validated"].run), "--weights", "raw", "--output", weights]
     assert cli.main(["export", *exported]) == 0
@@ -76,42 +77,41 @@ def end(data, runs, tmp_path_factory) -> tuple[Trainable, dict[str, torch.Tensor
     trainable.module.eval()
     samples = trainable.validation.__getitems__(range(12))
     with torch.no_grad():
-        parts = [trainable.module(default_collate(samples[first : first + 4])) for first in (0, 4, 8)]
+        parts = [trainable.module(default_collate(samples[first : first + 4])).logged() for first in (0, 4, 8)]
     return trainable, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def test_it_is_the_mean_over_whole_groups_of_held_out_clips(runs, end) -> None:
-    """Those of a group are compared with one another and with no other clip, as in training."""
+def test_the_loss_is_the_mean_over_whole_groups_of_held_out_clips(runs, end) -> None:
+    """As in training, a clip is compared with those of its group alone."""
     trainable, expected = end
     assert len(trainable.validation) == 12
-    found = validation(runs["validated"], 16)
-    names = {"loss", "loss/audio", "loss/video", "temperature", *(f"term/{name}" for name in trainable.weights)}
-    assert {name for name in found if not name.startswith("loss_by_time")} == names
+    values = validation(runs["validated"], 16)
+    names = {"loss", "loss/audio", "loss/video", "temperature", *(f"term/{name}" for name in trainable.term_weights)}
+    assert {name for name in values if not name.startswith("loss_by_time")} == names
     for name in names:
-        assert found[name] == pytest.approx(expected[name].mean().item(), rel=1e-5)
+        assert values[name] == pytest.approx(expected[name].mean().item(), rel=1e-5)
 
 
-def test_its_quarters_are_means_over_the_pictures_noised_so_much(runs, end) -> None:
+def test_losses_by_time_are_means_over_the_pictures_of_each_quarter(runs, end) -> None:
     trainable, expected = end
-    found = validation(runs["validated"], 16)
+    values = validation(runs["validated"], 16)
     times = torch.stack([sample["time"] for sample in trainable.validation.__getitems__(range(12))])
     total = 0.0
     for first in range(0, 1000, 250):
-        there, part = (times >= first) & (times < first + 250), f"{first}-{first + 249}"
-        assert found[f"loss_by_time/audio/{part}"] == pytest.approx(
-            expected["loss/audio"][there[:, 2]].mean().item(), rel=1e-5
-        )
-        total += found[f"loss_by_time/video/{part}"] * there[:, :2].sum().item()
+        inside, quarter = (times >= first) & (times < first + 250), f"{first}-{first + 249}"
+        audio = expected["loss/audio"][inside[:, 2]].mean().item()
+        assert values[f"loss_by_time/audio/{quarter}"] == pytest.approx(audio, rel=1e-5)
+        total += values[f"loss_by_time/video/{quarter}"] * inside[:, :2].sum().item()
     assert total == pytest.approx(2 * expected["loss/video"].sum().item(), rel=1e-5)
 
 
-def test_it_is_the_same_on_any_processes_and_with_any_micro_batch(runs) -> None:
-    one, two = (validation(runs[name], 8) for name in ("validated", "parted"))
+def test_the_loss_is_the_same_on_two_processes_with_another_micro_batch(runs) -> None:
+    one, two = (validation(runs[name], 8) for name in ("validated", "two_processes"))
     assert len(one) == 17
     assert two == pytest.approx(one, rel=1e-4, abs=1e-8)
 
 
-def test_it_does_not_disturb_training(runs) -> None:
+def test_validation_does_not_change_training(runs) -> None:
     plain, validated = (runs[name].values() for name in ("plain", "validated"))
     for seen, values in validated.items():
         assert {name: value for name, value in values.items() if not name.startswith("validation/")} == plain[seen]
@@ -121,18 +121,18 @@ def test_it_does_not_disturb_training(runs) -> None:
 
 
 def test_held_out_clips_are_the_same_in_every_run_and_cover_the_schedule(data) -> None:
-    drawn_otherwise = ["training.seed=5", "flip=1", "context_dropout=1", "reading.window=1"]
-    one, other = (build_trainable(configure(data, *overrides)).validation for overrides in ([], drawn_otherwise))
-    samples, same = one.__getitems__(range(12)), other.__getitems__(range(12))
-    for sample, again in zip(samples, same, strict=True):
-        assert all(torch.equal(sample[name], again[name]) for name in sample)
+    changes = ["training.seed=5", "flip=1", "context_dropout=1", "reading.window=1"]
+    first, second = (build_trainable(configure(data, *overrides)).validation for overrides in ([], changes))
+    samples = first.__getitems__(range(12))
+    for sample, same in zip(samples, second.__getitems__(range(12)), strict=True):
+        assert all(torch.equal(sample[name], same[name]) for name in sample)
         assert not sample["dropped"].any()
     times = [sample["time"].tolist() for sample in samples]
     assert times[:4] == [[333, 666, 0], [833, 166, 500], [583, 916, 250], [83, 416, 750]]
-    stored = one._dataset.samples.mixture.read(range(12))
-    assert len({found.key for found in stored}) == 12
-    for found, sample in zip(stored, samples, strict=True):
-        number = int(found.key.removeprefix("clip_"))
+    stored = first._dataset.samples.mixture.read(range(12))
+    assert len({record.key for record in stored}) == 12
+    for record, sample in zip(stored, samples, strict=True):
+        number = int(record.key.removeprefix("clip_"))
         assert np.abs(sample["frames"].numpy().astype(int) - clip(number).frames).max() < 40  # a JPEG's difference
         assert sample["label"] == [CLASSES.index("tone"), -1, CLASSES.index("bar"), -1][(number - FIRST) % 4]
 
@@ -141,27 +141,27 @@ def test_held_out_clips_are_the_same_in_every_run_and_cover_the_schedule(data) -
     ("overrides", "count"),
     [(["training.validation_samples=9"], 8), (["contrastive_weight=0"], 13)],
 )
-def test_held_out_clips_fill_the_groups_that_are_compared(data, overrides, count) -> None:
+def test_validation_clips_are_whole_groups(data, overrides, count) -> None:
     assert len(build_trainable(configure(data, *overrides)).validation) == count
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
-        (["validation={data}/clips"], "clips is trained on as well"),
-        (["validation={data}/slow"], "not like those trained on.*fps"),
+        (["validation={data}/clips"], "clips is also in shards"),
+        (["validation={data}/slow"], "must be like those in shards: media.fps"),
         (["validation=/nowhere"], "/nowhere: no such folder"),
-        (["validation={data}/few"], "validation: 3 held-out clips are fewer than the 4 .*contrastive_batch"),
-        (["training.validation_samples=3"], "training.validation_samples: 3 are fewer than the 4 .*; 4 fits"),
+        (["validation={data}/few"], "validation: 3 held-out clips are fewer than contrastive_batch = 4"),
+        (["training.validation_samples=3"], "training.validation_samples: 3 must be at least contrastive_batch = 4"),
     ],
 )
-def test_what_cannot_be_validated_on_is_refused_in_a_line(data, overrides, says) -> None:
-    with pytest.raises(UserError, match=says) as caught:
+def test_unusable_validation_sets_are_refused_in_one_line(data, overrides, message) -> None:
+    with pytest.raises(UserError, match=message) as caught:
         build_trainable(configure(data, *(text.format(data=data) for text in overrides)))
     assert "\n" not in str(caught.value)
 
 
-def test_without_held_out_clips_there_is_nothing_to_validate_at_intervals(data, tmp_path, alone) -> None:
+def test_validate_every_is_refused_without_validation_sets(data, tmp_path, alone) -> None:
     config = configure(data, "validation=[]", "training.validate_every=8")
-    with pytest.raises(UserError, match="validate_every: .* validation=DIR fits an autoencoder or a dit, else 0"):
+    with pytest.raises(UserError, match="training.validate_every: must be 0 without held-out sets"):
         Trainer(build_trainable(config), config.training, tmp_path, alone)

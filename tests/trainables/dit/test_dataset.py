@@ -1,4 +1,4 @@
-"""What the DiT's samples are conditioned on: the clip before, and a context."""
+"""The conditions of the DiT's samples: the preceding clip and the context."""
 
 import pickle
 from pathlib import Path
@@ -22,12 +22,12 @@ SMALL = ["model.depth=2", "model.width=16", "model.heads=2", "model.context_toke
 CONTINUING = ["model.continuation=true", "diffusion.continued=0.5", "diffusion.audio_conditioned=0.1"]
 MEDIA = MediaConfig(frames=4, fps=10, size=64)
 WINDOWS = [(video, start) for video in ("a", "b", "c") for start in range(0, 13, 2)]
-LABELS = {"a": "rain", "b": "wind"}  # c has none
+LABELS = {"a": "rain", "b": "wind"}  # c has no label
 
 
 @pytest.fixture
 def windows(tmp_path: Path) -> Path:
-    """Windows of three videos, every second frame, in shards of five."""
+    """A set of windows of three videos, which begin at every second frame, in shards of five."""
     return write_windows(tmp_path / "windows", WINDOWS, MEDIA, 5, labels=LABELS)
 
 
@@ -36,27 +36,26 @@ def configure(folder: Path, *overrides: str) -> DiTTraining:
     return load(DiTTraining, overrides=[*fixed, *overrides])
 
 
-def drawn(dataset: LatentDataset, name: str, number: int, mirrored: bool) -> Tensor:
-    """The mean of sample ``number``'s posterior for one modality, normalised."""
+def posterior_mean(dataset: LatentDataset, name: str, number: int, mirrored: bool) -> Tensor:
+    """Return the normalised mean (C, H, W) of sample ``number``'s posterior for the modality ``name``."""
     sample = latent_sample(number)
     mean = {"audio": sample.audio_mean, "video": sample.mirrored_mean if mirrored else sample.video_mean}[name]
-    of = dataset.samples.mixture.statistics[name]
-    columns = (np.array(of[key])[:, None, None] for key in ("mean", "std"))
-    return torch.from_numpy((mean - next(columns)) / next(columns)).float()
+    statistics = dataset.samples.mixture.statistics[name]
+    centre, scale = (np.array(statistics[key])[:, None, None] for key in ("mean", "std"))  # (C, 1, 1) each
+    return torch.from_numpy((mean - centre) / scale).float()
 
 
 def is_near(latent: Tensor, mean: Tensor) -> bool:
-    """Whether ``latent`` can be drawn from a posterior with ``mean``; other samples are 1 apart and more."""
+    """Return whether ``latent`` is from the posterior with ``mean``; those of other samples differ by at least 1."""
     return bool((latent - mean).square().mean() < 0.5)
 
 
-def test_the_clip_before_is_the_right_one_mirrored_and_normalised_as_its_successor(windows):
+def test_the_preceding_clip_is_mirrored_and_normalised_like_its_successor(windows):
     dataset = build_trainable(configure(windows, *CONTINUING)).dataset
-    order, counted = dataset.samples.mixture.orders[0], {"continued": 0, "first": 0, "mirrored": 0}
+    order, counts = dataset.samples.mixture.orders[0], {"continued": 0, "mirrored": 0}
     for position in range(300):
         sample, index = dataset[position], order(position)
-        given = {name: bool(sample[f"previous_{name}_given"]) for name in ("audio", "video")}
-        if not any(given.values()):
+        if not any(sample[f"previous_{name}_given"] for name in ("audio", "video")):
             assert not sample["previous_audio"].any()
             assert not sample["previous_video"].any()
             continue
@@ -65,17 +64,17 @@ def test_the_clip_before_is_the_right_one_mirrored_and_normalised_as_its_success
         assert not sample["audio_given"]
         assert not sample["video_given"]
         earlier = WINDOWS.index((video, start - 4))
-        mirrored = not is_near(sample["video"], drawn(dataset, "video", index, mirrored=False))
-        assert is_near(sample["video"], drawn(dataset, "video", index, mirrored))
+        mirrored = not is_near(sample["video"], posterior_mean(dataset, "video", index, mirrored=False))
+        assert is_near(sample["video"], posterior_mean(dataset, "video", index, mirrored))
         for name in ("audio", "video"):
-            assert is_near(sample[f"previous_{name}"], drawn(dataset, name, earlier, mirrored))
-        counted["continued"] += 1
-        counted["mirrored"] += mirrored
-    assert abs(counted["continued"] / 300 - 0.5 * 5 / 7) < 0.08  # the first two windows of seven have none before them
-    assert 0.35 < counted["mirrored"] / counted["continued"] < 0.65
+            assert is_near(sample[f"previous_{name}"], posterior_mean(dataset, name, earlier, mirrored))
+        counts["continued"] += 1
+        counts["mirrored"] += mirrored
+    assert abs(counts["continued"] / 300 - 0.5 * 5 / 7) < 0.08  # the first two of seven windows have no predecessor
+    assert 0.35 < counts["mirrored"] / counts["continued"] < 0.65
 
 
-def test_without_continuation_nothing_more_is_read(windows, monkeypatch):
+def test_without_continuation_each_position_reads_one_sample(windows, monkeypatch):
     dataset = build_trainable(configure(windows)).dataset
     assert not [name for name in dataset[0] if "previous" in name or "context" in name or "label" in name]
     read = []
@@ -92,21 +91,21 @@ def test_a_sample_is_the_same_alone_in_a_batch_and_in_a_worker(windows):
     copy = pickle.loads(pickle.dumps(build_trainable(settings).dataset))
     positions = [9, 2, 40, 3, 17, 41, 9]
     for position, sample in zip(positions, dataset.__getitems__(positions), strict=True):
-        for other in (dataset[position], copy[position]):
-            assert sample.keys() == other.keys()
-            assert all(torch.equal(sample[name], other[name]) for name in sample)
+        for alone in (dataset[position], copy[position]):
+            assert sample.keys() == alone.keys()
+            assert all(torch.equal(sample[name], alone[name]) for name in sample)
 
 
-def test_the_clip_before_is_the_same_from_a_stage_that_holds_few_tars(windows, tmp_path):
+def test_the_preceding_clip_is_the_same_with_a_small_stage(windows, tmp_path):
     plain, staged = (
         build_trainable(configure(windows, *CONTINUING, "reading.window=1", *options)).dataset
         for options in ([], [f"reading.stage={tmp_path / 'stage'}"])
     )
-    for one, other in zip(plain.__getitems__(range(42)), staged.__getitems__(range(42)), strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
+    for expected, sample in zip(plain.__getitems__(range(42)), staged.__getitems__(range(42)), strict=True):
+        assert all(torch.equal(expected[name], sample[name]) for name in expected)
 
 
-def test_a_damaged_clip_before_is_quarantined_and_its_successor_trained_without(windows):
+def test_a_damaged_preceding_clip_is_quarantined_and_its_successor_used_without(windows):
     index = WINDOWS.index(("b", 0))
     damage(windows, index)
     settings = configure(windows, *CONTINUING, "diffusion.continued=0.85", "reading.damaged_share=0.9")
@@ -117,26 +116,26 @@ def test_a_damaged_clip_before_is_quarantined_and_its_successor_trained_without(
         assert not dataset[position]["previous_audio_given"]
     assert len(dataset.samples.quarantine) == 1
     for position in (p for p in range(60) if order(p) == index):
-        sample = dataset[position]  # of another clip
+        sample = dataset[position]  # of a replacement
         assert not sample["previous_audio_given"]
 
 
-def test_sets_in_which_no_clip_follows_another_are_refused(tmp_path):
+def test_continuation_on_sets_without_adjacent_clips_is_refused(tmp_path):
     apart = write_windows(tmp_path / "apart", [("a", 0), ("b", 0), ("b", 5)], MEDIA, 5)
-    with pytest.raises(UserError, match="diffusion.continued: 0 of the first 3 samples have a clip before them"):
+    with pytest.raises(UserError, match="diffusion.continued: 0 of the first 3 samples have a preceding clip"):
         build_trainable(configure(apart, *CONTINUING))
 
 
-def test_how_many_samples_can_continue_a_clip_is_said(windows):
+def test_the_startup_message_counts_samples_with_a_preceding_clip(windows):
     trainable = build_trainable(configure(windows, *CONTINUING))
-    assert trainable.startup_messages == ["diffusion.continued: 15 of the first 21 samples have a clip before them"]
+    assert trainable.startup_messages == ["diffusion.continued: 15 of the first 21 samples have a preceding clip"]
 
 
 def label_of(number: int) -> int:
     return {"a": 0, "b": 1, "c": -1}[WINDOWS[number][0]]
 
 
-def test_the_context_is_the_clips_class_and_a_tenth_drops_it(windows):
+def test_the_context_is_the_clips_class_and_a_tenth_of_samples_drops_it(windows):
     trainable = build_trainable(configure(windows, "context.kind=class"))
     order = trainable.dataset.samples.mixture.orders[0]
     labels = [int(sample["label"]) for sample in trainable.dataset.__getitems__(range(2000))]
@@ -147,7 +146,7 @@ def test_the_context_is_the_clips_class_and_a_tenth_drops_it(windows):
     assert trainable.module.dit.classes == 2
 
 
-def test_classes_of_mixed_and_of_held_out_sets_are_known_by_their_names(windows, tmp_path):
+def test_classes_of_mixed_and_validation_sets_are_matched_by_name(windows, tmp_path):
     other = write_windows(tmp_path / "other", WINDOWS, MEDIA, 5, labels={"a": "fire", "b": "rain", "c": "wind"})
     config = configure(windows, f"shards=[{windows},{other}]", "context.kind=class", "context.dropout=0")
     mixed = LatentDataset(config)
@@ -159,13 +158,14 @@ def test_classes_of_mixed_and_of_held_out_sets_are_known_by_their_names(windows,
         assert int(validation_set[position]["label"]) == {"a": -1, "b": 1, "c": 0}[video]
 
 
-def test_sets_without_labels_make_no_class_context(tmp_path):
+def test_the_class_context_is_refused_on_sets_without_labels(tmp_path):
     unlabelled = write_windows(tmp_path / "unlabelled", WINDOWS, MEDIA, 50)
-    with pytest.raises(UserError, match="context.kind=class: the sets of shards have no labels"):
+    with pytest.raises(UserError, match="context.kind=class: the shard sets have no labels"):
         build_trainable(configure(unlabelled, "context.kind=class"))
 
 
-def embeddings(file: Path, **shapes: tuple[int, ...]) -> Path:
+def write_embeddings(file: Path, **shapes: tuple[int, ...]) -> Path:
+    """Write random float16 tensors of these shapes by name; return ``file``."""
     save_file({name: torch.randn(shape).half() for name, shape in shapes.items()}, file)
     return file
 
@@ -185,7 +185,7 @@ def test_embeddings_are_found_by_path_stem_or_label_and_padded(windows, tmp_path
         if length:
             expected = tensors["a.mp4" if video == "a" else "b"].float()
             assert torch.equal(sample["context"][:length], expected)
-    by_label = embeddings(tmp_path / "labels.safetensors", rain=(3, 4))
+    by_label = write_embeddings(tmp_path / "labels.safetensors", rain=(3, 4))
     dataset = LatentDataset(configure(windows, *options, f"context.embeddings={by_label}"))
     order = dataset.samples.mixture.orders[0]
     lengths = {WINDOWS[order(p)][0]: int(dataset[p]["context_length"]) for p in range(21)}
@@ -194,32 +194,33 @@ def test_embeddings_are_found_by_path_stem_or_label_and_padded(windows, tmp_path
     assert all(torch.equal(copy[0][name], dataset[0][name]) for name in dataset[0])
 
 
-def test_how_many_samples_have_an_embedding_is_said_and_a_run_keeps_to_its_file(windows, tmp_path):
-    files = [embeddings(tmp_path / f"{i}.safetensors", rain=(2, 4)) for i in range(2)]
-    tasks = [build_trainable(configure(windows, "context.kind=text", f"context.embeddings={file}")) for file in files]
-    assert tasks[0].startup_messages == ["context.embeddings: 7 of the first 21 samples have an embedding"]
-    assert tasks[0].inputs["context.embeddings"] != tasks[1].inputs["context.embeddings"]
+def test_the_startup_message_counts_embeddings_and_the_inputs_hold_the_files_fingerprint(windows, tmp_path):
+    files = [write_embeddings(tmp_path / f"{i}.safetensors", rain=(2, 4)) for i in range(2)]
+    options = [["context.kind=text", f"context.embeddings={file}"] for file in files]
+    first, second = (build_trainable(configure(windows, *overrides)) for overrides in options)
+    assert first.startup_messages == ["context.embeddings: 7 of the first 21 samples have an embedding"]
+    assert first.inputs["context.embeddings"] != second.inputs["context.embeddings"]
 
 
 @pytest.mark.parametrize(
-    ("shapes", "says"),
+    ("shapes", "message"),
     [
-        ({"rain": (4, 4)}, r"'rain' is F16 \[4, 4\]; floats of shape \(n, 4\) fit, n from 1 to 3"),
+        ({"rain": (4, 4)}, r"'rain' is F16 \[4, 4\]; must be floats of shape \(n, 4\) with n from 1 to 3"),
         ({"rain": (2, 4), "wind": (2, 5)}, r"'wind' is F16 \[2, 5\]"),
         ({"rain": (4,)}, r"'rain' is F16 \[4\]"),
         ({"storm": (2, 4)}, "context.embeddings: 0 of the first 21 samples have an embedding"),
-        ({}, "holds no embedding"),
+        ({}, "contains no embedding"),
     ],
 )
-def test_embeddings_that_do_not_fit_are_refused(windows, tmp_path, shapes, says):
-    file = embeddings(tmp_path / "texts.safetensors", **shapes)
-    with pytest.raises(UserError, match=says) as caught:
+def test_embeddings_of_other_shapes_or_samples_are_refused(windows, tmp_path, shapes, message):
+    file = write_embeddings(tmp_path / "texts.safetensors", **shapes)
+    with pytest.raises(UserError, match=message) as caught:
         build_trainable(configure(windows, "context.kind=text", f"context.embeddings={file}"))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"no such format", None])
-def test_a_file_of_embeddings_that_cannot_be_read_is_told(windows, tmp_path, content):
+def test_an_unreadable_file_of_embeddings_is_refused(windows, tmp_path, content):
     file = tmp_path / "texts.safetensors"
     if content:
         file.write_bytes(content)
@@ -228,7 +229,7 @@ def test_a_file_of_embeddings_that_cannot_be_read_is_told(windows, tmp_path, con
 
 
 def learn(folder: Path, *options: str) -> Trainable:
-    """Train a DiT on videos of two labels, whose latents lie 6 apart before they are normalised."""
+    """Train a DiT on videos of two labels, whose latents' means differ by 6 before they are normalised."""
     videos = {f"{name}{i}": name for i in range(8) for name in ("high", "low")}
     windows = [(video, start) for video in videos for start in (0, 4)]
     write_windows(folder / "set", windows, MEDIA, 50, labels=videos, shift={"high": 3.0, "low": -3.0})
@@ -240,43 +241,47 @@ def learn(folder: Path, *options: str) -> Trainable:
     optimizer = torch.optim.Adam(trainable.module.parameters(), lr=1e-2)
     for step in range(100):
         first = 32 * step % 320
-        values = trainable.module({name: column[first : first + 32] for name, column in columns.items()})
+        output = trainable.module({name: column[first : first + 32] for name, column in columns.items()})
         optimizer.zero_grad()
-        values.loss.mean().backward()
+        output.loss.mean().backward()
         optimizer.step()
     return trainable
 
 
 def assert_apart(trainable: Trainable, high: dict[str, object], low: dict[str, object]) -> None:
-    """What is sampled from the same noise as ``high`` and as ``low`` says lies apart, where else it would be one."""
+    """Assert that samples of the same noise differ between the conditions ``high`` and ``low``."""
     dit, process = trainable.module.dit, trainable.module.process
     noise = Latents(torch.randn(16, *AUDIO), torch.randn(16, *VIDEO))
-    made = [sample_latents(dit, process, "svg", noise, 10, **told) for told in (high, low)]
+    latents = [sample_latents(dit, process, "svg", noise, 10, **conditions) for conditions in (high, low)]
     for modality in ("audio", "video"):
-        assert getattr(made[0], modality).mean() - getattr(made[1], modality).mean() > 0.5
+        assert getattr(latents[0], modality).mean() - getattr(latents[1], modality).mean() > 0.5
 
 
-def test_a_model_learns_what_its_class_says(tmp_path):
+def test_a_model_learns_to_follow_its_class(tmp_path):
     trainable = learn(tmp_path, "model.depth=1", "context.kind=class")
     assert_apart(trainable, *({"context": {"label": torch.full((16,), number)}} for number in range(2)))
 
 
-def test_a_model_learns_what_its_text_says(tmp_path):
+def test_a_model_learns_to_follow_its_text(tmp_path):
     text = {"high": torch.ones(1, 4), "low": -torch.ones(2, 4)}
     save_file(text, tmp_path / "texts.safetensors")
     options = ["model.depth=1", "context.kind=text", f"context.embeddings={tmp_path}/texts.safetensors"]
     trainable = learn(tmp_path, *options)
-    padded = [torch.cat([one, torch.zeros(3 - len(one), 4)]).expand(16, -1, -1) for one in text.values()]
-    lengths = [torch.full((16,), len(one)) for one in text.values()]
-    told = [{"context": context, "context_length": length} for context, length in zip(padded, lengths, strict=True)]
-    assert_apart(trainable, *({"context": one} for one in told))
+    contexts = [
+        {
+            "context": torch.cat([tokens, torch.zeros(3 - len(tokens), 4)]).expand(16, -1, -1),
+            "context_length": torch.full((16,), len(tokens)),
+        }
+        for tokens in text.values()
+    ]
+    assert_apart(trainable, *({"context": context} for context in contexts))
 
 
-def test_a_model_learns_to_carry_on_from_the_clip_before(tmp_path):
+def test_a_model_learns_to_continue_the_preceding_clip(tmp_path):
     trainable = learn(tmp_path, "model.continuation=true", "diffusion.continued=1")
     samples = trainable.dataset.__getitems__(range(64))
     clips = {name: torch.stack([sample[name] for sample in samples]) for name in ("audio", "video")}
     is_high = clips["video"].mean(dim=(1, 2, 3)) > 0
-    for seen in (["audio", "video"], ["audio"], ["video"]):
-        previous = [{name: clips[name][which][:16] for name in seen} for which in (is_high, ~is_high)]
-        assert_apart(trainable, *({"previous": one} for one in previous))
+    for modalities in (["audio", "video"], ["audio"], ["video"]):
+        previous = [{name: clips[name][rows][:16] for name in modalities} for rows in (is_high, ~is_high)]
+        assert_apart(trainable, *({"previous": latents} for latents in previous))

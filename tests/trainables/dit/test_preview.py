@@ -1,4 +1,4 @@
-"""What a DiT in training shows and leaves in its folder: samples of its averages, and a trace if one is asked for."""
+"""Previews of a DiT in training: samples of its averaged weights; and the trace of ``profile_steps``."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ PREVIEW = ["preview.samples=2", "preview.steps=2", "preview.decoding_steps=2"]
 
 @pytest.fixture
 def latents(tmp_path, model, monkeypatch) -> Path:
-    """A set of latents that the tiny autoencoder could have made."""
+    """A set of latents with the shapes and the fingerprint of the tiny autoencoder."""
     description = DiTDescription.read(model.dit)
     monkeypatch.setattr(latent_sets, "AUDIO", description.audio_shape)
     monkeypatch.setattr(latent_sets, "VIDEO", description.video_shape)
@@ -48,7 +48,7 @@ def restored_handlers() -> Iterator[None]:
 
 
 def train(latents: Path, run: Path, world, *overrides: str) -> dict[int, float]:
-    """Train in this process; return the losses."""
+    """Train in this process; return the losses by samples seen."""
     settings = [f"shards={latents}", f"run={run}", "training.precision=fp32", *TINY, *SIZES, *STEPS, *PREVIEW]
     config = load(DiTTraining, overrides=[*settings, *overrides])
     run.mkdir()
@@ -58,7 +58,7 @@ def train(latents: Path, run: Path, world, *overrides: str) -> dict[int, float]:
     return {record["samples_seen"]: record["loss"] for record in records}
 
 
-def test_a_run_shows_samples_of_its_averages_and_is_not_changed_by_that(
+def test_a_run_shows_samples_of_its_averaged_weights_which_do_not_change_it(
     latents, model, tmp_path, alone, capsys, restored_handlers
 ) -> None:
     run = tmp_path / "run"
@@ -77,7 +77,7 @@ def test_a_run_shows_samples_of_its_averages_and_is_not_changed_by_that(
     assert not (run / "preview.tmp").exists()
 
     (trace,) = (run / "profile").glob("*.json.gz")
-    assert trace.name == "step-000000000080.json.gz"  # three steps to warm up, and two
+    assert trace.name == "step-000000000080.json.gz"  # three steps of warm-up, two of profiling
     assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     assert "aten::" in trace.with_name("step-000000000080.txt").read_text()
     assert "profiled 2 steps" in capsys.readouterr().err
@@ -87,32 +87,32 @@ def test_a_run_shows_samples_of_its_averages_and_is_not_changed_by_that(
     assert train(latents, tmp_path / "unseen", alone, short, "preview.samples=0") == losses
 
 
-def test_an_autoencoder_that_is_not_there_or_another_is_said(
+def test_a_missing_or_changed_autoencoder_is_reported(
     latents, model, tmp_path, alone, capsys, restored_handlers
 ) -> None:
     short, often, moved = "training.total_samples=48", "training.preview_every=16", tmp_path / "moved"
     losses = train(latents, tmp_path / "unseen", alone, short, "preview.samples=0")
     other = shutil.copytree(model.autoencoder, tmp_path / "other")
-    (other / "more.txt").write_text("not that which made the latents")
+    (other / "more.txt").write_text("changes the fingerprint")
     capsys.readouterr()
     assert train(latents, tmp_path / "another", alone, short, often, f"preview.autoencoder={other}") == losses
-    (said,) = spoken(capsys)
-    assert said.startswith(f"no samples are shown from here on: {other}")
+    (message,) = messages(capsys)
+    assert message.startswith(f"no samples are shown from here on: {other}")
 
     model.autoencoder.rename(moved)
     try:
         assert train(latents, tmp_path / "lost", alone, short, often) == losses
-        at_start, at_first_preview = spoken(capsys)
+        at_start, at_first_preview = messages(capsys)
         assert at_start.startswith(f"previews show no samples: {model.autoencoder}: no such folder")
         assert at_first_preview.startswith(f"no samples are shown from here on: {model.autoencoder}: no such folder")
         assert train(latents, tmp_path / "found", alone, short, f"preview.autoencoder={moved}") == losses
-        assert not spoken(capsys)
+        assert not messages(capsys)
         with pytest.raises(UserError, match=f"^preview.autoencoder: {tmp_path}/nowhere: no such folder"):
             train(latents, tmp_path / "mistaken", alone, f"preview.autoencoder={tmp_path}/nowhere")
     finally:
         moved.rename(model.autoencoder)
 
 
-def spoken(capsys) -> list[str]:
-    """Return the lines that say that there are no samples."""
+def messages(capsys) -> list[str]:
+    """Return the printed lines about missing samples."""
     return [line for line in capsys.readouterr().err.splitlines() if "no samples" in line]

@@ -1,3 +1,5 @@
+"""The DiT's trainable: its samples, loss, weights folder and FLOPs."""
+
 import dataclasses
 import json
 import pickle
@@ -31,17 +33,17 @@ def configure(latents: Path, *overrides: str) -> DiTTraining:
 
 def test_a_sample_is_a_function_of_seed_and_position(latents):
     dataset = build_trainable(configure(latents)).dataset
-    copy = pickle.loads(pickle.dumps(build_trainable(configure(latents)).dataset))  # as a loader worker gets it
+    copy = pickle.loads(pickle.dumps(build_trainable(configure(latents)).dataset))  # as in a loader worker
     other = build_trainable(configure(latents, "training.seed=1")).dataset
     for position in (0, 19, 20, 1003):
-        one, same = dataset[position], copy[position]
-        assert all(torch.equal(one[name], same[name]) for name in one)
-        assert not torch.equal(one["audio_noise"], other[position]["audio_noise"])
-    first, second = dataset[3], dataset[23]  # other epochs have other chances
+        sample, same = dataset[position], copy[position]
+        assert all(torch.equal(sample[name], same[name]) for name in sample)
+        assert not torch.equal(sample["audio_noise"], other[position]["audio_noise"])
+    first, second = dataset[3], dataset[23]  # the random numbers differ between epochs
     assert not torch.equal(first["video_noise"], second["video_noise"])
 
 
-def test_a_micro_batch_is_its_samples(latents, tmp_path):
+def test_a_sample_is_the_same_in_any_micro_batch(latents, tmp_path):
     write_latents(tmp_path / "more", (5, 9), first=100)
     dataset = build_trainable(configure(latents, f"shards=[{latents},{tmp_path / 'more'}]", "weights=[1,2]")).dataset
     positions = [7, 3, 1003, 4, 5, 3]
@@ -51,7 +53,7 @@ def test_a_micro_batch_is_its_samples(latents, tmp_path):
         assert all(torch.equal(sample[name], alone[name]) for name in sample)
 
 
-def test_latents_are_normalised_drawn_from_their_posteriors_and_sometimes_mirrored(latents):
+def test_latents_are_normalised_samples_of_their_posteriors_and_half_are_mirrored(latents):
     dataset = build_trainable(configure(latents)).dataset
     samples = [dataset[i] for i in range(400)]
     for name in ("audio", "video"):
@@ -64,21 +66,22 @@ def test_latents_are_normalised_drawn_from_their_posteriors_and_sometimes_mirror
     mirrored, variances = 0, []
     for position, sample in enumerate(samples):
         video = torch.from_numpy(latent_sample(dataset.samples.mixture.orders[0](position)).video_mean).float()
-        error = [(sample["video"] * std + mean - way).square().mean() for way in (video, video.flip(-1))]
+        error = [(sample["video"] * std + mean - view).square().mean() for view in (video, video.flip(-1))]
         variances.append(min(error))
         mirrored += int(error[1] < error[0])
-    assert np.mean(variances) == pytest.approx(np.exp(-2), rel=0.05)  # as the posteriors say
+    assert np.mean(variances) == pytest.approx(np.exp(-2), rel=0.05)  # the posteriors' variance
     assert 160 < mirrored < 240
 
 
-def test_losses_fall_and_are_reported_for_each_modality(latents):
+def test_losses_fall_and_are_metrics_of_each_modality(latents):
     torch.manual_seed(0)
     trainable = build_trainable(configure(latents))
     batch = {k: torch.stack([trainable.dataset[i][k] for i in range(64)]) for k in trainable.dataset[0]}
     optimizer = torch.optim.Adam(trainable.module.parameters(), lr=1e-2)
     history = []
     for _ in range(60):
-        values = trainable.module(batch)
+        output = trainable.module(batch)
+        values = output.logged()
         assert {name: tuple(v.shape) for name, v in values.items()} == {
             "loss": (64,),
             "loss/audio": (64,),
@@ -86,7 +89,7 @@ def test_losses_fall_and_are_reported_for_each_modality(latents):
         }
         history.append({name: v.mean().item() for name, v in values.items()})
         optimizer.zero_grad()
-        values.loss.mean().backward()
+        output.loss.mean().backward()
         optimizer.step()
     assert history[0]["loss"] == pytest.approx(1, abs=0.05)  # the network starts at a prediction of zero
     for name in ("loss/audio", "loss/video"):
@@ -96,24 +99,24 @@ def test_losses_fall_and_are_reported_for_each_modality(latents):
 PARTNERS = {"other_audio", "other_video", "shifted_audio"}
 
 
-def test_what_a_sample_is_held_against_is_a_function_of_seed_and_position(latents, tmp_path):
+def test_contrastive_partners_are_a_function_of_seed_and_position(latents, tmp_path):
     more = write_latents(tmp_path / "more", (5, 9), first=100)
-    plain, held = (
+    plain, contrastive = (
         build_trainable(configure(latents, f"shards=[{latents},{more}]", *overrides)).dataset
         for overrides in ([], ["contrastive.weight=0.1"])
     )
     positions = [7, 3, 1003, 4, 5, 40]
-    together = held.__getitems__(positions)
+    together = contrastive.__getitems__(positions)
     for position, sample in zip(positions, together, strict=True):
-        alone, own = held[position], plain[position]
+        alone, own = contrastive[position], plain[position]
         assert set(sample) == set(own) | PARTNERS
-        assert all(torch.equal(sample[name], alone[name]) for name in sample)  # whatever micro-batch it is in
-        assert all(torch.equal(sample[name], own[name]) for name in own)  # the rest is as without
+        assert all(torch.equal(sample[name], alone[name]) for name in sample)  # in any micro-batch
+        assert all(torch.equal(sample[name], own[name]) for name in own)  # other entries do not change
         shifts = [own["audio"].roll(shift, dims=-1) for shift in range(1, AUDIO[2])]
         assert any(torch.equal(sample["shifted_audio"], shifted) for shifted in shifts)
 
 
-def test_a_sample_is_held_against_another_clip_of_its_set(latents):
+def test_the_contrastive_partner_is_another_clip_of_the_set(latents):
     dataset = build_trainable(configure(latents, "contrastive.weight=0.1", "flip=0")).dataset
     mixture = dataset.samples.mixture
     for position in range(0, 60, 7):
@@ -123,26 +126,24 @@ def test_a_sample_is_held_against_another_clip_of_its_set(latents):
         for name, mean in (("other_audio", other.audio_mean), ("other_video", other.video_mean)):
             statistics = mixture.statistics[name.partition("_")[2]]
             centre, spread = (torch.tensor(statistics[key])[:, None, None] for key in ("mean", "std"))
-            off = sample[name] * spread + centre - torch.from_numpy(mean).float()
-            assert off.std() == pytest.approx(
-                np.exp(-1), rel=0.5
-            )  # as its posterior says; other clips are 0.5 to 2 off
+            error = sample[name] * spread + centre - torch.from_numpy(mean).float()
+            assert error.std() == pytest.approx(np.exp(-1), rel=0.5)  # its posterior's; other clips differ by 0.5 to 2
 
 
-def test_the_contrastive_term_counts_in_loss_log_and_arithmetic(latents):
+def test_the_contrastive_term_is_in_loss_log_and_flops(latents):
     trainable, plain = (build_trainable(configure(latents, f"contrastive.weight={weight}")) for weight in (0.5, 0))
     assert trainable.term_weights == {"contrastive": 0.5}
     assert plain.term_weights == {}
     assert trainable.flops_per_sample == 4 * plain.flops_per_sample
     batch = {k: torch.stack([trainable.dataset[i][k] for i in range(4)]) for k in trainable.dataset[0]}
-    values = trainable.module(batch)
-    assert set(values) == {"loss", "loss/audio", "loss/video", "term/contrastive"}
-    assert values.terms["contrastive"].shape == (4,)
-    expected = (values.metrics["loss/audio"] + values.metrics["loss/video"]) / 2 + 0.5 * values.terms["contrastive"]
-    torch.testing.assert_close(values.loss, expected)
+    output = trainable.module(batch)
+    assert set(output.logged()) == {"loss", "loss/audio", "loss/video", "term/contrastive"}
+    assert output.terms["contrastive"].shape == (4,)
+    expected = (output.metrics["loss/audio"] + output.metrics["loss/video"]) / 2 + 0.5 * output.terms["contrastive"]
+    torch.testing.assert_close(output.loss, expected)
 
 
-def test_weights_folder_describes_itself(latents, tmp_path):
+def test_the_weights_folder_holds_weights_and_description(latents, tmp_path):
     config = configure(latents)
     trainable = build_trainable(config)
     state = {name: tensor.float() for name, tensor in trainable.module.state_dict().items()}
@@ -158,12 +159,13 @@ def test_weights_folder_describes_itself(latents, tmp_path):
         assert torch.equal(loaded, trained)
 
 
-def test_a_mixture_is_normalised_and_described_as_what_is_drawn_from_it(latents, tmp_path):
+def test_a_mixture_is_normalised_by_the_statistics_of_its_samples(latents, tmp_path):
     other = write_latents(tmp_path / "other", (5, 9), first=100)
-    one, mixed = (
-        build_trainable(configure(latents, *o)) for o in ([], [f"shards=[{latents},{other}]", "weights=[1,3]"])
+    single, mixed = (
+        build_trainable(configure(latents, *overrides))
+        for overrides in ([], [f"shards=[{latents},{other}]", "weights=[1,3]"])
     )
-    assert one.inputs != mixed.inputs
+    assert single.inputs != mixed.inputs
     values = torch.stack([mixed.dataset[i]["video"] for i in range(800)])
     assert values.mean(dim=(0, 2, 3)).abs().max() < 0.05
     assert (values.std(dim=(0, 2, 3)) - 1).abs().max() < 0.05
@@ -173,13 +175,13 @@ def test_a_mixture_is_normalised_and_described_as_what_is_drawn_from_it(latents,
     np.testing.assert_allclose(stored["audio"]["mean"], 0.25 * np.array(first) + 0.75 * np.array(second))
 
 
-def test_latents_of_another_shape_than_the_set_says_are_not_used(tmp_path):
+def test_latents_of_another_shape_than_the_manifests_are_damage(tmp_path):
     wrong = write_latents(tmp_path / "wrong", audio_shape=(4, 4, 4))
     with pytest.raises(UserError, match="latents of shapes"):
         build_trainable(configure(wrong, f"run={tmp_path / 'run'}", "reading.damaged_share=0.9")).dataset[0]
 
 
-def test_flops_are_those_of_the_shapes_in_the_shards(latents):
+def test_the_flops_are_those_of_the_shapes_in_the_shards(latents):
     d, n = 16, 2 + 1 + 4 + 1 + 9  # width; context, [EOS] and latent tokens
     linear = 12 * d * d * n + 6 * d * d  # the layer
     linear += 256 * d + d * d + 2 * 4 * d + 3 * 4 * d * (4 + 9) + 2 * 2 * d * d  # time, context, ends
@@ -187,15 +189,15 @@ def test_flops_are_those_of_the_shapes_in_the_shards(latents):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [(["shards=/nowhere"], "/nowhere: no such folder"), (["model.attention=flash"], "flash cannot be used here")],
 )
-def test_what_cannot_work_is_said_at_once(latents, overrides, says):
-    with pytest.raises(UserError, match=says):
+def test_missing_shards_and_unusable_attention_are_refused_at_the_start(latents, overrides, message):
+    with pytest.raises(UserError, match=message):
         build_trainable(configure(latents, *overrides))
 
 
-def test_sound_that_cannot_be_shifted_is_refused(tmp_path):
+def test_the_contrastive_loss_is_refused_on_audio_of_one_column(tmp_path):
     narrow = write_latents(tmp_path / "narrow", audio_shape=(4, 4, 1))
-    with pytest.raises(UserError, match="contrastive.weight: audio latents of one column"):
+    with pytest.raises(UserError, match="contrastive.weight: must be 0, since audio latents of one column"):
         build_trainable(configure(narrow, "contrastive.weight=0.1"))

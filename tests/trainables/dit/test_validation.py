@@ -1,4 +1,4 @@
-"""The loss on held-out samples: what it is taken over, and that it is the same however taken and disturbs nothing."""
+"""The DiT's loss on held-out samples: it is the mean over them, for any processes, and does not change training."""
 
 import json
 from pathlib import Path
@@ -44,73 +44,73 @@ def logged(run: Path) -> dict[int, dict[str, float]]:
     return {record["samples_seen"]: record for record in records}
 
 
-def of(records: dict[int, dict[str, float]], part: str) -> dict[int, dict[str, float]]:
-    return {seen: {k: v for k, v in record.items() if k.startswith(part)} for seen, record in records.items()}
+def select(records: dict[int, dict[str, float]], prefix: str) -> dict[int, dict[str, float]]:
+    """Return of each record the values whose tags begin with ``prefix``."""
+    return {seen: {k: v for k, v in record.items() if k.startswith(prefix)} for seen, record in records.items()}
 
 
-def test_it_is_the_mean_over_each_held_out_sample_once(data, alone) -> None:
+def test_the_loss_is_the_mean_over_the_held_out_samples(data, alone) -> None:
     config = configure(data, "training.zero_stage=1")
     trainable = build_trainable(config)
     samples = trainable.validation.__getitems__(range(7))
     with torch.no_grad():
         for parameter in trainable.module.parameters():
-            parameter.add_(0.1)  # the network begins at a prediction of zero
-        expected = trainable.module.eval()(default_collate(samples))
+            parameter.add_(0.1)  # otherwise the network predicts zero
+        expected = trainable.module.eval()(default_collate(samples)).logged()
     engine = engines.build(trainable.module.train(), config.training, alone)
-    found = validation.evaluate(engine, trainable.validation, 4, alone, lambda: None)
+    values = validation.evaluate(engine, trainable.validation, 4, alone, lambda: None)
     assert trainable.module.training
     for name in ("loss", "loss/audio", "loss/video"):
-        assert found[f"validation/{name}"] == pytest.approx(expected[name].mean().item(), rel=1e-6)
+        assert values[f"validation/{name}"] == pytest.approx(expected[name].mean().item(), rel=1e-6)
     for first in range(0, 1000, 250):
-        there = [e for e, s in zip(expected["loss/video"], samples, strict=True) if first <= s["time"] < first + 250]
-        bucket = found[f"validation/loss_by_time/video/{first}-{first + 249}"]
-        assert bucket == pytest.approx(torch.stack(there).mean().item(), rel=1e-6)
+        pairs = zip(expected["loss/video"], samples, strict=True)
+        quarter = [error for error, sample in pairs if first <= sample["time"] < first + 250]
+        value = values[f"validation/loss_by_time/video/{first}-{first + 249}"]
+        assert value == pytest.approx(torch.stack(quarter).mean().item(), rel=1e-6)
 
 
 def test_held_out_samples_are_the_same_in_every_run_and_cover_the_schedule(data) -> None:
-    one = build_trainable(configure(data)).validation
-    other = build_trainable(configure(data, "training.seed=5", "flip=1", "reading.window=1")).validation
-    assert len(one) == 7
-    for sample, same in zip(one.__getitems__([0, 1, 2, 3]), other.__getitems__(range(4)), strict=True):
+    first = build_trainable(configure(data)).validation
+    second = build_trainable(configure(data, "training.seed=5", "flip=1", "reading.window=1")).validation
+    assert len(first) == 7
+    for sample, same in zip(first.__getitems__([0, 1, 2, 3]), second.__getitems__(range(4)), strict=True):
         assert all(torch.equal(sample[name], same[name]) for name in sample)
-    assert [int(sample["time"]) for sample in one.__getitems__(range(7))] == [0, 500, 250, 750, 125, 625, 375]
+    assert [int(sample["time"]) for sample in first.__getitems__(range(7))] == [0, 500, 250, 750, 125, 625, 375]
     assert len(build_trainable(configure(data, "training.validation_samples=100")).validation) == 9
 
 
-def test_they_are_normalised_as_those_that_are_learned_from(data) -> None:
+def test_held_out_samples_are_normalised_by_the_training_sets_statistics(data) -> None:
     config = configure(data)
     trainable = build_trainable(config)
-    validation_set, statistics = (
-        trainable.validation._dataset.samples.mixture,
-        trainable.dataset.samples.mixture.statistics,
-    )
-    assert validation_set.statistics == statistics
-    assert validation_set.manifest.statistics != statistics
+    held_out = trainable.validation._dataset
+    statistics = trainable.dataset.samples.mixture.statistics
+    assert held_out._maker._statistics == statistics
+    assert held_out.samples.mixture.manifest.statistics != statistics
 
 
 def train(config: DiTTraining, run: Path, world: World) -> dict[int, dict[str, float]]:
-    """Train in this process; return what was logged."""
+    """Train in this process; return the log's records by samples seen."""
     run.mkdir(exist_ok=True)
     torch.manual_seed(0)
     assert not Trainer(build_trainable(config), config.training, run, world).run(StopRequest())
     return logged(run)
 
 
-def test_it_disturbs_neither_training_nor_carrying_on(data, tmp_path, alone, restored_handlers) -> None:
+def test_validation_changes_neither_training_nor_resuming(data, tmp_path, alone, restored_handlers) -> None:
     whole = ["training.total_samples=64", "training.micro_batch=8"]
     plain = train(configure(data, *whole, "training.validate_every=0", "validation=[]"), tmp_path / "plain", alone)
     validated = train(configure(data, *whole), tmp_path / "validated", alone)
     train(configure(data, *whole, "training.total_samples=32"), tmp_path / "pieces", alone)
     pieces = train(configure(data, *whole), tmp_path / "pieces", alone)
-    assert of(validated, "loss") == of(pieces, "loss") == of(plain, "loss")
-    assert of(validated, "validation") == of(pieces, "validation")
-    assert not of(plain, "validation")[64]
+    assert select(validated, "loss") == select(pieces, "loss") == select(plain, "loss")
+    assert select(validated, "validation") == select(pieces, "validation")
+    assert not select(plain, "validation")[64]
     assert validated[64]["validation/loss"] != validated[32]["validation/loss"]
 
 
 @pytest.fixture(scope="module")
 def one_step(data, tmp_path_factory, alone, forks) -> dict[int, dict[str, float]]:
-    """What is logged of a run of one step, by its number of processes."""
+    """The last log record of runs of one step, by number of processes."""
     folder = tmp_path_factory.mktemp("one_step")
     one = train(configure(data, "training.total_samples=32", "training.micro_batch=8"), folder / "one", alone)
     signals.restore_handlers()
@@ -121,39 +121,39 @@ def one_step(data, tmp_path_factory, alone, forks) -> dict[int, dict[str, float]
     return {1: one[32], 2: logged(folder / "two")[32]}
 
 
-def test_it_is_the_same_on_any_processes_and_with_any_micro_batch(one_step) -> None:
-    one, two = (of(one_step, "validation")[processes] for processes in (1, 2))
+def test_the_loss_is_the_same_on_two_processes_with_another_micro_batch(one_step) -> None:
+    one, two = (select(one_step, "validation")[processes] for processes in (1, 2))
     assert len(one) == 11
     assert two == pytest.approx(one, rel=1e-4)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_losses_by_time_are_means_over_the_samples_of_the_whole_batch(data, one_step, processes) -> None:
-    """The network begins with a prediction of zero, so that a sample's first loss is its noise's mean square."""
+    """The network predicts zero at first, so that a sample's first loss is the mean square of its noise."""
     dataset = LatentDataset(configure(data))
     samples = [dataset[position] for position in range(32)]
     seen = 0
     for name in ("audio", "video"):
         for first in range(0, 1000, 250):
-            there = [s[f"{name}_noise"].square().mean() for s in samples if first <= s["time"] < first + 250]
-            seen += len(there)
+            squares = [s[f"{name}_noise"].square().mean() for s in samples if first <= s["time"] < first + 250]
+            seen += len(squares)
             value = one_step[processes][f"loss_by_time/{name}/{first}-{first + 249}"]
-            assert value == pytest.approx(float(sum(there)) / len(there))
+            assert value == pytest.approx(float(sum(squares)) / len(squares))
     assert seen == 64
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
-        (["validation={data}/learned"], "learned is trained on as well"),
-        (["validation={data}/other"], "not like those trained on.*autoencoder"),
+        (["validation={data}/learned"], "learned is also in shards"),
+        (["validation={data}/other"], "must be like those in shards: autoencoder"),
         (["validation=/nowhere"], "/nowhere: no such folder"),
         (["training.validate_every=33"], "33: must be a multiple of global_batch = 32, such as 32"),
     ],
 )
-def test_what_cannot_be_validated_on_is_refused_in_a_line(data, overrides, says) -> None:
+def test_unusable_validation_settings_are_refused_in_one_line(data, overrides, message) -> None:
     if not (data / "other").exists():
         write_latents(data / "other", first=200, autoencoder={"path": "elsewhere", "fingerprint": "other"})
-    with pytest.raises(UserError, match=says) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         build_trainable(configure(data, *(text.format(data=data) for text in overrides)))
     assert "\n" not in str(caught.value)

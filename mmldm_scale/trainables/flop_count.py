@@ -1,0 +1,13 @@
+"""The count of floating-point operations of a trainable's passes: ``flops_of(lambda: network(inputs))``."""
+
+from collections.abc import Callable
+
+from torch import no_grad
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def flops_of(function: Callable[[], object]) -> int:
+    """Return the floating-point operations (twice the MACs) of ``function()``, which runs without gradients."""
+    with FlopCounterMode(display=False) as counter, no_grad():
+        function()
+    return counter.get_total_flops()
