@@ -28,13 +28,13 @@ SENT = {"all_reduce": 2, "all_gather_into_tensor": 1, "reduce_scatter_tensor": 1
 
 def of_a_step(step: memory.MicroStep, training: TrainingConfig, world: World) -> float:
     """Return the bytes that a process sends in a step."""
-    found = [engines.build(module, how, world) for module, how in memory.engines(step, training)]
+    built = [engines.build(module, how, world) for module, how in memory.engines(step, training)]
     log = deepspeed.comm.comm.comms_logger
     for _ in range(2):  # the first step is not like the others
         log.comms_dict.clear()
-        for _ in range(found[0].gradient_accumulation_steps()):
-            _micro_step(step, *found)
-            for engine in found:
+        for _ in range(built[0].gradient_accumulation_steps()):
+            _micro_step(step, *built)
+            for engine in built:
                 engine.step()
     total = 0.0
     for name, factor in SENT.items():
@@ -56,15 +56,15 @@ def _micro_step(
         discriminator.backward(discriminator(*shown).loss.mean())
 
 
-def trained(given: TrainingConfig, stage: int, accumulation: int) -> TrainingConfig:
-    """Return ``given`` for two processes of a sample each."""
+def two_process_config(config: TrainingConfig, stage: int, accumulation: int) -> TrainingConfig:
+    """Return ``config`` for two processes with a micro-batch of one sample each."""
     settings = {"comms_logger": {"enabled": True, "prof_all": True, "verbose": False}}
     settings["zero_optimization"] = {"stage3_param_persistence_threshold": 0}  # no weight of a real model is that small
     batch = 2 * accumulation
     intervals = dict.fromkeys(
         ("global_batch", "total_samples", "log_every", "preview_every", "checkpoint_every"), batch
     )
-    return replace(given, micro_batch=1, zero_stage=stage, **intervals, deepspeed=settings)
+    return replace(config, micro_batch=1, zero_stage=stage, **intervals, deepspeed=settings)
 
 
 def record(file: str, *overrides: str) -> int:
@@ -75,12 +75,12 @@ def record(file: str, *overrides: str) -> int:
         "dit": lambda: memory.dit_step(dit, AUDIO_SHAPE, VIDEO_SHAPE, "cpu"),
         "autoencoder": lambda: micro_step(autoencoder, "cpu"),
     }
-    found = {}
-    for model, given in (("dit", dit.training), ("autoencoder", autoencoder.training)):
+    sent = {}
+    for model, config in (("dit", dit.training), ("autoencoder", autoencoder.training)):
         for stage, accumulation in CASES[model]:
-            training = trained(given, stage, accumulation)
-            found[f"{model} {stage} {accumulation}"] = of_a_step(makers[model](), training, world)
+            training = two_process_config(config, stage, accumulation)
+            sent[f"{model} {stage} {accumulation}"] = of_a_step(makers[model](), training, world)
     if world.is_rank0:
-        Path(file).write_text(json.dumps(found))
+        Path(file).write_text(json.dumps(sent))
     stop()
     return 0
