@@ -20,7 +20,7 @@ from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.trainable import outline
 from mmldm_scale.training.monitoring.throughput import PEAK_TFLOPS
-from tests.support.collectives import CASES, trained
+from tests.support.collectives import CASES, two_process_config
 from tests.support.tiny_models import tiny_autoencoder as tiny_autoencoder
 from tests.support.tiny_models.autoencoder_trainable import settings_of, step_outline
 
@@ -44,7 +44,7 @@ def test_traffic_is_what_deepspeed_sends(forks, tmp_path) -> None:
     }
     for model, (config, step) in steps.items():
         for stage, accumulation in CASES[model]:
-            expected = traffic(step, trained(config.training, stage, accumulation), 2, accumulation)
+            expected = traffic(step, two_process_config(config.training, stage, accumulation), 2, accumulation)
             sent = found[f"{model} {stage} {accumulation}"]
             assert sent == pytest.approx(expected, rel=0.001), (model, stage, accumulation)
 

@@ -52,15 +52,15 @@ def of_a_step(outline: StepOutline, training: TrainingConfig, world: World) -> f
     return total
 
 
-def trained(given: TrainingConfig, stage: int, accumulation: int) -> TrainingConfig:
-    """Return ``given`` for two processes of a sample each."""
+def two_process_config(config: TrainingConfig, stage: int, accumulation: int) -> TrainingConfig:
+    """Return ``config`` for two processes with a micro-batch of one sample each."""
     settings = {"comms_logger": {"enabled": True, "prof_all": True, "verbose": False}}
     settings["zero_optimization"] = {"stage3_param_persistence_threshold": 0}  # no weight of a real model is that small
     batch = 2 * accumulation
     intervals = dict.fromkeys(
         ("global_batch", "total_samples", "log_every", "preview_every", "checkpoint_every"), batch
     )
-    return replace(given, micro_batch=1, zero_stage=stage, **intervals, deepspeed=settings)
+    return replace(config, micro_batch=1, zero_stage=stage, **intervals, deepspeed=settings)
 
 
 def record(file: str, *overrides: str) -> int:
@@ -71,12 +71,12 @@ def record(file: str, *overrides: str) -> int:
         "dit": lambda: outline(dit, device="cpu"),
         "autoencoder": lambda: step_outline(autoencoder, "cpu"),
     }
-    found = {}
-    for model, given in (("dit", dit.training), ("autoencoder", autoencoder.training)):
+    sent = {}
+    for model, config in (("dit", dit.training), ("autoencoder", autoencoder.training)):
         for stage, accumulation in CASES[model]:
-            training = trained(given, stage, accumulation)
-            found[f"{model} {stage} {accumulation}"] = of_a_step(makers[model](), training, world)
+            training = two_process_config(config, stage, accumulation)
+            sent[f"{model} {stage} {accumulation}"] = of_a_step(makers[model](), training, world)
     if world.is_rank0:
-        Path(file).write_text(json.dumps(found))
+        Path(file).write_text(json.dumps(sent))
     stop()
     return 0

@@ -14,7 +14,7 @@ OPTIONS = (f"training.total_samples={SAMPLES}", f"training.preview_every={SAMPLE
 
 
 class Toys:
-    """Trains toys below ``folder``, and keeps those that nothing happened to for others to be held against."""
+    """Trains toys below ``folder``, and caches undisturbed runs for comparison."""
 
     def __init__(self, forks: Forks, folder: Path) -> None:
         self._forks, self.folder = forks, folder
@@ -35,14 +35,14 @@ class Toys:
         return self._undisturbed[key]
 
 
-def carried_on_from(run: Finished) -> int:
-    """Return the samples seen at which a start of the run took it up: 0 if at the beginning."""
+def resumed_from(run: Finished) -> int:
+    """Return the samples seen from which this start of the run resumed: 0 if from the beginning."""
     line = next((line for line in run.output.splitlines() if line.startswith("resuming from ")), "")
     return int(line.split()[3].replace(",", "")) if line else 0
 
 
 def steps_read(run: Path) -> list[list[int]]:
-    """Return the positions that were read, by steps: all processes are through with one before they begin the next."""
+    """Return the positions that were read in each step; all processes finish a step before they begin the next."""
     positions = [int(line) for line in (run / "positions").read_text().split()]
     return [sorted(positions[first : first + BATCH]) for first in range(0, len(positions), BATCH)]
 

@@ -25,7 +25,7 @@ from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.shards.reader import Sample
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.context import TextContext, build_context
-from mmldm_scale.training.data.sample_stream import Samples
+from mmldm_scale.training.data.sample_stream import SampleStream
 from mmldm_scale.training.trainable import Batch
 
 EXAMINED_SAMPLES = 256  # samples that are counted at the start: how many have a preceding clip, an embedding
@@ -167,7 +167,7 @@ class LatentDataset:
             UserError: shard sets or embeddings are missing, damaged or of another kind.
         """
         self.config = config
-        self.samples = Samples(config, "latents")
+        self.samples = SampleStream(config, "latents")
         mixture = self.samples.mixture
         model_classes = list(mixture.classes if classes is None else classes)
         self.classes = model_classes if config.context.kind == "class" else []

@@ -97,14 +97,15 @@ def test_a_missing_or_changed_autoencoder_is_reported(
     capsys.readouterr()
     assert train(latents, tmp_path / "another", alone, short, often, f"preview.autoencoder={other}") == losses
     (message,) = messages(capsys)
-    assert message.startswith(f"no samples are shown from here on: {other}")
+    assert message.startswith(f"previews show no samples from here on: {other}")
 
     model.autoencoder.rename(moved)
     try:
         assert train(latents, tmp_path / "lost", alone, short, often) == losses
         at_start, at_first_preview = messages(capsys)
         assert at_start.startswith(f"previews show no samples: {model.autoencoder}: no such folder")
-        assert at_first_preview.startswith(f"no samples are shown from here on: {model.autoencoder}: no such folder")
+        reason = f"{model.autoencoder}: no such folder"
+        assert at_first_preview.startswith(f"previews show no samples from here on: {reason}")
         assert train(latents, tmp_path / "found", alone, short, f"preview.autoencoder={moved}") == losses
         assert not messages(capsys)
         with pytest.raises(UserError, match=f"^preview.autoencoder: {tmp_path}/nowhere: no such folder"):
