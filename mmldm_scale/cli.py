@@ -51,6 +51,16 @@ def _add_export_arguments(export: argparse.ArgumentParser) -> None:
     add("--format", choices=["mmldm", "diffusers"], default="mmldm", help="file layout: ours, or that of diffusers")
 
 
+def _export(args: argparse.Namespace) -> int:
+    from mmldm_scale.sampling import diffusers_format
+    from mmldm_scale.trainables import registry
+    from mmldm_scale.training.checkpoint import export
+
+    records = [registry.registered(name) for name in registry.names()]
+    prefixes = {record.weights: record.weights_prefix for record in records}
+    return export.run(args, prefixes, diffusers_format if args.format == "diffusers" else None)
+
+
 def _add_status_arguments(status: argparse.ArgumentParser) -> None:
     status.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
 
@@ -90,7 +100,7 @@ COMMANDS = (  # name, what it does, adds its options, runs it and returns the ex
         "export",
         "write the weights of a run to a folder: averaged, as trained, or for diffusers",
         _add_export_arguments,
-        _run("training.checkpoint.export"),
+        _export,
     ),
     ("plan", "predict memory, traffic and time of a training", planning.add_arguments, _run("planning.report")),
     ("doctor", "check the machine, the environment and the data", doctor.add_arguments, doctor.run),

@@ -14,7 +14,7 @@ from mmldm_scale.config import MediaConfig, ShardTraining
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.reader import Sample
-from mmldm_scale.training.data.sample_stream import Samples
+from mmldm_scale.training.data.sample_stream import SampleStream
 
 
 class ClipSource(Protocol):
@@ -55,12 +55,12 @@ class Clips:
         classes: the names of the classes; empty if no clip has one.
 
     Raises:
-        UserError: as :class:`Samples`.
+        UserError: as :class:`SampleStream`.
     """
 
     def __init__(self, config: ShardTraining, classes: Sequence[str] | None = None) -> None:
         """Open the sets of ``config``; ``classes``: those that the model knows, if not those of these sets."""
-        self.samples = Samples(config, "clips")
+        self.samples = SampleStream(config, "clips")
         names = self.samples.mixture.classes
         self.classes = list(names if classes is None else classes)
         self._labels = [self.classes.index(name) if name in self.classes else -1 for name in names]

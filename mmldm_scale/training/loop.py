@@ -2,7 +2,7 @@
 
 :func:`train` is what ``mmldm train`` runs on each process. It resumes from the run's newest whole checkpoint, and ends
 when ``training.total_samples`` samples are seen or a signal asks it to stop. Read :meth:`Trainer.run` first: it is one
-optimizer step after another, and what happens between two of them.
+optimizer step after another, and what happens between two steps.
 """
 
 import functools
@@ -32,12 +32,12 @@ from mmldm_scale.training.engine.distributed import GRACE, World, start, stop
 from mmldm_scale.training.engine.optimizer import learning_rate
 from mmldm_scale.training.engine.step_guard import StepGuard
 from mmldm_scale.training.monitoring import metric_means, throughput, validation
-from mmldm_scale.training.monitoring.logger import Monitor
+from mmldm_scale.training.monitoring.logger import Logger
 from mmldm_scale.training.monitoring.previews import Previews
 from mmldm_scale.training.monitoring.profiler import StepProfiler
 from mmldm_scale.training.resilience.run_lock import locked
 from mmldm_scale.training.resilience.signals import EXIT_STOPPED, StopRequest, restore_handlers
-from mmldm_scale.training.resilience.step_skipping import SkippedRanges, StepSkipping, read_skipped_ranges
+from mmldm_scale.training.resilience.step_skipping import StepSkipping, read_skipped_ranges_on_rank0
 from mmldm_scale.training.resilience.watchdog import Watchdog
 from mmldm_scale.training.run_folder import begin
 from mmldm_scale.training.step import MicroStep
@@ -105,7 +105,7 @@ class Trainer:
         self.trainable, self.config, self.folder, self.world = trainable, config, run, world
         self.validate_every = (config.validate_every or config.checkpoint_every) if trainable.validation else 0
         self._build_engines()
-        self.skipped_data = _read_skipped_data(run, world)
+        self.skipped_data = read_skipped_ranges_on_rank0(run, world)
         self.checkpoints = Checkpoints(run, world, config, trainable.inputs, states={"step_skipping": self.skipping})
         self.watchdog = Watchdog(run, world, config.collective_timeout)
         self.previews = Previews(trainable, self.engine, world, self.watchdog)
@@ -139,10 +139,10 @@ class Trainer:
         config, world = self.config, self.world
         self.samples_seen = self.checkpoints.load(self.engines, checkpoint) if checkpoint else 0
         self.saved_at = self.samples_seen
-        self.monitor = Monitor(self.folder, self.samples_seen, config.total_samples) if world.is_rank0 else None
+        self.logger = Logger(self.folder, self.samples_seen, config.total_samples) if world.is_rank0 else None
         self.batches = self._micro_batches()
-        peak = throughput.peak_flops(world.device, DTYPES[config.precision]) * world.size
-        self.meter = throughput.Meter(self.trainable.flops_per_sample, peak, self.samples_seen)
+        peak = throughput.peak_flops(world.device, DTYPES[config.precision]) * world.size  # FLOP/s
+        self.meter = throughput.ThroughputMeter(self.trainable.flops_per_sample, peak, self.samples_seen)
         if checkpoint:
             self._print(f"resuming from {self.samples_seen:,} of {config.total_samples:,} samples")
 
@@ -171,8 +171,8 @@ class Trainer:
             finally:
                 self.profiler.close()
                 self.checkpoints.close()
-        if self.monitor:
-            self.monitor.close()
+        if self.logger:
+            self.logger.close()
         return False
 
     # --- one optimizer step ------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ class Trainer:
         self.watchdog.heartbeat("data", self.samples_seen)
         batch = next(self.batches)
         self.watchdog.heartbeat("step", self.samples_seen)
-        self.meter.waited(time.perf_counter() - began)
+        self.meter.add_data_wait(time.perf_counter() - began)
         return {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _decide(self, losses: list[Tensor], stop_request: StopRequest) -> bool:
@@ -261,11 +261,11 @@ class Trainer:
         if config.ema_snapshot_every and self._is_due(config.ema_snapshot_every) and self._has_learned:
             ema_snapshots.write(self.folder, self.engine, self.samples_seen, self.world)
         if must_save:
-            with self.meter.standing("saving"):
+            with self.meter.paused("saving"):
                 self._save()
         if self._is_due(config.preview_every) and not step.must_stop:  # while the checkpoint is being written
-            with self.meter.standing("preview"):
-                self.previews.show(self.samples_seen, self.monitor, averaged=self._has_learned)
+            with self.meter.paused("preview"):
+                self.previews.show(self.samples_seen, self.logger, averaged=self._has_learned)
         if is_ending:
             self._finish_saving()
         if self._is_done and self.saved_at != self.samples_seen and self._has_learned:
@@ -281,7 +281,7 @@ class Trainer:
         return self.skipping.skipped_steps * self.config.global_batch < self.samples_seen
 
     def _is_due(self, interval: int) -> bool:
-        """Return whether something done every ``interval`` samples, and at the end, is due."""
+        """Return whether an action that is done every ``interval`` samples, and at the end, is due."""
         return self._is_done or self.samples_seen % interval == 0
 
     def _validate(self) -> dict[str, float]:
@@ -289,7 +289,7 @@ class Trainer:
         held_out = self.trainable.validation
         if held_out is None or not self._is_due(self.validate_every):
             return {}
-        with self.meter.standing("validation"):
+        with self.meter.paused("validation"):
             heartbeat = functools.partial(self.watchdog.heartbeat, "validation", self.samples_seen)
             return validation.evaluate(self.engine, held_out, self.config.micro_batch, self.world, heartbeat)
 
@@ -298,10 +298,10 @@ class Trainer:
         tags = sorted(values)
         sums = torch.stack([metric_means.sums(values[tag]) for tag in tags])  # (tags, 2), still on the device
         means = metric_means.means(tags, self.world.sum(sums.flatten().tolist()))
-        if self.monitor:
+        if self.logger:
             logged = means | validated | self._scalars() | self.meter.read(self.samples_seen)
             finite = {tag: value for tag, value in logged.items() if math.isfinite(value)}  # a skipped step's are not
-            self.monitor.scalars(self.samples_seen, finite)
+            self.logger.scalars(self.samples_seen, finite)
 
     def _scalars(self) -> dict[str, float]:
         """Return what is logged of the last step besides the module's values."""
@@ -356,9 +356,9 @@ class Trainer:
                 f"move {checkpoint.name} to another folder"
             )
         self.skipped_data = self.skipped_data.skipping(samples_seen, self.skipped_data.position(self.samples_seen))
-        if self.monitor:
+        if self.logger:
             self.skipped_data.write(self.folder)
-            self.monitor.close()
+            self.logger.close()
         self.world.barrier()
         self._print(f"{failure}; going back to {checkpoint.name} and skipping the data of these steps")
         self._resume(checkpoint)
@@ -386,17 +386,3 @@ class Trainer:
     def _print(self, line: str) -> None:
         if self.world.is_rank0:
             print(line, file=sys.stderr, flush=True)
-
-
-def _read_skipped_data(run: Path, world: World) -> SkippedRanges:
-    """Return the data that ``run`` skips, on all processes what rank 0 reads."""
-    ranges: SkippedRanges | UserError | None = None
-    if world.is_rank0:
-        try:
-            ranges = read_skipped_ranges(run)
-        except UserError as error:
-            ranges = error
-    ranges = world.broadcast_from_rank0(ranges)
-    if not isinstance(ranges, SkippedRanges):
-        raise ranges or RuntimeError("rank 0 sent no skipped ranges")
-    return ranges

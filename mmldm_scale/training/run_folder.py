@@ -1,8 +1,8 @@
-"""The folder of a run, ``runs/NAME/``: begun once with a configuration, carried on only with the same.
+"""The folder of a run, ``runs/NAME/``: started with one configuration, and resumed only with the same.
 
-``config.yaml`` is what the run was begun with. What changes a result (model, data, seed, batch, …) must stay; what does
-not (lengths, intervals, workers, …) may change when the run is carried on. A start that failed before it had logged or
-saved anything, such as one on the wrong data, has begun nothing: the next one's configuration takes its place.
+``config.yaml`` holds the configuration with which the run was started. Keys that change the result (model, data, seed,
+batch, …) must stay the same; those that do not (lengths, intervals, workers, …) may change when the run is resumed. If
+a start failed before anything was logged or saved, the configuration of the next start replaces its own.
 """
 
 from pathlib import Path
@@ -47,12 +47,12 @@ FREE = {  # keys that may change when a run is resumed; so may all that begin wi
 
 
 def begin(run: Path, schema: Any, world: World) -> None:
-    """Write the configuration of ``run``, or check that ``schema`` carries on what it holds; all ranks call this.
+    """Write the configuration of ``run``, or check that ``schema`` can resume it; all ranks call this together.
 
-    Hold the run's lock.
+    The caller holds the run's lock.
 
     Raises:
-        UserError: the run was begun with other settings, or the folder cannot be written.
+        UserError: the run was started with other settings, or the folder cannot be written.
     """
     problem = world.broadcast_from_rank0(_begin(run, schema) if world.is_rank0 else None)
     if problem:
@@ -60,18 +60,18 @@ def begin(run: Path, schema: Any, world: World) -> None:
 
 
 def check(run: Path, schema: Any) -> None:
-    """Look, without touching ``run``, whether ``schema`` can begin it or carries on what it holds.
+    """Check, without changing ``run``, that ``schema`` can start or resume it.
 
     Raises:
-        UserError: the run was begun with other settings.
+        UserError: the run was started with other settings.
     """
-    if _begun(run):
+    if _is_started(run):
         _check_same(run / CONFIG, schema)
 
 
 def _begin(run: Path, schema: Any) -> str | None:
     try:
-        if _begun(run):
+        if _is_started(run):
             _check_same(run / CONFIG, schema)
         else:
             write_whole(run / CONFIG, config.dump(schema).encode())
@@ -82,22 +82,24 @@ def _begin(run: Path, schema: Any) -> str | None:
     return None
 
 
-def _begun(run: Path) -> bool:
+def _is_started(run: Path) -> bool:
+    """Return whether ``run`` has a configuration and has logged or saved anything."""
     if not (run / CONFIG).exists():
         return False
     return any((run / "checkpoints").glob("step-*[0-9]")) or next(run_log.read(run), None) is not None
 
 
-def _check_same(file: Path, now: Any) -> None:
-    begun = config.load(type(now), [file])
-    old, new = (_flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (begun, now))
+def _check_same(file: Path, schema: Any) -> None:
+    stored = config.load(type(schema), [file])
+    old, new = (_flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (stored, schema))
     for key in sorted(old.keys() | new.keys()):
         if key not in FREE and not key.startswith("preview.") and old.get(key) != new.get(key):
-            was = f"{key}={old.get(key)}, now {new.get(key)}"
-            raise UserError(f"{file}: the run was begun with {was}; give that or another run=")
+            change = f"{key}={old.get(key)}, not {new.get(key)}"
+            raise UserError(f"{file}: the run was started with {change}; set the same value, or another run=")
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dictionaries by their dotted keys."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {k: v for key, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{key}" if prefix else key).items()}

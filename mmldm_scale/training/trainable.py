@@ -1,12 +1,12 @@
 """The contract between the training loop and what it trains.
 
 A trainable is a folder of :mod:`mmldm_scale.trainables` whose ``build_trainable(config)`` returns a :class:`Trainable`:
-a module, its data and what is written and shown of it. Its module returns a :class:`StepOutput` for each micro-batch.
-:func:`mmldm_scale.training.loop.train` knows nothing else of a model.
+a module, its data, and how its weights and previews are written. Its module returns a :class:`StepOutput` for each
+micro-batch. :func:`mmldm_scale.training.loop.train` knows nothing else of a model.
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -17,7 +17,6 @@ from torch.utils.data import default_collate
 
 from mmldm_scale.config import AdversarialConfig
 from mmldm_scale.runs.media_log import Preview
-from mmldm_scale.training.data.quarantine import Quarantine
 
 Batch = dict[str, Tensor]
 
@@ -28,7 +27,7 @@ class DiscriminatorInputs:
 
     Attributes:
         real: (B, P, 3, S, S).
-        fake: (B, P, 3, S, S), what the model made of them, attached to its graph.
+        fake: (B, P, 3, S, S), the model's reconstructions, attached to its graph.
         weight: (B,), how much each sample's adversarial loss counts.
     """
 
@@ -71,7 +70,7 @@ class StepOutput:
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Return Σ weight · term over ``weights``, (B,), of the ``terms``, (B,) each."""
+    """Return the sum of weight · term over ``weights``, (B,); each of ``terms`` is (B,)."""
     return reduce(operator.add, (weight * terms[name] for name, weight in weights.items()))
 
 
@@ -193,6 +192,6 @@ class Trainable:
     preview: Callable[[nn.Module, Preview], None] | None = None
     samples: Callable[[dict[str, Tensor], Preview], Iterator[None]] | None = None
     validation: ValidationSet | None = None
-    quarantine: Quarantine | None = None
+    quarantine: Sized | None = None
     discriminator: Discriminator | None = None
     startup_messages: list[str] = field(default_factory=list)

@@ -166,7 +166,7 @@ def test_of_a_sweep_only_the_signalled_run_is_queued_again(two_nodes, launch, un
 def test_another_configuration_for_a_run_is_refused_before_anything_is_submitted(launch, undisturbed):
     status, _, error = launch("--nodes", "2", "--gpus-per-node", "1", "run=runs/undisturbed", "training.seed=5")
     assert status == 2
-    assert "the run was begun with training.seed=0, now 5" in error
+    assert "the run was started with training.seed=0, not 5" in error
     assert not list(undisturbed.glob("launch-*"))
 
 

@@ -1,4 +1,4 @@
-"""All at once: a run that is killed, stopped and moved about, whose disk and data fail, ends as one left in peace.
+"""Combined faults: a run that is killed, stopped and moved, whose disk and data fail, ends like an undisturbed one.
 
 Each trial is a night. Again and again a rank is killed, one is signalled, or a disk fails while a checkpoint is being
 written; often the newest of several checkpoints is then damaged as well, and steps whose gradient is not finite are
@@ -53,7 +53,7 @@ def data(number: int) -> tuple[str, ...]:
 
 
 def disturbed(toys: Toys, name: str, options: tuple, start: Start, dice: random.Random) -> tuple[str, Finished]:
-    """Start the run and disturb it after some more steps; return how, and what came of it."""
+    """Start the run and disturb it after some more steps; return the disturbance and its outcome."""
     kind, rank = dice.choice(("killed", "signalled", "disk")), dice.randrange(start.processes)
     goal, delay = progress(toys.folder / name) + dice.randrange(1, 60), 0.02 * dice.random()
     how = {
@@ -68,7 +68,7 @@ def disturbed(toys: Toys, name: str, options: tuple, start: Start, dice: random.
 
 
 @fault_trials.counts(full=40, short=2)
-def test_a_run_ends_the_same_whatever_the_night_brings(count, toys):
+def test_a_run_with_combined_faults_ends_like_an_undisturbed_one(count, toys):
     def trial(number: int) -> str:
         dice, moved, name = random.Random(20_000 + number), number % 2 == 1, str(number)
         options, start = data(number), Start(2, 2) if number % 2 else Start.draw(dice)
@@ -95,7 +95,7 @@ def test_a_run_ends_the_same_whatever_the_night_brings(count, toys):
 
 
 def compare(run: Finished, whole: Finished, exact: bool) -> None:
-    """Hold a run's log and last checkpoint against those of one that was left in peace."""
+    """Hold a run's log and last checkpoint against those of an undisturbed one."""
     if exact:
         assert run.values() == whole.values()
         assert_same_checkpoint(run.checkpoints()[-1], whole.checkpoints()[-1])

@@ -12,7 +12,7 @@ from mmldm_scale.training.checkpoint.manifest import read_manifest
 from tests.support.faults import fault_trials
 from tests.support.process_runner import progress
 from tests.support.run_results import Finished, assert_same_checkpoint
-from tests.support.toy_runs import BATCH, SAMPLES, Toys, carried_on_from
+from tests.support.toy_runs import BATCH, SAMPLES, Toys, resumed_from
 
 INTERVAL = 2 * BATCH  # samples from one checkpoint to the next
 STARTING = 0.15  # share of the kills that come before the first step
@@ -37,7 +37,7 @@ def logged(run: Finished) -> int:
 
 
 @fault_trials.counts(full=200)
-def test_a_killed_run_carries_on_and_ends_with_the_same_bytes(count, toys):
+def test_a_killed_run_resumes_and_ends_with_the_same_bytes(count, toys):
     def trial(number: int) -> str:
         dice, stage = random.Random(1_000 + number), 1 + number % 3
         options = (f"training.zero_stage={stage}", f"training.checkpoint_every={INTERVAL}")
@@ -50,7 +50,7 @@ def test_a_killed_run_carries_on_and_ends_with_the_same_bytes(count, toys):
         again = toys.train(str(number), *options)
         assert again.status == 0, again.output
         if not found.startswith("done"):
-            assert seen - carried_on_from(again) <= 2 * INTERVAL, again.output
+            assert seen - resumed_from(again) <= 2 * INTERVAL, again.output
         assert again.values() == whole.values()
         assert [folder.name for folder in again.checkpoints()] == [folder.name for folder in whole.checkpoints()]
         assert read_manifest(again.checkpoints()[-1]).samples_seen == SAMPLES

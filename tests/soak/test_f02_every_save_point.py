@@ -1,4 +1,4 @@
-"""F2: stopped and carried on at each save point, a run is bit for bit the one that was never stopped.
+"""F2: stopped and resumed at each save point, a run is bit for bit the one that was never stopped.
 
 The short form is in tests/training/test_loop.py.
 """
@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.faults import fault_trials
 from tests.support.run_results import assert_same_checkpoint
-from tests.support.toy_runs import BATCH, SAMPLES, STEPS, Toys, carried_on_from, steps_read
+from tests.support.toy_runs import BATCH, SAMPLES, STEPS, Toys, resumed_from, steps_read
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def toys(forks, tmp_path_factory) -> Toys:
 
 
 @fault_trials.counts(full=4 * STEPS)
-def test_carried_on_from_any_save_point_all_is_the_same_to_the_bit(count, toys):
+def test_resumed_from_any_save_point_everything_is_the_same_to_the_bit(count, toys):
     """Every save point comes with every ZeRO stage."""
 
     def trial(number: int) -> str:
@@ -28,7 +28,7 @@ def test_carried_on_from_any_save_point_all_is_the_same_to_the_bit(count, toys):
         first = toys.train(str(number), *options, f"training.total_samples={point * BATCH}")
         assert first.status == 0, first.output
         again = toys.train(str(number), *options)
-        assert (again.status, carried_on_from(again)) == (0, point * BATCH), again.output
+        assert (again.status, resumed_from(again)) == (0, point * BATCH), again.output
         assert (
             steps_read(again.run) == steps_read(whole.run) == [[*range(i, i + BATCH)] for i in range(0, SAMPLES, BATCH)]
         )
@@ -38,4 +38,4 @@ def test_carried_on_from_any_save_point_all_is_the_same_to_the_bit(count, toys):
         shutil.rmtree(again.run)
         return f"ZeRO-{stage}"
 
-    fault_trials.run("F2 stopped and carried on at every save point", count, trial)
+    fault_trials.run("F2 stopped and resumed at every save point", count, trial)

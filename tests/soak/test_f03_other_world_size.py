@@ -1,4 +1,4 @@
-"""F3: carried on by another number of processes, a run reads the same samples in every step and differs by rounding.
+"""F3: resumed by another number of processes, a run reads the same samples in every step and differs by rounding.
 
 In fp32 by at most 1e-7, relative to the weights and to the losses. In bf16 the gradients of more processes are sums of
 rounded sums, 2⁻⁹ off each, in another order, and what AdamW moves the weights by differs by about as much. Where
@@ -13,7 +13,7 @@ import shutil
 import pytest
 
 from tests.support.faults import fault_trials
-from tests.support.toy_runs import BATCH, SAMPLES, Toys, carried_on_from, steps_read, weights
+from tests.support.toy_runs import BATCH, SAMPLES, Toys, resumed_from, steps_read, weights
 
 PAIRS = [*itertools.permutations((1, 2, 4), 2)]
 STAGES = (1, 2, 3)
@@ -47,7 +47,7 @@ def test_another_number_of_processes_changes_nothing_but_rounding(count, toys, p
         begun = toys.train(str(number), *options, half, processes=first)
         assert begun.status == 0, begun.output
         run = toys.train(str(number), *options, processes=second)
-        assert (run.status, carried_on_from(run)) == (0, SAMPLES // 2), run.output
+        assert (run.status, resumed_from(run)) == (0, SAMPLES // 2), run.output
         assert steps_read(run.run) == [[*range(i, i + BATCH)] for i in range(0, SAMPLES, BATCH)]
         losses, expected = run.losses(), whole.losses()
         apart = float((weights(run) - weights(whole)).norm() / weights(whole).norm())

@@ -1,4 +1,4 @@
-"""F5: damage to the newest checkpoint is noticed and said, and the one before it is loaded in its place.
+"""F5: damage to the newest checkpoint is detected and printed, and the one before it is loaded.
 
 A bit is flipped, a file cut off or removed; ``latest`` files, in which DeepSpeed keeps the name of what it would load,
 mislead. What tests/training/checkpoint/test_manager.py does forty times to one run is done here at full count, up to
@@ -81,7 +81,7 @@ def trial(trainer: Trainer, expected: dict[int, torch.Tensor], aside: Path, capf
 
 
 @fault_trials.counts(full=1000, short=16)
-def test_damage_is_noticed_and_the_good_one_is_loaded(count, trainer, tmp_path, capfd):
+def test_damage_is_detected_and_the_undamaged_checkpoint_is_loaded(count, trainer, tmp_path, capfd):
     aside, expected = tmp_path / "aside", {}
     shutil.copytree(trainer.checkpoints.folder, aside)
     for samples_seen in (BEFORE, LAST):

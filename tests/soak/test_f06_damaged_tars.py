@@ -1,4 +1,4 @@
-"""F6: a damaged tar is noticed before anything uses what it holds: on opening, or when the sample is read."""
+"""F6: a damaged tar is detected before its samples are used: on opening, or when the sample is read."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 from mmldm_scale.shards.verify import verify_set
 from mmldm_scale.trainables.dit.config import DiTTraining
-from mmldm_scale.training.data.sample_stream import Samples
+from mmldm_scale.training.data.sample_stream import SampleStream
 from tests.support.datasets.clip_sets import write_clips
 from tests.support.datasets.latent_sets import write_latents
 from tests.support.faults import fault_trials
@@ -82,12 +82,12 @@ def swap(folder: Path, number: int, rng: np.random.Generator, whole: bool) -> in
 def learned_from(folder: Path, count: int) -> dict[str, bytes]:
     """Return key and sound of what a training run reads from the latents in ``folder``, however much is damaged."""
     config = DiTTraining(shards=[str(folder)], run=str(folder.parent / "run"), reading=ReadingConfig(damaged_share=0.9))
-    samples = Samples(config, "latents")
+    samples = SampleStream(config, "latents")
     return dict(samples.read(range(count), lambda found: [(s.key, bytes(s.members["audio.npy"])) for s in found]))
 
 
 @fault_trials.counts(full=1000, short=24)
-def test_damaged_tars_are_noticed_before_use(count, originals, tmp_path):
+def test_damaged_tars_are_detected_before_use(count, originals, tmp_path):
     expected = [samples_of(folder) for folder in originals]
 
     def trial(number: int) -> str:

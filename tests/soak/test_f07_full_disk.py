@@ -1,4 +1,4 @@
-"""F7: the disk is full while sharding: what is finished stays, one line says so, and with room it carries on.
+"""F7: the disk is full while sharding: finished shards stay, one line reports it, and with room it resumes.
 
 The disk is a small file system in memory, which takes root to mount.
 """

@@ -27,7 +27,7 @@ def toys(forks, tmp_path_factory) -> Toys:
 
 
 @fault_trials.counts(full=20)
-def test_spikes_are_skipped_or_gone_back_from_once(count, toys):
+def test_spikes_are_skipped_and_a_plateau_makes_the_run_go_back_once(count, toys):
     def trial(number: int) -> str:
         dice, fault = random.Random(9_000 + number), [*FAULTS][number % 2]
         in_a_row = number % 4 > 1

@@ -13,7 +13,7 @@ import pytest
 
 from mmldm_scale.training.resilience.signals import EXIT_STOPPED, WATCHED
 from tests.support.faults import fault_trials
-from tests.support.toy_runs import BATCH, Toys, carried_on_from
+from tests.support.toy_runs import BATCH, Toys, resumed_from
 
 ENDLESS = ("training.total_samples=16000000", "training.checkpoint_every=16000000", "training.preview_every=16000000")
 LINE = re.compile(r"stopping at (?P<at>[\d,]+) samples after .*; saved")
@@ -49,7 +49,7 @@ def test_a_signal_to_any_rank_saves_all_at_the_same_step(count, toys):
         assert [folder.name for folder in stopped.checkpoints()] == [f"step-{at:012d}"]
         again = toys.train(str(number), *options, f"training.total_samples={at + BATCH}", processes=size)
         assert again.status == 0, again.output
-        assert carried_on_from(again) == at
+        assert resumed_from(again) == at
         shutil.rmtree(stopped.run)
         return " and ".join(signal.Signals(sent).name for _, sent, _, _ in signals)
 

@@ -1,4 +1,4 @@
-"""F11: on a real SLURM of two nodes a training is signalled, saves, queues up again and carries on, again and again.
+"""F11: on a real SLURM of two nodes a training is signalled, saves, is requeued and resumes, again and again.
 
 The short form is tests/slurm/test_launch.py.
 """
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.slurm
 
 TOY = Path(__file__).parents[1] / "support/toy_trainable.py"
 OPTIONS = ("--nodes=2", "--ntasks-per-node=1", "--requeue", "--open-mode=append")
-LIMIT = 15.0  # seconds from the signal until the run has carried on, on a machine that does nothing else
+LIMIT = 15.0  # seconds from the signal until the run has resumed, on a machine that does nothing else
 ENDLESS = 16_000_000
 LOG_EVERY = 160
 
 
 @fault_trials.counts(full=20)
-def test_signalled_a_job_saves_queues_up_again_and_carries_on(count, two_nodes, tmp_path):  # noqa: F811
+def test_a_signalled_job_saves_is_requeued_and_resumes(count, two_nodes, tmp_path):  # noqa: F811
     script, log = tmp_path / "toy.sh", tmp_path / "run/log.jsonl"
     script.write_text(f'#!/bin/bash\nexec srun --kill-on-bad-exit=1 python {TOY} "$@"\n')
     lengths = {"total_samples": ENDLESS, "log_every": LOG_EVERY, "checkpoint_every": ENDLESS, "preview_every": ENDLESS}
@@ -51,4 +51,4 @@ def test_signalled_a_job_saves_queues_up_again_and_carries_on(count, two_nodes, 
         assert seconds <= LIMIT * max(1.0, os.getloadavg()[0] / os.cpu_count()), f"{seconds:.1f} s"
         return f"{name}, within {5 * (1 + seconds // 5):.0f} s"
 
-    fault_trials.run("F11 signalled, queued up again and carried on", count, trial)
+    fault_trials.run("F11 signalled, requeued and resumed", count, trial)

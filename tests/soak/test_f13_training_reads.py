@@ -61,7 +61,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 @fault_trials.counts(full=20)
-def test_a_run_whose_loader_worker_is_killed_says_so_and_carries_on(count, latents, tmp_path):
+def test_a_run_whose_loader_worker_is_killed_reports_it_and_resumes(count, latents, tmp_path):
     whole = start(latents, tmp_path / "undisturbed")
     assert whole.wait(120) == 0, whole.stdout.read()
 

@@ -1,4 +1,4 @@
-"""F16: two jobs on one run folder: one works, the other is refused in a line; killed or stopped, it is carried on.
+"""F16: two jobs on one run folder: one works, the other is refused in a line; killed or stopped, the run resumes.
 
 The short form is tests/training/resilience/test_run_lock.py.
 """
@@ -19,7 +19,7 @@ from tests.support.datasets.latent_sets import write_latents
 from tests.support.faults import fault_trials
 from tests.support.run_results import ENVIRONMENT
 
-REFUSAL = " is at work on this run; end that one first, or give another run="
+REFUSAL = " is training this run; end it first, or set another run="
 EVERY = 80  # samples from one checkpoint to the next
 SETTINGS = (*SMALL, "training.micro_batch=4", f"training.checkpoint_every={EVERY}", "training.preview_every=16000000")
 ENDLESS = (*SETTINGS, "training.total_samples=16000000")
@@ -96,6 +96,6 @@ def trial(latents: Path, folder: Path, number: int) -> str:
 
 
 @fault_trials.counts(full=10)
-def test_of_two_jobs_on_a_run_one_works(count, tmp_path):
+def test_of_two_jobs_on_a_run_one_is_refused(count, tmp_path):
     latents = write_latents(tmp_path / "latents", (30, 30))
     fault_trials.run("F16 two jobs on one run", count, lambda number: trial(latents, tmp_path / str(number), number))

@@ -25,7 +25,7 @@ from mmldm_scale.shards.manifest import Manifest, ShardEntry
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 from mmldm_scale.shards.verify import verify_set
 from mmldm_scale.trainables.dit.config import DiTTraining
-from mmldm_scale.training.data.sample_stream import Samples
+from mmldm_scale.training.data.sample_stream import SampleStream
 from tests.support.datasets.latent_sets import write_latents
 from tests.support.datasets.recordings import record
 from tests.support.faults import fault_trials, guard, mutate
@@ -117,7 +117,9 @@ def _show(folder: Path) -> None:
 
 def _learn(folder: Path) -> None:
     reading = ReadingConfig(damaged_share=0.9)
-    samples = Samples(DiTTraining(shards=[str(folder / "set")], run=str(folder / "run"), reading=reading), "latents")
+    samples = SampleStream(
+        DiTTraining(shards=[str(folder / "set")], run=str(folder / "run"), reading=reading), "latents"
+    )
     samples.read(range(8), lambda found: decode_latent_batch([sample.members for sample in found]))
 
 

@@ -35,8 +35,8 @@ class Toys:
         return self._undisturbed[key]
 
 
-def carried_on_from(run: Finished) -> int:
-    """Return the samples seen at which a start of the run took it up: 0 if at the beginning."""
+def resumed_from(run: Finished) -> int:
+    """Return the samples seen from which this start of the run resumed: 0 if from the beginning."""
     line = next((line for line in run.output.splitlines() if line.startswith("resuming from ")), "")
     return int(line.split()[3].replace(",", "")) if line else 0
 

@@ -45,7 +45,7 @@ def test_losses_fall_and_everything_is_logged(undisturbed: Finished) -> None:
         assert [event.step for event in events.Images(shown)] == [64, 128, 160]
 
 
-def test_status_says_how_the_run_went(undisturbed: Finished) -> None:
+def test_status_shows_the_progress_of_the_run(undisturbed: Finished) -> None:
     lines = status.page(summary.read_summary(undisturbed.run))
     said = {line[2:14].strip(): line[15:] for line in lines[1:]}
     assert "batch 16, fp32, ZeRO-2" in lines[0]
@@ -71,7 +71,7 @@ def test_killed_while_saving_and_while_training_ends_with_the_same_weights(tmp_p
     assert_same_run(finished, undisturbed)
 
 
-def test_signal_to_one_rank_saves_on_all_and_carries_on(tmp_path, forks, train, undisturbed) -> None:
+def test_signal_to_one_rank_saves_on_all_and_resumes(tmp_path, forks, train, undisturbed) -> None:
     run = tmp_path / "run"
     how = (1, signal.SIGUSR1, f"{run}/log.jsonl")
     status, said = forks(2, "signalled", *how, "train", f"run={run}", "training.total_samples=1600")
@@ -112,10 +112,10 @@ def test_number_of_processes_micro_batches_and_workers_changes_nothing(
     ("stage", "precision", "tolerance"),
     [(0, "fp32", 1e-6), (3, "fp32", 1e-6), (1, "bf16", 0.02)],
 )
-def test_every_zero_stage_trains_and_averages_alike_and_carries_on(
+def test_every_zero_stage_trains_and_averages_alike_and_resumes(
     train, undisturbed, stage: int, precision: str, tolerance: float
 ) -> None:
-    """Carried on before the discriminator plays, while its weight rises, and after."""
+    """Resumed before the discriminator takes part, while its weight rises, and after."""
     options = [f"training.zero_stage={stage}", f"training.precision={precision}", "stops=[32,80,128]"]
     if stage == 3:  # else all of so small a network stays gathered
         options.append("training.deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
@@ -161,5 +161,5 @@ def test_one_ranks_error_ends_all_quickly_and_is_shown_once(tmp_path) -> None:
 def test_another_configuration_is_refused_on_the_same_run(forks, undisturbed: Finished) -> None:
     status, said = forks(1, "train", f"run={undisturbed.run}", *EVERY_STEP, "training.seed=1")
     assert status == 2
-    assert "begun with training.seed=0, now 1" in said
+    assert "started with training.seed=0, not 1" in said
     assert "Traceback" not in said

@@ -1,4 +1,4 @@
-"""With which configurations a run's folder can be begun, and carried on."""
+"""The configurations with which a run's folder can be started and resumed."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.support.toy_trainable import ToyTraining
 
 
 def begin(folder: Path, world, *overrides: str) -> str:
-    """Begin or carry on the run in ``folder``; return the configuration that it then has."""
+    """Start or resume the run in ``folder``; return the configuration that it then has."""
     folder.mkdir(exist_ok=True)  # as the lock does
     schema = load(ToyTraining, overrides=[f"run={folder}", *overrides])
     run_folder.begin(folder, schema, world)
@@ -20,29 +20,29 @@ def begin(folder: Path, world, *overrides: str) -> str:
 
 
 @pytest.mark.parametrize("trace", ["log.jsonl", "checkpoints/step-000000000064/manifest.json"])
-def test_what_has_left_a_trace_is_carried_on_with_the_same_settings_only(tmp_path, alone, trace) -> None:
+def test_a_run_with_a_log_or_checkpoint_resumes_only_with_the_same_settings(tmp_path, alone, trace) -> None:
     begun = begin(tmp_path, alone, "noise=0.2")
     (tmp_path / trace).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / trace).write_text('{"samples_seen": 16, "time": 1.0, "loss": 1.0}\n')
-    for overrides, says in (
-        (["noise=0.3"], "noise=0.2, now 0.3"),
+    for overrides, message in (
+        (["noise=0.3"], "noise=0.2, not 0.3"),
         (["noise=0.2", "training.seed=1"], "training.seed=0"),
     ):
-        with pytest.raises(UserError, match=f"^{tmp_path}/config.yaml: the run was begun with {says}"):
+        with pytest.raises(UserError, match=f"^{tmp_path}/config.yaml: the run was started with {message}"):
             begin(tmp_path, alone, *overrides)
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             run_folder.check(tmp_path, load(ToyTraining, overrides=[f"run={tmp_path}", *overrides]))
     assert begin(tmp_path, alone, "noise=0.2", "training.total_samples=320", "training.micro_batch=8") == begun
 
 
-def test_a_start_that_failed_before_its_first_step_binds_nobody(tmp_path, alone) -> None:
+def test_a_start_that_failed_before_its_first_step_does_not_fix_the_settings(tmp_path, alone) -> None:
     begin(tmp_path, alone, "noise=0.2")
     (tmp_path / "log.jsonl").touch()  # opened, and then there was too little memory
     (tmp_path / "checkpoints").mkdir()
     assert "noise: 0.3" in begin(tmp_path, alone, "noise=0.3")
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path, alone) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, alone) -> None:
     (tmp_path / "config.yaml").mkdir()
     with pytest.raises(UserError, match=f"^{tmp_path}: cannot be used as a run folder: "):
         begin(tmp_path, alone)

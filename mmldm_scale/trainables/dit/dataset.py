@@ -23,7 +23,7 @@ from mmldm_scale.shards.latents import LatentSample, decode_latent_batch
 from mmldm_scale.shards.reader import Sample
 from mmldm_scale.trainables.dit import context as dit_context
 from mmldm_scale.trainables.dit.config import DiTTraining
-from mmldm_scale.training.data.sample_stream import Samples
+from mmldm_scale.training.data.sample_stream import SampleStream
 from mmldm_scale.training.trainable import Batch
 
 LOOKED_AT = 256  # samples, to tell the user how many of them can be conditioned as asked for
@@ -150,7 +150,7 @@ class LatentDataset:
             UserError: sets or embeddings cannot be used.
         """
         self.config = config
-        self.samples = Samples(config, "latents")
+        self.samples = SampleStream(config, "latents")
         mixture = self.samples.mixture
         manifest, names = mixture.manifest, mixture.classes
         self.classes = list(names if classes is None else classes) if config.context.kind == "class" else []

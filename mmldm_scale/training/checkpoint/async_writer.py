@@ -1,8 +1,12 @@
-"""Work that goes on beside training, on all ranks alike, and how they agree on how it went.
+"""Writing in a background thread of each rank while training continues, and agreeing on failures.
 
-Each rank has one thread for it (:class:`AsyncWriter`). The threads meet over a process group of their own, since the
-trainer's ``World`` is in use by the main threads at the same time. What keeps a rank from writing is noted
-(:class:`WriteFailure`) until they meet: a rank that raised at once would have the others wait for it.
+    writer = AsyncWriter(world, timeout)
+    writer.begin(write)  # a thread calls write(world)
+    result = writer.wait()
+
+The threads of all ranks (:class:`AsyncWriter`) communicate over a process group of their own, since the main threads
+use the trainer's ``World`` at the same time. A rank records its failures (:class:`WriteFailure`) until all ranks
+exchange them: if it raised at once, the others would wait for it.
 """
 
 import errno
@@ -19,31 +23,32 @@ import torch.distributed as dist
 from mmldm_scale.common.errors import Outage, UserError
 from mmldm_scale.training.engine.distributed import World
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a full disk or quota
+REASON_LENGTH = 300  # characters of an error that are sent to the other ranks
 Result = TypeVar("Result")
 
 
 class AsyncWriter(Generic[Result]):
-    """A thread that does one task at a time, on every rank the same; all ranks make one together.
+    """A thread that runs one task at a time, the same on every rank; all ranks make one together.
 
     Args:
-        timeout: seconds that a rank's thread waits for the others' where they meet.
+        timeout: seconds that a collective of the threads may take.
     """
 
     def __init__(self, world: World, timeout: float) -> None:
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._world = replace(world, control=group)
-        self._thread = ThreadPoolExecutor(1, "checkpoint")  # joined at the interpreter's exit, come what may
+        self._thread = ThreadPoolExecutor(1, "checkpoint")  # always joined at the interpreter's exit
         self._task: Future[Result] | None = None
 
     def begin(self, task: Callable[[World], Result]) -> None:
-        """Have the thread call ``task`` with the world in which it meets the others'; the one before was waited for."""
+        """Have the thread call ``task(world)`` with its own process group. No other task may be running."""
         assert self._task is None
         self._task = self._thread.submit(task, self._world)
 
     @property
     def failed(self) -> bool:
-        """Whether the task has raised; ranks may see it at different times, so they have to agree before they act."""
+        """Whether the task has raised. Ranks may see this at different times, and must agree before acting on it."""
         return self._task is not None and self._task.done() and self._task.exception() is not None
 
     def wait(self) -> Result | None:
@@ -52,58 +57,59 @@ class AsyncWriter(Generic[Result]):
         return task.result() if task else None
 
     def close(self) -> None:
-        """Wait for the task and end the thread. What the task raises is not raised: another error is on its way."""
+        """Wait for the task and end the thread, without raising what the task raised."""
         self._thread.shutdown()
         dist.destroy_process_group(self._world.control)
 
 
 class WriteFailure:
-    """What kept this rank from writing, if anything did."""
+    """Collects the failures of this rank, and exchanges them with the other ranks."""
 
     def __init__(self) -> None:
         self._full: Path | None = None
         self._error: Exception | None = None
 
     @contextmanager
-    def noted(self, path: Path) -> Iterator[None]:
-        """Note what the block raises, where ``path`` is written, and go on."""
+    def recorded(self, path: Path) -> Iterator[None]:
+        """Record an exception of the block, which writes ``path``, instead of raising it."""
         try:
             yield
-        except Exception as error:  # raised where all ranks meet; each library has its own for a full disk
+        except Exception as error:  # libraries raise different ones for a full disk
             if _is_full(error):
                 self._full = self._full or path
             elif isinstance(error, OSError):
-                self._note(Outage(f"{error.filename or path}: cannot be written: {error.strerror or error}"))
+                self._record(Outage(f"{error.filename or path}: cannot be written: {error.strerror or error}"))
             else:
-                self._note(error)
+                self._record(error)
 
-    def meet(self, world: World) -> Path | None:
-        """Return the first file on any rank that there was no room for; all ranks call this together.
+    def exchange(self, world: World) -> Path | None:
+        """Return the first file on any rank for which the disk was full, or None; all ranks call this together.
 
         Raises:
-            Exception: what this rank has noted.
-            UserError: another rank has noted something; of what is no such error there, an Outage tells.
+            Exception: this rank has recorded it.
+            UserError: another rank has recorded it, or an Outage that describes an error of another type.
         """
-        errors, full = zip(*world.gather((_told(self._error, world.rank), self._full)), strict=True)
+        errors, full = zip(*world.gather((_for_other_ranks(self._error, world.rank), self._full)), strict=True)
         if self._error:
             raise self._error
         for error in filter(None, errors):
             raise error
         return next((path for path in full if path), None)
 
-    def _note(self, error: Exception) -> None:
+    def _record(self, error: Exception) -> None:
         self._error = self._error or error
 
 
-def _told(error: Exception | None, rank: int) -> UserError | None:
-    """Return what the other ranks raise where ``rank`` raises ``error``."""
+def _for_other_ranks(error: Exception | None, rank: int) -> UserError | None:
+    """Return the error that the other ranks raise when ``rank`` raises ``error``."""
     if error is None or isinstance(error, UserError):
         return error
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return Outage(f"process {rank} failed at writing the checkpoint: {text}")
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:REASON_LENGTH]
+    return Outage(f"process {rank} failed to write the checkpoint: {text}")
 
 
 def _is_full(error: BaseException | None) -> bool:
+    """Return whether ``error``, or what caused it, says that the disk is full."""
     while error:
         if isinstance(error, OSError) and error.errno in FULL:
             return True

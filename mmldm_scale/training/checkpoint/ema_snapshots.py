@@ -1,8 +1,9 @@
-"""Snapshots of a run's averaged weights, of which averages of other lengths are made when it is over (``ema.py``).
+"""Snapshots of a run's averaged weights, from which ``mmldm export`` combines averages of other lengths (``ema.py``).
 
-They lie in ``runs/NAME/ema/``, one safetensors file for each time and length, with the names of the trained module and
-the CRC-32 of each tensor, and stay when checkpoints go. They are in float16, for half the disk: it rounds at 2^-12 of a
-number, an eighth of what bfloat16 does to the weights in use, and combining averages multiplies that by a few at most.
+They are in ``runs/NAME/ema/``, one safetensors file for each time and length, with the parameter names of the trained
+module and the CRC-32 of each tensor. They stay when checkpoints are removed. They are stored in float16, half the size
+of float32: its relative rounding error of 2^-12 is an eighth of bfloat16's, and combining averages multiplies it by a
+few at most.
 """
 
 import re
@@ -21,41 +22,42 @@ from mmldm_scale.training.engine.deepspeed_internals import Engine
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.engine.ema import AveragingProfile
 
-NAME = re.compile(r"step-(\d{12})-(0\.\d+)\.safetensors")
+NAME = re.compile(r"step-(\d{12})-(0\.\d+)\.safetensors")  # samples seen, length of the average
+REASON_LENGTH = 200  # characters of a library's message that are repeated in an error
 
 
 def write(run: Path, engine: Engine, samples_seen: int, world: World) -> None:
     """Write each average of the trained weights, whole or not at all; all ranks call this together.
 
-    One that was written before at ``samples_seen``, by a process that was killed before its next checkpoint, is
-    replaced. A full disk is said, and leaves a gap that other snapshots can do without.
+    A snapshot of the same ``samples_seen``, which a run that was killed before its next checkpoint has written, is
+    replaced. If the disk is full, a line says so and the snapshot is left out; others can still be combined.
     """
     for length in base_optimizer(engine).lengths:
         state = averaged_state(engine, world, length)
         if not world.is_rank0:
             continue
         path = _folder(run) / f"step-{samples_seen:012d}-{length}.safetensors"
-        halves = {name: state[name].half() for name in trained_names(engine)}
+        weights = {name: state[name].half() for name in trained_names(engine)}
         try:
             with full_disk(path):
                 path.parent.mkdir(exist_ok=True)
-            write_whole(path, save(halves, metadata={name: _checksum(half) for name, half in halves.items()}))
+            write_whole(path, save(weights, metadata={name: _checksum(weight) for name, weight in weights.items()}))
         except UserError as error:
-            print(f"no snapshot: {error}", file=sys.stderr, flush=True)
+            print(f"snapshot left out: {error}", file=sys.stderr, flush=True)
 
 
 def find(run: Path, until: int) -> dict[AveragingProfile, Path]:
     """Return the snapshots of ``run`` that were taken at ``until`` samples or before."""
-    found = {}
+    snapshots = {}
     for path in sorted(_folder(run).glob("*.safetensors")):
-        name = NAME.fullmatch(path.name)
-        if name and int(name[1]) <= until:
-            found[AveragingProfile(int(name[1]), float(name[2]))] = path
-    return found
+        match = NAME.fullmatch(path.name)
+        if match and int(match[1]) <= until:
+            snapshots[AveragingProfile(int(match[1]), float(match[2]))] = path
+    return snapshots
 
 
 class EMASnapshot:
-    """One of the files, mapped into memory; raises UserError if it is damaged."""
+    """One snapshot file, mapped into memory; raises UserError if it is damaged."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -66,7 +68,7 @@ class EMASnapshot:
             raise self._damaged(str(error)) from None
 
     def tensor(self, name: str) -> Tensor:
-        """Return the parameter ``name``, float16; raise UserError if it is not there, or damaged."""
+        """Return the parameter ``name``, float16; raise UserError if it is missing or damaged."""
         try:
             tensor = self._file.get_tensor(name)
         except SafetensorError as error:
@@ -76,8 +78,8 @@ class EMASnapshot:
         return tensor
 
     def _damaged(self, reason: str) -> UserError:
-        reason = " ".join(reason.split())[:200]
-        return UserError(f"{self._path}: is damaged ({reason}); if it is moved away, others have to do")
+        reason = " ".join(reason.split())[:REASON_LENGTH]
+        return UserError(f"{self._path}: is damaged ({reason}); move it away to combine the other snapshots")
 
 
 def _folder(run: Path) -> Path:

@@ -1,18 +1,19 @@
-"""``mmldm export``: weights out of a run, as a folder by itself.
+"""``mmldm export``: writes weights of a run to a folder of their own.
 
-They are what a checkpoint holds in ``weights/`` (the average of the first of ``training.ema_lengths``), or the trained
-weights themselves, or an average of another length and time, made of those that the run kept (``ema.py``). The run
-stays as it is, and no code in its files runs.
+The weights are those in a checkpoint's ``weights/`` (the average of the first of ``training.ema_lengths``), the raw
+trained weights, or an average of another length and time, combined from those that the run stored
+(:mod:`mmldm_scale.training.engine.ema`). The run is not changed, and no code in its files is run.
 """
 
 import argparse
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -23,21 +24,30 @@ from mmldm_scale.common.atomic_files import sync
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config.training import LONGEST_EMA, SHORTEST_EMA
 from mmldm_scale.models import pretrained
-from mmldm_scale.sampling import diffusers_format
 from mmldm_scale.training.checkpoint import ema_snapshots, read_parameters, safe_pickle
 from mmldm_scale.training.checkpoint.manifest import ENGINE, MANIFEST, WEIGHTS, DamagedCheckpoint, read_manifest, verify
 from mmldm_scale.training.engine import ema
 from mmldm_scale.training.engine.ema import AveragingProfile
 from mmldm_scale.training.engine.optimizer import average_key, average_lengths
 
-FARTHEST = 0.1  # that an average made of others may be off
-PREFIXES: dict[str, str] = {"kl_vae": "vae.", "autoencoder": "autoencoder.", "dit": "dit."}
-Value = Callable[[str], Tensor]  # of a parameter, by its name in the trained module
+MAX_ERROR = 0.1  # largest relative error of a combined average (``ema.Combination.error``)
+REASON_LENGTH = 200  # characters of a library's message that are repeated in an error
+ReadParameter = Callable[[str], Tensor]  # from its name in the trained module
+
+
+class FolderLayout(Protocol):
+    """Another library's layout of an exported folder, such as :mod:`mmldm_scale.sampling.diffusers_format`."""
+
+    def place(self, folder: Path, kind: str) -> Path:
+        """Return the folder inside ``folder`` for the weights folder of the whole model."""
+
+    def write(self, folder: Path, kind: str) -> None:
+        """Write the other files of the layout into ``folder``, which holds the weights folder at :meth:`place`."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A weights folder, and the checkpoint in which it lies, if it lies in one."""
+    """A weights folder of ``kind``, and the checkpoint that contains it, if any."""
 
     weights: Path
     kind: str
@@ -45,8 +55,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a checkpoint holds besides its weights folder."""
+class TrainedState:
+    """The trained parameters in a checkpoint's ``engine`` folder."""
 
     run: Path
     samples_seen: int
@@ -54,33 +64,37 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What the parameters are to be; ``says`` it in words."""
+class Replacement:
+    """The parameters that are exported instead of those in the weights folder; ``description`` is for the user."""
 
-    says: str
+    description: str
     names: list[str]
-    value: Value
+    read: ReadParameter
 
 
-def run(args: argparse.Namespace) -> int:
-    """Write the weights that ``args`` ask for to the folder ``args.output``, whole or not at all; return 0.
+def run(args: argparse.Namespace, prefixes: Mapping[str, str], layout: FolderLayout | None = None) -> int:
+    """Write the weights that ``args`` name to the folder ``args.output``, whole or not at all; return 0.
+
+    Args:
+        prefixes: by kind of weights, what the names of its parameters begin with in the trained module.
+        layout: of the folder; None: a weights folder (:mod:`mmldm_scale.models.pretrained`).
 
     Raises:
-        UserError: there are none of the kind, they are damaged, or the folder cannot be written.
+        UserError: the checkpoint does not have these weights, they are damaged, or the folder cannot be written.
     """
     output = Path(args.output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"{output}: is there already; another --output fits")
-    source = _find(args.checkpoint)
-    choice = _choose(args, source)
-    state = _state(source, choice) if choice else None
-    _write(output, source, state, args.format == "diffusers")
-    print(f"{output}: {source.kind}, {choice.says if choice else 'averaged, as in the checkpoint'}")
+        raise UserError(f"--output: {output} must be missing or an empty folder")
+    source = _open_source(args.checkpoint)
+    replacement = _replacement(args, source)
+    state = _replaced_state(source, replacement, prefixes) if replacement else None
+    _write(output, source, state, layout)
+    print(f"{output}: {source.kind}, {replacement.description if replacement else 'averaged, as in the checkpoint'}")
     return 0
 
 
-def _find(path: str) -> Source:
-    """Return what ``path`` means; if it is in a checkpoint, its weights folder is verified."""
+def _open_source(path: str) -> Source:
+    """Return the weights folder at ``path``, verified if it lies in a checkpoint."""
     weights = pretrained.locate(path)
     checkpoint = weights.parent if (weights.parent / MANIFEST).is_file() else None
     if checkpoint:
@@ -89,32 +103,34 @@ def _find(path: str) -> Source:
 
 
 def _verify(checkpoint: Path, part: str) -> None:
+    """Raise UserError unless the files in the folder ``part`` of ``checkpoint`` are as its manifest says."""
     try:
         for name, (size, digest) in read_manifest(checkpoint).files.items():
             if Path(name).parts[0] == part:
                 verify(checkpoint / name, size, digest)
     except DamagedCheckpoint as damage:
-        raise UserError(f"{checkpoint}: {damage}; another checkpoint fits") from None
+        raise UserError(f"{checkpoint}: {damage}; export another checkpoint of the run") from None
 
 
-def _choose(args: argparse.Namespace, source: Source) -> Choice | None:
-    """Return what ``args`` ask for; None: what lies in the weights folder."""
+def _replacement(args: argparse.Namespace, source: Source) -> Replacement | None:
+    """Return the parameters that ``args`` name; None: those in the weights folder."""
     raw = args.weights == "raw"
     if raw and args.ema is not None:
-        raise UserError("--ema: raw weights are those that are not averaged; leave out --ema or --weights")
+        raise UserError("--ema: must be left out with --weights raw, which are not averaged")
     if args.at is not None and args.ema is None:
-        raise UserError("--at: is the time of an average; give --ema with it")
+        raise UserError("--at: needs --ema, the length of the average that ends there")
     if raw:
-        trained = _trained(source)
-        value = functools.partial(trained.parameters.tensor, key=read_parameters.MASTER)
-        return Choice(f"not averaged, at {trained.samples_seen:,} samples", trained.parameters.names, value)
-    return None if args.ema is None else _average(_trained(source), args.ema, args.at)
+        trained = _read_trained(source)
+        read = functools.partial(trained.parameters.tensor, key=read_parameters.MASTER)
+        return Replacement(f"not averaged, at {trained.samples_seen:,} samples", trained.parameters.names, read)
+    return None if args.ema is None else _average(_read_trained(source), args.ema, args.at)
 
 
-def _trained(source: Source) -> Trained:
+def _read_trained(source: Source) -> TrainedState:
+    """Return the trained parameters beside the weights folder, verified and without code."""
     folder = source.checkpoint
     if folder is None:
-        raise UserError(f"{source.weights}: lies in no checkpoint, so that there are no weights but these")
+        raise UserError(f"{source.weights}: is in no checkpoint, which --weights raw and --ema read")
     _verify(folder, ENGINE)
     problem = safe_pickle.forbidden(folder, [ENGINE])
     if problem:
@@ -122,97 +138,110 @@ def _trained(source: Source) -> Trained:
     manifest = read_manifest(folder)
     with _readable(folder):
         parameters = read_parameters.read(folder / ENGINE, manifest.zero_stage, manifest.world_size)
-    return Trained(folder.parent.parent, manifest.samples_seen, parameters)
+    return TrainedState(folder.parent.parent, manifest.samples_seen, parameters)
 
 
-def _average(trained: Trained, length: float, at: int | None) -> Choice:
-    """Return the average of ``length`` at ``at`` samples: one that was kept, or made of those that were."""
+def _average(trained: TrainedState, length: float, at: int | None) -> Replacement:
+    """Return the average of ``length`` at ``at`` samples (None: all): a stored one, or a combination of stored ones."""
     if not SHORTEST_EMA <= length <= LONGEST_EMA:
-        raise UserError(f"--ema: {length} is no length of an average; {SHORTEST_EMA} to {LONGEST_EMA} fit")
+        raise UserError(f"--ema: {length} must be from {SHORTEST_EMA} to {LONGEST_EMA}")
     at = trained.samples_seen if at is None else at
     if not 0 < at <= trained.samples_seen:
-        raise UserError(f"--at: {at:,} is none of the checkpoint's 1 to {trained.samples_seen:,} samples")
-    kept: dict[AveragingProfile, Value] = {
+        raise UserError(f"--at: {at:,} must be from 1 to {trained.samples_seen:,}, the samples of the checkpoint")
+    stored: dict[AveragingProfile, ReadParameter] = {
         profile: ema_snapshots.EMASnapshot(path).tensor
         for profile, path in ema_snapshots.find(trained.run, until=at).items()
     }
     if at == trained.samples_seen:
-        for own in average_lengths(trained.parameters.keys):
-            kept[AveragingProfile(at, own)] = functools.partial(trained.parameters.tensor, key=average_key(own))
-    wanted, says = AveragingProfile(at, length), f"averaged with length {length} at {at:,} samples"
-    if wanted in kept:
-        return Choice(says, trained.parameters.names, kept[wanted])
-    coefficients, error = _combine(kept, wanted)
-    says += f", made of {len(kept)} averages (off by {error:.1%})"
-    parts = list(zip(coefficients, kept.values(), strict=True))
-    return Choice(says, trained.parameters.names, lambda name: sum(c * value(name).double() for c, value in parts))
+        for own_length in average_lengths(trained.parameters.keys):
+            read = functools.partial(trained.parameters.tensor, key=average_key(own_length))
+            stored[AveragingProfile(at, own_length)] = read
+    target, description = AveragingProfile(at, length), f"averaged with length {length} at {at:,} samples"
+    if target in stored:
+        return Replacement(description, trained.parameters.names, stored[target])
+    coefficients, error = _combine(list(stored), target)
+    description += f", combined from {len(stored)} averages (error {error:.1%})"
+    parts = list(zip(coefficients, stored.values(), strict=True))
+
+    def combined(name: str) -> Tensor:
+        return functools.reduce(torch.add, (factor * read(name).double() for factor, read in parts))
+
+    return Replacement(description, trained.parameters.names, combined)
 
 
-def _combine(kept: dict[AveragingProfile, Value], wanted: AveragingProfile) -> ema.Combination:
-    if not kept:
-        raise UserError(f"--at: nothing was kept up to {wanted.samples_seen:,} samples (training.ema_snapshot_every)")
-    combination = ema.coefficients(list(kept), wanted)
-    if combination.error > FARTHEST:
-        latest = max(profile.samples_seen for profile in kept)
-        lengths = ", ".join(str(length) for length in sorted({profile.length for profile in kept}))
+def _combine(stored: list[AveragingProfile], target: AveragingProfile) -> ema.Combination:
+    """Return the combination of ``stored`` that is closest to ``target``; raise UserError if it is not close."""
+    if not stored:
         raise UserError(
-            f"--ema: {wanted.length} at {wanted.samples_seen:,} samples would be off by {combination.error:.0%}, of "
-            f"{len(kept)} averages of lengths {lengths} up to {latest:,}; what is nearer to these fits"
+            f"--at: the run stored no average up to {target.samples_seen:,} samples; training.ema_snapshot_every is "
+            "the interval at which it does"
+        )
+    combination = ema.coefficients(stored, target)
+    if combination.error > MAX_ERROR:
+        latest = max(profile.samples_seen for profile in stored)
+        lengths = ", ".join(str(length) for length in sorted({profile.length for profile in stored}))
+        raise UserError(
+            f"--ema: {target.length} at {target.samples_seen:,} samples has an error of {combination.error:.0%}; "
+            f"it must be nearer to one of the {len(stored)} averages of lengths {lengths} up to {latest:,}"
         )
     return combination
 
 
-def _state(source: Source, choice: Choice) -> dict[str, Tensor]:
-    """Return the weights folder's tensors with those of ``choice`` in their place, float32."""
-    file, prefix = _file(source.weights, source.kind), PREFIXES[source.kind]
+def _replaced_state(source: Source, replacement: Replacement, prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the weights folder's tensors, float32, with those of ``replacement`` instead of its own."""
+    if source.kind not in prefixes:
+        raise UserError(f"{source.weights}: kind {source.kind!r} must be one of {', '.join(prefixes)}")
+    file, prefix = _weights_file(source.weights, source.kind), prefixes[source.kind]
     with _readable(file):
         state = load_file(file)
-    for name in choice.names:
+    for name in replacement.names:
         with _readable(source.weights.parent):
-            value = choice.value(name)
-        own = name.removeprefix(prefix)
-        if own not in state or state[own].shape != value.shape:
-            raise UserError(f"{source.weights}: has no {own} of shape {tuple(value.shape)}, as the checkpoint has")
-        state[own] = value.float().contiguous()
+            value = replacement.read(name)
+        exported_name = name.removeprefix(prefix)
+        if exported_name not in state or state[exported_name].shape != value.shape:
+            raise UserError(
+                f"{source.weights}: has no {exported_name} of shape {tuple(value.shape)}, which the checkpoint has"
+            )
+        state[exported_name] = value.float().contiguous()
     return state
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged or foreign file leads to into a UserError that names ``path``."""
+    """Raise whatever a damaged file or one of another model leads to as a UserError that names ``path``."""
     try:
         yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise UserError(f"{path}: is damaged, or of another model: {_line(error)}") from None
+        raise UserError(f"{path}: is damaged, or of another model: {_one_line(error)}") from None
 
 
-def _write(output: Path, source: Source, state: dict[str, Tensor] | None, diffusers: bool) -> None:
-    """Write the weights folder of ``source`` to ``output``, whole or not at all, with ``state`` if there is one."""
-    aside = output.with_name(f"{output.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
+def _write(output: Path, source: Source, state: dict[str, Tensor] | None, layout: FolderLayout | None) -> None:
+    """Write ``source`` to ``output``, whole or not at all; ``state``: instead of its own tensors."""
+    temporary = output.with_name(f"{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        whole = diffusers_format.place(aside, source.kind) if diffusers else aside
-        file = _file(whole, source.kind)
-        shutil.copytree(source.weights, whole, ignore=shutil.ignore_patterns(file.name) if state else None)
+        weights = layout.place(temporary, source.kind) if layout else temporary
+        file = _weights_file(weights, source.kind)
+        shutil.copytree(source.weights, weights, ignore=shutil.ignore_patterns(file.name) if state else None)
         if state:
             save_file(state, file, metadata={"format": "pt"})
-        if diffusers:
-            diffusers_format.write(aside, source.kind)
-        pretrained.share(aside)
-        for path in aside.rglob("*"):
+        if layout:
+            layout.write(temporary, source.kind)
+        pretrained.share(temporary)
+        for path in temporary.rglob("*"):
             sync(path)
-        os.rename(aside, output)
+        os.rename(temporary, output)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{output}: cannot be written: {_line(error)}") from None
+        raise UserError(f"{output}: cannot be written: {_one_line(error)}") from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _file(weights: Path, kind: str) -> Path:
+def _weights_file(weights: Path, kind: str) -> Path:
     return weights / ("vae/diffusion_pytorch_model.safetensors" if kind == "kl_vae" else pretrained.WEIGHTS)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:REASON_LENGTH]

@@ -1,7 +1,9 @@
-"""What DeepSpeed would write, copied into the host's memory, so that training can go on while it is written.
+"""Copies of the engines' state in host memory, so that training can continue while they are written.
 
-``HostCopy().states(engines, folder)`` has every engine say what it would write and where, and touches no disk. The
-memory of the copies, as much as a rank writes, stays for the next ones: to get new pages takes longer than to copy.
+    states = HostCopy().states(engines, folder)  # by path; nothing is written yet
+
+The copies need as much memory as a rank writes. It is kept for the next copies: allocating new pages takes longer than
+copying.
 """
 
 import copy
@@ -15,21 +17,21 @@ from torch import Tensor
 from mmldm_scale.training.engine import deepspeed_engine
 from mmldm_scale.training.engine.deepspeed_internals import Engine
 
-State = dict[str, Any]  # what one of DeepSpeed's files holds
+State = dict[str, Any]  # content of one of DeepSpeed's files
 
 
 class HostCopy:
-    """Makes copies of one instant; those of the one before are overwritten."""
+    """Copies the state of the engines at one moment; the previous copies are overwritten."""
 
     def __init__(self) -> None:
-        self._storages: list[torch.UntypedStorage] = []  # in the order of use
+        self._storages: list[torch.UntypedStorage] = []  # in order of use
         self._used = 0
 
     def states(self, parts: dict[str, Engine], folder: Path) -> dict[Path, State]:
-        """Return, by file, copies of all that this rank is to write of each engine into ``folder / its name``.
+        """Return, by file, copies of what this rank writes of each engine to ``folder / its name``.
 
-        All ranks call this together. Tensors share memory as those that they are copied from, so that the files are
-        the same as if these were written.
+        All ranks call this together. Copies share memory where their originals do, so that the files are the same as
+        if the originals were written.
         """
         self._used = 0
         copies: dict[Path, State] = {}
@@ -52,10 +54,10 @@ class HostCopy:
             view = torch.empty(0, dtype=tensor.dtype)
             view.set_(storages[key], tensor.storage_offset(), tensor.size(), tensor.stride())
             memo[id(tensor)] = view.requires_grad_(tensor.requires_grad)
-        return copy.deepcopy(state, memo)  # of all else, such as loss scalers
+        return copy.deepcopy(state, memo)  # of everything else, such as loss scalers
 
     def _host(self, source: torch.UntypedStorage) -> torch.UntypedStorage:
-        """Return ``source``'s bytes in our memory: in that used at the same place the last time, if it fits."""
+        """Return a copy of ``source``, in the memory of the corresponding previous copy if that has the same size."""
         if self._used == len(self._storages):
             self._storages.append(torch.UntypedStorage(0))
         if self._storages[self._used].nbytes() != source.nbytes():
@@ -66,7 +68,7 @@ class HostCopy:
 
 
 def _plain_tensors(item: Any) -> Iterator[Tensor]:
-    """Return the tensors in dictionaries, lists and tuples, but for those that have a way of their own to be copied."""
+    """Yield the plain tensors in nested dictionaries, lists and tuples; subclasses of Tensor copy themselves."""
     if type(item) is Tensor and item.layout is torch.strided:
         yield item
     elif isinstance(item, dict):

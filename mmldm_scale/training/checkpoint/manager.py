@@ -231,35 +231,35 @@ class Checkpoints:
         aside, failure = self._aside(content.samples_seen), WriteFailure()
         if world.is_rank0:
             shutil.rmtree(aside, ignore_errors=True)
-            with failure.noted(aside):
+            with failure.recorded(aside):
                 for name in (WEIGHTS, STATES, *content.tags):
                     (aside / name).mkdir(parents=True)
         if self._has_given_up(aside, failure, world):
             return None
         if world.is_rank0:
-            with failure.noted(aside / WEIGHTS):
+            with failure.recorded(aside / WEIGHTS):
                 content.write_weights(aside / WEIGHTS, content.averages)
             for name, text in content.states.items():
-                with failure.noted(aside / STATES):
+                with failure.recorded(aside / STATES):
                     (aside / STATES / f"{name}.json").write_text(text + "\n")
         for path, state in content.engine_files.items():
             # To a stream, not a path: torch hides the system's error message for a path.
-            with failure.noted(path), path.open("wb") as stream:
+            with failure.recorded(path), path.open("wb") as stream:
                 torch.save(state, stream)
         digests: dict[str, tuple[int, str]] = {}
-        with failure.noted(aside):
+        with failure.recorded(aside):
             digests = _digests(aside, _own_files(aside, world.rank))
         parts = world.gather(digests)
         if self._has_given_up(aside, failure, world):
             return None
         if world.is_rank0:
-            with failure.noted(aside):
+            with failure.recorded(aside):
                 self._commit(content, {name: digest for part in parts for name, digest in part.items()})
         return None if self._has_given_up(aside, failure, world) else content.samples_seen
 
     def _has_given_up(self, aside: Path, failure: WriteFailure, world: World) -> bool:
         """Return whether any rank found the disk full, after removing ``aside``; all ranks call this together."""
-        path = failure.meet(world)
+        path = failure.exchange(world)
         if path and world.is_rank0:
             written = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file())
             shutil.rmtree(aside, ignore_errors=True)

@@ -1,7 +1,10 @@
-"""The trained parameters that a checkpoint's DeepSpeed files hold, read one by one without an engine or a GPU.
+"""Reads the trained parameters from a checkpoint's DeepSpeed files, one at a time, without an engine or a GPU.
 
-They are the float32 master weights and what the optimizer keeps of each: its moments and averages. Whatever ZeRO stage
-and number of processes wrote the files, a parameter comes out whole.
+    parameters = read(folder, stage, written_by)
+    weight = parameters.tensor(parameters.names[0], MASTER)
+
+It reads the float32 master weights and the optimizer's state of each: moments and averages. Each tensor is returned
+whole, for any ZeRO stage and number of processes that wrote the files.
 """
 
 from pathlib import Path
@@ -24,7 +27,12 @@ MASTER = FP32_WEIGHT_KEY
 
 
 class Partitioned:
-    """The parameters in what ZeRO 1 to 3 wrote."""
+    """The parameters in files that ZeRO 1 to 3 wrote.
+
+    Attributes:
+        names: of the trained parameters.
+        keys: of what is stored of each: :data:`MASTER`, and those of the optimizer's state.
+    """
 
     def __init__(self, folder: Path, written_by: int) -> None:
         parts = read_parts(folder, written_by)
@@ -36,7 +44,7 @@ class Partitioned:
         self.keys = list(self._tensors[0][0])
 
     def tensor(self, name: str, key: str) -> Tensor:
-        """Return the parameter ``name``, or what the optimizer keeps of it under ``key``, float32, in its own shape."""
+        """Return what is stored of the parameter ``name`` under ``key``, float32, in the parameter's shape."""
         shape = self._shapes[name]
         whole = Piece(name, rank=0, flat=0, offset=0, start=0, count=shape.numel())
         flats = [[own[key] for own in part] for part in self._tensors]
@@ -44,7 +52,7 @@ class Partitioned:
 
 
 class Whole:
-    """The parameters in what ZeRO 0 wrote."""
+    """The parameters in files that ZeRO 0 wrote; attributes as in :class:`Partitioned`."""
 
     def __init__(self, folder: Path) -> None:
         model = read_model(folder)
@@ -55,21 +63,21 @@ class Whole:
             optimizer = optimizer[OPTIMIZER_STATE_DICT]
         else:
             masters = [model["module"][name] for name in self.names]
-        self._kept = {
+        self._tensors = {
             name: {MASTER: master, **optimizer["state"][number]}
             for number, (name, master) in enumerate(zip(self.names, masters, strict=True))
         }
-        self.keys = list(self._kept[self.names[0]])
+        self.keys = list(self._tensors[self.names[0]])
 
     def tensor(self, name: str, key: str) -> Tensor:
         """See :meth:`Partitioned.tensor`."""
-        return self._kept[name][key]
+        return self._tensors[name][key]
 
 
 def read(folder: Path, stage: int, written_by: int) -> Partitioned | Whole:
     """Return the parameters in ``folder``, which ``written_by`` processes wrote with ZeRO ``stage``.
 
     Raises:
-        Exception: of many kinds, if the files are none that DeepSpeed wrote.
+        Exception: of any type, if DeepSpeed did not write the files.
     """
     return Partitioned(folder, written_by) if stage else Whole(folder)

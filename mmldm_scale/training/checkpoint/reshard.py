@@ -1,13 +1,12 @@
-"""Resuming on another number of processes: ZeRO's partitions of a checkpoint are divided anew while they are loaded.
+"""Resuming on another number of processes or ZeRO stage: a checkpoint's partitions are divided again while loading.
 
-ZeRO 1 to 3 lay the float32 weights, Adam's moments and the averages end to end in flat tensors, and each process keeps
-and writes a part of each. Here every process maps all those files into memory, finds the elements that are its own now,
-copies them, and gives DeepSpeed the state that it would itself have written. So no state is gathered or written, and a
-process reads little more than what it keeps. Any of the three stages may have written the checkpoint, and any may load
-it.
+ZeRO 1 to 3 concatenate the float32 weights, Adam's moments and the averages into flat tensors, and each process stores
+and writes a part of each. Here every process maps all these files into memory, copies the elements that belong to it
+now, and gives DeepSpeed the state that it would have written itself. So nothing is gathered or written, and a process
+reads little more than what it stores. Any of the three stages may write the checkpoint, and any may load it.
 
-DeepSpeed's universal checkpoint would first write each parameter to files of its own, for every process to read in
-full, and leaves out the buffers and every state but Adam's.
+DeepSpeed's universal checkpoint would first write each parameter to a file of its own, which every process reads in
+full, and it leaves out buffers and every optimizer state but Adam's.
 """
 
 import math
@@ -50,12 +49,12 @@ class Piece:
 
 
 def load_resharded(engine: Engine, folder: Path, written_by: int, world: World) -> None:
-    """Load what ``written_by`` processes wrote of an engine into ``folder``; all ranks call this together.
+    """Load into ``engine`` what ``written_by`` processes wrote to ``folder``; all ranks call this together.
 
-    Parameters that the engine does not train stay as they are.
+    Parameters that the engine does not train are not changed.
 
     Raises:
-        Exception: of many kinds, if the files are of another model.
+        Exception: of any type, if the files are of another model.
     """
     parts, model = read_parts(folder, written_by), read_model(folder)
     state = _own_state(engine, parts, model[PARAM_SHAPES], world)
@@ -66,7 +65,7 @@ def load_resharded(engine: Engine, folder: Path, written_by: int, world: World) 
 
 
 def read_parts(folder: Path, written_by: int) -> list[State]:
-    """Return what each of ``written_by`` processes wrote of its optimizer into ``folder``, mapped into memory."""
+    """Return the optimizer state that each of ``written_by`` processes wrote to ``folder``, mapped into memory."""
     parts = []
     for rank in range(written_by):
         (file,) = folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
@@ -75,12 +74,12 @@ def read_parts(folder: Path, written_by: int) -> list[State]:
 
 
 def read_model(folder: Path) -> dict[str, Any]:
-    """Return what the first process wrote of its model into ``folder``; of what is used, the others' say the same."""
+    """Return the model state that the first process wrote to ``folder``; what is used of it is the same on all."""
     return mapped(min(folder.glob("*_model_states.pt")))
 
 
 def written_pieces(parts: list[State], shapes: list[dict[str, torch.Size]]) -> dict[str, list[Piece]]:
-    """Return by parameter where the flat tensors of ``parts`` hold it."""
+    """Return the pieces of each parameter, by its name, in the flat tensors of ``parts``."""
     written: dict[str, list[Piece]] = {}
     for piece in _pieces_of_shapes(shapes, len(parts)) if FP32_FLAT_GROUPS in parts[0] else _pieces_of_parts(parts):
         written.setdefault(piece.parameter, []).append(piece)
@@ -88,53 +87,58 @@ def written_pieces(parts: list[State], shapes: list[dict[str, torch.Size]]) -> d
 
 
 def _own_state(engine: Engine, parts: list[State], shapes: list[dict], world: World) -> State:
-    """Return this process's state, cut from the ``parts`` of those that wrote."""
+    """Return this process's optimizer state, copied from the ``parts`` of the processes that wrote."""
     written = written_pieces(parts, shapes)
-    wanted = list(_own_pieces(engine, world))
+    own_pieces = list(_own_pieces(engine, world))
     tensors = [flat_tensors(part) for part in parts]
-    weights, kept = [], {}
+    weights, optimizer_state = [], {}
     for number, flat in enumerate(deepspeed_internals.flat_master_weights(engine)):
-        mine = [piece for piece in wanted if piece.flat == number]
-        cut = {}
+        pieces = [piece for piece in own_pieces if piece.flat == number]
+        flat_state = {}
         for key, first in tensors[0][0].items():
             flats = [[own[key] for own in part] for part in tensors]
-            cut[key] = collect(mine, written, flats, flat.numel()) if first.dim() else first.clone()  # a count of steps
-        weights.append(cut.pop(FP32_WEIGHT_KEY))
-        kept[number] = cut
-    state = engine.optimizer.state_dict()  # of a new engine: right in all that depends on the number of processes
-    (weights_key, optimizer_key), (_, then_key) = _keys(state), _keys(parts[0])
-    state[weights_key], state[optimizer_key]["state"] = weights, kept
-    for now, then in zip(state[optimizer_key]["param_groups"], parts[0][then_key]["param_groups"], strict=True):
-        now |= {key: value for key, value in then.items() if key != "params"}
+            is_count = first.dim() == 0  # of Adam's steps
+            flat_state[key] = first.clone() if is_count else collect(pieces, written, flats, flat.numel())
+        weights.append(flat_state.pop(FP32_WEIGHT_KEY))
+        optimizer_state[number] = flat_state
+    state = engine.optimizer.state_dict()  # of a new engine, for what depends on the number of processes
+    (weights_key, optimizer_key), (_, written_key) = _keys(state), _keys(parts[0])
+    state[weights_key], state[optimizer_key]["state"] = weights, optimizer_state
+    groups = zip(state[optimizer_key]["param_groups"], parts[0][written_key]["param_groups"], strict=True)
+    for group, written_group in groups:
+        group |= {key: value for key, value in written_group.items() if key != "params"}
     return state | {key: parts[0][key] for key in (LOSS_SCALER, "dynamic_loss_scale", "overflow") if key in state}
 
 
-def collect(wanted: list[Piece], written: dict[str, list[Piece]], flats: list[list[Tensor]], length: int) -> Tensor:
-    """Return a flat tensor of ``length`` with the ``wanted`` pieces, zero between them.
+def collect(pieces: list[Piece], written: dict[str, list[Piece]], flats: list[list[Tensor]], length: int) -> Tensor:
+    """Return a flat tensor of ``length`` elements with the ``pieces``, and zeros between them.
 
     Args:
-        wanted: What it is to hold.
-        written: By parameter, what the flat tensors hold.
-        flats: The flat tensors by rank and number.
-        length: Number of elements.
+        pieces: of the new tensor.
+        written: by parameter, the pieces in the flat tensors of the checkpoint.
+        flats: these flat tensors by rank and number.
+        length: number of elements.
+
+    Raises:
+        ValueError: ``written`` does not cover a piece.
     """
-    to = torch.zeros(length)
-    for mine in wanted:
-        found = 0
-        for theirs in written[mine.parameter]:
-            first = max(mine.start, theirs.start)
-            count = min(mine.start + mine.count, theirs.start + theirs.count) - first
+    result = torch.zeros(length)
+    for piece in pieces:
+        copied = 0
+        for stored in written[piece.parameter]:
+            first = max(piece.start, stored.start)
+            count = min(piece.start + piece.count, stored.start + stored.count) - first
             if count > 0:
-                source = flats[theirs.rank][theirs.flat].narrow(0, theirs.offset + first - theirs.start, count)
-                to.narrow(0, mine.offset + first - mine.start, count).copy_(source)
-                found += count
-        if found != mine.count:
-            raise ValueError(f"{mine.parameter} has {found} of {mine.count} elements")
-    return to
+                source = flats[stored.rank][stored.flat].narrow(0, stored.offset + first - stored.start, count)
+                result.narrow(0, piece.offset + first - piece.start, count).copy_(source)
+                copied += count
+        if copied != piece.count:
+            raise ValueError(f"{piece.parameter} has {copied} of {piece.count} elements")
+    return result
 
 
 def _pieces_of_parts(parts: list[State]) -> Iterator[Piece]:
-    """Return where ZeRO 1 and 2 put each parameter: they cut the flat tensor, wherever that falls in a parameter."""
+    """Yield where ZeRO 1 and 2 put each parameter: they divide the flat tensor, also in the middle of a parameter."""
     seen: dict[str, int] = {}
     for rank, part in enumerate(parts):
         for flat, addresses in enumerate(part[PARAM_SLICE_MAPPINGS]):
@@ -144,11 +148,11 @@ def _pieces_of_parts(parts: list[State]) -> Iterator[Piece]:
 
 
 def _pieces_of_shapes(shapes: list[dict[str, torch.Size]], processes: int) -> Iterator[Piece]:
-    """Return where ZeRO-3 puts each parameter: it cuts every one into equal shares, the last of them padded.
+    """Yield where ZeRO-3 puts each parameter: it divides each into equal shares, the last of which is padded.
 
     Args:
-        shapes: By flat tensor, the shapes of its parameters by name, in their order.
-        processes: Between how many they are divided.
+        shapes: by flat tensor, the shapes of its parameters by name, in their order.
+        processes: number of shares.
     """
     for rank in range(processes):
         for flat, parameters in enumerate(shapes):
@@ -161,7 +165,7 @@ def _pieces_of_shapes(shapes: list[dict[str, torch.Size]], processes: int) -> It
 
 
 def _own_pieces(engine: Engine, world: World) -> Iterator[Piece]:
-    """Return the pieces that this process keeps."""
+    """Yield the pieces that this process stores."""
     names = engine.param_names
     if engine.zero_optimization_partition_weights():
         groups = deepspeed_internals.zero3_groups(engine)
@@ -171,19 +175,22 @@ def _own_pieces(engine: Engine, world: World) -> Iterator[Piece]:
     for parameter, name in names.items():
         mapping = deepspeed_internals.own_fragment(parameter)
         if mapping is not None:
-            kept, part = mapping.hp_fragment_address, mapping.lp_fragment_address
-            yield Piece(name, world.rank, mapping.param_group_index, kept.start, part.start, part.numel)
+            in_flat, in_parameter = mapping.hp_fragment_address, mapping.lp_fragment_address
+            start, count = in_parameter.start, in_parameter.numel
+            yield Piece(name, world.rank, mapping.param_group_index, in_flat.start, start, count)
 
 
 def flat_tensors(state: State) -> list[dict[str, Tensor]]:
-    """Return, by flat tensor, the weights and what the optimizer keeps for them."""
+    """Return, for each flat tensor, the weights and the optimizer's state of them by key."""
     weights_key, optimizer_key = _keys(state)
-    kept = state[optimizer_key]["state"]
-    return [{FP32_WEIGHT_KEY: flat, **kept.get(number, {})} for number, flat in enumerate(state[weights_key])]
+    optimizer_state = state[optimizer_key]["state"]
+    return [
+        {FP32_WEIGHT_KEY: flat, **optimizer_state.get(number, {})} for number, flat in enumerate(state[weights_key])
+    ]
 
 
 def _keys(state: State) -> tuple[str, str]:
-    """Return under which keys ``state`` holds the flat weights, and the optimizer's state dictionary."""
+    """Return the keys of the flat weights and of the optimizer's state dictionary in ``state``."""
     if FP32_FLAT_GROUPS in state:  # ZeRO-3
         return FP32_FLAT_GROUPS, OPTIMIZER_STATE_DICT
     return SINGLE_PARTITION_OF_FP32_GROUPS, BASE_OPTIMIZER_STATE

@@ -1,6 +1,6 @@
-"""The files of DeepSpeed's checkpoints, which are pickles, without the code that a pickle can run.
+"""Loading DeepSpeed's checkpoint files, which are pickles, without running code that a pickle may contain.
 
-Every global name that a file refers to is held against a short list of plain data types.
+Every global name that a file refers to must be one of a short list of plain data types.
 """
 
 import copyreg
@@ -15,28 +15,28 @@ from deepspeed.utils.tensor_fragment import fragment_address
 
 ALLOWED = (DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address)
 ALLOWED_GLOBALS = frozenset(f"{kind.__module__}.{kind.__qualname__}" for kind in ALLOWED)
-# Python 3.11.0 to 3.11.3 (Debian 12 has 3.11.2) pickles a member of an enumeration as a call of `getattr`, which is on
-# no such list for a good reason. This has every version pickle it by its value.
+# Python 3.11.0 to 3.11.3 (Debian 12 has 3.11.2) pickles a member of an enumeration as a call of `getattr`, which cannot
+# be allowed. With this, every version pickles the member by its value.
 copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 
 def forbidden(folder: Path, tags: Iterable[str]) -> str | None:
-    """Say which of DeepSpeed's files under ``tags`` in ``folder`` refers to anything but plain data."""
+    """Return why DeepSpeed's files under ``tags`` in ``folder`` must not be loaded; None: they hold only plain data."""
     for file in sorted(file for tag in tags for file in (folder / tag).glob("*.pt")):
         try:
             unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) - ALLOWED_GLOBALS
-        except Exception as error:  # whatever it is, the file is none that DeepSpeed wrote
-            return f"{file}: cannot be examined, so it is not loaded: {' '.join(str(error).split())[:200]}"
+        except Exception as error:  # of any type: the file is not one of DeepSpeed's
+            return f"{file}: not loaded, since it cannot be examined: {' '.join(str(error).split())[:200]}"
         if unsafe:
-            return f"{file}: refers to {', '.join(sorted(unsafe))}, which no checkpoint of ours does; not loaded"
+            return f"{file}: not loaded, since it refers to {', '.join(sorted(unsafe))}, which could run code"
     return None
 
 
 def mapped(file: Path) -> dict[str, Any]:
-    """Return what ``file`` holds; of its tensors only what is then read comes into memory.
+    """Return the content of ``file``; its tensors are mapped, so that only what is used is read.
 
     Raises:
-        Exception: of many kinds, if the file is none that DeepSpeed wrote.
+        Exception: of any type, if DeepSpeed did not write the file.
     """
     with torch.serialization.safe_globals(list(ALLOWED)):
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)

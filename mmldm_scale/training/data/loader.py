@@ -1,15 +1,19 @@
-"""The loader: global positions in, micro-batches of this rank out.
+"""The loader: reads the samples at this rank's global positions and returns them as micro-batches.
 
-Global batch ``k`` is always positions ``[k·B, (k+1)·B)``, whatever the number of processes, micro-batches or workers;
-resuming is starting the count at ``samples_seen``. Only after steps had to be skipped and the run went back are its
-positions ahead of its count (:class:`mmldm_scale.training.resilience.step_skipping.SkippedRanges`).
+    positions = MicroBatches(samples_seen, total_samples, global_batch, micro_batch, rank, world_size)
+    for batch in load(dataset, positions, workers=4):
+        …
+
+Global batch ``k`` consists of positions ``[k·B, (k+1)·B)`` for any number of processes, micro-batches and workers. A
+run resumes by counting from ``samples_seen``. Positions run ahead of that count only if the run went back to a
+checkpoint and skips data (:class:`mmldm_scale.training.resilience.step_skipping.SkippedRanges`).
 """
 
 import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -18,15 +22,17 @@ from torch.utils.data import DataLoader, get_worker_info
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.training.resilience.signals import prepare_worker
 from mmldm_scale.training.resilience.step_skipping import SkippedRanges
-from mmldm_scale.training.trainable import Dataset
+from mmldm_scale.training.trainable import Batch, Dataset
 
-Batch = dict[str, Tensor]
-ALIGNMENT = 64  # bytes, as torch aligns what it allocates: MKL sums arrays that are aligned otherwise in another order
+ALIGNMENT = 64  # bytes, torch's own alignment: with another one MKL sums in another order
 
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """The positions of this rank's micro-batches from ``samples_seen`` to ``total_samples``, in order."""
+    """The positions of this rank's micro-batches from ``samples_seen`` to ``total_samples``, in order.
+
+    Iterating yields lists of ``micro_batch`` positions; ``len()`` is their number.
+    """
 
     samples_seen: int
     total_samples: int
@@ -38,8 +44,8 @@ class MicroBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in range(self.samples_seen, self.total_samples, self.global_batch):
-            begin = self.skipped_data.position(batch)
-            for micro in range(begin, begin + self.global_batch, self.micro_batch * self.world_size):
+            start = self.skipped_data.position(batch)
+            for micro in range(start, start + self.global_batch, self.micro_batch * self.world_size):
                 first = micro + self.rank * self.micro_batch
                 yield list(range(first, first + self.micro_batch))
 
@@ -56,19 +62,19 @@ def load(
     timeout: float = 0.0,
     worker_stacks: BinaryIO | None = None,
 ) -> Iterator[Batch]:
-    """Yield the micro-batches at the positions of ``batches``; ``workers`` change nothing but speed.
+    """Yield the micro-batches at the positions of ``batches``; the number of ``workers`` only changes the speed.
 
     Args:
-        timeout: seconds that a worker may take over a micro-batch; 0: as long as it likes.
-        worker_stacks: where a worker writes its stacks at ``signals.WRITE_STACKS``.
+        timeout: seconds that a worker may take for a micro-batch; 0: no limit.
+        worker_stacks: file to which a worker writes its stacks on ``signals.WRITE_STACKS``.
 
     Raises:
-        UserError: what the dataset raised, in whichever process it did.
-        RuntimeError: a worker died (the message has its process id and the signal) or took too long.
+        UserError: the dataset raised it, in this process or in a worker.
+        RuntimeError: a worker died (the message has its process id and the signal) or exceeded ``timeout``.
     """
-    loader = DataLoader(
-        _Careful(dataset),  # type: ignore[arg-type]  # ours is endless and has no length
-        batch_sampler=batches,  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(
+        _ReturningErrors(dataset),  # type: ignore[arg-type]  # ours is endless and has no length
+        batch_sampler=batches,
         collate_fn=_collate,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -82,8 +88,8 @@ def load(
         yield batch.tensors()
 
 
-class _Careful:
-    """A dataset by micro-batch; a user's mistake comes back as it is, where a worker would wrap it in its traceback."""
+class _ReturningErrors:
+    """A dataset that returns UserErrors instead of raising them: a worker would raise them with its own traceback."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -99,39 +105,39 @@ class _Careful:
 
 @dataclass(frozen=True)
 class _Packed:
-    """A micro-batch as one tensor: between processes, each tensor takes a file descriptor and a socket of its own."""
+    """A micro-batch as one tensor, since each tensor sent between processes needs a file descriptor and a socket."""
 
     content: Tensor  # (N,) bytes
-    layout: list[tuple[str, int, torch.dtype, tuple[int, ...]]]  # of each tensor: name, first byte, kind, shape
+    layout: list[tuple[str, int, torch.dtype, tuple[int, ...]]]  # of each tensor: name, first byte, dtype, shape
 
     def tensors(self) -> Batch:
-        """Return the tensors, which share this one's memory."""
+        """Return the tensors by name; they share the memory of ``content``."""
         return {
             name: self.content[first : first + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
             for name, first, dtype, shape in self.layout
         }
 
     def pin_memory(self) -> "_Packed":
-        """Return a copy in memory that a GPU reads by itself; the loader calls this."""
+        """Return a copy in page-locked memory; the DataLoader calls this."""
         return _Packed(self.content.pin_memory(), self.layout)
 
 
 def _collate(samples: list[Batch] | UserError) -> _Packed | UserError:
-    """Stack ``samples``, which hold the same tensors, along a first dimension."""
+    """Stack the tensors of ``samples`` along a new first dimension; an error is returned as it is."""
     if isinstance(samples, UserError):
         return samples
     layout, size = [], 0
     for name, tensor in samples[0].items():
         layout.append((name, size, tensor.dtype, (len(samples), *tensor.shape)))
         size += math.ceil(len(samples) * tensor.nbytes / ALIGNMENT) * ALIGNMENT
-    packed = _Packed(_bytes(size), layout)
+    packed = _Packed(_allocate(size), layout)
     for name, stacked in packed.tensors().items():
         torch.stack([sample[name] for sample in samples], out=stacked)
     return packed
 
 
-def _bytes(size: int) -> Tensor:
-    """Return room for ``size`` bytes; in a worker where the training process reads them without another copy."""
+def _allocate(size: int) -> Tensor:
+    """Return ``size`` uninitialised bytes; in a worker they are shared, so that the trainer needs no copy."""
     if get_worker_info() is None:
         return torch.empty(size, dtype=torch.uint8)
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))

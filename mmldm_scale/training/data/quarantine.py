@@ -1,7 +1,7 @@
-"""The damaged samples that a run came across: ``runs/NAME/quarantine/``, one small file each.
+"""The quarantine: a record of the damaged samples of a run, one JSON file each in ``runs/NAME/quarantine/``.
 
-Every process of a run adds what it finds; a sample found twice is one file, so counting files is counting samples, and
-a run that is carried on goes on counting.
+Every process of a run adds the damaged samples that it reads. A sample is one file however often it is added, so the
+number of files is the number of samples, also after the run resumed.
 """
 
 import json
@@ -14,7 +14,7 @@ from mmldm_scale.shards.reader import ShardSet
 
 
 class Quarantine:
-    """The folder of one run, which may hold as many as ``limit`` samples."""
+    """The quarantine of one run in ``folder``, at most ``limit`` samples."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
@@ -23,10 +23,10 @@ class Quarantine:
         return sum(1 for _ in self.folder.glob("*.json"))
 
     def add(self, shards: ShardSet, index: int, detail: str) -> None:
-        """Record that sample ``index`` of ``shards`` is damaged, as ``detail`` says.
+        """Record that sample ``index`` of ``shards`` is damaged; ``detail`` says how.
 
         Raises:
-            UserError: with it there are more than ``limit``.
+            UserError: there are now more than ``limit`` samples.
         """
         key, shard = shards.key(index), shards.shard_of(index)
         file = self.folder / f"{shards.fingerprint[:8]}-{key}.json"
@@ -38,6 +38,6 @@ class Quarantine:
             print(f"quarantined sample {key} of {shard} in {shards.location}: {detail}", file=sys.stderr, flush=True)
         if len(self) > self.limit:
             raise UserError(
-                f"{self.folder}: {len(self)} damaged samples, reading.damaged_share allows {self.limit}; repair "
-                f"the set (`data_tools/shard.py repair`; the last was in {shards.location}) and remove this folder"
+                f"{self.folder}: {len(self)} damaged samples, reading.damaged_share allows {self.limit}; repair the "
+                f"set {shards.location} (`data_tools/shard.py repair`) and remove this folder"
             )

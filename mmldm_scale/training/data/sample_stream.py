@@ -1,10 +1,10 @@
-"""What a run learns from, by global position: the samples of its sets, mixed, ordered, staged, none of them damaged.
+"""The training samples of a run by global position: its shard sets mixed and shuffled, damaged samples replaced.
 
-    samples = Samples(config, "latents")
-    latents = samples.read(positions, lambda found: decode_latent_batch([sample.members for sample in found]))
+    stream = SampleStream(config, "latents")
+    latents = stream.read(positions, lambda samples: decode_latent_batch([sample.members for sample in samples]))
 
-What stands at a position is a function of (sets, weights, seed, window, position), whatever the number of processes. A
-sample that turns out damaged is quarantined, and another one, a function of its position as well, takes its place.
+The sample at a position is a function of (sets, weights, seed, window, position) alone, for any number of processes. A
+damaged sample is quarantined and replaced by another one, which is a function of the position, too.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,27 +22,27 @@ from mmldm_scale.shards.remote.cache import Cache
 from mmldm_scale.shards.remote.prefetch import Prefetcher
 from mmldm_scale.training.data.quarantine import Quarantine
 
-ATTEMPTS = 16  # samples that are tried for one position
+ATTEMPTS = 16  # samples tried for one position before the run ends
 
 Decoded = TypeVar("Decoded")
 Decode = Callable[[Sequence[Sample]], Decoded]
-Find = Callable[[int], tuple[int, int]]  # from a position to (set number, index)
+Locate = Callable[[int], tuple[int, int]]  # from a position to (set number, index)
 
 
-class Samples:
-    """The samples that ``config`` names.
+class SampleStream:
+    """The samples of the sets in ``config.shards``.
 
     Attributes:
-        mixture: the sets and their order.
-        quarantine: what was damaged so far.
+        mixture: the sets, and the order of their samples.
+        quarantine: the damaged samples so far.
     """
 
     def __init__(self, config: ShardTraining, kind: Kind) -> None:
         """Open the sets of ``config``.
 
         Raises:
-            UserError: one is missing, damaged, empty or of another kind; two do not belong together; there is too
-                little room to stage them.
+            UserError: a set is missing, damaged, empty or of another kind; two sets do not fit together; or
+                ``reading.stage_gigabytes`` is too small.
         """
         reading, count = config.reading, len(config.shards)
         cache = Cache(reading.stage, int(reading.stage_gigabytes * 1e9)) if reading.stage else None
@@ -52,83 +52,85 @@ class Samples:
         limit = int(reading.damaged_share * len(self.mixture))
         self.quarantine = Quarantine(Path(config.run) / "quarantine", limit)
         self._prefetcher = Prefetcher(cache) if cache else None
-        self._pools = [-1] * count  # where the pool begins that this process reads of each set
+        self._pools = [-1] * count  # by set: first position of the shuffle pool that this process reads
         if cache:
             _check_room(sets, reading)
 
     def read(self, positions: Sequence[int], decode: Decode[Decoded]) -> Decoded:
-        """Return ``decode(samples)`` of the samples at ``positions``, with others in place of damaged ones.
+        """Return ``decode(samples)`` of the samples at ``positions``; damaged samples are replaced.
 
         Args:
-            decode: raises ValueError if what a sample holds is not what it should be; that counts as damage.
+            decode: raises ValueError if a sample's content is not as expected; such a sample counts as damaged.
 
         Raises:
-            UserError: more is damaged than ``reading.damaged_share`` allows, or a tar cannot be read at all.
+            UserError: more samples are damaged than ``reading.damaged_share`` allows, or a tar cannot be read.
         """
         return self._read(positions, self.mixture.index, decode)
 
     def read_others(self, positions: Sequence[int], decode: Decode[Decoded]) -> Decoded:
-        """Return as :meth:`read` another sample for each of ``positions``: :meth:`Mixture.pair_index`."""
+        """Return, as :meth:`read` does, a second sample for each of ``positions`` (:meth:`Mixture.pair_index`)."""
         return self._read(positions, self.mixture.pair_index, decode)
 
     def spread(self, count: int, decode: Decode[Decoded]) -> list[Decoded]:
-        """Return ``count`` samples (fewer if there are not as many) spread evenly over all sets, each decoded alone.
+        """Return ``count`` samples (all, if there are fewer) spread evenly over all sets, each decoded by itself.
 
         They are the same in every run.
         """
         total = len(self.mixture)
         count = min(count, total)
-        found = []
+        decoded = []
         for first in (i * total // count for i in range(count)):
-            places = (self.mixture.concatenated_index((first + further) % total) for further in range(ATTEMPTS))
-            found.append(decode([self._whole(places, decode)]))
+            candidates = (self.mixture.concatenated_index((first + attempt) % total) for attempt in range(ATTEMPTS))
+            decoded.append(decode([self._first_undamaged(candidates, decode)]))
         for shards in self.mixture.sets:
-            shards.close()  # tars from all over the sets would stay in the stage for nothing
-        return found
+            shards.close()  # so that the stage can remove these tars, which training does not need now
+        return decoded
 
     def before(self, position: int, sample: Sample, decode: Decode[Decoded]) -> Decoded | None:
         """Return ``decode([earlier])`` of the sample that ends where ``sample``, read at ``position``, begins.
 
-        None if its set has none, if that one is damaged, or if ``sample`` stands in for a damaged one.
+        None if the set has no such sample, if it is damaged, or if ``sample`` replaces a damaged one.
 
         Raises:
             UserError: as :meth:`read`.
         """
         number, index = self.mixture.index(position)
         shards = self.mixture.sets[number]
-        found = adjacent_clips.preceding_index(shards, index)
-        if found is None:
+        earlier_index = adjacent_clips.preceding_index(shards, index)
+        if earlier_index is None:
             return None
         try:
-            earlier = shards[found]  # which does not precede one that stands in for a damaged one
+            earlier = shards[earlier_index]  # not adjacent to ``sample`` if that replaces a damaged one
             return decode([earlier]) if adjacent_clips.is_adjacent(sample, earlier, shards.manifest.media) else None
         except (DamagedSample, ValueError) as error:
-            self.quarantine.add(shards, found, str(error))
+            self.quarantine.add(shards, earlier_index, str(error))
             return None
 
     def count_continuing(self, count: int) -> int:
-        """Return how many of the first ``count`` samples have, by their keys, one before them in their set."""
-        places = (self.mixture.index(position) for position in range(count))
+        """Return how many of the first ``count`` samples have a preceding one in their set, judged by their keys."""
+        indices = (self.mixture.index(position) for position in range(count))
         return sum(
-            adjacent_clips.preceding_index(self.mixture.sets[number], index) is not None for number, index in places
+            adjacent_clips.preceding_index(self.mixture.sets[number], index) is not None for number, index in indices
         )
 
-    def _read(self, positions: Sequence[int], find: Find, decode: Decode[Decoded]) -> Decoded:
-        """Return ``decode(samples)`` of those that ``find`` finds for ``positions``."""
+    def _read(self, positions: Sequence[int], locate: Locate, decode: Decode[Decoded]) -> Decoded:
+        """Return ``decode(samples)`` of the samples at ``locate(position)`` for each of ``positions``."""
         if self._prefetcher:
-            self._look_ahead(positions)
+            self._prefetch(self._prefetcher, positions)
         try:
-            return decode(self.mixture.read_indices([find(position) for position in positions]))
+            return decode(self.mixture.read_indices([locate(position) for position in positions]))
         except (DamagedSample, ValueError):
-            return decode([self._whole(self._candidates(position, find), decode) for position in positions])
+            candidates = (self._candidates(position, locate) for position in positions)
+            return decode([self._first_undamaged(indices, decode) for indices in candidates])
 
-    def _candidates(self, position: int, find: Find) -> Iterable[tuple[int, int]]:
+    def _candidates(self, position: int, locate: Locate) -> Iterable[tuple[int, int]]:
+        """Return the sample at ``position``, then its replacements in order, as (set number, index)."""
         replacements = (self.mixture.replacement(position, attempt) for attempt in range(1, ATTEMPTS))
-        return chain([find(position)], replacements)
+        return chain([locate(position)], replacements)
 
-    def _whole(self, places: Iterable[tuple[int, int]], decode: Decode[Decoded]) -> Sample:
-        """Return the first sample of ``places`` (set number, index) that is not damaged; quarantine those before it."""
-        for number, index in places:
+    def _first_undamaged(self, candidates: Iterable[tuple[int, int]], decode: Decode[Decoded]) -> Sample:
+        """Return the first of ``candidates`` (set number, index) that is not damaged; quarantine those before it."""
+        for number, index in candidates:
             shards = self.mixture.sets[number]
             try:
                 sample = self.mixture.relabelled(number, shards[index])
@@ -139,25 +141,25 @@ class Samples:
                 self.quarantine.add(shards, index, detail)
         raise UserError(f"{shards.location}: {ATTEMPTS} samples in a row are damaged; the last: {detail}")
 
-    def _look_ahead(self, positions: Sequence[int]) -> None:
-        """Have the tars of the pool at ``positions`` and of the one after it staged in the background."""
+    def _prefetch(self, prefetcher: Prefetcher, positions: Sequence[int]) -> None:
+        """Have the tars of the shuffle pool at ``positions`` and of the next pool staged in the background."""
         for number, place in dict(map(self.mixture.locate, positions)).items():
             order, shards = self.mixture.orders[number], self.mixture.sets[number]
             pool = order.pool(place)
             if pool.first != self._pools[number]:
                 self._pools[number] = pool.first
-                wanted = dict.fromkeys([*pool.shards, *order.pool(pool.end).shards])
-                self._prefetcher.request(number, [shards.stored_tar(shard) for shard in wanted])
+                soon = dict.fromkeys([*pool.shards, *order.pool(pool.end).shards])
+                prefetcher.request(number, [shards.stored_tar(shard) for shard in soon])
 
 
 def _check_room(sets: Sequence[ShardSet], reading: ReadingConfig) -> None:
-    """Raise UserError if the stage cannot hold the pools that are read and, beside them, those that come next."""
-    need = 0
+    """Raise UserError if the stage is too small for the shuffle pool that is read and the one after it, of each set."""
+    needed = 0  # bytes
     for shards in sets:
-        tars = sorted((entry.bytes for entry in shards.manifest.shards), reverse=True)
-        need += sum(tars[: 2 * reading.window])
-    if need > reading.stage_gigabytes * 1e9:
+        sizes = sorted((entry.bytes for entry in shards.manifest.shards), reverse=True)
+        needed += sum(sizes[: 2 * reading.window])
+    if needed > reading.stage_gigabytes * 1e9:
         raise UserError(
-            f"reading.stage_gigabytes={reading.stage_gigabytes:g}: too little for twice reading.window="
-            f"{reading.window} shards; {need / 1e9:.3g} fits, or a smaller window"
+            f"reading.stage_gigabytes: {reading.stage_gigabytes:g} must be at least {needed / 1e9:.3g}, to hold twice "
+            f"reading.window = {reading.window} shards of each set; raise it or lower reading.window"
         )

@@ -22,7 +22,7 @@ from mmldm_scale.training.engine.distributed import World, limit_every_group
 from mmldm_scale.training.engine.optimizer import EMAAdamW, average_key
 
 TRAINED = "trained"  # key of a checkpoint's client state: names of the trained parameters
-OURS = {  # keys of DeepSpeed's configuration that follow from ours
+OURS = {  # keys of DeepSpeed's configuration that are set from these keys of ours
     "train_batch_size": "training.global_batch",
     "train_micro_batch_size_per_gpu": "training.micro_batch",
     "gradient_accumulation_steps": "training.global_batch and training.micro_batch",
@@ -38,46 +38,50 @@ def deepspeed_config(config: TrainingConfig, world_size: int) -> dict[str, Any]:
     Raises:
         UserError: the batch does not divide over the processes, or an addition cannot work here.
     """
-    together = config.micro_batch * world_size
-    if config.global_batch % together:
-        fits = [m for m in range(1, config.micro_batch + 1) if config.global_batch % (m * world_size) == 0]
-        hint = f"try training.micro_batch={fits[-1]}" if fits else f"it must be a multiple of {world_size}"
-        raise UserError(
-            f"training.global_batch: {config.global_batch} is no multiple of training.micro_batch = "
-            f"{config.micro_batch} times {world_size} processes; {hint}"
-        )
-    for key, instead in OURS.items():
-        if key in config.deepspeed:
-            raise UserError(f"training.deepspeed.{key}: set {instead} instead")
-    added = config.deepspeed.get("zero_optimization")
-    if isinstance(added, dict) and added.get("round_robin_gradients"):  # it shuffles the flat tensors, not their maps
-        raise UserError(
-            "training.deepspeed.zero_optimization.round_robin_gradients: must be left out, since with it DeepSpeed "
-            "confuses parameters when averages are gathered or partitions are changed"
-        )
+    _check(config, world_size)
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     derived = {
         "train_batch_size": config.global_batch,
         "train_micro_batch_size_per_gpu": config.micro_batch,
-        "gradient_accumulation_steps": config.global_batch // together,
+        "gradient_accumulation_steps": config.global_batch // (config.micro_batch * world_size),
         "gradient_clipping": config.gradient_clip,
         "bf16": {"enabled": config.precision == "bf16"},
         "fp16": {"enabled": config.precision == "fp16"},
         "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,  # ours is torch's AdamW with one more state
+        "zero_allow_untested_optimizer": True,  # EMAAdamW
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 62,  # the logger prints instead
     }
     return _merged(derived, config.deepspeed)
 
 
+def _check(config: TrainingConfig, world_size: int) -> None:
+    """Raise UserError if the batch does not divide over the processes, or ``config.deepspeed`` cannot work here."""
+    if config.global_batch % (config.micro_batch * world_size):
+        possible = [m for m in range(1, config.micro_batch + 1) if config.global_batch % (m * world_size) == 0]
+        hint = f"try training.micro_batch={possible[-1]}" if possible else f"it must be a multiple of {world_size}"
+        raise UserError(
+            f"training.global_batch: {config.global_batch} is no multiple of training.micro_batch = "
+            f"{config.micro_batch} times {world_size} processes; {hint}"
+        )
+    for key, ours in OURS.items():
+        if key in config.deepspeed:
+            raise UserError(f"training.deepspeed.{key}: set {ours} instead")
+    zero = config.deepspeed.get("zero_optimization")
+    if isinstance(zero, dict) and zero.get("round_robin_gradients"):  # it reorders the flat tensors, but not their maps
+        raise UserError(
+            "training.deepspeed.zero_optimization.round_robin_gradients: must be left out, since with it DeepSpeed "
+            "confuses parameters when averages are gathered or partitions are changed"
+        )
+
+
 def build(module: nn.Module, config: TrainingConfig, world: World, averaged: bool = True) -> Engine:
     """Return the engine that trains the parameters of ``module`` that require gradients.
 
     Args:
-        averaged: whether it keeps averages of them (EMA).
+        averaged: whether it keeps moving averages of them (EMA).
 
     Raises:
         UserError: the precision or batch cannot work on these processes.
@@ -90,7 +94,7 @@ def build(module: nn.Module, config: TrainingConfig, world: World, averaged: boo
     settings = deepspeed_config(config, world.size)
     if any(getattr(part, "recomputation", None) == "selective" for part in module.modules()):
         # ZeRO-3's own linear layers add the bias in place to the product that selective recomputation keeps, and
-        # would add it a second time when they run again.
+        # would add it again in the recomputation.
         settings["zero_optimization"]["memory_efficient_linear"] = False
     parameters = [p for p in module.parameters() if p.requires_grad]
     on_gpu = world.device.type == "cuda" and not config.offload_optimizer
@@ -103,7 +107,7 @@ def build(module: nn.Module, config: TrainingConfig, world: World, averaged: boo
         fused=on_gpu,
     )
     engine, *_ = deepspeed.initialize(model=module, model_parameters=parameters, optimizer=optimizer, config=settings)
-    optimizer.state.clear()  # ZeRO 0 in low precision has taken an empty step, which Adam counts as its first
+    optimizer.state.clear()  # ZeRO 0 in low precision has taken an empty step, which Adam counts
     limit_every_group(config.collective_timeout)
     return engine
 
@@ -132,8 +136,8 @@ def trained_names(engine: Engine) -> list[str]:
 def save(engine: Engine, folder: Path, tag: str, keep: Callable[[Path, dict[str, Any]], None]) -> None:
     """Have DeepSpeed call ``keep(path, state)`` in place of writing a file to ``folder / tag``; all ranks call this.
 
-    The states hold the names of the trained parameters under ``TRAINED``, which ZeRO 0 would not write. The tensors are
-    those in use.
+    The states hold the names of the trained parameters under ``TRAINED``, which ZeRO 0 would not write. Their tensors
+    are the engine's own, not copies.
     """
     deepspeed_internals.hand_over_checkpoint(engine, folder, tag, {TRAINED: trained_names(engine)}, keep)
 
@@ -149,7 +153,7 @@ def averaged_state(engine: Engine, world: World, length: float | None = None) ->
     key = average_key(length or base_optimizer(engine).lengths[0])
     deepspeed_internals.link_optimizer_state(engine)
     state: dict[str, Tensor] = {}
-    module = engine.module
+    module: nn.Module = engine.module
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     masters = _unsharded_masters(engine, [p for _, p in trained])
     for name, parameter in trained:
@@ -167,11 +171,11 @@ def averaged_state(engine: Engine, world: World, length: float | None = None) ->
 
 
 def _unsharded_masters(engine: Engine, parameters: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
-    """Map parameters to the float32 tensors that the optimizer steps, where DeepSpeed does not shard them (ZeRO 0)."""
+    """Return the float32 tensor that the optimizer updates for each parameter; empty with ZeRO 1 to 3."""
     if any(map(deepspeed_internals.is_sharded, parameters)):
         return {}
-    stepped = [p for group in base_optimizer(engine).param_groups for p in group["params"]]
-    return dict(zip(parameters, stepped, strict=True))
+    masters = [p for group in base_optimizer(engine).param_groups for p in group["params"]]
+    return dict(zip(parameters, masters, strict=True))
 
 
 def _merged(base: dict[str, Any], additions: dict[str, Any]) -> dict[str, Any]:

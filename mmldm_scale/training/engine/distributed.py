@@ -1,7 +1,11 @@
-"""The processes of a run: who this one is, what it computes on, and how it agrees with the others.
+"""The processes of a run: who this one is, what it computes on, and how it exchanges values with the others.
 
-``start()`` joins the process group that SLURM, torchrun or nobody (a world of one) describes. Control messages (stop
-flags, digests of checkpoint files) go over a gloo group of their own, so they never wait for the GPU.
+    world = start(timeout=600)
+    losses = world.sum([loss])
+    stop()
+
+SLURM or torchrun describe the process group in the environment; without either the world has one process. Control
+messages (stop requests, digests of checkpoint files) use a gloo group of their own, so they never wait for the GPU.
 """
 
 import logging
@@ -20,12 +24,12 @@ from mmldm_scale.cluster import slurm
 from mmldm_scale.common.device import training_device
 from mmldm_scale.training.engine import deepspeed_internals
 
-GRACE = 15.0  # seconds by which collectives time out later than the watchdog, which can name the rank that hangs
+GRACE = 15.0  # seconds that collectives wait longer than the watchdog, which can name the rank that hangs
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others of the run."""
+    """This process among the others of the run; all of them must call each method together."""
 
     rank: int
     size: int
@@ -34,7 +38,7 @@ class World:
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this is the rank that speaks and writes for all."""
+        """Whether this is the rank that prints and writes for all."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -59,20 +63,20 @@ class World:
 
     def broadcast_from_rank0(self, value: Any) -> Any:
         """Return the first rank's ``value`` on every process."""
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
 
 
 def start(timeout: float) -> World:
     """Join the run's processes; a collective that waits longer than ``timeout`` + ``GRACE`` seconds fails.
 
     Raises:
-        UserError: the environment describes no place in the run, or DeepSpeed's version is not supported.
+        UserError: the environment does not give this process a rank, or DeepSpeed's version is not supported.
     """
     deepspeed_internals.check_version()
     slurm.export_rendezvous()
-    deepspeed.utils.logger.setLevel(logging.ERROR)  # rank 0 prints what users need
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # the logger prints what users need
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -89,34 +93,34 @@ def start(timeout: float) -> World:
 
 
 def limit_every_group(timeout: float) -> None:
-    """Give ``timeout`` + ``GRACE`` seconds to every process group, those that DeepSpeed made for itself included.
+    """Set the time-out of every process group, including DeepSpeed's own, to ``timeout`` + ``GRACE`` seconds.
 
-    The time-out of ``init_distributed`` does not reach ZeRO's own groups, which would wait for a lost rank for gloo's
-    default of half an hour.
+    The time-out of ``init_distributed`` does not apply to ZeRO's groups, which would wait for a lost rank for gloo's
+    default of 30 minutes.
     """
     deepspeed_internals.set_timeout_of_all_groups(timeout + GRACE)
 
 
 def stop() -> None:
-    """Leave the process group, and wait until its threads have come to rest.
+    """Leave the process group, and wait until gloo's threads are idle.
 
-    A thread of gloo's lets go of a tensor after the collective has returned, and waits for Python's interpreter to do
-    so. Were that ending by then, the process would be aborted at its very end.
+    A gloo thread releases a collective's tensor after the collective has returned, for which it needs Python's
+    interpreter. If the interpreter is shutting down by then, the process is aborted.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
-        time.sleep(0.01)  # without the interpreter, which others may wait for
-        while _gloo_runs():
+        time.sleep(0.01)  # seconds; releases the interpreter, which gloo's threads may wait for
+        while _gloo_is_busy():
             time.sleep(0.01)
 
 
-def _gloo_runs() -> bool:
-    """Return whether a thread of gloo's is running, or is to."""
+def _gloo_is_busy() -> bool:
+    """Return whether a thread of gloo is running or ready to run."""
     for thread in Path("/proc/self/task").glob("*/stat"):
         try:
-            name, _, facts = thread.read_text().partition(") ")
+            name, _, state = thread.read_text().partition(") ")
         except OSError:
-            continue  # it ended just now
-        if name.endswith("(pt_gloo_runloop") and facts.startswith("R"):
+            continue  # the thread has ended
+        if name.endswith("(pt_gloo_runloop") and state.startswith("R"):
             return True
     return False

@@ -1,10 +1,10 @@
-"""Averages of the weights over the past (EMA) whose memory grows with the run, and how others are made of them.
+"""Exponential moving averages (EMA) of the weights with power-function profiles, and combinations of such averages.
 
-At time t, counted in samples, such an average is ∫ p(τ) θ(τ) dτ over the weights θ of all times, with the profile
-p(τ) ∝ τ^γ up to t (Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", arXiv
-2312.02696, section 3). Its length is the standard deviation of p as a share of t: 0.1 remembers about the last tenth.
-The optimizer moves the averages of the lengths that a run keeps (``optimizer.py``). An average of any other length, at
-any time, is nearly a combination of those kept at several times (section 3.2): :func:`coefficients` finds it.
+At time t, counted in samples, an average is ∫ p(τ) θ(τ) dτ over the weights θ of all times up to t, with the profile
+p(τ) ∝ τ^γ (Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", arXiv
+2312.02696, section 3). Its length is the standard deviation of p divided by t: 0.1 averages over about the last tenth
+of the run. The optimizer updates the averages of ``training.ema_lengths`` (``optimizer.py``). An average of any other
+length and time is approximated by a linear combination of stored ones (section 3.2): see :func:`coefficients`.
 """
 
 import functools
@@ -17,23 +17,23 @@ import numpy as np
 
 @dataclass(frozen=True)
 class AveragingProfile:
-    """How much each instant of the past counts in the average of ``length`` at ``samples_seen``."""
+    """The weighting of all earlier weights in the average of ``length`` at ``samples_seen``."""
 
     samples_seen: int
     length: float
 
     @property
     def exponent(self) -> float:
-        """γ."""
+        """γ of the profile τ^γ."""
         return exponent(self.length)
 
 
 class Combination(NamedTuple):
-    """What others have to be multiplied with to make an average, and how far off it is.
+    """A linear combination of averages that approximates another one.
 
     Attributes:
-        coefficients: one for each of the others; they sum to 1.
-        error: the distance of the profile so made from the profile meant, as a share of the latter (L2 norms).
+        coefficients: one for each of the averages; they sum to 1.
+        error: L2 distance of the combined profile from the target's, relative to the norm of the target's.
     """
 
     coefficients: np.ndarray
@@ -51,37 +51,38 @@ def exponent(length: float) -> float:
 
 
 def decay(exponent: float, global_batch: int, samples_seen: int) -> float:
-    """Return how much of the average is kept in the step of ``global_batch`` samples that ends at ``samples_seen``.
+    """Return the EMA decay β, in [0, 1), of the step of ``global_batch`` samples that ends at ``samples_seen``.
 
-    Section 3.1 there: β = (1 − 1/t)^(γ + 1), with t in steps. The first step keeps nothing, so that the initial weights
-    are not in the average. With this β it is the profile's integral exactly, the weights being constant in each step.
+    Section 3.1 of the paper: β = (1 − 1/t)^(γ + 1), with t in steps. β of the first step is 0, so that the initial
+    weights do not count. With this β the average is exactly the profile's integral over weights that are constant
+    within each step.
     """
     return (1.0 - global_batch / samples_seen) ** (exponent + 1.0)
 
 
-def coefficients(kept: Sequence[AveragingProfile], wanted: AveragingProfile) -> Combination:
-    """Return the combination of the profiles ``kept``, no two of them alike, that comes closest to ``wanted``.
+def coefficients(stored: Sequence[AveragingProfile], target: AveragingProfile) -> Combination:
+    """Return the combination of the ``stored`` profiles, which must differ, that is closest to ``target``.
 
-    It is the least-squares solution (appendix C.3 there), but held to coefficients that sum to 1: weights that never
-    changed come out as they are, and what errors remain are those of the weights' changes.
+    It is the least-squares solution of the paper's appendix C.3 under a constraint of ours: the coefficients sum to 1,
+    so that weights that never change are reproduced exactly, and only changes of the weights contribute to the error.
     """
-    profiles = [*kept, wanted]
-    products = np.array([[_product(one, other) for other in profiles] for one in profiles])
+    profiles = [*stored, target]
+    products = np.array([[_inner_product(p, q) for q in profiles] for p in profiles])
     norms = np.sqrt(np.diag(products))
     cosines = products / np.outer(norms, norms)
-    count = len(kept)
-    system = np.zeros((count + 1, count + 1))  # of the Lagrangian, in multiples of profiles of norm 1
+    count = len(stored)
+    system = np.zeros((count + 1, count + 1))  # of the Lagrangian; profiles are scaled to norm 1
     system[:count, :count] = cosines[:count, :count]
     system[count, :count] = system[:count, count] = 1.0 / norms[:count]
     solution = np.linalg.solve(system, [*cosines[:count, count], 1.0 / norms[count]])[:count]
-    off = np.append(solution, -1.0)
-    error = np.sqrt(max(off @ cosines @ off, 0.0))
+    difference = np.append(solution, -1.0)  # of combination and target, in normalised profiles
+    error = np.sqrt(max(difference @ cosines @ difference, 0.0))
     return Combination(solution * norms[count] / norms[:count], float(error))
 
 
-def _product(one: AveragingProfile, other: AveragingProfile) -> float:
-    """Return ∫ p q of two profiles: their inner product, in closed form."""
-    first, last = sorted((one, other), key=lambda profile: profile.samples_seen)
+def _inner_product(p: AveragingProfile, q: AveragingProfile) -> float:
+    """Return ∫ p(τ) q(τ) dτ in closed form."""
+    first, last = sorted((p, q), key=lambda profile: profile.samples_seen)
     a, b = first.exponent, last.exponent
     ratio = first.samples_seen / last.samples_seen
     return (a + 1.0) * (b + 1.0) / (a + b + 1.0) * ratio**b / last.samples_seen

@@ -1,6 +1,6 @@
-"""TensorBoard's page "Custom scalars": curves that only say something side by side, drawn into one chart each.
+"""The layout of TensorBoard's page "Custom scalars": curves that belong together share a chart.
 
-They are laid out by the questions of somebody who has to decide whether a run goes on (docs/monitor.md).
+The charts are grouped by the questions to ask of a run (docs/monitor.md).
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 Layout = dict[str, dict[str, Sequence[str | list[str]]]]
 
-CHARTS = {
+CHARTS = {  # page: chart: patterns of tags, matched from a tag's beginning
     "Does it learn?": {
         "loss": ["loss$", "validation/loss$"],
         "loss, audio": ["loss/audio$", "validation/loss/audio$"],
@@ -38,16 +38,13 @@ CHARTS = {
 
 
 def layout(tags: Collection[str]) -> Layout:
-    """Return the charts, as TensorBoard takes them, that a run with curves of these ``tags`` has something for.
-
-    A chart's patterns are matched from a tag's beginning.
-    """
-    pages = {
-        page: {title: ["Multiline", patterns] for title, patterns in charts.items() if _any(patterns, tags)}
+    """Return the charts that have at least one curve among ``tags``, in TensorBoard's format."""
+    pages: Layout = {
+        page: {title: ["Multiline", patterns] for title, patterns in charts.items() if _matches_any(patterns, tags)}
         for page, charts in CHARTS.items()
     }
     return {page: charts for page, charts in pages.items() if charts}
 
 
-def _any(patterns: Collection[str], tags: Collection[str]) -> bool:
+def _matches_any(patterns: Collection[str], tags: Collection[str]) -> bool:
     return any(re.match(pattern, tag) for pattern in patterns for tag in tags)

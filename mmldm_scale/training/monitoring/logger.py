@@ -1,7 +1,10 @@
-"""What a run tells the world: TensorBoard, ``log.jsonl`` and one line on the terminal, from rank 0 alone.
+"""The logger of a run, on rank 0: TensorBoard, ``log.jsonl``, and one line on the terminal for each record.
 
-Everything stands against ``samples_seen``. A run that resumes drops what it had logged beyond its checkpoint, so that
-a curve shows each step once however often the run was killed.
+    logger = Logger(run, samples_seen, total_samples)
+    logger.scalars(samples_seen, {"loss": 0.5})
+
+All values are logged against ``samples_seen``. A run that resumes removes the records beyond its checkpoint, so that a
+curve has each step once, however often the run was killed.
 """
 
 import json
@@ -9,6 +12,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -18,76 +22,70 @@ from mmldm_scale.runs.media_log import MediaWriter
 from mmldm_scale.training.checkpoint.async_writer import FULL
 from mmldm_scale.training.monitoring import charts
 
-HELD = 1 << 20  # bytes of the log that may wait for room on the disk
-SPOKEN = re.compile(r"(validation/)?loss(/.*)?")  # tags that the terminal shows
+BUFFER_SIZE = 1 << 20  # bytes of log.jsonl that are held in memory while the disk is full
+PRINTED_TAGS = re.compile(r"(validation/)?loss(/.*)?")
 
 
-class Monitor:
-    """Scalars and media of one run folder, from ``samples_seen`` on; made when the first step begins."""
+class Logger:
+    """Logs scalars and media of the run folder ``run`` from ``samples_seen`` on; make it when the first step begins."""
 
     def __init__(self, run: Path, samples_seen: int, total_samples: int) -> None:
-        self._file, self._samples_seen, self._log = run / run_log.LOG, samples_seen, None
+        self._file, self._samples_seen = run / run_log.LOG, samples_seen
+        self._log: TextIO | None = None
         self._writer = SummaryWriter(run / "tensorboard", purge_step=samples_seen + 1)
         self._total = total_samples
         self._charted: set[str] = set()
         self._start = (samples_seen, time.monotonic())
         before, now = list(run_log.read(run)), time.time()
-        first = min((record.get(run_log.FIRST_START, record["time"]) for record in before), default=now)
+        first_starts: list[float] = [record.get(run_log.FIRST_START) or record["time"] for record in before]
+        first = min(first_starts, default=now)
         self._times = {run_log.START: now, run_log.FIRST_START: first}
         self._goodput = run_log.Goodput()
         for record in before:
             if record["samples_seen"] <= samples_seen:
                 self._goodput.add(record)
         if not before:
-            self._open()
+            self._log = self._open()
 
     def scalars(self, samples_seen: int, values: dict[str, float]) -> None:
-        """Record ``values``, all finite, with the run's goodput, and tell the terminal how far the run is."""
+        """Log ``values``, all finite, and the run's goodput and progress; print the losses and the time left."""
         record = {"samples_seen": samples_seen, "time": time.time(), **self._times, **values}
         self._goodput.add(record)
         values = {**values, "speed/goodput": self._goodput.share, "speed/progress": samples_seen / self._total}
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, samples_seen)
-        if not values.keys() <= self._charted:  # a first record, or the first with a validation
+        if not values.keys() <= self._charted:  # of the first record, and of the first one with a validation
             self._charted |= values.keys()
             self._writer.add_custom_scalars(charts.layout(self._charted))
         if self._log is None:
-            self._open()
+            self._log = self._open()
         self._log.write(json.dumps(record | values) + "\n")
-        self._flush()
-        self._speak(samples_seen, values)
+        _flush(self._log)
+        self._print(samples_seen, values)
 
     def media(self, samples_seen: int) -> MediaWriter:
-        """Return where a preview at ``samples_seen`` goes."""
+        """Return the writer for a preview at ``samples_seen``."""
         return MediaWriter(self._writer, samples_seen)
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Write what is buffered, and close the files."""
         self._writer.close()
         if self._log:
             self._log.close()
 
-    def _open(self) -> None:
-        """Open the log without the lines beyond the start.
+    def _open(self) -> TextIO:
+        """Open ``log.jsonl`` without the records beyond the start.
 
-        Not before there is one to write: until then they alone may know when the run began.
+        This waits for the first new record: until then only the old ones may hold the time of the run's first start.
         """
-        _forget_after(self._file, self._samples_seen)
-        self._log = self._file.open("a", buffering=HELD)
+        _remove_records_after(self._file, self._samples_seen)
+        return self._file.open("a", buffering=BUFFER_SIZE)
 
-    def _flush(self) -> None:
-        """Bring lines to the log; what a full disk has no room for is held, for a checkpoint may yet be given up."""
-        try:
-            self._log.flush()
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-
-    def _speak(self, samples_seen: int, values: dict[str, float]) -> None:
+    def _print(self, samples_seen: int, values: dict[str, float]) -> None:
         start, began = self._start
         rate = (samples_seen - start) / max(time.monotonic() - began, 1e-9)
         left = (self._total - samples_seen) / rate if rate else float("inf")
-        losses = " ".join(f"{tag} {value:.4f}" for tag, value in values.items() if SPOKEN.fullmatch(tag))
+        losses = " ".join(f"{tag} {value:.4f}" for tag, value in values.items() if PRINTED_TAGS.fullmatch(tag))
         print(
             f"{samples_seen:,}/{self._total:,} samples  {losses}  {values.get('speed/samples_per_second', 0):.1f}/s  "
             f"{left / 60:.1f} min left",
@@ -96,11 +94,20 @@ class Monitor:
         )
 
 
-def _forget_after(log: Path, samples_seen: int) -> None:
-    """Drop the lines of ``log`` beyond ``samples_seen``, and a last line that was cut off."""
+def _flush(log: TextIO) -> None:
+    """Write buffered lines to disk; while the disk is full they stay buffered, since a checkpoint may be removed."""
+    try:
+        log.flush()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+
+
+def _remove_records_after(log: Path, samples_seen: int) -> None:
+    """Remove the records of ``log`` beyond ``samples_seen``, and an incomplete last line."""
     if not log.exists():
         return
     lines = log.read_text(errors="replace").splitlines()
     records = zip(lines, map(run_log.parse, lines), strict=True)
-    kept = [line + "\n" for line, record in records if record and record["samples_seen"] <= samples_seen]
-    write_whole(log, "".join(kept).encode())
+    remaining = [line + "\n" for line, record in records if record and record["samples_seen"] <= samples_seen]
+    write_whole(log, "".join(remaining).encode())

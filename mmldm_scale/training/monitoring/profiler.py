@@ -1,7 +1,7 @@
-"""A trace of a run's first steps after a start, by torch.profiler, into ``runs/NAME/profile/``.
+"""A trace of the first steps after a start, made by torch.profiler and written to ``runs/NAME/profile/``.
 
-The Chrome trace (``.json.gz``) opens in https://ui.perfetto.dev or chrome://tracing; the table (``.txt``) names the
-operators that took longest. Both are of the first rank.
+The Chrome trace (``.json.gz``) opens in https://ui.perfetto.dev or chrome://tracing; the table (``.txt``) lists the
+operators that took longest. Only rank 0 is traced.
 """
 
 import sys
@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-WARM_UP = 3  # steps before the trace: memory is found, kernels are chosen and compiled in them
-ROWS = 20
+WARM_UP = 3  # steps before the trace, in which memory is allocated and kernels are chosen and compiled
+ROWS = 20  # operators in the table
 
 
 class StepProfiler:
-    """Traces ``steps`` steps; 0: none."""
+    """Traces ``steps`` optimizer steps after the first :data:`WARM_UP`; 0: none."""
 
     def __init__(self, run: Path, steps: int) -> None:
         self._folder, self._steps = run / "profile", steps
@@ -31,27 +31,27 @@ class StepProfiler:
             gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
             self._profiler = profile(activities=[ProfilerActivity.CPU, *gpu], acc_events=True)
             self._profiler.start()
-        elif self._done == WARM_UP + self._steps:
-            self._write(samples_seen)
+        elif self._profiler and self._done == WARM_UP + self._steps:
+            self._write(self._profiler, samples_seen)
+            self._profiler = None
 
     def close(self) -> None:
-        """End a trace that is not finished, without writing it."""
+        """Stop an unfinished trace without writing it."""
         if self._profiler:
             self._profiler.stop()
             self._profiler = None
 
-    def _write(self, samples_seen: int) -> None:
-        """Write what was traced until ``samples_seen``; a full disk is said, and no more."""
-        self._profiler.stop()
+    def _write(self, profiler: profile, samples_seen: int) -> None:
+        """Write the trace that ends at ``samples_seen``; print why if that fails."""
+        profiler.stop()
         name = f"step-{samples_seen:012d}"
         trace, table = self._folder / f"{name}.json.gz", self._folder / f"{name}.txt"
-        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        sort_by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._profiler.export_chrome_trace(str(trace))
-            table.write_text(self._profiler.key_averages().table(sort_by=by, row_limit=ROWS) + "\n")
+            profiler.export_chrome_trace(str(trace))
+            table.write_text(profiler.key_averages().table(sort_by=sort_by, row_limit=ROWS) + "\n")
             line = f"profiled {self._steps} steps: {trace} and {table.name}"
         except (OSError, RuntimeError) as error:
             line = f"{self._folder}: the profile cannot be written: {error}"
         print(line, file=sys.stderr, flush=True)
-        self._profiler = None

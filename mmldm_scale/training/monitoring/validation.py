@@ -1,7 +1,7 @@
-"""The loss on held-out samples, which training does not learn from, with the weights as they are.
+"""The loss on held-out samples with the current weights, not the averaged ones.
 
-It is a function of the weights and of the samples' own noise and timesteps, so it is the same, up to the rounding of
-sums, on any number of processes and with any micro-batch, and comparable between moments and runs.
+It depends only on the weights and on each sample's own noise and timesteps. So it is the same, up to rounding of sums,
+for any number of processes and any micro-batch, and comparable between steps and runs.
 """
 
 import math
@@ -22,8 +22,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the means over ``validation_set`` of the module's values, as "validation/TAG"; all ranks call this.
 
-    Every rank goes through the module as often as the others, which ZeRO-3 needs: the last rounds are filled up with
-    samples that do not count.
+    All ranks call the module equally often, as ZeRO-3 requires: the last micro-batches are filled with samples that do
+    not count.
 
     Args:
         heartbeat: called before each micro-batch.

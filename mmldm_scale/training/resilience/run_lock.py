@@ -1,7 +1,10 @@
-"""One job at a time in a run's folder: a second one is refused, and what a dead one left is taken over.
+"""The lock of a run's folder: one job at a time; a second one is refused, and the lock of a dead one is taken over.
 
-The lock is a lease (:mod:`mmldm_scale.common.leases`), ``runs/NAME/leases/run``, of the run's first process. Where the
-holder is on this machine, whether it lives is seen at once; elsewhere the lock is watched, for a minute at most.
+    with locked(run, world):
+        …
+
+The lock is a lease (:mod:`mmldm_scale.common.leases`), ``runs/NAME/leases/run``, held by rank 0. Whether a holder on
+this machine is alive is known at once; the lock of one on another machine is observed for at most a minute.
 """
 
 import sys
@@ -16,16 +19,16 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.training.engine.distributed import World
 
-NAME = "run"
-POLL = 1.0  # seconds between two looks at another's lock
+NAME = "run"  # of the lease
+POLL_INTERVAL = 1.0  # seconds between two reads of another job's lock
 
 
 @contextmanager
 def locked(run: Path, world: World) -> Iterator[None]:
-    """Hold ``run`` in the block; all ranks call this together.
+    """Hold the lock of ``run`` in the block; all ranks call this together.
 
     Raises:
-        UserError: another job holds it, or its lock cannot be written.
+        UserError: another job holds the lock, or it cannot be written.
     """
     with ExitStack() as stack:
         problem = world.broadcast_from_rank0(_take(run, stack) if world.is_rank0 else None)
@@ -35,23 +38,24 @@ def locked(run: Path, world: World) -> Iterator[None]:
 
 
 def _take(run: Path, stack: ExitStack) -> str | None:
+    """Take the lock for as long as ``stack`` is open; return why that is impossible, or None."""
     job = slurm.job()
     leases = stack.enter_context(Leases(run, job=job.id if job else ""))
     waiting = False
     try:
         while not leases.take(NAME):
-            holder, lives = leases.rival(NAME)
-            if lives:
-                return f"{run}: {_described(holder)} is at work on this run; end that one first, or give another run="
+            holder, is_alive = leases.rival(NAME)
+            if is_alive:
+                return f"{run}: {_describe(holder)} is training this run; end it first, or set another run="
             if not waiting:
-                print(f"{run}: seeing whether {_described(holder)} still lives", file=sys.stderr, flush=True)
+                print(f"{run}: waiting to see whether {_describe(holder)} is still alive", file=sys.stderr, flush=True)
             waiting = True
-            time.sleep(POLL)
+            time.sleep(POLL_INTERVAL)
     except UserError as error:
         return str(error)
     return None
 
 
-def _described(holder: dict[str, Any]) -> str:
+def _describe(holder: dict[str, Any]) -> str:
     process = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
     return f"{process} (job {holder['job']})" if holder.get("job") else process

@@ -1,8 +1,11 @@
-"""The stop_request to stop: SIGUSR1, SIGUSR2 or SIGTERM, from SLURM before a time limit or a preemption, or from a
-person.
+"""Requests to stop: SIGUSR1, SIGUSR2 or SIGTERM, sent by SLURM before a time limit or preemption, or by the user.
 
-The handler only remembers the signal. The loop asks for it between two steps and all ranks act together there; saving
-inside a handler on one rank would deadlock.
+    stop_request = StopRequest()
+    if stop_request:
+        print(stop_request.signal.name)
+
+The handler only stores the signal. The loop reads it in every step, and all ranks save and stop together; saving inside
+the handler of one rank would deadlock.
 """
 
 import faulthandler
@@ -15,12 +18,16 @@ from typing import BinaryIO
 from mmldm_scale.common.processes import die_with_parent
 
 WATCHED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-EXIT_STOPPED = 75  # EX_TEMPFAIL: the run is saved and wants to be carried on
-WRITE_STACKS = signal.SIGQUIT  # to a loader worker
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the run is saved and can be resumed
+WRITE_STACKS = signal.SIGQUIT  # has a loader worker write the stacks of its threads
 
 
 class StopRequest:
-    """Watches for the signals that ask a run to save and stop."""
+    """Handles the signals in :data:`WATCHED`; true once one of them has arrived.
+
+    Attributes:
+        signal: the last of them; None: no request.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -35,29 +42,30 @@ class StopRequest:
 
 
 def restore_handlers() -> None:
-    """Give the watched signals their default handlers back: from now on they end the process at once."""
+    """Restore the default handlers of the watched signals: from now on these end the process at once."""
     for number in WATCHED:
         signal.signal(number, signal.SIG_DFL)
 
 
 def prepare_worker(_worker: int, stacks: BinaryIO | None = None) -> None:
-    """Settle the signals of a loader worker, which inherits the trainer's handlers and gets SLURM's signals like it.
+    """Set the signal handlers of a loader worker, which inherits the trainer's and also receives SLURM's signals.
 
-    What asks the run to save and stop does not end the worker: its batches are needed until then. It ends with the
-    trainer, however that ends, and when the trainer tells it to. At ``WRITE_STACKS`` it writes its threads' stacks.
+    A request to stop does not end the worker, because its batches are needed until the run has saved. It ends when the
+    trainer ends, in whatever way, or when the trainer sends SIGTERM. On ``WRITE_STACKS`` it writes the stacks of its
+    threads to ``stacks``.
     """
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_end_when_told, args=(os.getppid(),), name="signals", daemon=True).start()
+    threading.Thread(target=_end_on_sigterm_from, args=(os.getppid(),), name="signals", daemon=True).start()
     die_with_parent(signal.SIGKILL)
     if stacks:
         faulthandler.register(WRITE_STACKS, file=stacks, all_threads=True)
 
 
-def _end_when_told(trainer: int) -> None:
-    """End this process at the SIGTERM that ``trainer`` sends; it is not SLURM's, which goes to every process."""
+def _end_on_sigterm_from(trainer: int) -> None:
+    """End this process on a SIGTERM that ``trainer`` sent; SLURM's, which goes to every process, is ignored."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != trainer:
         pass
     os._exit(0)

@@ -23,6 +23,7 @@ from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import TrainingConfig
 from mmldm_scale.shards.json_files import check_types
+from mmldm_scale.training.engine.distributed import World
 
 WINDOW = 64  # steps taken, of whose loss the median is the measure of a spike; before so many there are no spikes
 SKIPPED = "skipped.json"  # in a run's folder
@@ -198,6 +199,20 @@ def read_skipped_ranges(run: Path) -> SkippedRanges:
     if not file.exists():
         return SkippedRanges()
     return SkippedRanges(_parsed(file, lambda rows: [SkippedRange(**row) for row in rows]))
+
+
+def read_skipped_ranges_on_rank0(run: Path, world: World) -> SkippedRanges:
+    """Return what :func:`read_skipped_ranges` returns or raises on rank 0, on all ranks; they call this together."""
+    result: SkippedRanges | UserError | None = None
+    if world.is_rank0:
+        try:
+            result = read_skipped_ranges(run)
+        except UserError as error:
+            result = error
+    result = world.broadcast_from_rank0(result)
+    if not isinstance(result, SkippedRanges):
+        raise result or RuntimeError("rank 0 sent no skipped ranges")
+    return result
 
 
 def _parsed(file: Path, build: Callable[[Any], list[Parsed]]) -> list[Parsed]:

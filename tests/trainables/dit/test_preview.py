@@ -97,14 +97,15 @@ def test_an_autoencoder_that_is_not_there_or_another_is_said(
     capsys.readouterr()
     assert train(latents, tmp_path / "another", alone, short, often, f"preview.autoencoder={other}") == losses
     (said,) = spoken(capsys)
-    assert said.startswith(f"no samples are shown from here on: {other}")
+    assert said.startswith(f"previews show no samples from here on: {other}")
 
     model.autoencoder.rename(moved)
     try:
         assert train(latents, tmp_path / "lost", alone, short, often) == losses
         at_start, at_first_preview = spoken(capsys)
         assert at_start.startswith(f"previews show no samples: {model.autoencoder}: no such folder")
-        assert at_first_preview.startswith(f"no samples are shown from here on: {model.autoencoder}: no such folder")
+        reason = f"{model.autoencoder}: no such folder"
+        assert at_first_preview.startswith(f"previews show no samples from here on: {reason}")
         assert train(latents, tmp_path / "found", alone, short, f"preview.autoencoder={moved}") == losses
         assert not spoken(capsys)
         with pytest.raises(UserError, match=f"^preview.autoencoder: {tmp_path}/nowhere: no such folder"):

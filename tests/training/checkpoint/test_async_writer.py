@@ -1,4 +1,4 @@
-"""Checkpoints that are written beside training: they hold the instant of saving, and the run waits where it has to."""
+"""Checkpoints written in the background: they hold the state at saving, and the run waits where it must."""
 
 import os
 import signal
@@ -72,8 +72,8 @@ def names(run: Path) -> list[int]:
 @pytest.mark.parametrize(
     ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (2, "bf16"), (3, "bf16")]
 )
-def test_it_holds_the_instant_of_saving_though_training_goes_on(tmp_path, alone, stage: int, precision: str) -> None:
-    """Against a run that ends there, so that nothing goes on."""
+def test_a_checkpoint_holds_the_state_at_saving(tmp_path, alone, stage: int, precision: str) -> None:
+    """Compared with a run that ends there, which does not train on while it is written."""
     options = [f"training.zero_stage={stage}", f"training.precision={precision}", "training.keep_checkpoints=9"]
     if stage == 3:
         options.append("training.deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
@@ -84,14 +84,14 @@ def test_it_holds_the_instant_of_saving_though_training_goes_on(tmp_path, alone,
     assert (on / "states/step_skipping.json").read_text() == (ended / "states/step_skipping.json").read_text()
 
 
-def test_a_second_one_waits_for_the_first(tmp_path, alone) -> None:
+def test_a_second_checkpoint_waits_for_the_first(tmp_path, alone) -> None:
     held = Held(tmp_path / "run", alone, 127)
     held.run()
     assert held.highest_while_writing == 127
     assert names(tmp_path / "run") == [64, 128, 160]
 
 
-def test_a_run_that_is_asked_to_stop_ends_when_both_checkpoints_stand(tmp_path, alone) -> None:
+def test_a_run_asked_to_stop_ends_when_both_checkpoints_are_complete(tmp_path, alone) -> None:
     def ask(position: int) -> None:
         if position == 70:
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -107,7 +107,7 @@ def test_a_run_that_goes_back_waits_for_the_checkpoint_that_it_goes_back_to(tmp_
     assert names(tmp_path / "run") == [64, 128]
 
 
-def test_multiples_of_an_interval_stay(tmp_path, alone) -> None:
+def test_checkpoints_at_keep_every_are_not_removed(tmp_path, alone) -> None:
     options = ["training.checkpoint_every=16", "training.keep_checkpoints=2", "training.keep_every=48"]
     Held(tmp_path / "run", alone, 0, *options).run()
     assert names(tmp_path / "run") == [48, 96, 144, 160]
@@ -130,7 +130,7 @@ def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 @pytest.mark.parametrize(("rank", "sync"), [(0, 22), (1, 3)])
-def test_an_error_on_one_rank_ends_all_with_what_it_was(tmp_path, forks, rank: int, sync: int) -> None:
+def test_an_error_on_one_rank_ends_all_ranks_with_its_message(tmp_path, forks, rank: int, sync: int) -> None:
     run = tmp_path / "run"
     endless = [f"run={run}", "training.total_samples=16000000", *OPTIONS]
     status, said = forks(2, "train_on_failing_disk", "fail", rank, sync, *endless)
@@ -147,7 +147,7 @@ def test_an_error_on_one_rank_ends_all_with_what_it_was(tmp_path, forks, rank: i
 @pytest.mark.parametrize(
     ("rank", "sync", "stands"), [(0, 15, 32), (1, 3, 32), (0, 21, 32), (0, 22, 32), (0, 27, 32), (0, 28, 64)]
 )
-def test_a_kill_at_any_moment_of_writing_leaves_what_stood(tmp_path, forks, whole, rank, sync, stands) -> None:
+def test_a_kill_while_writing_leaves_the_older_checkpoint(tmp_path, forks, whole, rank, sync, stands) -> None:
     """Of the first rank's 14 syncs a checkpoint 7 are of files, 6 of manifest and folders, 1 follows the renaming."""
     run = tmp_path / "run"
     status, said = forks(2, "train_on_failing_disk", "kill", rank, sync, f"run={run}", *OPTIONS)

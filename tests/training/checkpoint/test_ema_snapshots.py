@@ -1,4 +1,4 @@
-"""Snapshots of the averages: taken in time, kept for good, and no reason to end a run."""
+"""Snapshots of the averages: taken at their interval, never removed, and left out if the disk is full."""
 
 import errno
 from collections.abc import Callable
@@ -45,14 +45,14 @@ def test_snapshots_are_taken_in_time_and_at_the_end_of_each_average(train) -> No
         assert not torch.equal(second[name], first[name])
 
 
-def test_run_that_is_carried_on_keeps_the_snapshots_before(train) -> None:
+def test_resumed_run_keeps_earlier_snapshots(train) -> None:
     before = {path: path.stat().st_mtime_ns for path in (train(64) / "ema").iterdir()}
     after = {path: path.stat().st_mtime_ns for path in (train(128) / "ema").iterdir()}
     assert before.items() < after.items()
     assert len(after) == 2 * len(before) == 8
 
 
-def test_full_disk_leaves_a_gap_and_the_run_goes_on(train, monkeypatch, capfd) -> None:
+def test_full_disk_leaves_a_snapshot_out_and_the_run_continues(train, monkeypatch, capfd) -> None:
     write = atomic_files._write
 
     def full_at_64(stream, data: bytes) -> None:
@@ -62,7 +62,7 @@ def test_full_disk_leaves_a_gap_and_the_run_goes_on(train, monkeypatch, capfd) -
 
     monkeypatch.setattr(atomic_files, "_write", full_at_64)
     run = train(96)
-    assert "no snapshot: " in capfd.readouterr().err
+    assert "snapshot left out: " in capfd.readouterr().err
     missing = AveragingProfile(64, 0.1)
     whole = {AveragingProfile(end, length) for end in (32, 64, 96) for length in (0.1, 0.2)}
     assert ema_snapshots.find(run, until=96).keys() == whole - {missing}

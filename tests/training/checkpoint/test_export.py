@@ -1,4 +1,4 @@
-"""``mmldm export``: what comes out is what was trained, bit for bit, and what would be wrong does not come out."""
+"""``mmldm export``: the exported weights are the trained ones bit for bit; anything else is refused."""
 
 import shutil
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def raw(run: Path, end: int) -> dict[str, torch.Tensor]:
     return torch.load(file, weights_only=True)["module"]
 
 
-def test_nothing_but_a_checkpoint_gives_its_weights_folder(undisturbed, export, capsys) -> None:
+def test_without_options_the_weights_folder_is_exported(undisturbed, export, capsys) -> None:
     status, folder = export(undisturbed.run)
     assert status == 0
     inside = undisturbed.run / "checkpoints" / LAST / "weights"
@@ -115,7 +115,7 @@ def test_average_of_another_length_is_near_the_one_tracked(
     train(tmp_path / "other", alone, at, ema_lengths=[0.14])
     status, folder = export(tmp_path / "run", "--ema", "0.14", "--at", str(at))
     assert status == 0
-    assert f"length 0.14 at {at} samples, made of {at // 8} averages (off by 0." in capsys.readouterr().out
+    assert f"length 0.14 at {at} samples, combined from {at // 8} averages (error 0." in capsys.readouterr().out
     made, tracked = tensors(folder), tensors(tmp_path / f"other/checkpoints/step-{at:012d}/weights")
     nearest = load_file(ema_snapshots.find(tmp_path / "run", at)[AveragingProfile(at, 0.1)])
     for name in TRAINED:
@@ -125,13 +125,13 @@ def test_average_of_another_length_is_near_the_one_tracked(
 def test_average_that_snapshots_cannot_make_is_refused(tmp_path, alone, restored_handlers, export, capsys) -> None:
     train(tmp_path / "run", alone, 64, ema_snapshot_every=32)
     for options, complaint in (
-        (["--ema", "0.01"], "--ema: 0.01 at 64 samples would be off by "),
-        (["--ema", "0.15", "--at", "48"], "up to 32; what is nearer to these fits"),
-        (["--ema", "0.15", "--at", "16"], "--at: nothing was kept up to 16 samples"),
-        (["--ema", "0.15", "--at", "80"], "--at: 80 is none of the checkpoint's 1 to 64 samples"),
-        (["--ema", "0.3"], "--ema: 0.3 is no length of an average; 0.001 to 0.28 fit"),
-        (["--ema", "0.1", "--weights", "raw"], "--ema: raw weights are those that are not averaged"),
-        (["--at", "48"], "give --ema with it"),
+        (["--ema", "0.01"], "--ema: 0.01 at 64 samples has an error of "),
+        (["--ema", "0.15", "--at", "48"], "it must be nearer to one of the 2 averages of lengths 0.1, 0.2 up to 32"),
+        (["--ema", "0.15", "--at", "16"], "--at: the run stored no average up to 16 samples"),
+        (["--ema", "0.15", "--at", "80"], "--at: 80 must be from 1 to 64, the samples of the checkpoint"),
+        (["--ema", "0.3"], "--ema: 0.3 must be from 0.001 to 0.28"),
+        (["--ema", "0.1", "--weights", "raw"], "--ema: must be left out with --weights raw"),
+        (["--at", "48"], "--at: needs --ema"),
     ):
         status, folder = export(tmp_path / "run", *options)
         assert status == 2
@@ -139,7 +139,7 @@ def test_average_that_snapshots_cannot_make_is_refused(tmp_path, alone, restored
         assert not folder.exists()
 
 
-def test_damage_is_named_and_nothing_is_written(tmp_path, alone, restored_handlers, export, capsys) -> None:
+def test_damage_is_reported_and_nothing_is_written(tmp_path, alone, restored_handlers, export, capsys) -> None:
     train(tmp_path / "run", alone, 64)
     step = tmp_path / "run/checkpoints/step-000000000064"
     snapshot = ema_snapshots.find(tmp_path / "run", 64)[AveragingProfile(32, 0.1)]
@@ -151,9 +151,9 @@ def test_damage_is_named_and_nothing_is_written(tmp_path, alone, restored_handle
         capsys.readouterr()
         status, folder = export(tmp_path / "run", *options)
         assert status == 2
-        said = capsys.readouterr().err
-        assert file.name in said
-        assert said.count("\n") == 1
+        message = capsys.readouterr().err
+        assert file.name in message
+        assert message.count("\n") == 1
         assert not folder.exists()
 
 
@@ -169,8 +169,8 @@ def test_checkpoint_that_would_run_code_is_refused(tmp_path, alone, restored_han
 def test_weights_folder_by_itself_has_nothing_else_to_export(undisturbed, tmp_path, export, capsys) -> None:
     shutil.copytree(undisturbed.run / "checkpoints" / LAST / "weights", tmp_path / "weights")
     assert export(tmp_path / "weights", "--weights", "raw")[0] == 2
-    assert "lies in no checkpoint" in capsys.readouterr().err
+    assert "is in no checkpoint" in capsys.readouterr().err
     (tmp_path / "out").mkdir()
     assert export(tmp_path / "weights")[0] == 0
     assert export(tmp_path / "weights")[0] == 2
-    assert "out: is there already" in capsys.readouterr().err
+    assert "out must be missing or an empty folder" in capsys.readouterr().err

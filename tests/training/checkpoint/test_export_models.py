@@ -1,4 +1,4 @@
-"""``mmldm export`` of the real models, trained for one step: what comes out loads as what it is."""
+"""``mmldm export`` of the real models, trained for one step: the exported folders load."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A disk that is full while a run saves: it goes on with the checkpoint before, and says so."""
+"""A disk that is full while a run saves: the run continues, keeps the older checkpoint and prints a line."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmldm_scale.training.monitoring.logger import Monitor
+from mmldm_scale.training.monitoring.logger import Logger
 from tests.support.run_results import Finished, assert_same_checkpoint
 
 LINE = re.compile(
@@ -31,7 +31,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         os.system(f"umount --lazy {folder}")
 
 
-def test_a_run_on_a_full_disk_goes_on_with_what_it_has_and_ends_with_room(disk: Path, forks, undisturbed) -> None:
+def test_a_run_on_a_full_disk_continues_and_ends_once_there_is_room(disk: Path, forks, undisturbed) -> None:
     """Ten checkpoints are more than fit."""
 
     def on_disk() -> Finished:
@@ -54,16 +54,16 @@ def test_a_run_on_a_full_disk_goes_on_with_what_it_has_and_ends_with_room(disk: 
     assert_same_checkpoint(finished.checkpoints()[-1], undisturbed.checkpoints()[-1])
 
 
-def test_what_is_logged_while_the_disk_is_full_is_there_when_it_is_not(disk: Path, tmp_path: Path) -> None:
+def test_records_logged_while_the_disk_is_full_are_written_later(disk: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (disk / "tensorboard").symlink_to(tmp_path / "elsewhere")
-    monitor = Monitor(disk, 0, 160)
+    logger = Logger(disk, 0, 160)
     with (disk / "filling").open("wb", buffering=0) as filling:
         filling.write(bytes(1 << 20))  # as much of it as there is room for
     for samples_seen in (16, 32):
-        monitor.scalars(samples_seen, {"loss": 1.0})
+        logger.scalars(samples_seen, {"loss": 1.0})
     assert (disk / "log.jsonl").read_text() == ""
     (disk / "filling").unlink()
-    monitor.scalars(48, {"loss": 1.0})
+    logger.scalars(48, {"loss": 1.0})
     assert [record["samples_seen"] for record in Finished(disk, 0, "").log()] == [16, 32, 48]
-    monitor.close()
+    logger.close()

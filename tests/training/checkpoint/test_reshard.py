@@ -1,4 +1,4 @@
-"""Carrying on on another number of processes: the same run to rounding, the same state to the bit."""
+"""Resuming on another number of processes: the same run up to rounding, the same state to the bit."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ def differences(run: Path, other: Path, name: str) -> list[float]:
         (3, "bf16", (2, 4), 0.02),
     ],
 )
-def test_run_goes_on_as_if_the_number_of_processes_had_not_changed(
+def test_run_on_another_number_of_processes_differs_only_by_rounding(
     tmp_path, forks, whole, stage: int, precision: str, processes: tuple[int, ...], tolerance: float
 ) -> None:
     """The first change comes before the discriminator has taken a step, others after."""

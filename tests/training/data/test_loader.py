@@ -1,4 +1,4 @@
-"""The loader: the same global batches whatever the processes, every position once, and no fault that goes unsaid."""
+"""The loader: the same global batches on any number of processes, every position once, every fault reported."""
 
 import itertools
 import os
@@ -100,7 +100,7 @@ def test_a_micro_batch_is_its_samples_stacked(workers) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_mistake_is_one_line_from_any_process(workers) -> None:
+def test_a_user_error_is_the_same_from_any_process(workers) -> None:
     with pytest.raises(UserError) as error:
         numbers(Numbers("mistake"), workers, 0.0)
     assert str(error.value) == "sample 9 is not there"
@@ -113,10 +113,10 @@ def test_a_worker_that_dies_is_named() -> None:
     assert time.monotonic() - begun < 10
 
 
-def test_a_worker_lives_through_the_signals_that_slurm_sends_to_every_process() -> None:
+def test_a_worker_ignores_the_signals_that_slurm_sends_to_every_process() -> None:
     assert numbers(Numbers("signals"), 2) == list(BATCHES)
 
 
-def test_a_worker_that_hangs_is_not_waited_for_without_end() -> None:
+def test_a_worker_that_hangs_is_reported() -> None:
     with pytest.raises(RuntimeError, match="timed out after 1"):
         numbers(Numbers("hang"), 2, timeout=1.0)

@@ -1,4 +1,4 @@
-"""What a run reads: order, mixture and stage, and other samples in place of damaged ones."""
+"""The sample stream of a run: order, mixture, staging, and replacements of damaged samples."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from mmldm_scale.shards.latents import decode_latent_batch
 from mmldm_scale.shards.remote.cache import Cache
 from mmldm_scale.shards.remote.remote import StoredTar
 from mmldm_scale.trainables.dit.config import DiTTraining
-from mmldm_scale.training.data.sample_stream import Samples
+from mmldm_scale.training.data.sample_stream import SampleStream
 from tests.support.datasets.latent_sets import damage, write_latents
 
 SIZES = (6, 0, 7, 5, 8)  # 26 samples
@@ -24,7 +24,7 @@ def latents(tmp_path: Path) -> Path:
     return write_latents(tmp_path / "latents", SIZES)
 
 
-def open_samples(tmp_path: Path, *sets: Path, weights=(), **reading) -> Samples:
+def open_samples(tmp_path: Path, *sets: Path, weights=(), **reading) -> SampleStream:
     config = DiTTraining(
         shards=[str(folder) for folder in sets or [tmp_path / "latents"]],
         weights=list(weights),
@@ -32,11 +32,11 @@ def open_samples(tmp_path: Path, *sets: Path, weights=(), **reading) -> Samples:
         reading=ReadingConfig(**reading),
         training=TrainingConfig(seed=3),
     )
-    return Samples(config, "latents")
+    return SampleStream(config, "latents")
 
 
-def keys(samples: Samples, positions: range) -> list[str]:
-    return samples.read(positions, lambda found: [sample.key for sample in found])
+def keys(samples: SampleStream, positions: range) -> list[str]:
+    return samples.read(positions, lambda read: [sample.key for sample in read])
 
 
 def quarantined(tmp_path: Path) -> list[dict[str, str]]:
@@ -69,8 +69,8 @@ def test_another_sample_takes_a_damaged_ones_place(tmp_path, latents, capsys):
 
 
 def test_samples_to_compare_with_are_others_and_damaged_ones_are_replaced(tmp_path, latents):
-    def others(samples: Samples) -> list[str]:
-        return samples.read_others(range(26), lambda found: [sample.key for sample in found])
+    def others(samples: SampleStream) -> list[str]:
+        return samples.read_others(range(26), lambda read: [sample.key for sample in read])
 
     before = others(open_samples(tmp_path))
     assert sorted(before) == sorted(own := keys(open_samples(tmp_path), range(26)))
@@ -100,7 +100,7 @@ def test_more_damage_than_allowed_ends_the_run(tmp_path, latents):
     with pytest.raises(UserError, match=r"run/quarantine: 3 damaged samples, reading.damaged_share allows 2") as error:
         keys(samples, range(26))
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="3 damaged samples"):  # a run that is carried on does not begin anew
+    with pytest.raises(UserError, match="3 damaged samples"):  # a resumed run continues counting
         keys(open_samples(tmp_path, damaged_share=0.1), range(26))
 
 
@@ -153,6 +153,6 @@ def test_a_mixture_is_staged_in_one_folder(tmp_path, latents):
 
 
 def test_a_stage_too_small_for_the_window_is_refused(tmp_path, latents):
-    says = r"reading.stage_gigabytes=1e-05: too little for twice reading.window=64 shards; [\d.e-]+ fits, or a smaller"
-    with pytest.raises(UserError, match=says):
+    message = r"reading.stage_gigabytes: 1e-05 must be at least [\d.e-]+, to hold twice reading.window = 64 shards"
+    with pytest.raises(UserError, match=message):
         open_samples(tmp_path, stage=str(tmp_path / "near"), stage_gigabytes=1e-5)

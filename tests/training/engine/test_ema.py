@@ -1,4 +1,4 @@
-"""Averages of power-function profiles, held against integrals done here, in float64."""
+"""Averages with power-function profiles, compared with integrals computed here in float64."""
 
 import numpy as np
 import pytest
@@ -100,7 +100,7 @@ def test_no_combination_that_sums_to_one_comes_closer() -> None:
         assert error > best.error
 
 
-def test_average_that_was_kept_is_found_itself() -> None:
+def test_a_stored_average_is_reproduced_exactly() -> None:
     kept = [AveragingProfile(end, size) for end in range(1000, 200_001, 1000) for size in LENGTHS]
     combination = coefficients(kept, AveragingProfile(150_000, 0.05))
     assert combination.coefficients[kept.index(AveragingProfile(150_000, 0.05))] == pytest.approx(1.0, abs=1e-6)

@@ -1,4 +1,4 @@
-"""What a run leaves in TensorBoard and in its log, also after it was killed and carried on."""
+"""What a run writes to TensorBoard and to its log, also after it was killed and resumed."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from mmldm_scale.training.monitoring.logger import Monitor
+from mmldm_scale.training.monitoring.logger import Logger
 
 
 def events(run: Path) -> EventAccumulator:
@@ -17,7 +17,7 @@ def events(run: Path) -> EventAccumulator:
 
 
 def test_resumed_run_shows_each_step_once(tmp_path) -> None:
-    first = Monitor(tmp_path, 0, 100)
+    first = Logger(tmp_path, 0, 100)
     for seen in (10, 20, 30):
         first.scalars(seen, {"loss": float(seen)})
     first.close()
@@ -26,7 +26,7 @@ def test_resumed_run_shows_each_step_once(tmp_path) -> None:
     begun = int(time.time())
     while int(time.time()) == begun:  # TensorBoard orders a run's files by the second in which they were begun
         time.sleep(0.01)
-    second = Monitor(tmp_path, 20, 100)
+    second = Logger(tmp_path, 20, 100)
     second.scalars(30, {"loss": 31.0})
     second.close()
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -35,9 +35,9 @@ def test_resumed_run_shows_each_step_once(tmp_path) -> None:
 
 
 def test_a_runs_first_start_is_remembered_though_all_that_it_logged_is_dropped(tmp_path, monkeypatch) -> None:
-    def start(now: float) -> Monitor:
+    def start(now: float) -> Logger:
         monkeypatch.setattr(time, "time", lambda: now)
-        return Monitor(tmp_path, 0, 100)
+        return Logger(tmp_path, 0, 100)
 
     start(1000.0).scalars(10, {"loss": 1.0})
     start(1100.0).close()  # killed before its first record
@@ -50,10 +50,10 @@ def test_a_runs_first_start_is_remembered_though_all_that_it_logged_is_dropped(t
 
 
 def test_tensorboard_draws_into_one_chart_what_belongs_together(tmp_path) -> None:
-    monitor = Monitor(tmp_path, 0, 100)
-    monitor.scalars(10, {"loss": 1.0, "training/gradient_norm": 2.0})
-    monitor.scalars(20, {"loss": 0.9, "validation/loss": 0.8, "validation/loss_by_time/audio/0-249": 0.7})
-    monitor.close()
+    logger = Logger(tmp_path, 0, 100)
+    logger.scalars(10, {"loss": 1.0, "training/gradient_norm": 2.0})
+    logger.scalars(20, {"loss": 0.9, "validation/loss": 0.8, "validation/loss_by_time/audio/0-249": 0.7})
+    logger.close()
     written = events(tmp_path).Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
     pages = Layout.FromString(written).category
     charts = {page.title: {chart.title: [*chart.multiline.tag] for chart in page.chart} for page in pages}

@@ -1,4 +1,4 @@
-"""Two jobs on one run's folder: the second is refused, a dead one's lock is taken over."""
+"""Two jobs in one run's folder: the second is refused; the lock of a dead job is taken over."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from mmldm_scale.training.resilience.run_lock import locked
 from tests.support.run_results import ENVIRONMENT, command
 
 
-def test_second_job_is_refused_and_a_killed_one_s_run_is_carried_on(tmp_path: Path, train) -> None:
+def test_second_job_is_refused_and_the_run_of_a_killed_one_resumes(tmp_path: Path, train) -> None:
     endless = command(tmp_path / "run", "training.total_samples=16000000", "training.checkpoint_every=16", processes=1)
     first = subprocess.Popen(endless, env={**ENVIRONMENT, "SLURM_JOB_ID": "4711"}, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
@@ -26,7 +26,7 @@ def test_second_job_is_refused_and_a_killed_one_s_run_is_carried_on(tmp_path: Pa
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert second.status == 2
-    refusal = f"run: process {first.pid} on {os.uname().nodename} (job 4711) is at work on this run; end that one first"
+    refusal = f"run: process {first.pid} on {os.uname().nodename} (job 4711) is training this run; end it first"
     assert second.output.count(refusal) == 1
     assert "Traceback" not in second.output
     (newest,) = sorted((tmp_path / "run/checkpoints").glob("step-*[0-9]"))[-1:]
@@ -51,16 +51,16 @@ def elsewhere(tmp_path: Path, alone, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_silent_lock_of_another_node_is_taken_over(elsewhere: Path, alone, capfd) -> None:
+def test_lock_of_another_node_that_is_not_renewed_is_taken_over(elsewhere: Path, alone, capfd) -> None:
     with locked(elsewhere, alone):
         assert json.loads((elsewhere / "leases/run").read_text())["pid"] == os.getpid()
-    assert "seeing whether process 12 on far-away (job 17) still lives" in capfd.readouterr().err
+    assert "waiting to see whether process 12 on far-away (job 17) is still alive" in capfd.readouterr().err
     assert not (elsewhere / "leases").exists()
 
 
-def test_beating_lock_of_another_node_is_respected(elsewhere: Path, alone, monkeypatch) -> None:
+def test_lock_of_another_node_that_is_renewed_is_respected(elsewhere: Path, alone, monkeypatch) -> None:
     beats = iter(range(1, 1000))
     monkeypatch.setattr(run_lock.time, "sleep", lambda _: os.utime(elsewhere / "leases/run", (next(beats),) * 2))
-    with pytest.raises(UserError, match=r"process 12 on far-away \(job 17\) is at work"), locked(elsewhere, alone):
+    with pytest.raises(UserError, match=r"process 12 on far-away \(job 17\) is training"), locked(elsewhere, alone):
         pass
     assert json.loads((elsewhere / "leases/run").read_text())["pid"] == 12

@@ -1,4 +1,4 @@
-"""Steps that must not be taken, in real runs: skipped on all processes, counted, and gone back from if they pile up."""
+"""Skipped steps in real runs: skipped on all processes, counted; after too many the run goes back."""
 
 import json
 from pathlib import Path
@@ -39,8 +39,8 @@ def test_nothing_is_learned_from_a_skipped_step(
 
 
 @pytest.mark.parametrize(("stage", "fault"), [(0, "gradient"), (3, "loss")])
-def test_one_process_s_fault_holds_all_back_and_resuming_stays_exact(train, stage: int, fault: str) -> None:
-    """The run is carried on from a skipped step too."""
+def test_a_fault_on_one_process_skips_the_step_on_all_and_resuming_stays_exact(train, stage: int, fault: str) -> None:
+    """The run also resumes from a skipped step."""
     run = train(f"training.zero_stage={stage}", f"fault={fault}", "fault_at=[70,118]", "stops=[80,96]")
     assert run.status == 0, run.output
     assert run.output.count("the loss or gradient of 1 process is not finite (1 in a row)") == 4  # it trains twice
@@ -50,8 +50,8 @@ def test_one_process_s_fault_holds_all_back_and_resuming_stays_exact(train, stag
     assert_same_checkpoint(pieces.checkpoints()[-1], run.checkpoints()[-1])
 
 
-def test_too_many_in_a_row_go_back_and_leave_their_data_out(train, tmp_path: Path) -> None:
-    """As if that data had never been there."""
+def test_too_many_skips_in_a_row_go_back_and_skip_their_data(train, tmp_path: Path) -> None:
+    """The run is the same as one without that data."""
     options = [*EVERY_64, "training.zero_stage=1", "training.precision=bf16"]
     failed = train(*options, "fault_at=[70,86,102]", name="failed")
     assert failed.status == 0, failed.output
@@ -84,7 +84,7 @@ def test_failing_before_the_first_checkpoint_stops_in_one_line(train) -> None:
 
 
 @pytest.mark.parametrize(("fault", "complaint"), [("spike", "its loss"), ("steep", "its gradient norm")])
-def test_spikes_are_skipped_if_that_is_asked_for(train, fault: str, complaint: str) -> None:
+def test_spikes_are_skipped_with_spike_factor(train, fault: str, complaint: str) -> None:
     length = ("training.total_samples=1152", "training.checkpoint_every=1152", "adversarial.after=800")
     run = train(*length, "training.spike_factor=8", f"fault={fault}", "fault_at=[38,1126]")
     assert run.status == 0, run.output

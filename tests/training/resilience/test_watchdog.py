@@ -1,4 +1,4 @@
-"""A rank that hangs, in real processes: it is found and named, all stacks are written, and nothing is left running."""
+"""A rank that hangs, in real processes: it is named, all stacks are written, and no process is left."""
 
 import os
 import re
@@ -17,19 +17,19 @@ HOST = os.uname().nodename
 
 
 def hung(run: Finished) -> tuple[str, dict[int, str]]:
-    """Return what is said of a run that hung, once, and each rank's report; nothing of it is left."""
-    (said,) = filter(None, map(LINE.fullmatch, run.output.splitlines()))
-    folder = Path(said["folder"])
+    """Return the one diagnosis of a run that hung, and each rank's report; check that no process of it is left."""
+    (match,) = filter(None, map(LINE.fullmatch, run.output.splitlines()))
+    folder = Path(match["folder"])
     assert folder.parent == run.run / "hangs"
-    assert (folder / "diagnosis.txt").read_text().startswith(said["what"])
+    assert (folder / "diagnosis.txt").read_text().startswith(match["what"])
     assert time.time() - (folder / "diagnosis.txt").stat().st_mtime < 20  # a launcher would wait longer before it kills
     reports = {int(file.stem[-5:]): file.read_text() for file in folder.glob("rank-*.txt")}
-    for pid in re.findall(r'(?:pid"?|worker):? (\d+)', "\n".join([said["what"], *reports.values()])):
+    for pid in re.findall(r'(?:pid"?|worker):? (\d+)', "\n".join([match["what"], *reports.values()])):
         deadline = time.monotonic() + 10
         while identity(int(pid)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert identity(int(pid)) == {}, pid
-    return said["what"], reports
+    return match["what"], reports
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
@@ -54,8 +54,8 @@ def test_a_rank_that_sleeps_is_named_with_all_stacks(forks, tmp_path, where: str
     settings = (LIMIT, f"hang={where}", "hang_at=44", f"training.workers={workers}")
     run = Finished(tmp_path, *forks(2, "train", f"run={tmp_path}", *settings))
     assert run.status == EXIT_HUNG
-    said, reports = hung(run)
-    assert said == f"rank 1 (pid {re.search(r'pid.: (.*?),', reports[1])[1]} on {HOST}) {what}"
+    what_hangs, reports = hung(run)
+    assert what_hangs == f"rank 1 (pid {re.search(r'pid.: (.*?),', reports[1])[1]} on {HOST}) {what}"
     assert set(reports) == {0, 1}
     for rank, report in reports.items():
         assert ("in hang" in report or "toy_trainable.py" in report.split("in forward")[0][-80:]) == (rank == 1), report
@@ -63,15 +63,15 @@ def test_a_rank_that_sleeps_is_named_with_all_stacks(forks, tmp_path, where: str
         assert "no answer" not in report
 
 
-def test_a_process_alone_finds_itself(forks, tmp_path) -> None:
+def test_a_single_process_reports_its_own_hang(forks, tmp_path) -> None:
     run = Finished(tmp_path, *forks(1, "train", f"run={tmp_path}", LIMIT, "hang=sample", "hang_at=44"))
     assert run.status == EXIT_HUNG
-    said, reports = hung(run)
-    assert re.fullmatch(r"rank 0 \(.*\) waits for its data", said)
+    what_hangs, reports = hung(run)
+    assert re.fullmatch(r"rank 0 \(.*\) waits for its data", what_hangs)
     assert "in hang" in reports[0]
 
 
-def test_a_job_that_was_suspended_goes_on(forks, tmp_path) -> None:
+def test_a_suspended_job_continues(forks, tmp_path) -> None:
     suspended = ("hang=suspended", "hang_at=44")
     run = Finished(tmp_path, *forks(1, "train", f"run={tmp_path}", "training.collective_timeout=6", *suspended))
     assert run.status == 0, run.output
@@ -112,11 +112,11 @@ def rank_info(size: int) -> list[dict]:
         ),
     ],
 )
-def test_the_verdict_names_who_is_behind(reports: list[RankReport], size: int, line: str) -> None:
+def test_the_diagnosis_names_the_rank_that_is_behind(reports: list[RankReport], size: int, line: str) -> None:
     assert diagnosis({r.rank: r for r in reports}, rank_info(size)) == line
 
 
-def test_of_many_frozen_ranks_eight_are_named() -> None:
+def test_a_diagnosis_lists_at_most_eight_ranks() -> None:
     line = diagnosis({0: report(0, 5, 7)}, rank_info(1024))
     assert line.startswith("ranks 1 (pid 101 on gpu07), 2 ")
     assert "8 (pid 108 on gpu07), 1015 more show no sign of life" in line
