@@ -1,4 +1,4 @@
-"""A network for the tests of predicted memory, and what an engine holds of it, for several processes to look at.
+"""A network for the tests of predicted memory, and the bytes that an engine holds of it in several processes.
 
 ``record(file)`` tries every ZeRO stage and precision that work without a GPU.
 """
@@ -77,8 +77,8 @@ def measure(world: World, stage: int, precision: str) -> list[tuple[int, int]]:
 def record(file: str) -> int:
     """Write what each process held to ``file``, as JSON by stage and precision."""
     world = start(60.0)
-    found = {f"{stage} {name}": measure(world, stage, name) for stage in range(4) for name in ("fp32", "bf16")}
+    held = {f"{stage} {name}": measure(world, stage, name) for stage in range(4) for name in ("fp32", "bf16")}
     if world.is_rank0:
-        Path(file).write_text(json.dumps(found))
+        Path(file).write_text(json.dumps(held))
     stop()
     return 0

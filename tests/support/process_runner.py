@@ -1,7 +1,7 @@
 """Runs the toy, or a command, in processes forked from one that has imported everything, which saves seconds each time.
 
 ``python process_runner.py`` reads lines of JSON, [number of processes, name of a function below, its arguments], and
-answers each with [exit status, what they said] when they have ended.
+answers each with [exit status, output] when they have ended.
 """
 
 import contextlib

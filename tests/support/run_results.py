@@ -29,7 +29,7 @@ class Finished:
         return {record["samples_seen"]: record["loss"] for record in self.log()}
 
     def values(self) -> dict[int, dict[str, float]]:
-        """All that is logged but what depends on the machine."""
+        """All logged values that do not depend on the machine, by samples seen."""
         names = ("time", "speed/", "memory/")
         return {
             record["samples_seen"]: {name: value for name, value in record.items() if not name.startswith(names)}
@@ -41,11 +41,11 @@ class Finished:
 
 
 def assert_same_checkpoint(one: Path, other: Path, folders: tuple = ("discriminator", "engine", "weights")) -> None:
-    """Hold all that DeepSpeed wrote of both networks, and the averaged weights, against one another bit for bit."""
+    """Assert that DeepSpeed's files of both networks and the averaged weights are the same bit for bit."""
     files = sorted(file.relative_to(one) for folder in folders for file in (one / folder).iterdir())
     assert {file.parts[0] for file in files} == {*folders}
     for file in files:
-        if file.suffix == ".pt":  # whose bytes may tell the same in another order
+        if file.suffix == ".pt":  # the same content may be in another order of bytes
             parts = (torch.load(folder / file, weights_only=False) for folder in (one, other))
             _assert_same(str(file), *parts)
         else:
@@ -102,12 +102,12 @@ class Forks:
         self._program = self._start()
 
     def __call__(self, processes: int, function: str, *arguments: Any) -> tuple[int, str]:
-        """Return the exit status and what was said."""
+        """Return the exit status and the output."""
         try:
             self._program.stdin.write(json.dumps([processes, function, arguments]) + "\n")
             self._program.stdin.flush()
             status, output = json.loads(self._program.stdout.readline())
-        except BaseException:  # a test's time is up: the answer, when it came, would be taken for the next one's
+        except BaseException:  # a test timed out: its late answer would be taken for the next test's
             os.killpg(self._program.pid, signal.SIGKILL)
             self._program.wait()
             self._program = self._start()

@@ -14,7 +14,7 @@ OPTIONS = (f"training.total_samples={SAMPLES}", f"training.preview_every={SAMPLE
 
 
 class Toys:
-    """Trains toys below ``folder``, and keeps those that nothing happened to for others to be held against."""
+    """Trains toys below ``folder``, and caches undisturbed runs for comparison."""
 
     def __init__(self, forks: Forks, folder: Path) -> None:
         self._forks, self.folder = forks, folder
@@ -42,7 +42,7 @@ def resumed_from(run: Finished) -> int:
 
 
 def steps_read(run: Path) -> list[list[int]]:
-    """Return the positions that were read, by steps: all processes are through with one before they begin the next."""
+    """Return the positions that were read in each step; all processes finish a step before they begin the next."""
     positions = [int(line) for line in (run / "positions").read_text().split()]
     return [sorted(positions[first : first + BATCH]) for first in range(0, len(positions), BATCH)]
 

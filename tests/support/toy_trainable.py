@@ -1,5 +1,4 @@
-"""A tiny trainable for the trainer's tests, and a program that trains it: ``torchrun … toy_trainable.py key=value
-…``."""
+"""A tiny trainable for the trainer's tests, and a program that trains it: ``toy_trainable.py key=value …``."""
 
 import copy
 import os
@@ -201,7 +200,7 @@ def build_trainable(schema: ToyTraining) -> Trainable:
 
 
 def train_twice(schema: ToyTraining) -> int:
-    """Train to the end, and once more in pieces, each of which has nothing but the run folder from the one before."""
+    """Train to the end, and once more in pieces, each of which resumes from the run folder of the previous one."""
     world, stop_request, run, total = start(20.0), StopRequest(), Path(schema.run), schema.training.total_samples
     for folder, until in [(run, total), *((run / "pieces", until) for until in (*schema.stops, total))]:
         piece = copy.deepcopy(schema)

@@ -123,7 +123,7 @@ class Checkpoints:
             zero_stage=int(engines[ENGINE].zero_optimization_stage()),
             precision=_precision(engines[ENGINE]),
             averages=averaged_state(engines[ENGINE], self._world),
-            engine_files=self._host_copy.states(engines, self._aside(samples_seen)),
+            engine_files=self._host_copy.states(engines, self._temporary(samples_seen)),
             states={name: json.dumps(part.state_dict()) for name, part in self._states.items()},
             tags=tuple(engines),
             write_weights=write_weights,
@@ -138,8 +138,8 @@ class Checkpoints:
     def finish(self) -> int | None:
         """Wait until the checkpoint that is being written is complete; return its ``samples_seen``, alike on all ranks.
 
-        None if none is being written, or if the disk was full: then a line said so, what had been written is removed,
-        and the older checkpoints remain.
+        None if none is being written, or if the disk was full: then that was printed, the incomplete checkpoint is
+        removed, and the older checkpoints remain.
 
         Raises:
             UserError: it could not be written.
@@ -202,7 +202,7 @@ class Checkpoints:
                     raise FileNotFoundError("nothing to load")
             except (MemoryError, torch.OutOfMemoryError):
                 raise
-            except Exception as error:  # whatever a pickle leads to that is not what DeepSpeed expects
+            except Exception as error:  # of any type: DeepSpeed expects other content
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 raise UserError(f"{folder}: its {tag} is of another model or configuration: {reason}") from None
         self._load_states(folder, manifest)
@@ -223,46 +223,46 @@ class Checkpoints:
     def _path(self, samples_seen: int) -> Path:
         return self.folder / f"step-{samples_seen:012d}"
 
-    def _aside(self, samples_seen: int) -> Path:
+    def _temporary(self, samples_seen: int) -> Path:
         return self._path(samples_seen).with_suffix(".tmp")
 
     def _write(self, content: Content, world: World) -> int | None:
-        """Write this rank's part and, on rank 0, what makes it a checkpoint; in the background, on all ranks."""
-        aside, failure = self._aside(content.samples_seen), WriteFailure()
+        """Write this rank's part and, on rank 0, everything else; all ranks call this together, in their threads."""
+        temporary, failure = self._temporary(content.samples_seen), WriteFailure()
         if world.is_rank0:
-            shutil.rmtree(aside, ignore_errors=True)
-            with failure.recorded(aside):
+            shutil.rmtree(temporary, ignore_errors=True)
+            with failure.recorded(temporary):
                 for name in (WEIGHTS, STATES, *content.tags):
-                    (aside / name).mkdir(parents=True)
-        if self._has_given_up(aside, failure, world):
+                    (temporary / name).mkdir(parents=True)
+        if self._has_given_up(temporary, failure, world):
             return None
         if world.is_rank0:
-            with failure.recorded(aside / WEIGHTS):
-                content.write_weights(aside / WEIGHTS, content.averages)
+            with failure.recorded(temporary / WEIGHTS):
+                content.write_weights(temporary / WEIGHTS, content.averages)
             for name, text in content.states.items():
-                with failure.recorded(aside / STATES):
-                    (aside / STATES / f"{name}.json").write_text(text + "\n")
+                with failure.recorded(temporary / STATES):
+                    (temporary / STATES / f"{name}.json").write_text(text + "\n")
         for path, state in content.engine_files.items():
             # To a stream, not a path: torch hides the system's error message for a path.
             with failure.recorded(path), path.open("wb") as stream:
                 torch.save(state, stream)
         digests: dict[str, tuple[int, str]] = {}
-        with failure.recorded(aside):
-            digests = _digests(aside, _own_files(aside, world.rank))
+        with failure.recorded(temporary):
+            digests = _digests(temporary, _own_files(temporary, world.rank))
         parts = world.gather(digests)
-        if self._has_given_up(aside, failure, world):
+        if self._has_given_up(temporary, failure, world):
             return None
         if world.is_rank0:
-            with failure.recorded(aside):
+            with failure.recorded(temporary):
                 self._commit(content, {name: digest for part in parts for name, digest in part.items()})
-        return None if self._has_given_up(aside, failure, world) else content.samples_seen
+        return None if self._has_given_up(temporary, failure, world) else content.samples_seen
 
-    def _has_given_up(self, aside: Path, failure: WriteFailure, world: World) -> bool:
-        """Return whether any rank found the disk full, after removing ``aside``; all ranks call this together."""
+    def _has_given_up(self, temporary: Path, failure: WriteFailure, world: World) -> bool:
+        """Return whether any rank found the disk full, after removing ``temporary``; all ranks call this together."""
         path = failure.exchange(world)
         if path and world.is_rank0:
-            written = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file())
-            shutil.rmtree(aside, ignore_errors=True)
+            written = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file())
+            shutil.rmtree(temporary, ignore_errors=True)
             print(
                 f"{path}: the disk is full after {written:,} bytes of this checkpoint, which is removed; "
                 "the older ones remain: make room",
@@ -273,8 +273,8 @@ class Checkpoints:
         return path is not None
 
     def _commit(self, content: Content, files: dict[str, tuple[int, str]]) -> None:
-        """Make a checkpoint of what all ranks have written, and remove those that are not to be kept."""
-        aside, final = self._aside(content.samples_seen), self._path(content.samples_seen)
+        """Complete the checkpoint that all ranks have written, and remove old ones (``keep_checkpoints``)."""
+        temporary, final = self._temporary(content.samples_seen), self._path(content.samples_seen)
         manifest = CheckpointManifest(
             samples_seen=content.samples_seen,
             world_size=self._world.size,
@@ -285,11 +285,11 @@ class Checkpoints:
             files=dict(sorted(files.items())),
             states={name: f"{STATES}/{name}.json" for name in content.states},
         )
-        write_manifest(aside, manifest)
+        write_manifest(temporary, manifest)
         for name in (MANIFEST, SEAL, WEIGHTS, STATES, *content.tags, "."):
-            sync(aside / name)
+            sync(temporary / name)
         shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be in the way
-        os.rename(aside, final)
+        os.rename(temporary, final)
         sync(self.folder)
         keep, keep_every = self._settings.keep_checkpoints, self._settings.keep_every
         for old in sorted(self.folder.glob("step-*[0-9]"))[:-keep]:

@@ -67,7 +67,7 @@ def inner_backward(module: nn.Module) -> Iterator[None]:
     """Let ``torch.autograd.grad`` go back through ``module`` without ZeRO-3 taking it for the step's backward pass.
 
     ZeRO-3 gathers a layer's weights in the backward pass as often as the layer ran forward, and releases them when as
-    many gradients came back as went in. It counts both down, so that after one pass a second finds no weights.
+    many gradients arrived as outputs were used. It counts both down, so that a second pass would find no weights.
     """
     counts = [
         (part, name, part.__dict__[name])

@@ -31,7 +31,7 @@ CHARTS = {  # page: chart: patterns of tags, matched from a tag's beginning
     "Is it quick?": {
         "samples per second": ["speed/samples_per_second$"],
         "shares": ["speed/mfu$", "speed/data_wait_share$", "speed/goodput$"],
-        "seconds that training stood still": ["time/"],
+        "seconds of pauses, by cause": ["time/"],
         "memory, GiB": ["memory/"],
     },
 }
