@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from mmldm_scale.config import DiffusionConfig, MediaConfig
-from mmldm_scale.diffusion.schedule import scheduler
+from mmldm_scale.diffusion.noise_process import Diffusion
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.pixels import to_signal
 from mmldm_scale.models.autoencoder.decoder import Condition
@@ -55,7 +55,7 @@ class Reconstruction(nn.Module):
         self.autoencoder = Autoencoder(model, media, vae, classes)
         self.autoencoder.set_kl_vae_aside()
         self.audio_image = AudioImage(media)
-        self.schedule = scheduler(DiffusionConfig())
+        self.process = Diffusion(DiffusionConfig())
         self.term_weights = _term_weights(config, self.autoencoder)
         self.restored = config.real_pictures == "kl_vae"
         self.group = group
@@ -123,7 +123,7 @@ class Reconstruction(nn.Module):
         if "contrastive" in self.term_weights:
             metrics["temperature"] = self.autoencoder.temperature.detach().expand(len(errors))
         if self.step.logged or not self.training:
-            metrics |= _by_time(errors, batch["time"], len(self.schedule.alphas_cumprod))
+            metrics |= _by_time(errors, batch["time"], self.process.length)
         return metrics
 
     def _conditions(
@@ -142,7 +142,7 @@ class Reconstruction(nn.Module):
     def _denoise(self, clean: Tensor, batch: Batch, conditions: tuple[Condition, Condition]) -> tuple[Tensor, Tensor]:
         """Return ``clean`` with noise added, and the predicted noise, both (B, K + 1, c, s, s) like ``clean``."""
         time, decoder = batch["time"], self.autoencoder.decoder
-        noisy = self.schedule.add_noise(clean.flatten(0, 1), batch["noise"].flatten(0, 1), time.flatten())
+        noisy = self.process.corrupt(clean.flatten(0, 1), batch["noise"].flatten(0, 1), time.flatten())
         noisy = noisy.unflatten(0, time.shape)  # (B·(K + 1), c, s, s) -> (B, K + 1, c, s, s)
         audio = decoder(noisy[:, -1], time[:, -1], conditions[0])  # (B, c, s, s)
         video = decoder(noisy[:, :-1].flatten(0, 1), time[:, :-1].flatten(), conditions[1])  # (B·K, c, s, s)
@@ -184,7 +184,7 @@ class Reconstruction(nn.Module):
         targets = batch["targets"]
         pair = targets[:, :2].argsort(dim=1)  # (B, 2), which of the K targets, the earlier frame first
         triple = F.pad(pair, (1, 0), value=targets.shape[1])  # (B, 3), the audio image first
-        alpha_bar = self.schedule.alphas_cumprod.to(targets.device)[_at(batch["time"], triple)]  # (B, 3)
+        alpha_bar = self.process.alpha_bar(_at(batch["time"], triple))  # (B, 3)
         scale = alpha_bar[..., None, None, None]  # (B, 3, 1, 1, 1)
         clean = (_at(noisy, triple) - (1 - scale).sqrt() * _at(predicted, triple)) / scale.sqrt()  # (B, 3, c, s, s)
         return DiscriminatorInputs(_at(real, triple), self._pictures(clean), weight=alpha_bar.amin(dim=1).sqrt())

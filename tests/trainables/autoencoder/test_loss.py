@@ -154,7 +154,7 @@ def test_discriminator_inputs_are_the_pictures_and_their_reconstructions(data, m
     latents = model.picture_latents(pictures.flatten(0, 1)).unflatten(0, (4, -1))
     rows = torch.arange(4)[:, None]
     clean = {4: latents[:, -1], 12: latents[rows, samples["targets"]].flatten(0, 1)}
-    alpha_bar = trainable.module.schedule.alphas_cumprod
+    alpha_bar = trainable.module.process.alphas_cumprod
 
     def solve(noisy, time, condition):
         scale = alpha_bar[time].view(-1, 1, 1, 1)

@@ -35,7 +35,7 @@ def test_a_perfect_decoder_has_no_loss(data, monkeypatch):
     }
 
     def solve(noisy, time, condition):
-        alpha_bar = trainable.module.schedule.alphas_cumprod[time].view(-1, 1, 1, 1)
+        alpha_bar = trainable.module.process.alphas_cumprod[time].view(-1, 1, 1, 1)
         return (noisy - alpha_bar.sqrt() * latents[len(noisy)]) / (1 - alpha_bar).sqrt()
 
     monkeypatch.setattr(model.decoder, "forward", solve)
