@@ -97,7 +97,7 @@ def read_request(args: argparse.Namespace) -> Request:
         args.quick,
         training.workers,
         training.keep_checkpoints,
-        lambda: storage.newest_checkpoint(run) or _checkpoint_bytes(args.model, schema),
+        lambda: storage.newest_checkpoint(run) or _checkpoint_bytes(record.name, schema),
         training.precision,
         getattr(getattr(schema, "model", None), "attention", "auto"),
     )
