@@ -118,6 +118,7 @@ class Trainer:
         """Build the model's engine and the discriminator's, and what takes a step with them."""
         trainable, config = self.trainable, self.config
         self.engine = deepspeed_engine.build(trainable.module, config, self.world)
+        self.optimizer = deepspeed_engine.base_optimizer(self.engine)
         self.guard = StepGuard(self.engine)
         self.engines, guards = {ENGINE: self.engine}, [self.guard]
         self.discriminator: DiscriminatorEngine | None = None
@@ -198,7 +199,7 @@ class Trainer:
     def _begin_step(self) -> None:
         """Set what depends on the clock for the optimizer step that begins."""
         config, end = self.config, self.samples_seen + self.config.global_batch
-        for group in deepspeed_engine.base_optimizer(self.engine).param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.learning_rate, config.warmup_samples, end)
             group["ema_decays"] = [
                 ema.decay(ema.exponent(length), config.global_batch, end) for length in config.ema_lengths
@@ -233,7 +234,7 @@ class Trainer:
         is_finite = self.skipping.is_finite()
         loss = torch.stack(losses).double().sum().item() if is_finite else 0.0
         stop_requests, non_finite_ranks, failures, total = self.world.sum(
-            [bool(stop_request), not is_finite, self.checkpoints.failed, loss]
+            [stop_request.signal is not None, not is_finite, self.checkpoints.failed, loss]
         )
         if failures:
             self._finish_saving()  # raises on all processes, since all know of the failure by now
@@ -305,7 +306,7 @@ class Trainer:
 
     def _scalars(self) -> dict[str, float]:
         """Return what is logged of the last step besides the module's values."""
-        group = deepspeed_engine.base_optimizer(self.engine).param_groups[0]
+        group = self.optimizer.param_groups[0]
         decays = zip(self.config.ema_lengths, group["ema_decays"], strict=True)
         before = self.samples_seen - self.config.global_batch
         training = {
