@@ -1,7 +1,8 @@
 # make demo          everything once, in small: videos, shards, training, sampling (VIDEOS=dir takes your own videos)
 # make test          the tests; as root on Debian it installs SLURM for those that need one
+# make quick         the tests that need neither SLURM nor a training in several processes: minutes, for each change
 # make soak          the fault trials at their full counts, hours (SOAK_SHARE=0.05 takes a twentieth of each)
-# make lint          ruff, the import contracts and mypy
+# make lint          ruff (rules and format), the import contracts and mypy; .ci/run runs it too
 # make docs          docs/reference.md, written from the comments in the code
 # make install       the environment .venv with the command mmldm
 # make clean         removes .venv and what building left; not demo/ and runs/
@@ -17,7 +18,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 APT := .ci/apt-install
 CAN_APT = [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null
 
-.PHONY: demo test soak lint docs install clean slurm
+.PHONY: demo test quick soak lint docs install clean slurm
 .DELETE_ON_ERROR:
 
 demo: install
@@ -25,6 +26,13 @@ demo: install
 
 test: $(VENV)/installed-dev slurm
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+
+QUICK := $(addprefix tests/,test_architecture.py test_apt_install.py test_cli.py common config diffusion models shards \
+	media runs planning sampling/test_inputs.py sampling/test_gallery.py launch cluster/test_slurm.py doctor/test_findings.py \
+	training/test_run_folder.py training/data/test_sample_stream.py training/monitoring training/engine/test_ema.py)
+
+quick: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slurm and not soak" $(QUICK)
 
 soak: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -m soak --timeout=0 --capture=no tests/soak

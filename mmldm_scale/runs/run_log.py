@@ -49,13 +49,13 @@ class Goodput:
 
     def add(self, record: Record) -> None:
         """Add the next record of the run."""
-        now, start = record["time"], record.get(START, -math.inf)
+        now: float = record["time"]
+        start: float = record.get(START, -math.inf)
         since = max(start, self._last)
         if since > -math.inf:
             pauses = sum(value for tag, value in record.items() if tag.startswith(PAUSES))
             self._useful += max(0.0, now - since - pauses)
-        first_start: float = record.get(FIRST_START, now)
-        self._first = min(self._first, first_start)
+        self._first = min(self._first, record.get(FIRST_START, now))
         self._last = max(self._last, now)
 
     @property

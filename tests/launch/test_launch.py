@@ -97,7 +97,7 @@ def test_a_request_is_put_together_from_a_file_and_single_settings(tmp_path):
         (["--gpus-per-node", "8", "--config", "no.yaml"], "no.yaml: no such configuration file"),
         (["--gpus-per-node", "8", "shards=nowhere"], "nowhere: no such folder"),
         (["--nodes", "3", "--gpus-per-node", "1"], "times 3 processes; it must be a multiple of 3"),
-        (["--gpus-per-node", "8"], "sbatch is not on PATH"),
+        (["--gpus-per-node", "8"], "sbatch: not found on PATH"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(latents, arguments, complaint, tmp_path, monkeypatch, capsys):
