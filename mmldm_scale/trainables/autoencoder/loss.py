@@ -142,7 +142,8 @@ class Reconstruction(nn.Module):
     def _denoise(self, clean: Tensor, batch: Batch, conditions: tuple[Condition, Condition]) -> tuple[Tensor, Tensor]:
         """Return ``clean`` with noise added, and the predicted noise, both (B, K + 1, c, s, s) like ``clean``."""
         time, decoder = batch["time"], self.autoencoder.decoder
-        noisy = self.schedule.add_noise(clean.flatten(0, 1), batch["noise"].flatten(0, 1), time.flatten())
+        parts = (clean.flatten(0, 1), batch["noise"].flatten(0, 1), time.flatten())  # B·(K + 1) rows each
+        noisy: Tensor = self.schedule.add_noise(*parts)  # type: ignore[arg-type]  # diffusers asks for an IntTensor
         noisy = noisy.unflatten(0, time.shape)  # (B·(K + 1), c, s, s) -> (B, K + 1, c, s, s)
         audio = decoder(noisy[:, -1], time[:, -1], conditions[0])  # (B, c, s, s)
         video = decoder(noisy[:, :-1].flatten(0, 1), time[:, :-1].flatten(), conditions[1])  # (B·K, c, s, s)
