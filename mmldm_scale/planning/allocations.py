@@ -1,4 +1,4 @@
-"""The memory that a computation takes, counted on shapes alone: no GPU is needed, and none of that memory.
+"""The memory that a computation takes, counted on the device "meta": it needs no GPU and takes none of that memory.
 
     with torch.device("meta"):
         model, batch = …
@@ -6,13 +6,13 @@
         model(batch).mean().backward()
     print(memory.peak)  # bytes
 
-Every storage that comes into being in the block counts from then until nothing refers to it any more, once however many
-tensors share it. So the peak of a forward and backward pass has all in it: what autograd keeps, of which activation
-checkpointing keeps less and has a segment at a time computed again, and what lives from one operator to the next. Left
-out are tensors from before the block (parameters, the batch), and complete gradients of parameters, whose place is the
-optimizer's matter. Nobody can see here what kernels take for themselves and what an allocator cannot put to use.
+Every storage that is created in the block counts until its last reference is gone, once however many tensors share it.
+So the peak of a forward and backward pass includes what autograd keeps (with activation checkpointing less, and one
+recomputed segment at a time), and temporary results of operators. Not counted: tensors made before the block
+(parameters, the batch), complete gradients of parameters (they belong to the optimizer), the workspace of kernels, and
+what an allocator loses to fragmentation.
 
-Real tensors count as those without data do, which is how the tests know that the count is right.
+Real tensors are counted the same way, so that the tests can compare both with a real allocator.
 """
 
 import weakref
@@ -30,22 +30,22 @@ class Allocations(TorchDispatchMode):
     """Counts the storages that come and go in a ``with`` block.
 
     Args:
-        parameters: whose gradients are dropped as soon as they are complete.
+        parameters: their gradients are dropped as soon as they are complete.
 
     Attributes:
-        now: bytes that are alive now.
-        peak: bytes that were alive at most.
+        now: bytes that exist now.
+        peak: the most bytes that existed at once.
     """
 
     def __init__(self, parameters: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._learning = [parameter for parameter in parameters if parameter.requires_grad]
-        self._known: dict[int, weakref.ref] = {}  # every living storage, counted or not, by its address
+        self._trained = [parameter for parameter in parameters if parameter.requires_grad]
+        self._known: dict[int, weakref.ref] = {}  # every existing storage, counted or not, by its address
         self._exits = ExitStack()
 
     def __enter__(self) -> "Allocations":
-        for parameter in self._learning:
+        for parameter in self._trained:
             self._exits.callback(parameter.register_post_accumulate_grad_hook(_drop_gradient).remove)
         self._exits.enter_context(fused_attention())
         super().__enter__()
@@ -58,16 +58,16 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(
         self, operator: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run ``operator``; what it takes and has not come up before is from outside, what it gives is new."""
+        """Run ``operator``. Inputs not seen before were made outside the block; outputs not seen before are new."""
         for tensor in _tensors((args, kwargs)):
-            self._meet(tensor, new=False)
+            self._record(tensor, new=False)
         shortcut = SHORTCUTS.get(operator) if args and _without_data(args[0]) else None
         result = (shortcut or operator)(*args, **(kwargs or {}))
         for tensor in _tensors(result):
-            self._meet(tensor, new=True)
+            self._record(tensor, new=True)
         return result
 
-    def _meet(self, tensor: Tensor, new: bool) -> None:
+    def _record(self, tensor: Tensor, new: bool) -> None:
         storage = tensor.untyped_storage()
         address = storage._cdata
         if address in self._known:
@@ -83,21 +83,24 @@ class Allocations(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, batch: int, *sizes: float) -> tuple[Tensor, Tensor, Tensor]:
-    groups = sizes[-2]  # then comes ε
+def _group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, batch: int, channels: int, positions: int, groups: int, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(batch, groups), x.new_empty(batch, groups)  # contiguous, as on GPUs
 
 
 def _group_norm_backward(
     gradient: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, weight: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return (x.new_empty(x.shape), *(None if weight is None else torch.empty_like(weight) for _ in range(2)))
+    if weight is None:
+        return x.new_empty(x.shape), None, None
+    return x.new_empty(x.shape), torch.empty_like(weight), torch.empty_like(weight)
 
 
 def _layer_norm(x: Tensor, shape: Sequence[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     rows = [*x.shape[: -len(shape)], *(1 for _ in shape)]
-    statistics = [x.new_empty(rows, dtype=torch.float32) for _ in range(2)]
-    return (x.new_empty(x.shape), *statistics)
+    mean, deviation = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    return x.new_empty(x.shape), mean, deviation
 
 
 def _layer_norm_backward(
@@ -106,7 +109,7 @@ def _layer_norm_backward(
     return _group_norm_backward(gradient, x, mean, deviation, weight)
 
 
-# What the norms return, where PyTorch would run them on shapes step by step: two thirds of all the time it takes.
+# Shapes of what the norms return. PyTorch would decompose them on "meta", which takes two thirds of the whole time.
 SHORTCUTS: dict[Callable, Callable] = {
     torch.ops.aten.native_group_norm.default: _group_norm,
     torch.ops.aten.native_group_norm_backward.default: _group_norm_backward,
@@ -117,10 +120,10 @@ SHORTCUTS: dict[Callable, Callable] = {
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Make attention without data one operator, which keeps its inputs, its output and one number a row.
+    """Run attention on "meta" as one operator that keeps its inputs, its output and one number a row.
 
-    So do the kernels of all GPUs and of the CPU, but the device "meta" has none, and would write out the weights. (The
-    function is exchanged because a ``TorchFunctionMode`` would not be there when a backward pass computes it again.)
+    The kernels of GPUs and CPUs do so. The device "meta" has none and would store the attention weights. (The function
+    is replaced because a ``TorchFunctionMode`` is not active when a backward pass recomputes it.)
     """
     original = F.scaled_dot_product_attention
 

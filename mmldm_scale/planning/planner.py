@@ -13,6 +13,7 @@ import bisect
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -28,7 +29,7 @@ from mmldm_scale.training.trainable import StepOutline
 
 RUNTIME_BYTES = 2 * GIB  # bytes of a GPU that CUDA, NCCL and cuDNN take for themselves; assumed
 FRAGMENTATION = 0.06  # bytes that PyTorch's allocator reserves in addition, a share of those that it hands out; assumed
-ZERO_STAGES = (1, 2, 3)  # that are tried
+ZERO_STAGES: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)  # that are tried
 MAX_REUSE_DISTANCE = 1_000_000_000  # parameters, DeepSpeed's default of stage3_max_reuse_distance
 TIME_TOLERANCE = 1.1  # ratio of two steps' times up to which they count as equal; the estimate is no more accurate
 

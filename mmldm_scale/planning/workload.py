@@ -79,7 +79,8 @@ class Workload:
         """Return the share of the dense peak at which the GPUs of ``cluster`` are assumed to compute this model."""
         if self.transformer_width is None:
             return cluster.convolutions
-        return float(np.interp(self.transformer_width, *zip(*cluster.transformers.items(), strict=True)))
+        widths, shares = list(cluster.transformers), list(cluster.transformers.values())
+        return float(np.interp(self.transformer_width, widths, shares))
 
 
 def load_config(trainable: str, files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Any:
