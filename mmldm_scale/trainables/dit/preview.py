@@ -26,7 +26,8 @@ def startup_messages(config: DiTTraining, autoencoder: str) -> list[str]:
     Rank 0 alone checks, since it alone makes samples.
 
     Args:
-        autoencoder: its folder when the latents were made, used unless ``preview.autoencoder`` names another.
+        autoencoder: its folder when the latents were made, used unless ``preview.autoencoder`` names another;
+            empty if the set names none.
 
     Raises:
         UserError: ``preview.autoencoder`` is no autoencoder.

@@ -63,7 +63,7 @@ def build_trainable(config: DiTTraining) -> Trainable:
         quarantine=dataset.samples.quarantine,
         startup_messages=[
             *dataset.startup_messages(),
-            *preview.startup_messages(config, mixture.manifest.autoencoder["path"]),
+            *preview.startup_messages(config, mixture.manifest.autoencoder.get("path", "")),
         ],
     )
 
