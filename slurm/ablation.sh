@@ -5,10 +5,10 @@
 #       --input data/clips_test --num-samples 256 --output runs/ablation \
 #       shards=data/clips kl_vae=weights/sd unet=weights/sd
 #
-# Submit it from the project's root folder. The arguments go on to `mmldm ablation` (for Table 6: `--variants
-# configs/ablation/table6.yaml`). Two minutes before the time limit the run in progress saves a checkpoint and the job is
-# requeued; so is a job whose run failed, up to three times from the same checkpoint. Submit a stopped ablation once
-# more to resume it.
+# Submit it from the project's root folder; the arguments are passed to `mmldm ablation` (for Table 6: `--variants
+# configs/ablation/table6.yaml`). Two minutes before the time limit the current run saves, and the job is requeued.
+# After a failure the job is also requeued, up to three times from the same checkpoint. A stopped ablation resumes when
+# it is submitted again.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu
@@ -32,5 +32,5 @@ set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
 examine
-export MMLDM_DOCTOR=off  # or each variant's training would run it again
+export MMLDM_DOCTOR=off  # it has run; else each variant's training runs it again
 exec mmldm ablation --under "srun --kill-on-bad-exit=1" "$@"

@@ -4,8 +4,8 @@
 #   sbatch slurm/encode_latents.sh --input data/clips --output data/latents --autoencoder runs/autoencoder
 #   sbatch --array=0-7 --constraint=v100 slurm/encode_latents.sh --input …
 #
-# Submit it from the project's root folder; the arguments are passed to `python data_tools/shard.py latents`. The tasks of an
-# array share the shards, and any of them may fail. A stopped array resumes when it is submitted again.
+# Submit it from the project's root folder; the arguments are passed to `python data_tools/shard.py latents`. The tasks
+# of an array share the shards, and any of them may fail. A stopped array resumes when it is submitted again.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu

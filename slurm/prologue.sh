@@ -1,4 +1,4 @@
-# What the job scripts in this folder have in common: working folder, Python environment, threads, a line about the job,
+# The common part of the job scripts in this folder: working folder, Python environment, threads, a line about the job,
 # and the function `examine`, which runs the doctor. `mmldm train --under` runs the doctor itself.
 #
 # This is not a job script. The job scripts source it through SLURM_SUBMIT_DIR, because SLURM runs a copy of them in

@@ -5,8 +5,8 @@
 #       --config configs/sample/audioset.yaml
 #   sbatch --array=0-31 --constraint=v100 slurm/sample.sh --checkpoint runs/dit_L --task v2a --input videos …
 #
-# Submit it from the project's root folder; the arguments are passed to `mmldm sample`. Submitted once more, it makes what is
-# missing. The samples do not depend on how many tasks share them.
+# Submit it from the project's root folder; the arguments are passed to `mmldm sample`. If it is
+# submitted again, it makes the missing samples. The samples do not depend on how many tasks share them.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu

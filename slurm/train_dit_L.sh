@@ -5,9 +5,9 @@
 #   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_dit_L.sh --config configs/cluster/v100.yaml \
 #       shards=data/latents run=runs/dit_L
 #
-# Submit it from the project's root folder; the arguments are passed to `mmldm train dit`. Two minutes before the time
-# limit the run saves and the job is requeued; after a failure it is requeued, too, up to three times from the same
-# checkpoint. A run that was stopped resumes when it is submitted again.
+# Submit it from the project's root folder; the arguments are passed to `mmldm train dit`. Two minutes before the
+# time limit the run saves, and the job is requeued. After a failure the job is also requeued, up to three times from
+# the same checkpoint. A run that was stopped resumes when it is submitted again.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu

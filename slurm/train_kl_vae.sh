@@ -5,11 +5,11 @@
 #       run=runs/kl_vae
 #   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_kl_vae.sh --config configs/cluster/v100.yaml \
 #       training.precision=fp32 shards=data/clips kl_vae=weights/sd/vae lpips=weights/vgg16-397923af.pth \
-#       run=runs/kl_vae    # in fp16 Stable Diffusion's KL-VAE can overflow
+#       run=runs/kl_vae    # fp32, since Stable Diffusion's KL-VAE can overflow fp16
 #
-# Submit it from the project's root folder; the arguments are passed to `mmldm train kl_vae`. Two minutes before the time
-# limit the run saves and the job is requeued; after a failure it is requeued, too, up to three times from the same
-# checkpoint. A run that was stopped resumes when it is submitted again.
+# Submit it from the project's root folder; the arguments are passed to `mmldm train kl_vae`. Two minutes before the
+# time limit the run saves, and the job is requeued. After a failure the job is also requeued, up to three times from
+# the same checkpoint. A run that was stopped resumes when it is submitted again.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu
