@@ -1,5 +1,5 @@
 #!/bin/bash
-# The main job once, in small: videos, clip shards, autoencoder, latent shards, DiT, sampled videos with sound.
+# Runs every step of the project at a small size: videos, clip shards, autoencoder, latent shards, DiT, sampled videos.
 #
 #   ./demo.sh             on a procedural corpus that it makes
 #   ./demo.sh DIR         on your own videos
