@@ -1,11 +1,10 @@
 """Makes WebDataset shards to train on: videos with sound -> clips -> latents.
 
   # cut every video below videos/ into clips (frames + waveform)
-  python data_tools/shard.py clips --source folder --input videos --output sets/clips \\
-      --config configs/data/landscape.yaml
+  python data_tools/shard.py clips --source folder --input videos --output sets/clips --preset landscape
 
-  # the same with another stride and shards of 64 clips: trailing key=value wins over the files
-  python data_tools/shard.py clips --input videos --output sets/dense --config configs/data/landscape.yaml stride=1 \\
+  # the same with another stride and shards of 64 clips: trailing key=value wins over presets and files
+  python data_tools/shard.py clips --input videos --output sets/dense --preset landscape stride=1 \\
       samples_per_shard=64
 
   # encode the clips with a trained autoencoder (a run, a checkpoint, or its weights folder)
@@ -13,16 +12,14 @@
       --device cuda
 
   # both in one go, into sets/clips and sets/latents
-  python data_tools/shard.py all --input videos --output sets --autoencoder runs/autoencoder \\
-      --config configs/data/landscape.yaml
+  python data_tools/shard.py all --input videos --output sets --autoencoder runs/autoencoder --preset landscape
 
   # choose segments of AudioSet: measure all of them once, then select, as often as you like
   python data_tools/shard.py measure --source audioset --list unbalanced_train_segments.csv --input videos \\
       --output sets/measures
-  python data_tools/shard.py select --input sets/measures --output sets/selection \\
-      --config configs/data/audioset_select.yaml
+  python data_tools/shard.py select --input sets/measures --output sets/selection --preset audioset_select
   python data_tools/shard.py clips --list sets/selection/train.parquet --input videos --output sets/clips \\
-      --config configs/data/audioset.yaml
+      --preset audioset
 
   # eight processes on this node, or eight SLURM jobs, that share one output
   python data_tools/shard.py latents --launcher local --jobs 8 --input sets/clips --output sets/latents …
@@ -58,7 +55,7 @@ if not __package__:  # `python data_tools/shard.py`: relative imports need the p
     importlib.import_module(__package__)
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import dump, load
+from mmldm_scale.config import arguments, dump, load
 from mmldm_scale.shards.manifest import DROPPED, Manifest
 from mmldm_scale.shards.verify import Findings
 
@@ -126,9 +123,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--source", metavar="KIND", help=text)
         sub.add_argument("--list", metavar="FILE", help="which parts of the input to take (source.list)")
     for sub in (both, measure, select, clips):
-        sub.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
         sub.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. stride=1 media.fps=4")
+        arguments.add_configuration(sub, "stride=1 media.fps=4", preset="landscape")
     for sub in (both, latents):
         sub.add_argument("--autoencoder", type=Path, required=True, metavar="DIR", help="run or checkpoint")
     for sub in (both, latents, repair):
@@ -158,7 +154,7 @@ def _config(args: argparse.Namespace, schema: type[Schema]) -> Schema | None:
     """Return the configuration of the command line; None if it was printed (``--print-config``)."""
     flags = {"kind": getattr(args, "source", None), "list": getattr(args, "list", None)}
     shorthand = [f"source.{key}={json.dumps(value)}" for key, value in flags.items() if value]
-    config = load(schema, args.config, [*shorthand, *args.overrides])
+    config = load(schema, arguments.files(args, "data"), [*shorthand, *args.overrides])
     if not args.print_config:
         return config
     print(dump(config), end="")

@@ -1,4 +1,4 @@
-"""The options that every command with a configuration has: ``--preset``, ``--config`` and ``key=value``.
+"""The options of the commands that have presets: ``--preset``, ``--config`` and ``key=value``.
 
 Presets come first, then the files, then the overrides; among each of them, later ones win.
 """
@@ -9,15 +9,15 @@ from pathlib import Path
 from mmldm_scale.config import presets
 
 
-def add_configuration(parser: argparse.ArgumentParser, example: str) -> None:
-    """Add the options to ``parser``; ``example`` is an override for the help text."""
+def add_configuration(parser: argparse.ArgumentParser, example: str, preset: str = "L") -> None:
+    """Add the options to ``parser``; ``example`` is an override and ``preset`` a preset's name, for the help text."""
     parser.add_argument(
         "--preset",
         action="append",
         default=[],
         metavar="NAME",
-        help="a configuration that comes with mmldm: one of the trainable's own, such as L, or FOLDER/NAME, such as "
-        "cluster/a800; may be repeated, later ones win",
+        help=f"a configuration that comes with mmldm: one of the command's own, such as {preset}, or FOLDER/NAME, "
+        "such as cluster/a800; may be repeated, later ones win",
     )
     parser.add_argument(
         "--config",
@@ -35,7 +35,7 @@ def files(args: argparse.Namespace, folder: str) -> list[Path]:
     """Return the YAML files that ``args`` name, in the order in which they apply.
 
     Args:
-        folder: where presets without a folder in their name lie: the trainable's name.
+        folder: where presets without a folder in their name lie: the trainable's name, or "data" or "sample".
 
     Raises:
         UserError: there is no such preset.

@@ -21,7 +21,7 @@ from omegaconf import MISSING
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.processes import die_with_parent
-from mmldm_scale.config import Reconstructing, load, require
+from mmldm_scale.config import Reconstructing, arguments, load, require
 from mmldm_scale.evaluation.arguments import FINETUNE_FILE
 from mmldm_scale.evaluation.reconstruction import RECONSTRUCTED, RESULTS
 from mmldm_scale.models import pretrained
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """
     variants = load(Ablation, [args.variants]).variants
     for variant in variants:  # before any training: a mistake in the last one would show only after days
-        load(AutoencoderTraining, args.config, _overrides(args, variant))
+        load(AutoencoderTraining, arguments.files(args, "autoencoder"), _overrides(args, variant))
         _check_earlier_results(args, variant)
     rows = []
     for number, variant in enumerate(variants, start=1):
@@ -107,10 +107,10 @@ def _write_table(output: Path, rows: Sequence[tuple[Variant, dict[str, float]]])
 def _train_and_measure(args: argparse.Namespace, variant: Variant) -> dict[str, float]:
     """Train and measure ``variant``, as far as that is not done yet; return its metrics."""
     if variant.finetuned:
-        data = load(AutoencoderTraining, args.config, args.overrides)
+        data = load(AutoencoderTraining, arguments.files(args, "autoencoder"), args.overrides)
         inputs = [f"shards={json.dumps(data.shards)}", f"weights={data.weights}", f"kl_vae={data.kl_vae}"]
         _train(args, "kl_vae", args.finetune or [FINETUNE_FILE], [*inputs, f"run={args.output / FINETUNED_RUN}"])
-    _train(args, "autoencoder", args.config, _overrides(args, variant))
+    _train(args, "autoencoder", arguments.files(args, "autoencoder"), _overrides(args, variant))
     weights = pretrained.find(args.output / variant.name, "autoencoder")
     results = args.output / variant.name / "reconstruction" / weights.parent.name  # step-…: of this checkpoint
     if not (results / RESULTS).exists():
@@ -137,14 +137,14 @@ def _overrides(args: argparse.Namespace, variant: Variant) -> list[str]:
     return [*args.overrides, *variant.set, *kl_vae, f"run={args.output / variant.name}"]
 
 
-def _train(args: argparse.Namespace, model: str, files: Sequence[str], overrides: Sequence[str]) -> None:
+def _train(args: argparse.Namespace, model: str, files: Sequence[str | Path], overrides: Sequence[str]) -> None:
     """Train ``model`` to the end; return at once if its run is finished."""
     launch = ["--processes", args.processes] if args.processes else []
     launch += ["--under", args.under] if args.under else []
     _call([*MMLDM, "train", model, *_config_options(files), *launch, *overrides])
 
 
-def _config_options(files: Sequence[str]) -> list[str]:
+def _config_options(files: Sequence[str | Path]) -> list[str | Path]:
     return [part for file in files for part in ("--config", file)]
 
 

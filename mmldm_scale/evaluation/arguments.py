@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from mmldm_scale.config import presets
+from mmldm_scale.config.arguments import add_configuration
 
 VARIANTS_FILE = presets.path("ablation/table5")
 FINETUNE_FILE = presets.path("kl_vae/finetune")
@@ -23,10 +24,10 @@ def add_reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``mmldm ablation``."""
+    """Add the options of ``mmldm ablation``; the configuration is that of the autoencoder's training."""
     add = parser.add_argument
     add("--variants", default=VARIANTS_FILE, metavar="FILE", help="YAML of the variants (default: %(default)s)")
-    add("--config", action="append", default=[], metavar="FILE", help="of the autoencoder's training; later files win")
+    add_configuration(parser, "shards=DIR kl_vae=PATH, for every variant")
     add(
         "--finetune",
         action="append",
@@ -44,4 +45,3 @@ def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COMMAND",
         help="inside a SLURM job: train under this command, e.g. srun",
     )
-    add("overrides", nargs="*", metavar="key=value", help="for every variant: shards=DIR kl_vae=PATH …")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from mmldm_scale.config import GenerationTask
+from mmldm_scale.config.arguments import add_configuration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,9 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, metavar="PATH", help="a2v, v2a: a video or a folder of videos")
     parser.add_argument("--label", metavar="NAME", help="the class of all samples, for a model trained on classes")
     parser.add_argument("--autoencoder", metavar="DIR", help="if it was moved since the latents were made with it")
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML file; later files override")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
     parser.add_argument(
         "--part", metavar="I/N", help="generate the I-th of N shares (1/N … N/N); set automatically in array jobs"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. seed=1 steps=25 video_guidance=4")
+    add_configuration(parser, "seed=1 steps=25 video_guidance=4", preset="audioset")

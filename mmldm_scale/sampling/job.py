@@ -21,7 +21,7 @@ from mmldm_scale.cluster import slurm
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.device import choose_device
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import GenerationTask, MediaConfig, Sampling, load
+from mmldm_scale.config import GenerationTask, MediaConfig, Sampling, arguments, load
 from mmldm_scale.diffusion.guided_sampling import GIVEN
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.encode import write_video
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: arguments, weights, inputs or the output folder cannot be used.
     """
-    settings = load(Sampling, args.config, args.overrides)
+    settings = load(Sampling, arguments.files(args, "sample"), args.overrides)
     _check(args)
     description = DiTDescription.read(args.checkpoint)
     if args.label is not None:
