@@ -294,10 +294,14 @@ def test_help_and_configuration_explain_themselves(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["landscape", "aist", "audioset", "demo"])
-def test_shipped_configurations_load(name, tmp_path, capsys):
+def test_a_preset_is_the_shipped_file_of_its_name(name, tmp_path, capsys):
     file = ROOT / "configs" / "data" / f"{name}.yaml"
-    assert main([*clips("x", tmp_path / "set", []), "--config", str(file), "--print-config"]) == 0
-    assert "samples_per_shard:" in capsys.readouterr().out
+    printed = []
+    for option in (["--preset", name], ["--config", str(file)]):
+        assert main([*clips("x", tmp_path / "set", []), *option, "--print-config"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert "samples_per_shard:" in printed[0]
+    assert printed[0] == printed[1]
 
 
 def test_any_tar_reader_opens_the_shards(undisturbed):

@@ -130,3 +130,16 @@ def test_the_real_command_resumes_after_a_variant_that_failed(data, forks, capsy
     assert cli.main(arguments(data, samples=1)) == 2
     message = "reconstruction.json: measured with other clips or settings than now; remove its folder"
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("landscape", "kl_vae, shards: not set"),  # all other settings are known
+        ("nowhere", "preset 'nowhere': must be one of aist, audioset, demo, landscape, "),
+    ],
+)
+def test_the_data_sets_settings_may_come_from_a_preset(tmp_path, capsys, preset, message):
+    paths = ["--input", str(tmp_path), "--output", str(tmp_path / "out"), "--num-samples", "1"]
+    assert cli.main(["ablation", "--preset", preset, *paths]) == 2
+    assert message in capsys.readouterr().err

@@ -153,6 +153,7 @@ def test_tensorboard_has_pictures_and_sound(whole):
         (["--device", "toaster"], "svg", "--device toaster: cannot be used"),
         (["attention=flash"], "svg", "flash cannot be used here"),
         (["stepps=3"], "svg", "stepps"),
+        (["--preset", "nowhere"], "svg", "preset 'nowhere': must be one of aist, audioset, demo, landscape, "),
         (["--input", "/nowhere"], "v2a", "--input /nowhere: no such"),
     ],
 )
