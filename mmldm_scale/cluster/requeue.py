@@ -101,17 +101,18 @@ def _requeue_at_time_limit(run: Path, job: slurm.SlurmJob) -> None:
 
 
 def _requeue(run: Path, job: slurm.SlurmJob, event: str) -> None:
-    """Requeue the job, unless it was cancelled or has no more starts, and print the outcome after ``event``."""
+    """Requeue the job after ``event``, unless it was cancelled or has no more starts, and print what happens."""
     no_more_starts = _no_more_starts(run, job)
     if no_more_starts:
         _print(f"mmldm: {no_more_starts}")
         return
+    # Printed before the request, after which SLURM may end this process at any moment.
+    _print(f"mmldm: {run}: the training {event}; requeueing job {job.id}")
     try:
-        # The ranks of a cancelled job may end before SIGTERM reaches this process.
-        outcome = f"job {job.id} is requeued" if slurm.requeue() else f"job {job.id} was cancelled and is not requeued"
+        if not slurm.requeue():  # the ranks of a cancelled job may end before SIGTERM reaches this process
+            _print(f"mmldm: job {job.id} was cancelled and is not requeued")
     except slurm.SlurmError as error:  # for example, the job was submitted with --no-requeue
-        outcome = f"job {job.id} is not requeued: {error}"
-    _print(f"mmldm: {run}: the training {event}; {outcome}")
+        _print(f"mmldm: job {job.id} is not requeued: {error}")
 
 
 def _no_more_starts(run: Path, job: slurm.SlurmJob) -> str | None:

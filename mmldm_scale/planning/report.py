@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mmldm_scale.common.errors import UserError
@@ -12,7 +13,7 @@ from mmldm_scale.planning.hardware import CLUSTERS
 from mmldm_scale.planning.memory import GIB
 from mmldm_scale.planning.planner import FRAGMENTATION, RUNTIME_BYTES, Fleet, Plan, find_plans
 from mmldm_scale.planning.workload import Workload, load_config, make_workload
-from mmldm_scale.trainables.registry import TRAINABLES
+from mmldm_scale.trainables import registry
 
 MAX_ROWS = 8  # plans in the table
 SECONDS_PER_DAY = 86_400
@@ -47,11 +48,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _workload(args: argparse.Namespace) -> Workload:
     """Return the training of ``--model``: a trainable, whose configuration is given, or else a DiT's preset."""
-    trainable, label, files = "dit", f"DiT-{args.model}", [presets.path(args.model, "dit")]
-    if args.model in TRAINABLES:
-        trainable, label, files = args.model, args.model, []
+    files: list[Path] = []
+    if args.model in registry.names():
+        trainable, label = args.model, args.model
         if not (args.preset or args.config):
             raise UserError(f"--model {trainable}: needs a configuration, as --preset NAME or --config FILE")
+    else:
+        trainable, label = "dit", f"DiT-{args.model}"
+        files.append(presets.path(args.model, "dit"))
     config = load_config(trainable, [*files, *arguments.files(args, trainable)], args.overrides)
     return make_workload(trainable, _with_global_batch(config, args.global_batch), label)
 

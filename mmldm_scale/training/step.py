@@ -113,7 +113,7 @@ class MicroStep:
                 gradients = torch.autograd.grad(
                     term.sum(), tensors, retain_graph=True, allow_unused=True, materialize_grads=True
                 )
-            squares = iter([gradient.float().square().flatten(1).sum(dim=1) for gradient in gradients])
+            squares = iter([g.float().square().reshape(len(g), -1).sum(dim=1) for g in gradients])
             for probe, parts in output.gradient_probes.items():
                 square = torch.stack([next(squares) for _ in parts]).sum(dim=0)  # (B,)
                 norms[f"gradient_norm/{probe}/{name}"] = abs(weights[name]) * square.sqrt()

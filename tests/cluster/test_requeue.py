@@ -81,7 +81,7 @@ def test_a_failure_is_requeued_until_three_starts_began_at_the_same_checkpoint(c
     cluster.save(1280)
     for restart in (0, 1):
         status, stderr = cluster.finish("exit 7", restart=restart)
-        assert (status, stderr) == (7, f"mmldm: {cluster.run}: the training failed (status 7); job 17 is requeued\n")
+        assert (status, stderr) == (7, f"mmldm: {cluster.run}: the training failed (status 7); requeueing job 17\n")
     line = (
         f"mmldm: {cluster.run}: 3 starts in a row ended at 1,280 samples without a new checkpoint; job 17 is not "
         "requeued; see the job's log, fix the cause, submit a new job\n"
@@ -103,7 +103,7 @@ def test_errors_that_the_doctor_finds_end_a_job_unless_it_was_requeued_before(cl
     """Then they may be those of a node that the job did not use at its first start."""
     training = 'case "$*" in *" doctor --quick --trainable dit "*) exit $DOCTOR_STATUS;; esac; echo trained >&2'
     ended = f"mmldm: {cluster.run}: not started because of the errors above; MMLDM_DOCTOR=off skips this check\n"
-    requeued = f"mmldm: {cluster.run}: the training was not started because of the errors above; job 17 is requeued\n"
+    requeued = f"mmldm: {cluster.run}: the training was not started because of the errors above; requeueing job 17\n"
     assert cluster.finish(training, doctor_status=0) == (0, "trained\n")
     assert cluster.finish(training, doctor_status=1) == (1, ended)
     assert cluster.finish(training, doctor_status=2) == (2, "")  # the user's mistake, which the doctor has printed
@@ -148,7 +148,7 @@ def terminate(cluster: Cluster) -> tuple[int, str]:
 
 def test_at_its_time_limit_a_job_is_requeued(cluster: Cluster) -> None:
     cluster.time_limit()
-    line = f"mmldm: {cluster.run}: the training reached the time limit; job 17 is requeued\n"
+    line = f"mmldm: {cluster.run}: the training reached the time limit; requeueing job 17\n"
     assert terminate(cluster) == (9, line)
     assert cluster.requeues() == ["Incomplete 17", "17"]
 
@@ -161,8 +161,11 @@ def test_a_cancelled_job_is_not_requeued(cluster: Cluster) -> None:
 
 def test_a_cancelled_job_whose_ranks_end_before_sigterm_arrives_stays_cancelled(cluster: Cluster) -> None:
     cluster.cancel()
-    line = f"mmldm: {cluster.run}: the training failed (status 143); job 17 was cancelled and is not requeued\n"
-    assert cluster.finish("exit 143") == (143, line)
+    lines = (
+        f"mmldm: {cluster.run}: the training failed (status 143); requeueing job 17\n"
+        "mmldm: job 17 was cancelled and is not requeued\n"
+    )
+    assert cluster.finish("exit 143") == (143, lines)
     assert cluster.requeues() == ["Incomplete 17"]  # which SLURM ignores for a job that is not running
 
 

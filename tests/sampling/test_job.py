@@ -13,7 +13,7 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.decode import probe, read_clips
 from mmldm_scale.sampling import arguments as arguments_of_sample
 from mmldm_scale.sampling import job
-from tests.sampling.conftest import MEDIA, TinyModel, with_context
+from tests.support.tiny_models.weights_folders import MEDIA, TinyModel, with_context
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,7 @@ from mmldm_scale.config import DecodingConfig, Sampling
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.sampling.inputs import read_first_clip
 from mmldm_scale.sampling.pipeline import Pipeline
-from tests.sampling.conftest import with_context
+from tests.support.tiny_models.weights_folders import with_context
 
 SETTINGS = Sampling(steps=2, decoding=DecodingConfig(steps=2))
 

@@ -108,7 +108,7 @@ def life(cluster, submit, tmp_path_factory) -> Life:
 
 
 def test_a_killed_rank_ends_the_job_which_is_requeued_and_resumes(life):
-    assert life.output.count(f"{life.run}: the training failed (status 143); job {life.job} is requeued") == 1
+    assert life.output.count(f"{life.run}: the training failed (status 143); requeueing job {life.job}") == 1
     begun = [(start["job"], start["restarts"], start["tasks"], start["samples_seen"]) for start in starts(life.run)]
     assert begun == [(str(life.job), number, 2, life.seen[number]) for number in range(3)]
     assert f"resuming from {life.seen[1]:,} of" in life.output
@@ -117,14 +117,14 @@ def test_a_killed_rank_ends_the_job_which_is_requeued_and_resumes(life):
 def test_a_frozen_rank_is_named_and_the_job_resumes(life):
     named = f"mmldm: rank 1 (pid {life.frozen} on {os.uname().nodename}) shows no sign of life since "
     assert life.output.count(named) == 1
-    assert life.output.count(f"{life.run}: the training failed (status 70); job {life.job} is requeued") == 1
+    assert life.output.count(f"{life.run}: the training failed (status 70); requeueing job {life.job}") == 1
     assert [file.name for file in life.run.glob("hangs/*/rank-*")] == ["rank-00000.txt"]
     assert f"resuming from {life.seen[2]:,} of" in life.output
 
 
 def test_cancelled_it_saves_with_its_loader_workers_alive_and_stays_down(cluster, life):
     assert f"stopping at {life.seen[3]:,} samples after SIGTERM; saved" in life.output
-    assert life.output.count("is requeued") == 2
+    assert life.output.count("requeueing job") - life.output.count("was cancelled and is not requeued") == 2
     time.sleep(1)
     assert cluster.tasks(life.job)[0]["JobState"] == "CANCELLED"
 
@@ -137,7 +137,7 @@ def test_a_run_without_progress_is_not_requeued_for_ever(two_nodes, submit, tmp_
     result = two_nodes.wait(job, 60)
     assert result.state == "FAILED"
     assert len(starts(run)) == 3
-    assert result.output.count("is requeued") == 2
+    assert result.output.count("requeueing job") == 2
     line = f"{run}: 3 starts in a row ended at 0 samples without a new checkpoint; job {job} is not requeued; see "
     assert result.output.count(line) == 1
     two_nodes.run("scontrol", "requeue", str(job))  # as SLURM does when a node dies

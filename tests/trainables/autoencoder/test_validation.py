@@ -129,7 +129,7 @@ def test_held_out_clips_are_the_same_in_every_run_and_cover_the_schedule(data) -
         assert not sample["dropped"].any()
     times = [sample["time"].tolist() for sample in samples]
     assert times[:4] == [[333, 666, 0], [833, 166, 500], [583, 916, 250], [83, 416, 750]]
-    stored = first._dataset.samples.mixture.read(range(12))
+    stored = first._dataset.clips.samples.mixture.read(range(12))
     assert len({record.key for record in stored}) == 12
     for record, sample in zip(stored, samples, strict=True):
         number = int(record.key.removeprefix("clip_"))

@@ -23,11 +23,17 @@ from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.resilience import signals
 from mmldm_scale.training.resilience.signals import StopRequest
 from tests.support.datasets import latent_sets
+from tests.support.tiny_models.weights_folders import TinyModel, save_model
 
 TINY = ["model.depth=1", "model.width=16", "model.heads=2", "model.context_tokens=2", "model.context_width=4"]
 SIZES = [f"training.{name}=16" for name in ("global_batch", "micro_batch", "log_every", "checkpoint_every")]
 STEPS = ["training.total_samples=96", "training.preview_every=48", "training.learning_rate=0.01", "training.workers=0"]
 PREVIEW = ["preview.samples=2", "preview.steps=2", "preview.decoding_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> TinyModel:
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
