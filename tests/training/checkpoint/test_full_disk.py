@@ -13,7 +13,7 @@ from tests.support.run_results import Finished, assert_same_checkpoint
 
 LINE = re.compile(
     r"/\S+/step-\d{12}\.tmp\S*: the disk is full after [\d,]+ bytes of this checkpoint, which is removed; "
-    "the last one stands: make room"
+    "the older ones remain: make room"
 )
 OPTIONS = ("training.checkpoint_every=16", "training.preview_every=16000", "training.keep_checkpoints=100")
 
@@ -45,7 +45,7 @@ def test_a_run_on_a_full_disk_continues_and_ends_once_there_is_room(disk: Path, 
     assert len(kept) > 0 < len(lines)
     assert not [name for name in kept if name.endswith(".tmp")]
     assert [record["samples_seen"] for record in full.log()] == list(range(16, 161, 16))
-    assert "run: the end is not saved; run the same command again to carry on" in full.output
+    assert "run: the end is not saved; run the same command again to resume" in full.output
     subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
     finished = on_disk()
     assert finished.status == 0, finished.output

@@ -106,8 +106,8 @@ def carry_on(run: Path, alone: World, weight: float, total: int = 16) -> None:
 @pytest.mark.parametrize(
     ("begun", "now", "complaint"),
     [
-        (0.1, 0.0, "holds a discriminator; it cannot carry on a run without one"),
-        (0.0, 0.1, "holds no discriminator; it cannot carry on a run with one"),
+        (0.1, 0.0, "holds a discriminator; a run without one cannot resume from it"),
+        (0.0, 0.1, "holds no discriminator; a run with one cannot resume from it"),
     ],
 )
 def test_checkpoint_with_a_discriminator_fits_only_a_run_with_one(
@@ -159,8 +159,8 @@ def test_checkpoint_that_would_run_code_is_refused(run, forks, tmp_path) -> None
 @pytest.mark.parametrize(
     ("override", "processes", "complaint"),
     [
-        ("training.zero_stage=0", 2, "was written with training.zero_stage=2; 1, 2 or 3 fit"),
-        ("training.precision=bf16", 2, "begun with training.precision=fp32"),
+        ("training.zero_stage=0", 2, "was written with training.zero_stage=2; it must be 1, 2 or 3"),
+        ("training.precision=bf16", 2, "was started with training.precision=fp32, not bf16"),
     ],
 )
 def test_checkpoint_that_does_not_fit_is_refused_in_one_line(run, forks, override, processes, complaint) -> None:
@@ -177,4 +177,4 @@ def test_run_does_not_resume_with_other_data(run, forks) -> None:
     seal(manifest.parent)
     status, said = forks(2, "train", f"run={run}", *EVERY_STEP, "training.total_samples=320")
     assert status == 2
-    assert "learned from other noise than there are now" in said
+    assert "was trained on other noise; give the same, or another run=" in said

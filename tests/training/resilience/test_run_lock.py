@@ -43,7 +43,7 @@ def test_second_job_is_refused_and_the_run_of_a_killed_one_resumes(tmp_path: Pat
 def elsewhere(tmp_path: Path, alone, monkeypatch) -> Path:
     """The lock of a job on another node."""
     monkeypatch.setattr(leases, "LEASE_TIMEOUT", 0.5)
-    monkeypatch.setattr(run_lock, "POLL", 0.05)
+    monkeypatch.setattr(run_lock, "POLL_INTERVAL", 0.05)
     with locked(tmp_path, alone):
         holder = json.loads((tmp_path / "leases/run").read_text())
     (tmp_path / "leases").mkdir()
