@@ -169,7 +169,7 @@ def test_mistakes_are_one_line(sets, tmp_path, capsys):
     new, autoencoder = tmp_path / "set", sets / "autoencoder"
     assert "no such folder" in refused(capsys, encode(tmp_path / "nothing", new, autoencoder))
     assert "contains latents, but clips are required" in refused(capsys, encode(sets / "latents", new, autoencoder))
-    assert "holds no autoencoder" in refused(capsys, encode(sets / "clips", new, sets / "clips"))
+    assert "holds no weights of kind 'autoencoder'" in refused(capsys, encode(sets / "clips", new, sets / "clips"))
     assert "--batch-size 0" in refused(capsys, encode(sets / "clips", new, autoencoder, "--batch-size", 0))
     assert "holds clips" in refused(capsys, encode(sets / "clips", sets / "clips", autoencoder))
     if not torch.cuda.is_available():
