@@ -30,18 +30,18 @@ if [[ -z "${1:-}" ]]; then
     step python data_tools/demo/corpus.py --output "$videos" --videos 48 --seconds 4 --seed 0
 fi
 step python data_tools/shard.py clips --source folder --input "$videos" --output "$data/clips" \
-    --preset demo
-step mmldm train kl_vae --preset demo --processes 2 \
+    --config configs/data/demo.yaml
+step mmldm train kl_vae --config configs/kl_vae/demo.yaml --processes 2 \
     shards="$data/clips" run="$runs/kl_vae"
-step mmldm train autoencoder --preset demo --processes 2 \
+step mmldm train autoencoder --config configs/autoencoder/demo.yaml --processes 2 \
     shards="$data/clips" kl_vae="$runs/kl_vae" run="$runs/autoencoder"
 step python data_tools/shard.py latents --input "$data/clips" --output "$data/latents" --autoencoder "$runs/autoencoder"
-step mmldm train dit --preset demo --processes 2 shards="$data/latents" run="$runs/dit"
+step mmldm train dit --config configs/dit/demo.yaml --processes 2 shards="$data/latents" run="$runs/dit"
 for task in svg a2v v2a; do
     input=()
     [[ $task == svg ]] || input=(--input "$videos")
     step mmldm sample --checkpoint "$runs/dit" --task $task --num-samples 8 --output "$runs/samples" \
-        --preset demo "${input[@]}"
+        --config configs/sample/demo.yaml "${input[@]}"
 done
 
 cat <<END

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Trains the autoencoder's variants one after the other and compares them (Table 5), on 1 node of 8 A800s.
 #
-#   sbatch slurm/ablation.sh --preset landscape --preset cluster/a800 \
+#   sbatch slurm/ablation.sh --config configs/autoencoder/landscape.yaml --config configs/cluster/a800.yaml \
 #       --input data/clips_test --num-samples 256 --output runs/ablation \
 #       shards=data/clips kl_vae=weights/sd unet=weights/sd
 #

@@ -2,7 +2,7 @@
 # Samples videos with sound from a trained DiT: an array of jobs that share the samples, each on one A800.
 #
 #   sbatch slurm/sample.sh --checkpoint runs/dit_L --task svg --num-samples 2048 --output runs/dit_L/samples \
-#       --preset audioset
+#       --config configs/sample/audioset.yaml
 #   sbatch --array=0-31 --constraint=v100 slurm/sample.sh --checkpoint runs/dit_L --task v2a --input videos …
 #
 # Submit it from the project's root folder; the arguments are passed to `mmldm sample`. If it is

@@ -3,7 +3,7 @@
 #
 #   sbatch slurm/train_autoencoder.sh shards=data/clips kl_vae=weights/sd/vae run=runs/autoencoder
 #   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_autoencoder.sh \
-#       --preset cluster/v100_autoencoder shards=data/clips kl_vae=weights/sd/vae run=runs/autoencoder
+#       --config configs/cluster/v100_autoencoder.yaml shards=data/clips kl_vae=weights/sd/vae run=runs/autoencoder
 #
 # Submit it from the project's root folder; the arguments are passed to `mmldm train autoencoder`. Two minutes before
 # the time limit the run saves, and the job is requeued. After a failure the job is also requeued, up to three times
@@ -31,4 +31,4 @@ set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
 exec mmldm train autoencoder --under "srun --kill-on-bad-exit=1" \
-    --preset audioset --preset cluster/a800 "$@"
+    --config configs/autoencoder/audioset.yaml --config configs/cluster/a800.yaml "$@"

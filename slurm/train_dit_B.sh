@@ -2,7 +2,7 @@
 # Trains DiT-B on latent shards, on 2 nodes of 8 A800s.
 #
 #   sbatch slurm/train_dit_B.sh shards=data/latents run=runs/dit_B
-#   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_dit_B.sh --preset cluster/v100 \
+#   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_dit_B.sh --config configs/cluster/v100.yaml \
 #       shards=data/latents run=runs/dit_B
 #
 # Submit it from the project's root folder; the arguments are passed to `mmldm train dit`. Two minutes before the
@@ -31,4 +31,4 @@ set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
 exec mmldm train dit --under "srun --kill-on-bad-exit=1" \
-    --preset B --preset cluster/a800 "$@"
+    --config configs/dit/B.yaml --config configs/cluster/a800.yaml "$@"

@@ -2,7 +2,7 @@
 # Trains DiT-L on latent shards, on 2 nodes of 8 A800s.
 #
 #   sbatch slurm/train_dit_L.sh shards=data/latents run=runs/dit_L
-#   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_dit_L.sh --preset cluster/v100 \
+#   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_dit_L.sh --config configs/cluster/v100.yaml \
 #       shards=data/latents run=runs/dit_L
 #
 # Submit it from the project's root folder; the arguments are passed to `mmldm train dit`. Two minutes before the
@@ -31,4 +31,4 @@ set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
 exec mmldm train dit --under "srun --kill-on-bad-exit=1" \
-    --preset L --preset cluster/a800 "$@"
+    --config configs/dit/L.yaml --config configs/cluster/a800.yaml "$@"

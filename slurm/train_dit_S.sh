@@ -2,7 +2,7 @@
 # Trains DiT-S on latent shards, on 1 node of 8 A800s.
 #
 #   sbatch slurm/train_dit_S.sh shards=data/latents run=runs/dit_S
-#   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_dit_S.sh --preset cluster/v100 \
+#   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_dit_S.sh --config configs/cluster/v100.yaml \
 #       shards=data/latents run=runs/dit_S
 #
 # Submit it from the project's root folder; the arguments are passed to `mmldm train dit`. Two minutes before the
@@ -31,4 +31,4 @@ set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
 exec mmldm train dit --under "srun --kill-on-bad-exit=1" \
-    --preset S --preset cluster/a800 "$@"
+    --config configs/dit/S.yaml --config configs/cluster/a800.yaml "$@"

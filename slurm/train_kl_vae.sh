@@ -3,7 +3,7 @@
 #
 #   sbatch slurm/train_kl_vae.sh shards=data/clips kl_vae=weights/sd/vae lpips=weights/vgg16-397923af.pth \
 #       run=runs/kl_vae
-#   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_kl_vae.sh --preset cluster/v100 \
+#   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_kl_vae.sh --config configs/cluster/v100.yaml \
 #       training.precision=fp32 shards=data/clips kl_vae=weights/sd/vae lpips=weights/vgg16-397923af.pth \
 #       run=runs/kl_vae    # fp32, since Stable Diffusion's KL-VAE can overflow fp16
 #
@@ -33,4 +33,4 @@ set -euo pipefail
 source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
 
 exec mmldm train kl_vae --under "srun --kill-on-bad-exit=1" \
-    --preset finetune --preset cluster/a800 "$@"
+    --config configs/kl_vae/finetune.yaml --config configs/cluster/a800.yaml "$@"

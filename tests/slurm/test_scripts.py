@@ -9,15 +9,16 @@ import pytest
 pytestmark = pytest.mark.slurm
 
 ROOT = Path(__file__).parents[2]
-A800 = "--preset cluster/a800"
+A800 = "--config configs/cluster/a800.yaml"
+AUTOENCODER = "--config configs/autoencoder"
 LAUNCH = "--under srun --kill-on-bad-exit=1"
 # script: nodes, GPUs a node = tasks a node, array tasks, the command it starts
 SCRIPTS = {
-    "train_dit_S": (1, 8, 1, f"mmldm train dit {LAUNCH} --preset S {A800}"),
-    "train_dit_B": (2, 8, 1, f"mmldm train dit {LAUNCH} --preset B {A800}"),
-    "train_dit_L": (2, 8, 1, f"mmldm train dit {LAUNCH} --preset L {A800}"),
-    "train_autoencoder": (1, 8, 1, f"mmldm train autoencoder {LAUNCH} --preset audioset {A800}"),
-    "train_kl_vae": (1, 8, 1, f"mmldm train kl_vae {LAUNCH} --preset finetune {A800}"),
+    "train_dit_S": (1, 8, 1, f"mmldm train dit {LAUNCH} --config configs/dit/S.yaml {A800}"),
+    "train_dit_B": (2, 8, 1, f"mmldm train dit {LAUNCH} --config configs/dit/B.yaml {A800}"),
+    "train_dit_L": (2, 8, 1, f"mmldm train dit {LAUNCH} --config configs/dit/L.yaml {A800}"),
+    "train_autoencoder": (1, 8, 1, f"mmldm train autoencoder {LAUNCH} {AUTOENCODER}/audioset.yaml {A800}"),
+    "train_kl_vae": (1, 8, 1, f"mmldm train kl_vae {LAUNCH} --config configs/kl_vae/finetune.yaml {A800}"),
     "ablation": (1, 8, 1, f"mmldm ablation {LAUNCH}"),
     "encode_latents": (1, 1, 1, "python data_tools/shard.py latents"),
     "sample": (1, 1, 8, "mmldm sample"),
@@ -72,11 +73,11 @@ def test_a_script_asks_for_its_nodes_and_starts_its_tasks(two_nodes, project, na
 
 def test_the_v100_variant_is_a_matter_of_options(two_nodes, project):
     options = ("--constraint=v100", "--cpus-per-task=5", "--nodes=1")
-    v100 = ("--preset", "cluster/v100")
+    v100 = ("--config", "configs/cluster/v100.yaml")
     job = two_nodes.submit("slurm/train_dit_L.sh", *v100, options=options, cwd=project)
     result = two_nodes.wait(job, 30)
     assert two_nodes.tasks(job)[0]["Features"] == "v100"
-    assert f"L {A800} {' '.join(v100)}, 1 of 5\n" in result.output  # later presets win
+    assert f"L.yaml {A800} {' '.join(v100)}, 1 of 5\n" in result.output  # later files win
 
 
 def test_outside_of_the_project_the_job_says_where_it_looked(two_nodes, tmp_path):
