@@ -14,6 +14,7 @@ from mmldm_scale.doctor import devices, host, software, storage
 from mmldm_scale.doctor.findings import Finding
 from mmldm_scale.models import attention as kernels
 from tests.support.datasets.latent_sets import write_latents
+from tests.support.small_disk import mount_small_disk
 
 Doctor = Callable[..., tuple[int, list[str]]]
 SMALL = """
@@ -39,14 +40,8 @@ def doctor(capsys, tmp_path: Path) -> Doctor:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of a megabyte in memory."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() or os.system(f"mount -t tmpfs -o size=1m tmpfs {folder} 2>/dev/null"):
-        pytest.skip("needs root and the right to mount a small file system")
-    try:
+    with mount_small_disk(tmp_path / "disk", 1024) as folder:
         yield folder
-    finally:
-        os.system(f"umount --lazy {folder}")
 
 
 def test_a_working_machine_and_a_complete_set_are_ok(doctor: Doctor, tmp_path: Path, capsys) -> None:

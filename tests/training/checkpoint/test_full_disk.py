@@ -1,6 +1,5 @@
 """A disk that is full while a run saves: the run continues, keeps the older checkpoint and prints a line."""
 
-import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ import pytest
 
 from mmldm_scale.training.monitoring.logger import Logger
 from tests.support.run_results import Finished, assert_same_checkpoint
+from tests.support.small_disk import mount_small_disk
 
 LINE = re.compile(
     r"/\S+/step-\d{12}\.tmp\S*: the disk is full after [\d,]+ bytes of this checkpoint, which is removed; "
@@ -21,14 +21,8 @@ OPTIONS = ("training.checkpoint_every=16", "training.preview_every=16000", "trai
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of half a megabyte in memory."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() or os.system(f"mount -t tmpfs -o size=512k tmpfs {folder} 2>/dev/null"):
-        pytest.skip("needs root and the right to mount a small file system")
-    try:
+    with mount_small_disk(tmp_path / "disk", 512) as folder:
         yield folder
-    finally:
-        os.system(f"umount --lazy {folder}")
 
 
 def test_a_run_on_a_full_disk_continues_and_ends_once_there_is_room(disk: Path, forks, undisturbed) -> None:
