@@ -79,7 +79,7 @@ def test_failing_again_from_the_same_checkpoint_stops_in_one_line(train) -> None
 def test_failing_before_the_first_checkpoint_stops_in_one_line(train) -> None:
     failed = train(*EVERY_64, "fault_at=[6,22,38]", processes=1)
     assert failed.status == 2
-    assert "3 steps in a row were skipped up to 48 samples, before the first checkpoint; look at" in failed.output
+    assert "3 steps in a row were skipped up to 48 samples, before the first checkpoint; check" in failed.output
     assert "Traceback" not in failed.output
 
 
