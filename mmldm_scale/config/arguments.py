@@ -1,6 +1,6 @@
 """The options of the commands that have presets: ``--preset``, ``--config`` and ``key=value``.
 
-Presets come first, then the files, then the overrides; among each of them, later ones win.
+Presets and files apply in the order of the command line, then the overrides; later ones win.
 """
 
 import argparse
@@ -9,22 +9,30 @@ from pathlib import Path
 from mmldm_scale.config import presets
 
 
+class Preset(str):
+    """The name of a preset, as given with ``--preset``."""
+
+
 def add_configuration(parser: argparse.ArgumentParser, example: str, preset: str = "L") -> None:
     """Add the options to ``parser``; ``example`` is an override and ``preset`` a preset's name, for the help text."""
     parser.add_argument(
         "--preset",
+        dest="configuration",
+        type=Preset,
         action="append",
         default=[],
         metavar="NAME",
         help=f"a configuration that comes with mmldm: one of the command's own, such as {preset}, or FOLDER/NAME, "
-        "such as cluster/a800; may be repeated, later ones win",
+        "such as cluster/a800; presets and files apply in the order given, later ones win",
     )
     parser.add_argument(
         "--config",
+        dest="configuration",
+        type=Path,
         action="append",
         default=[],
         metavar="FILE",
-        help="a YAML file, applied after the presets; may be repeated, later ones win",
+        help="a YAML file; may be repeated",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help=f"applied after presets and files, e.g. {example}"
@@ -40,10 +48,11 @@ def files(args: argparse.Namespace, folder: str) -> list[Path]:
     Raises:
         UserError: there is no such preset.
     """
-    return [*presets.files(args.preset, folder), *map(Path, args.config)]
+    given: list[Preset | Path] = args.configuration
+    return [presets.path(source, folder) if isinstance(source, Preset) else source for source in given]
 
 
 def words(args: argparse.Namespace) -> list[str]:
     """Return the configuration options of ``args`` as words of a command line, for a process that does the same."""
-    options = [("--preset", name) for name in args.preset] + [("--config", file) for file in args.config]
+    options = [("--preset" if isinstance(source, Preset) else "--config", str(source)) for source in args.configuration]
     return [*(word for option in options for word in option), *args.overrides]

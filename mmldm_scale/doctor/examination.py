@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 def read_request(args: argparse.Namespace) -> Request:
     """Return what to check: the arguments are those of the training, or name only folders."""
-    if not (args.preset or args.config or args.overrides):
+    if not (args.configuration or args.overrides):
         return Request(Path(args.folder or "runs"), args.shards, args.quick)
     overrides = [*args.overrides]
     if args.shards:

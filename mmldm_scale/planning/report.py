@@ -51,7 +51,7 @@ def _workload(args: argparse.Namespace) -> Workload:
     files: list[Path] = []
     if args.model in registry.names():
         trainable, label = args.model, args.model
-        if not (args.preset or args.config):
+        if not args.configuration:
             raise UserError(f"--model {trainable}: needs a configuration, as --preset NAME or --config FILE")
     else:
         trainable, label = "dit", f"DiT-{args.model}"

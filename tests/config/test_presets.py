@@ -22,7 +22,7 @@ def test_a_checkout_shows_the_presets_as_configs() -> None:
 def test_a_name_without_a_folder_is_the_commands_own() -> None:
     assert presets.path("L", "dit") == presets.FOLDER / "dit/L.yaml"
     assert presets.path("cluster/a800", "dit") == presets.FOLDER / "cluster/a800.yaml"
-    assert presets.files(["L", "cluster/a800"], "dit") == [presets.path("dit/L"), presets.path("cluster/a800")]
+    assert presets.path("L", "dit") == presets.path("dit/L")
 
 
 @pytest.mark.parametrize(
@@ -42,15 +42,25 @@ def test_an_unknown_preset_is_one_line_that_lists_the_others(name: str, folder: 
     assert "\n" not in str(error.value)
 
 
-def test_presets_come_first_then_files_then_overrides(tmp_path, capsys, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("options", "workers"),
+    [
+        (["--config", "own.yaml", "--preset", "S", "--preset", "cluster/local"], 1),
+        (["--preset", "S", "--preset", "cluster/local", "--config", "own.yaml"], 3),
+        (["--config", "configs/dit/S.yaml", "--config", "own.yaml", "shards=y", "--preset", "cluster/local"], 1),
+    ],
+)
+def test_presets_and_files_apply_in_the_order_given_then_overrides(
+    options: list[str], workers: int, tmp_path: Path, capsys, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(presets.FOLDER)
     (tmp_path / "own.yaml").write_text("training: {workers: 3, seed: 1}\n")
-    options = ["--config", "own.yaml", "--preset", "S", "--preset", "cluster/local", "training.seed=2", "shards=x"]
-    assert main(["train", "dit", *options, "--print-config"]) == 0
+    assert main(["train", "dit", *options, "training.seed=2", "shards=x", "--print-config"]) == 0
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
     printed = config.load(DiTTraining, ["printed.yaml"])
     assert printed.model.depth == 12
-    assert (printed.training.global_batch, printed.training.workers, printed.training.seed) == (8, 3, 2)
+    assert (printed.training.global_batch, printed.training.workers, printed.training.seed) == (8, workers, 2)
 
 
 def test_the_dits_models_are_those_of_the_files_the_smallest_first() -> None:

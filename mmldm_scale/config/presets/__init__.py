@@ -1,14 +1,14 @@
 """The configuration files that come with the package: ``FOLDER/NAME.yaml`` beside this file, each of them a preset.
 
     presets.names("dit")                          # ["B", "L", "S", "demo", "landscape"]
-    presets.files(["L", "cluster/a800"], "dit")   # the files of `mmldm train dit --preset L --preset cluster/a800`
+    presets.path("L", "dit")                      # the file of `mmldm train dit --preset L`
+    presets.path("cluster/a800")                  # and of `--preset cluster/a800`, which any command may give
     presets.dit_models()["L"]                     # the DiTConfig in dit/L.yaml
 
 A preset without a folder in its name belongs to the command: the folder ``dit`` for ``mmldm train dit``. To add a
 preset, add its YAML file. A checkout has these folders as ``configs/`` as well.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from mmldm_scale.common.errors import UserError
@@ -45,14 +45,6 @@ def path(preset: str, folder: str = "") -> Path:
     if place in folders() and name in names(place):
         return FOLDER / place / f"{name}{SUFFIX}"
     raise UserError(f"preset {preset!r:.80}: must be one of {', '.join(_allowed(place if slash else '', folder))}")
-
-
-def files(presets: Sequence[str], folder: str) -> list[Path]:
-    """Return the file of each of ``presets``, for a command whose own presets lie in ``folder``; raise as :func:`path`.
-
-    They come before the user's own files: ``config.load(schema, [*files(args.preset, "dit"), *args.config], …)``.
-    """
-    return [path(preset, folder) for preset in presets]
 
 
 def dit_models() -> dict[str, DiTConfig]:
