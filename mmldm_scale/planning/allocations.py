@@ -16,14 +16,14 @@ Real tensors are counted the same way, so that the tests can compare both with a
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmldm_scale.planning.meta_operators import call, fused_attention, tensors_in
 
 
 class Allocations(TorchDispatchMode):
@@ -59,11 +59,10 @@ class Allocations(TorchDispatchMode):
         self, operator: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run ``operator``. Inputs not seen before were made outside the block; outputs not seen before are new."""
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             self._record(tensor, new=False)
-        shortcut = SHORTCUTS.get(operator) if args and _without_data(args[0]) else None
-        result = (shortcut or operator)(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
+        result = call(operator, args, kwargs or {})
+        for tensor in tensors_in(result):
             self._record(tensor, new=True)
         return result
 
@@ -83,86 +82,5 @@ class Allocations(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def _group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, batch: int, channels: int, positions: int, groups: int, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(batch, groups), x.new_empty(batch, groups)  # contiguous, as on GPUs
-
-
-def _group_norm_backward(
-    gradient: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, weight: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    if weight is None:
-        return x.new_empty(x.shape), None, None
-    return x.new_empty(x.shape), torch.empty_like(weight), torch.empty_like(weight)
-
-
-def _layer_norm(x: Tensor, shape: Sequence[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    rows = [*x.shape[: -len(shape)], *(1 for _ in shape)]
-    mean, deviation = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    return x.new_empty(x.shape), mean, deviation
-
-
-def _layer_norm_backward(
-    gradient: Tensor, x: Tensor, shape: Any, mean: Tensor, deviation: Tensor, weight: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return _group_norm_backward(gradient, x, mean, deviation, weight)
-
-
-# Shapes of what the norms return. PyTorch would decompose them on "meta", which takes two thirds of the whole time.
-SHORTCUTS: dict[Callable, Callable] = {
-    torch.ops.aten.native_group_norm.default: _group_norm,
-    torch.ops.aten.native_group_norm_backward.default: _group_norm_backward,
-    torch.ops.aten.native_layer_norm.default: _layer_norm,
-    torch.ops.aten.native_layer_norm_backward.default: _layer_norm_backward,
-}
-
-
-@contextmanager
-def fused_attention() -> Iterator[None]:
-    """Run attention on "meta" as one operator that keeps its inputs, its output and one number a row.
-
-    The kernels of GPUs and CPUs do so. The device "meta" has none and would store the attention weights. (The function
-    is replaced because a ``TorchFunctionMode`` is not active when a backward pass recomputes it.)
-    """
-    original = F.scaled_dot_product_attention
-
-    def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return (_attention if _without_data(query) else original)(query, *args, **kwargs)
-
-    F.scaled_dot_product_attention = attention
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = original
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-) -> Tensor:
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
-
-
-def _without_data(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.device.type == "meta"
-
-
 def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for part in tree:
-            yield from _tensors(part)
-    elif isinstance(tree, dict):
-        yield from _tensors(tuple(tree.values()))

@@ -21,9 +21,9 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from mmldm_scale.config import TrainingConfig, load
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.models.recompute import Recomputation
-from mmldm_scale.planning.allocations import SHORTCUTS, fused_attention
 from mmldm_scale.planning.hardware import Cluster
 from mmldm_scale.planning.memory import FLOAT32_BYTES, run_step, trained_networks, working_outline
+from mmldm_scale.planning.meta_operators import call, fused_attention
 from mmldm_scale.trainables.registry import registered
 from mmldm_scale.training.monitoring.throughput import TRAINING
 from mmldm_scale.training.trainable import StepOutline
@@ -168,10 +168,9 @@ class FlopCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run ``operator``, by a shortcut on the device "meta" if there is one, and count its FLOPs."""
+        """Run ``operator`` and count its FLOPs."""
         kwargs = kwargs or {}
-        shortcut = SHORTCUTS.get(operator) if args and getattr(args[0], "is_meta", False) else None
-        result = (shortcut or operator)(*args, **kwargs)
+        result = call(operator, args, kwargs)
         formula = FORMULAS.get(operator._overloadpacket)
         if formula:
             self.flops[args[0].dtype] += formula(*args, **kwargs, out_val=result)
