@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from mmldm_scale.cluster import slurm
+from mmldm_scale.common.checkpoint_folders import find_checkpoints
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.processes import die_with_parent
 
@@ -155,7 +156,7 @@ def _record_start(run: Path, job: slurm.SlurmJob) -> None:
 
 def _newest_checkpoint(run: Path) -> int:
     """Return the samples seen at the newest checkpoint of ``run``, from its name; 0 without one."""
-    return max((int(folder.name.removeprefix("step-")) for folder in run.glob("checkpoints/step-*[0-9]")), default=0)
+    return max(find_checkpoints(run), default=0)
 
 
 def _take_status(file: Path) -> int | None:

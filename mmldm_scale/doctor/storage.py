@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmldm_scale.common.checkpoint_folders import find_checkpoints
 from mmldm_scale.doctor.findings import Finding, Level
 
 GIB = 2**30
@@ -41,8 +42,10 @@ def newest_checkpoint(run: Path) -> int:
 
 
 def _sizes(run: Path) -> list[int]:
-    folders = sorted(run.glob("checkpoints/step-*[0-9]"))
-    return [sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in folders]
+    return [
+        sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        for folder in find_checkpoints(run).values()
+    ]
 
 
 def clock_and_permission(run: Path) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmldm_scale.common.atomic_files import sha256
+from mmldm_scale.common.checkpoint_folders import find_checkpoints
 from mmldm_scale.common.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -61,8 +62,8 @@ def locate(path: str | Path, kind: str | None = None) -> Path:
     path, of_kind = Path(path), f" of kind {kind!r}" if kind else ""
     if not path.exists():
         raise UserError(f"{path}: no such folder; must be a run, checkpoint or weights folder{of_kind}")
-    newest = sorted(path.glob("checkpoints/step-*[0-9]/weights"), reverse=True)
-    for folder in (path, path / "weights", *newest):
+    checkpoints = [folder / "weights" for folder in reversed(find_checkpoints(path).values())]
+    for folder in (path, path / "weights", *checkpoints):
         if (folder / CONFIG).is_file():
             return folder
     places = f"{CONFIG}, weights/{CONFIG} or checkpoints/step-…/weights/{CONFIG}"

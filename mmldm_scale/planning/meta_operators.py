@@ -55,7 +55,7 @@ def _description(value: Any) -> Hashable:
 
 
 def _is_new(operator: Any, result: Any, inputs: list[Tensor]) -> bool:
-    """Return whether each tensor of ``result`` fills a storage of its own, and the operator changes none of its inputs."""
+    """Return whether ``operator`` changes no input and each tensor of ``result`` fills a storage of its own."""
     outputs = list(tensors_in(result))
     if operator._schema.is_mutable or not all(map(without_data, outputs)):
         return False

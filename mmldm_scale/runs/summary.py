@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from mmldm_scale.common import leases
+from mmldm_scale.common.checkpoint_folders import find_checkpoints
 from mmldm_scale.runs import run_log
 
 CONFIG = "config.yaml"
@@ -200,12 +201,11 @@ def _samples_seen(line: bytes) -> float:
 
 def _checkpoints(run: Path) -> list[SavedCheckpoint]:
     checkpoints = []
-    for folder in sorted(run.glob("checkpoints/step-*")):
-        name, manifest = folder.name.removeprefix("step-"), folder / "manifest.json"
+    for samples_seen, folder in find_checkpoints(run).items():
+        manifest = folder / "manifest.json"
         with contextlib.suppress(OSError):
-            if name.isdecimal():
-                age = time.time() - manifest.stat().st_mtime
-                checkpoints.append(SavedCheckpoint(int(name), age, _size(manifest)))
+            age = time.time() - manifest.stat().st_mtime
+            checkpoints.append(SavedCheckpoint(samples_seen, age, _size(manifest)))
     return checkpoints
 
 
@@ -217,9 +217,9 @@ def _size(manifest: Path) -> int | None:
 
 
 def _weights_bytes(run: Path) -> int | None:
-    files = [*run.glob("checkpoints/step-*[0-9]/weights/model.safetensors")]
-    with contextlib.suppress(OSError, IndexError):
-        return files[-1].stat().st_size
+    for folder in reversed(find_checkpoints(run).values()):
+        with contextlib.suppress(OSError):
+            return (folder / "weights/model.safetensors").stat().st_size
     return None
 
 

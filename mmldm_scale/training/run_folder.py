@@ -2,7 +2,8 @@
 
 ``config.yaml`` holds the configuration with which the run was started. Keys that change the result (model, data, seed,
 batch, …) must stay the same; those that do not (lengths, intervals, workers, …) may change when the run is resumed. If
-a start failed before anything was logged or saved, the configuration of the next start replaces its own.
+a start failed before anything was logged or saved, the configuration of the next start replaces its own. A run that had
+checkpoints and has none any more starts again from 0 samples only with ``restart=true``.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from mmldm_scale import config
 from mmldm_scale.common.atomic_files import write_whole
+from mmldm_scale.common.checkpoint_folders import FOLDER, find_checkpoints, newest_saved
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.runs import run_log
 from mmldm_scale.training.engine.distributed import World
@@ -19,6 +21,7 @@ from mmldm_scale.training.engine.distributed import World
 CONFIG = "config.yaml"
 FREE = {  # keys that may change when a run is resumed; so may all that begin with "preview."
     "run",
+    "restart",
     "validation",
     "reading.stage",
     "reading.stage_gigabytes",
@@ -52,7 +55,7 @@ def begin(run: Path, schema: Any, world: World) -> None:
     The caller holds the run's lock.
 
     Raises:
-        UserError: the run was started with other settings, or the folder cannot be written.
+        UserError: the run was started with other settings, its checkpoints are gone, or the folder cannot be written.
     """
     problem = world.broadcast_from_rank0(_begin(run, schema) if world.is_rank0 else None)
     if problem:
@@ -63,10 +66,11 @@ def check(run: Path, schema: Any) -> None:
     """Check, without changing ``run``, that ``schema`` can start or resume it.
 
     Raises:
-        UserError: the run was started with other settings.
+        UserError: the run was started with other settings, or its checkpoints are gone.
     """
     if _is_started(run):
         _check_same(run / CONFIG, schema)
+    _check_checkpoints(run, schema)
 
 
 def _begin(run: Path, schema: Any) -> str | None:
@@ -75,6 +79,7 @@ def _begin(run: Path, schema: Any) -> str | None:
             _check_same(run / CONFIG, schema)
         else:
             write_whole(run / CONFIG, config.dump(schema).encode())
+        _check_checkpoints(run, schema)
     except OSError as error:
         return f"{run}: cannot be used as a run folder: {error.strerror}"
     except UserError as error:
@@ -86,7 +91,17 @@ def _is_started(run: Path) -> bool:
     """Return whether ``run`` has a configuration and has logged or saved anything."""
     if not (run / CONFIG).exists():
         return False
-    return any((run / "checkpoints").glob("step-*[0-9]")) or next(run_log.read(run), None) is not None
+    return bool(find_checkpoints(run)) or next(run_log.read(run), None) is not None
+
+
+def _check_checkpoints(run: Path, schema: Any) -> None:
+    """Raise UserError if ``run`` had checkpoints and has none: from 0 samples, training would replace its log."""
+    saved = newest_saved(run)
+    if saved and not schema.restart and not find_checkpoints(run):
+        raise UserError(
+            f"{run / FOLDER}: {saved} and all other checkpoints are gone; restore them or mount their disk, or "
+            "give restart=true to start again from 0 samples"
+        )
 
 
 def _check_same(file: Path, schema: Any) -> None:

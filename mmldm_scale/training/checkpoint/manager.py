@@ -9,8 +9,9 @@
 averaged weights in ``weights/``, every other state as ``states/NAME.json``, and the manifest (``manifest.py``). Saving
 copies all that into the host's memory, and a thread of each rank writes it while training goes on. A checkpoint is
 written as ``step-….tmp``: each rank syncs its part to disk; then all ranks meet, rank 0 writes the manifest and renames
-the folder, and they meet again. So a name without ``.tmp`` means that the checkpoint is complete. Loading goes from the
-newest checkpoint to the oldest, to the first that verifies.
+the folder, and they meet again. So a name without ``.tmp`` means that the checkpoint is complete. Then those older than
+the ``keep_checkpoints`` newest whole ones are removed. Loading goes from the newest checkpoint to the oldest, to the
+first that verifies.
 
 No file is loaded that would run code (``safe_pickle.py``). A number of processes other than that which wrote a
 checkpoint divides it anew (``reshard.py``).
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.common.atomic_files import sha256, sync
+from mmldm_scale.common.checkpoint_folders import FOLDER, checkpoint_folder, find_checkpoints, record_saved
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import Precision, TrainingConfig
 from mmldm_scale.training.checkpoint import safe_pickle
@@ -104,9 +106,10 @@ class Checkpoints:
         inputs: dict[str, str],
         states: Mapping[str, HasState] | None = None,
     ) -> None:
-        self.folder = run / "checkpoints"
+        self._run, self.folder = run, run / FOLDER
         self._world, self._settings, self._inputs, self._states = world, settings, inputs, states or {}
         self._initial_states = {name: part.state_dict() for name, part in self._states.items()}
+        self._verified: dict[str, str | UnsupportedFormat | None] = {}  # what is wrong with a checkpoint, by its name
         self._host_copy = HostCopy()
         self._writer: AsyncWriter[int | None] | None = None  # from the first save on
 
@@ -159,18 +162,15 @@ class Checkpoints:
             UserError: there are checkpoints, but all are damaged; or the newest undamaged one is of a format that this
                 version does not read.
         """
-        names = self._world.broadcast_from_rank0(
-            [path.name for path in sorted(self.folder.glob("step-*[0-9]"), reverse=True)]
-        )
-        for name in names:
-            problems = [problem for problem in self._world.gather(self._problem(self.folder / name)) if problem]
-            unsupported = [problem for problem in problems if isinstance(problem, UnsupportedFormat)]
-            if unsupported:
-                raise unsupported[0]
-            if not problems:
+        names = self._world.broadcast_from_rank0([path.name for path in find_checkpoints(self._run).values()])
+        for name in reversed(names):
+            problem = self._verify(name, self._world)
+            if isinstance(problem, UnsupportedFormat):
+                raise problem
+            if problem is None:
                 return self.folder / name
             if self._world.is_rank0:
-                print(f"{self.folder / name}: skipped, {problems[0]}", file=sys.stderr, flush=True)
+                print(f"{self.folder / name}: skipped, {problem}", file=sys.stderr, flush=True)
         if names:
             raise UserError(
                 f"{self.folder}: all {len(names)} checkpoints are damaged; restore one from a copy, or start another "
@@ -221,7 +221,7 @@ class Checkpoints:
                 raise UserError(f"{file}: is no state of {name!r}: {reason}") from None
 
     def _path(self, samples_seen: int) -> Path:
-        return self.folder / f"step-{samples_seen:012d}"
+        return checkpoint_folder(self._run, samples_seen)
 
     def _temporary(self, samples_seen: int) -> Path:
         return self._path(samples_seen).with_suffix(".tmp")
@@ -255,7 +255,10 @@ class Checkpoints:
         if world.is_rank0:
             with failure.recorded(temporary):
                 self._commit(content, {name: digest for part in parts for name, digest in part.items()})
-        return None if self._has_given_up(temporary, failure, world) else content.samples_seen
+        if self._has_given_up(temporary, failure, world):
+            return None
+        self._remove_old(content.samples_seen, world)
+        return content.samples_seen
 
     def _has_given_up(self, temporary: Path, failure: WriteFailure, world: World) -> bool:
         """Return whether any rank found the disk full, after removing ``temporary``; all ranks call this together."""
@@ -273,7 +276,7 @@ class Checkpoints:
         return path is not None
 
     def _commit(self, content: Content, files: dict[str, tuple[int, str]]) -> None:
-        """Complete the checkpoint that all ranks have written, and remove old ones (``keep_checkpoints``)."""
+        """Complete the checkpoint that all ranks have written."""
         temporary, final = self._temporary(content.samples_seen), self._path(content.samples_seen)
         manifest = CheckpointManifest(
             samples_seen=content.samples_seen,
@@ -291,10 +294,35 @@ class Checkpoints:
         shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be in the way
         os.rename(temporary, final)
         sync(self.folder)
-        keep, keep_every = self._settings.keep_checkpoints, self._settings.keep_every
-        for old in sorted(self.folder.glob("step-*[0-9]"))[:-keep]:
-            if not keep_every or int(old.name.removeprefix("step-")) % keep_every:
-                shutil.rmtree(old)
+        try:
+            record_saved(self._run, content.samples_seen)
+        except (OSError, UserError) as error:  # the checkpoint is complete without
+            print(f"{error}; the run goes on", file=sys.stderr, flush=True)
+
+    def _remove_old(self, samples_seen: int, world: World) -> None:
+        """Remove the checkpoints that the one at ``samples_seen`` supersedes; all ranks call this together."""
+        names, failure = self._superseded(samples_seen, world), WriteFailure()
+        if world.is_rank0:
+            for name in names:
+                with failure.recorded(self.folder / name):
+                    shutil.rmtree(self.folder / name)
+        failure.exchange(world)
+
+    def _superseded(self, samples_seen: int, world: World) -> list[str]:
+        """Return those older than the ``keep_checkpoints`` newest whole ones, by name; all ranks call this together.
+
+        The one at ``samples_seen``, just written, is the newest whole one. What an earlier process wrote is verified
+        once; what this one wrote is whole.
+        """
+        keep_every = self._settings.keep_every
+        self._verified[self._path(samples_seen).name], whole = None, 1
+        found = world.broadcast_from_rank0({n: path.name for n, path in find_checkpoints(self._run).items()})
+        older = [(n, name) for n, name in found.items() if n < samples_seen]
+        while older and whole < self._settings.keep_checkpoints:
+            name = older.pop()[1]
+            problem = self._verified[name] if name in self._verified else self._verify(name, world)
+            whole += problem is None
+        return [name for n, name in older if not keep_every or n % keep_every]
 
     def _check_fit(self, engines: Engines, folder: Path, manifest: CheckpointManifest) -> None:
         stage, precision = int(engines[ENGINE].zero_optimization_stage()), _precision(engines[ENGINE])
@@ -323,6 +351,13 @@ class Checkpoints:
             before = f"{manifest.world_size} (ZeRO-{manifest.zero_stage})"
             print(f"resuming on {now} a run that {before} wrote", file=sys.stderr, flush=True)
         return stage > 0
+
+    def _verify(self, name: str, world: World) -> str | UnsupportedFormat | None:
+        """Return what is wrong with the checkpoint ``name``, None if it is whole; all ranks call this together."""
+        problems = [problem for problem in world.gather(self._problem(self.folder / name)) if problem]
+        unsupported = [problem for problem in problems if isinstance(problem, UnsupportedFormat)]
+        self._verified[name] = next(iter([*unsupported, *problems]), None)
+        return self._verified[name]
 
     def _problem(self, folder: Path) -> str | UnsupportedFormat | None:
         """Return what is wrong with this rank's share of the files in ``folder``."""
