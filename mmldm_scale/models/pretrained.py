@@ -3,6 +3,8 @@
 Training writes such a folder into each checkpoint (the averaged weights, float32); sampling and the encoding of latents
 read it. ``pretrained.find("runs/dit_S", "dit")`` returns the newest one of a run. No file is unpickled.
 
+Beside the files, ``weights.sha256`` holds their sha256, as sha256sum writes it. Whatever loads them calls :func:`verify`.
+
 A kind is the name of a trainable ("kl_vae", "autoencoder", "dit"); which ones exist, this module does not know.
 """
 
@@ -20,8 +22,10 @@ from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.checkpoint_folders import find_checkpoints
 from mmldm_scale.common.errors import UserError
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "weights.sha256"
 REASON_LENGTH = 300  # characters of a library's message that are repeated in an error
+
+_verified: dict[Path, tuple[int, int, str]] = {}  # bytes, time of change and sha256 of the files found to be whole
 
 
 def save(folder: Path, kind: str, config: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
@@ -30,16 +34,61 @@ def save(folder: Path, kind: str, config: dict[str, Any], state: dict[str, torch
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps({"kind": kind, **config}, indent=2) + "\n")
-    share(folder)
+    seal(folder)
 
 
-def share(folder: Path) -> None:
-    """Give each .safetensors file under ``folder`` the permissions of the config.json beside it.
+def seal(folder: Path) -> None:
+    """Complete ``folder``, whose weights are written: permissions, and the sha256 of each file.
 
-    The safetensors library makes files that their owner alone may read.
+    The safetensors library makes files that their owner alone may read; each gets the permissions of the config.json
+    beside it.
     """
     for weights in folder.rglob("*.safetensors"):
         shutil.copymode(weights.with_name(CONFIG), weights)
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    lines = [f"{sha256(file)}  {name}\n" for name, file in files.items() if file.name != SUMS]
+    (folder / SUMS).write_text("".join(lines))
+
+
+def verify(folder: Path) -> None:
+    """Check the files of ``folder`` against the sums written with them, each once a process unless it changes.
+
+    The sums are in ``folder`` or, for a part of a model, in its parent. Published weights have none.
+
+    Raises:
+        UserError: a file is missing or differs from its sha256, or the sums cannot be read.
+    """
+    root = next((root for root in (folder, folder.parent) if (root / SUMS).is_file()), None)
+    if root is None:
+        return
+    for name, digest in _sums(root / SUMS).items():
+        file = root / name
+        if file.is_relative_to(folder):
+            _verify(file, digest)
+
+
+def _sums(file: Path) -> dict[str, str]:
+    """Return the sha256 by relative path in ``file``."""
+    try:
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in file.read_text().splitlines())}
+    except (OSError, ValueError):
+        raise UserError(f"{file}: cannot be read: each line must be a sha256, two spaces and a file name") from None
+    for name in sums:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{file}: names {name!r:.80}, outside its folder")
+    return sums
+
+
+def _verify(file: Path, digest: str) -> None:
+    try:
+        status = file.stat()
+        state = status.st_size, status.st_mtime_ns, digest
+        if _verified.get(file.absolute()) != state:
+            if sha256(file) != digest:
+                raise UserError(f"{file}: is damaged: it differs from its sha256 in {SUMS}; copy or export it again")
+            _verified[file.absolute()] = state
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def find(path: str | Path, kind: str) -> Path:
@@ -101,6 +150,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 def load_into(module: torch.nn.Module, folder: Path) -> None:
     """Load the weights in ``folder`` into ``module``; raise UserError if they are damaged or have other shapes."""
+    verify(folder)
     try:
         state = load_file(folder / WEIGHTS)
         module.load_state_dict(state)
@@ -112,9 +162,11 @@ def load_into(module: torch.nn.Module, folder: Path) -> None:
 def fingerprint(path: Path) -> str:
     """Return the sha256 (64 hex digits) of all names and contents in a weights folder: the identity of a model.
 
-    For a single file it covers that file and, if there is one, the config.json beside it.
+    For a single file it covers that file and, if there is one, the config.json beside it. The sums beside the files do
+    not count: folders that older versions wrote have none.
     """
-    paths = sorted(path.rglob("*")) if path.is_dir() else [path, path.with_name(CONFIG)]
+    contents = (file for file in path.rglob("*") if file.name != SUMS)
+    paths = sorted(contents) if path.is_dir() else [path, path.with_name(CONFIG)]
     root = path if path.is_dir() else path.parent
     digest = hashlib.sha256()
     for file in filter(Path.is_file, paths):

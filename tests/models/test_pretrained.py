@@ -1,5 +1,7 @@
 """Weights folders: found from a run, a checkpoint or themselves; refused in one line where they do not fit."""
 
+import functools
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,8 @@ import torch
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.models import pretrained
+from mmldm_scale.models.autoencoder import kl_vae
+from tests.support.tiny_models import tiny_autoencoder
 
 
 def weights(folder: Path, value: float = 1.0) -> Path:
@@ -58,6 +62,43 @@ def test_errors_are_one_line(tmp_path) -> None:
         pretrained.load_into(torch.nn.Linear(2, 2), folder)
 
 
+@pytest.mark.parametrize("kind", ["dit", "kl_vae", "exported part"])
+def test_a_flipped_bit_is_found_in_every_file_before_it_is_used(tmp_path: Path, kind: str) -> None:
+    vae = kl_vae.build(tiny_autoencoder.KL_VAE)
+    if kind == "dit":
+        root, part = weights(tmp_path / "weights"), "."
+        load = functools.partial(pretrained.load_into, torch.nn.Linear(2, 2), root)
+    elif kind == "kl_vae":
+        root, part = tmp_path / "weights", "vae"
+        kl_vae.save(root, vae)
+        load = functools.partial(kl_vae.load, root)
+    else:  # diffusers' layout, whose parts have their sums in the folder above them
+        root, part = tmp_path / "exported", "decoder"
+        vae.save_pretrained(root / part)
+        pretrained.seal(root)
+        load = functools.partial(kl_vae.load, root / part)
+    load()
+    assert len(list((root / part).glob("*.[js]*"))) == 2
+    for file in sorted((root / part).glob("*.[js]*")):
+        content = file.read_bytes()
+        file.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        with pytest.raises(UserError, match=f"^{root}/"):
+            load()
+        file.write_bytes(content)
+    load()
+
+
+def test_sums_are_those_of_sha256sum_and_name_nothing_outside(tmp_path: Path) -> None:
+    folder = weights(tmp_path / "weights")
+    assert subprocess.run(["sha256sum", "-c", pretrained.SUMS], cwd=folder, capture_output=True).returncode == 0
+    with (folder / pretrained.SUMS).open("a") as file:
+        file.write(f"{'0' * 64}  ../outside\n")
+    with pytest.raises(UserError, match="outside its folder"):
+        pretrained.verify(folder)
+
+
 def test_fingerprint_is_of_the_content(tmp_path) -> None:
     first, same, changed = weights(tmp_path / "a"), weights(tmp_path / "b"), weights(tmp_path / "c", 2.0)
     assert pretrained.fingerprint(first) == pretrained.fingerprint(same) != pretrained.fingerprint(changed)
+    (first / pretrained.SUMS).unlink()  # as in folders that older versions wrote
+    assert pretrained.fingerprint(first) == pretrained.fingerprint(same)

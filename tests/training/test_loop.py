@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -150,12 +149,12 @@ def test_finished_run_started_again_does_nothing(forks, undisturbed: Finished) -
 
 
 def test_one_ranks_error_ends_all_quickly_and_is_shown_once(tmp_path) -> None:
-    began = time.monotonic()
-    program = command(tmp_path / "run", "failing_position=70", "training.total_samples=16000")
-    broken = subprocess.run(program, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    # far below the 600 seconds that the other rank would wait for this one
+    options = ("failing_position=70", "training.total_samples=16000", "training.collective_timeout=600")
+    program = command(tmp_path / "run", *options)
+    broken = subprocess.run(program, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert broken.returncode != 0
     assert broken.stderr.count("sample 70 cannot be read") == 1
-    assert time.monotonic() - began < 60
 
 
 def test_another_configuration_is_refused_on_the_same_run(forks, undisturbed: Finished) -> None:

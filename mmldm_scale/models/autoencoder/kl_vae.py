@@ -72,7 +72,7 @@ def save(folder: Path, vae: AutoencoderKL) -> None:
     """Write ``vae`` as a weights folder of kind "kl_vae"; diffusers itself can load its sub-folder ``vae``."""
     vae.save_pretrained(folder / stable_diffusion.VAE_FOLDER, safe_serialization=True)
     (folder / pretrained.CONFIG).write_text(json.dumps({"kind": "kl_vae"}, indent=2) + "\n")
-    pretrained.share(folder)
+    pretrained.seal(folder)
 
 
 def load(path: str | Path) -> AutoencoderKL:

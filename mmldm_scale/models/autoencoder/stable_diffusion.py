@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.safe_tensors import read_tensors
+from mmldm_scale.models import pretrained
 
 VAE_FOLDER, UNET_FOLDER = "vae", "unet"  # diffusers' names of the parts' folders in a pipeline's folder
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model"  # diffusers' names of files in a part's folder
@@ -127,7 +128,8 @@ def _read_config(folder: Path, model: type) -> dict[str, Any]:
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of a diffusers folder, from one file or several."""
+    """Return the tensors of a diffusers folder, from one file or several, once they match the sums that it may have."""
+    pretrained.verify(folder)
     if (folder / INDEX).is_file():
         return _read_sharded(folder)
     for name in SINGLE_FILES:

@@ -94,11 +94,13 @@ def run(args: argparse.Namespace, prefixes: Mapping[str, str], layout: FolderLay
 
 
 def _open_source(path: str) -> Source:
-    """Return the weights folder at ``path``, verified if it lies in a checkpoint."""
+    """Return the weights folder at ``path``, verified."""
     weights = pretrained.locate(path)
     checkpoint = weights.parent if (weights.parent / MANIFEST).is_file() else None
     if checkpoint:
         _verify(checkpoint, WEIGHTS)
+    else:
+        pretrained.verify(weights)
     return Source(weights, pretrained.read_kind(weights), checkpoint)
 
 
@@ -224,12 +226,13 @@ def _write(output: Path, source: Source, state: dict[str, Tensor] | None, layout
     try:
         weights = layout.place(temporary, source.kind) if layout else temporary
         file = _weights_file(weights, source.kind)
-        shutil.copytree(source.weights, weights, ignore=shutil.ignore_patterns(file.name) if state else None)
+        others = shutil.ignore_patterns(pretrained.SUMS, *([file.name] if state else []))
+        shutil.copytree(source.weights, weights, ignore=others)
         if state:
             save_file(state, file, metadata={"format": "pt"})
         if layout:
             layout.write(temporary, source.kind)
-        pretrained.share(temporary)
+        pretrained.seal(temporary)
         for path in temporary.rglob("*"):
             sync(path)
         os.rename(temporary, output)

@@ -107,10 +107,8 @@ def test_a_user_error_is_the_same_from_any_process(workers) -> None:
 
 
 def test_a_worker_that_dies_is_named() -> None:
-    begun = time.monotonic()
     with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid\(?s?\)? \d+\) (is killed by signal|exited unexp)"):
         numbers(Numbers("kill"), 2)
-    assert time.monotonic() - begun < 10
 
 
 def test_a_worker_ignores_the_signals_that_slurm_sends_to_every_process() -> None:
