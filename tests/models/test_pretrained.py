@@ -78,8 +78,9 @@ def test_a_flipped_bit_is_found_in_every_file_before_it_is_used(tmp_path: Path, 
         pretrained.seal(root)
         load = functools.partial(kl_vae.load, root / part)
     load()
-    assert len(list((root / part).glob("*.[js]*"))) == 2
-    for file in sorted((root / part).glob("*.[js]*")):
+    files = [file for file in (root / part).iterdir() if file.suffix in (".json", ".safetensors")]
+    assert len(files) == 2
+    for file in files:
         content = file.read_bytes()
         file.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
         with pytest.raises(UserError, match=f"^{root}/"):
