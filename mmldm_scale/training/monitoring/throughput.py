@@ -24,6 +24,7 @@ PEAK_TFLOPS: dict[str, dict[torch.dtype, float]] = {
     "A800": {torch.bfloat16: 312.0, torch.float16: 312.0, torch.float32: 156.0},
     "V100": {torch.float16: 125.0, torch.float32: 15.7},
 }
+LONG_ENOUGH = 0.02  # seconds of a product of matrices that can be timed
 TRAINING = 3.0  # FLOPs of a training step, in forward passes: one forward, and a backward that costs two
 
 
@@ -92,12 +93,24 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return _measured(device, dtype)
 
 
-def _measured(device: torch.device, dtype: torch.dtype, size: int = 1024, times: int = 4) -> float:
-    """Return the FLOP/s of the fastest of some products of square matrices."""
-    matrix = torch.ones(size, size, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(times):
-        began = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
+def _measured(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of the fastest of some products of square matrices.
+
+    The matrices grow until a product takes long enough to be timed: a CPU that has no arithmetic in bfloat16 would take
+    10 seconds for one of width 1,024.
+    """
+    rate = 0.0
+    for size in (128, 256, 512, 1024):
+        matrix = torch.ones(size, size, device=device, dtype=dtype)
+        seconds = min(_seconds(matrix) for _ in range(4))
+        rate = max(rate, 2 * size**3 / seconds)
+        if seconds > LONG_ENOUGH:
+            break
+    return rate
+
+
+def _seconds(matrix: torch.Tensor) -> float:
+    """Return the seconds that the product of ``matrix`` with itself takes."""
+    began = time.perf_counter()
+    (matrix @ matrix)[0, 0].item()  # waits for the device
+    return time.perf_counter() - began
