@@ -3,7 +3,7 @@
 Training writes such a folder into each checkpoint (the averaged weights, float32); sampling and the encoding of latents
 read it. ``pretrained.find("runs/dit_S", "dit")`` returns the newest one of a run. No file is unpickled.
 
-Beside the files, ``weights.sha256`` holds their sha256, as sha256sum writes it. Whatever loads them calls :func:`verify`.
+Beside the files, ``weights.sha256`` holds their sha256, as sha256sum writes it; :func:`verify` checks them before use.
 
 A kind is the name of a trainable ("kl_vae", "autoencoder", "dit"); which ones exist, this module does not know.
 """
