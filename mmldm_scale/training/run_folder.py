@@ -1,7 +1,8 @@
 """The folder of a run, ``runs/NAME/``: started with one configuration, and resumed only with the same.
 
 ``config.yaml`` holds the configuration with which the run was started. Keys that change the result (model, data, seed,
-batch, …) must stay the same; those that do not (lengths, intervals, workers, …) may change when the run is resumed. If
+batch, …) must stay the same; those that do not (lengths, intervals, workers, …) may change when the run is resumed.
+Data and weights may be moved: once there is a checkpoint, it knows them by their fingerprints, not by their paths. If
 a start failed before anything was logged or saved, the configuration of the next start replaces its own. A run that had
 checkpoints and has none any more starts again from 0 samples only with ``restart=true``.
 """
@@ -47,6 +48,8 @@ FREE = {  # keys that may change when a run is resumed; so may all that begin wi
     "model.activation_checkpointing",
     "model.compile",
 }
+
+MOVABLE = {"shards", "kl_vae", "lpips", "unet"}  # keys with paths of what a checkpoint knows by its fingerprint
 
 
 def begin(run: Path, schema: Any, world: World) -> None:
@@ -107,8 +110,9 @@ def _check_checkpoints(run: Path, schema: Any) -> None:
 def _check_same(file: Path, schema: Any) -> None:
     stored = config.load(type(schema), [file])
     old, new = (_flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (stored, schema))
+    free = FREE | MOVABLE if find_checkpoints(file.parent) else FREE
     for key in sorted(old.keys() | new.keys()):
-        if key not in FREE and not key.startswith("preview.") and old.get(key) != new.get(key):
+        if key not in free and not key.startswith("preview.") and old.get(key) != new.get(key):
             change = f"{key}={old.get(key)}, not {new.get(key)}"
             raise UserError(f"{file}: the run was started with {change}; set the same value, or another run=")
 

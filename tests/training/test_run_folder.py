@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from mmldm_scale import config
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import load
+from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training import run_folder
 from tests.support.toy_trainable import ToyTraining
 
@@ -33,6 +35,19 @@ def test_a_run_with_a_log_or_checkpoint_resumes_only_with_the_same_settings(tmp_
         with pytest.raises(UserError, match=message):
             run_folder.check(tmp_path, load(ToyTraining, overrides=[f"run={tmp_path}", *overrides]))
     assert begin(tmp_path, alone, "noise=0.2", "training.total_samples=320", "training.micro_batch=8") == begun
+
+
+def test_data_may_be_moved_once_a_checkpoint_knows_it_by_its_fingerprint(tmp_path: Path) -> None:
+    def schema(shards: str) -> DiTTraining:
+        return load(DiTTraining, overrides=[f"run={tmp_path}", f"shards={shards}"])
+
+    (tmp_path / "config.yaml").write_text(config.dump(schema("sets/latents")))
+    (tmp_path / "log.jsonl").write_text('{"samples_seen": 16, "time": 1.0}\n')
+    with pytest.raises(UserError, match="was started with shards="):
+        run_folder.check(tmp_path, schema("/moved/latents"))
+    (tmp_path / "checkpoints/step-000000000016").mkdir(parents=True)
+    for place in ("/moved/latents", "sets/latents/", "sets/latents"):
+        run_folder.check(tmp_path, schema(place))
 
 
 def test_a_start_that_failed_before_its_first_step_does_not_fix_the_settings(tmp_path, alone) -> None:
