@@ -5,6 +5,7 @@ Whatever does not fit raises :class:`UserError` naming the source, the key and w
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_origin
@@ -28,7 +29,7 @@ def load(schema: type[Schema], files: Sequence[str | Path] = (), overrides: Sequ
         UserError: a file is missing or not valid YAML; a key is unknown, not set or of the wrong type; a value is out
             of its range or contradicts another.
     """
-    sources = read(files, overrides)
+    sources = read(schema, files, overrides)
     return to_object(schema, compose(schema, sources), sources)
 
 
@@ -38,11 +39,14 @@ def restore(schema: type[Schema], values: dict[str, Any], name: str) -> Schema:
     return to_object(schema, compose(schema, sources), sources)
 
 
-def read(files: Sequence[str | Path], overrides: Sequence[str]) -> list[Source]:
-    """Return what ``files`` and ``overrides`` set, in the order in which they apply; raise as :func:`load`."""
+def read(schema: type, files: Sequence[str | Path], overrides: Sequence[str]) -> list[Source]:
+    """Return what ``files`` and ``overrides`` set in ``schema``, in the order of their application; raise as ``load``.
+
+    In an override, the value of a text is what stands after the "=", whatever it would be in YAML: ``run=0123``.
+    """
     return [
         *((str(file), read_yaml(Path(file))) for file in files),
-        *((f"{text!r:.200}", _parse_override(text)) for text in overrides),
+        *((f"{text!r:.200}", _parse_override(text, schema)) for text in overrides),
     ]
 
 
@@ -51,6 +55,7 @@ def compose(schema: type, sources: Sequence[Source]) -> DictConfig:
     config = OmegaConf.structured(schema)
     for name, part in sources:
         try:
+            _check_texts(part, schema, name)
             config = OmegaConf.merge(config, _with_lists(part, schema))
         except (OmegaConfBaseException, TypeError) as error:
             raise UserError(f"{name}: {_explain(error, schema)}") from None
@@ -117,11 +122,33 @@ def _with_lists(part: Any, schema: type) -> Any:
     return values
 
 
-def _parse_override(text: str) -> Any:
-    key, equals, _ = text.partition("=")
+def _check_texts(part: Any, schema: type, name: str, prefix: str = "") -> None:
+    """Raise UserError if ``part`` has a number or a truth value for a key of ``schema`` that is a text.
+
+    In YAML, 0123 is the number 83 and on is true: what was meant cannot be told any more.
+    """
+    if OmegaConf.is_dict(part):
+        part = OmegaConf.to_container(part)
+    for field in dataclasses.fields(schema) if isinstance(part, dict) else ():
+        value = part.get(field.name)
+        if dataclasses.is_dataclass(field.type):
+            _check_texts(value, cast(type, field.type), name, f"{prefix}{field.name}.")
+        elif _is_text(field.type) and isinstance(value, bool | int | float):
+            shown = str(value).lower() if isinstance(value, bool) else value
+            raise UserError(f"{name}: {prefix}{field.name}: must be a text, but is {shown} in YAML; put it in quotes")
+
+
+def _parse_override(text: str, schema: type) -> Any:
+    key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"{text!r:.200}: an override has the form key.sub=value")
     try:
+        kind = _kind(schema, key)
+        if _is_text(kind) and not _is_yaml(value, kind):
+            return OmegaConf.from_dotlist([f"{key}={json.dumps(value)}"])
+        if kind == list[str]:
+            is_list = value.startswith("[")
+            return OmegaConf.from_dotlist([f"{key}={json.dumps(_texts(value) if is_list else [value])}"])
         return OmegaConf.from_dotlist([text])
     except Exception as error:  # as above
         raise UserError(f"{text!r:.200}: {' '.join(str(error).split())[:200]}") from None
@@ -142,6 +169,29 @@ def _explain(error: Exception, schema: type) -> str:
     close = difflib.get_close_matches(leaf, names, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{key}: unknown key; {hint}keys here: {', '.join(names)}"
+
+
+def _kind(schema: type, key: str) -> Any:
+    """Return the type of ``key`` (dotted) in ``schema``; None if there is no such key."""
+    owner, leaf = _owner(schema, key)
+    return next((f.type for f in dataclasses.fields(owner) if f.name == leaf), None) if owner else None
+
+
+def _is_text(kind: Any) -> bool:
+    return kind is str or kind == str | None
+
+
+def _is_yaml(value: str, kind: Any) -> bool:
+    """Return whether ``value``, of a key of type ``kind``, is in quotes, or the null of a key that may be null."""
+    return value[:1] in ("'", '"') or (value == "null" and kind is not str)
+
+
+def _texts(value: str) -> list[str]:
+    """Return the elements of a list in YAML, whatever they would be there, as texts."""
+    elements = yaml.load(value, yaml.CBaseLoader)  # which makes only texts, lists and mappings
+    if not all(isinstance(element, str) for element in elements):
+        raise ValueError("must be a list of texts")
+    return cast(list[str], elements)
 
 
 def _owner(schema: type, key: str) -> tuple[type | None, str]:

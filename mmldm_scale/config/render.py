@@ -24,7 +24,7 @@ def render(schema: type, files: Sequence[str | Path] = (), overrides: Sequence[s
     Raises:
         UserError: as ``load``, except for missing keys.
     """
-    sources = read(files, overrides)
+    sources = read(schema, files, overrides)
     config = compose(schema, sources)
     if not missing_keys(schema, config):
         config = OmegaConf.structured(to_object(schema, config, sources))

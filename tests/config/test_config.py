@@ -8,7 +8,7 @@ import pytest
 from data_tools.config import Preparation, Selection
 from mmldm_scale import config
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import presets
+from mmldm_scale.config import Sampling, presets
 from mmldm_scale.evaluation.ablation import Ablation
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.dit.config import DiTTraining
@@ -71,6 +71,36 @@ def test_mistake_is_one_line_naming_file_key_and_what_fits(tmp_path, text: str, 
     assert complaint in str(error.value)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["x #3", "0123", "on", "1e3", "12:30:00", "null", "a: b", "{a", "~", "ä", "x=y", "no"]
+)
+def test_a_text_stays_what_was_typed(tmp_path: Path, value: str) -> None:
+    loaded = config.load(DiTTraining, [], [f"run={value}", f"shards={value}", f"preview.autoencoder={value}"])
+    assert (loaded.run, loaded.shards, loaded.preview.autoencoder) == (value, [value], value)
+    (tmp_path / "printed.yaml").write_text(config.dump(loaded))
+    assert config.load(DiTTraining, [tmp_path / "printed.yaml"]) == loaded
+    (tmp_path / "rendered.yaml").write_text(config.render(DiTTraining, [], [f"run={value}", f"shards={value}"]))
+    assert config.load(DiTTraining, [tmp_path / "rendered.yaml"]).run == value
+
+
+def test_texts_in_lists_quotes_and_null() -> None:
+    loaded = config.load(DiTTraining, [], ["run='a b'", "shards=[0123, on,/data/x y]"])
+    assert (loaded.run, loaded.shards) == ("a b", ["0123", "on", "/data/x y"])
+    assert config.load(Sampling, [], ["vocoder=null"]).vocoder is None
+    assert config.load(Sampling, [], ["vocoder=on"]).vocoder == "on"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("run: 0123", "83"), ("run: on", "true"), ("preview: {autoencoder: 5}", "5")]
+)
+def test_a_text_that_yaml_takes_for_another_value_is_one_line(tmp_path: Path, text: str, shown: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"shards: x\n{text}\n")
+    key = "run" if text.startswith("run") else "preview.autoencoder"
+    with pytest.raises(UserError, match=f"^{file}: {key}: must be a text, but is {shown} in YAML; put it in quotes$"):
+        config.load(DiTTraining, [file])
 
 
 def test_missing_value_missing_file_and_malformed_override() -> None:
