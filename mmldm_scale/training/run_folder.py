@@ -7,6 +7,7 @@ a start failed before anything was logged or saved, the configuration of the nex
 checkpoints and has none any more starts again from 0 samples only with ``restart=true``.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def begin(run: Path, schema: Any, world: World) -> None:
     The caller holds the run's lock.
 
     Raises:
-        UserError: the run was started with other settings, its checkpoints are gone, or the folder cannot be written.
+        UserError: the run was started with other settings, its checkpoints are gone, or came without their
+            configuration; or the folder cannot be written, or has a config.yaml of somebody else's.
     """
     problem = world.broadcast_from_rank0(_begin(run, schema) if world.is_rank0 else None)
     if problem:
@@ -81,6 +83,7 @@ def _begin(run: Path, schema: Any) -> str | None:
         if _is_started(run):
             _check_same(run / CONFIG, schema)
         else:
+            _check_own(run / CONFIG, schema)
             write_whole(run / CONFIG, config.dump(schema).encode())
         _check_checkpoints(run, schema)
     except OSError as error:
@@ -91,10 +94,27 @@ def _begin(run: Path, schema: Any) -> str | None:
 
 
 def _is_started(run: Path) -> bool:
-    """Return whether ``run`` has a configuration and has logged or saved anything."""
+    """Return whether ``run`` has a configuration and has logged or saved anything.
+
+    Raises:
+        UserError: there are checkpoints without the configuration that they were trained with.
+    """
+    has_checkpoints = bool(find_checkpoints(run))
     if not (run / CONFIG).exists():
+        if has_checkpoints:
+            raise UserError(f"{run / CONFIG}: missing; copy it from the run that its checkpoints are of")
         return False
-    return bool(find_checkpoints(run)) or next(run_log.read(run), None) is not None
+    return has_checkpoints or next(run_log.read(run), None) is not None
+
+
+def _check_own(file: Path, schema: Any) -> None:
+    """Raise UserError if ``file`` exists and is not as :func:`begin` has written it: it would be replaced."""
+    if not file.is_file():
+        return
+    with contextlib.suppress(UserError):
+        if config.dump(config.load(type(schema), [file])) == file.read_text(errors="replace"):
+            return
+    raise UserError(f"{file}: was not written by this program; move it away, or set another run=")
 
 
 def _check_checkpoints(run: Path, schema: Any) -> None:

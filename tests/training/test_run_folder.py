@@ -57,6 +57,20 @@ def test_a_start_that_failed_before_its_first_step_does_not_fix_the_settings(tmp
     assert "noise: 0.3" in begin(tmp_path, alone, "noise=0.3")
 
 
+@pytest.mark.parametrize("text", ["noise: 0.3\n", "- not ours\n", "{", ""])
+def test_a_configuration_of_somebody_elses_is_not_replaced(tmp_path: Path, alone, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"^{tmp_path}/config.yaml: was not written by this program; move it away"):
+        begin(tmp_path, alone)
+    assert (tmp_path / "config.yaml").read_text() == text
+
+
+def test_checkpoints_without_their_configuration_are_not_resumed(tmp_path: Path, alone) -> None:
+    (tmp_path / "checkpoints/step-000000000016").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"^{tmp_path}/config.yaml: missing; copy it from the run that its checkpoints"):
+        begin(tmp_path, alone)
+
+
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, alone) -> None:
     (tmp_path / "config.yaml").mkdir()
     with pytest.raises(UserError, match=f"^{tmp_path}: cannot be used as a run folder: "):

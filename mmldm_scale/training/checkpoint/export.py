@@ -8,6 +8,7 @@ trained weights, or an average of another length and time, combined from those t
 import argparse
 import functools
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -221,8 +222,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _write(output: Path, source: Source, state: dict[str, Tensor] | None, layout: FolderLayout | None) -> None:
     """Write ``source`` to ``output``, whole or not at all; ``state``: instead of its own tensors."""
-    temporary = output.with_name(f"{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = output.with_name(f"{output.name}.{secrets.token_hex(4)}.tmp")
     try:
         weights = layout.place(temporary, source.kind) if layout else temporary
         file = _weights_file(weights, source.kind)

@@ -43,9 +43,11 @@ def raw(run: Path, end: int) -> dict[str, torch.Tensor]:
     return torch.load(file, weights_only=True)["module"]
 
 
-def test_without_options_the_weights_folder_is_exported(undisturbed, export, capsys) -> None:
+def test_without_options_the_weights_folder_is_exported(undisturbed, export, capsys, tmp_path) -> None:
+    (tmp_path / "out.tmp").mkdir()  # somebody else's
     status, folder = export(undisturbed.run)
     assert status == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.tmp"}
     inside = undisturbed.run / "checkpoints" / LAST / "weights"
     assert pretrained.fingerprint(folder) == pretrained.fingerprint(inside)
     assert capsys.readouterr().out == f"{folder}: dit, averaged, as in the checkpoint\n"
