@@ -19,6 +19,7 @@ from av.stream import Stream
 
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import Clip, MediaError
+from mmldm_scale.media.clock_jumps import check_clock
 from mmldm_scale.media.pictures import window_pictures
 from mmldm_scale.media.sounds import window_sounds
 from mmldm_scale.media.track import (
@@ -56,9 +57,15 @@ def probe(path: Path, sound: Path | None = None) -> MediaInfo:
 
     Raises:
         MediaError: missing_file, empty_file, unreadable, not_media, no_video_stream, unsupported_codec, too_large,
-            too_long, corrupt; no_audio_stream only for ``sound``: a video without sound is no error here.
+            too_long, clock_jumps, corrupt; no_audio_stream only for ``sound``: a video without sound is no error here.
     """
-    path = Path(path)
+    for file in {Path(path), Path(sound or path)}:
+        check_clock(file)
+    return _probe(Path(path), sound)
+
+
+def _probe(path: Path, sound: Path | None) -> MediaInfo:
+    """Return the contents of ``path`` as far as the clock does not jump."""
     with ExitStack() as tracks:
         track = tracks.enter_context(closing(VideoTrack(path)))
         video, audio = track.stream, find_stream(track.container, "audio")
@@ -100,17 +107,18 @@ def read_clips(
 
     Yields:
         Clip: frames (media.frames, media.size, media.size, 3), waveform (media.audio_samples,).
-        MediaError: too_short, truncated or corrupt.
+        MediaError: too_short, truncated, corrupt, unsupported_colours or clock_jumps.
 
     Both streams are decoded once, even if windows overlap, and one window's data is kept in memory. A clip does not
     depend on the other windows that are read, with one exception: after a seek (starts beyond the first seconds), a
     sound codec that substitutes noise may give other noise.
 
     Raises:
-        MediaError: the whole file gives no clip: as :func:`probe`, and no_audio_stream if ``need_sound``.
+        MediaError: the whole file gives no clip: as :func:`probe`, and no_audio_stream if ``need_sound``. Where the
+            clock jumps only those windows are lost that lie there.
     """
     path = Path(path)
-    info = probe(path, sound)
+    info = _probe(path, sound)
     if list(starts) != sorted(starts) or any(start < 0 for start in starts):
         raise ValueError("starts must be ascending and not negative")
     if need_sound and not info.has_audio:
@@ -154,8 +162,9 @@ def _scanned_span(path: Path, index: int) -> tuple[float, float]:
         frame = 1 / stream.average_rate if stream.type == "video" and stream.average_rate else 0
         try:
             for packet in read_packets(container, stream):
-                if packet.pts is not None:
-                    time = to_seconds(packet.pts, packet.time_base)
+                ticks = packet.dts if packet.pts is None else packet.pts
+                if ticks is not None:
+                    time = to_seconds(ticks, packet.time_base)
                     length = to_seconds(packet.duration, packet.time_base) if packet.duration else float(frame)
                     start, end = min(start, time), max(end, time + length)
         except av.FFmpegError as error:

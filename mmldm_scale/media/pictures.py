@@ -16,6 +16,7 @@ from av.video.reformatter import Interpolation
 
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import MediaError
+from mmldm_scale.media.colours import to_rgb
 from mmldm_scale.media.track import END_TOLERANCE, MAX_PIXELS, SEEK_DISTANCE, Entry, VideoTrack
 
 TIME_TOLERANCE = 0.001  # seconds: containers round their timestamps to milliseconds
@@ -87,7 +88,9 @@ def _picture(track: VideoTrack, entry: Entry[VideoFrame] | None, media: MediaCon
     if isinstance(entry.content, MediaError):
         return entry.content
     try:
-        return fit_picture(entry.content, track.stream.sample_aspect_ratio, media)
+        return fit_picture(entry.content, entry.pixel_aspect, media)
+    except MediaError as error:
+        return MediaError(error.reason, f"{track.path}: picture at {entry.time:.3f} s: {error.detail}")
     except (av.FFmpegError, ValueError) as error:
         return MediaError("corrupt", f"{track.path}: picture at {entry.time:.3f} s: {error}")
 
@@ -111,8 +114,7 @@ def fit_picture(frame: VideoFrame, pixel_aspect: Fraction | None, media: MediaCo
     if height * width > MAX_PIXELS:
         raise ValueError(f"{frame.width}×{frame.height} pixels are too narrow to be scaled to {size}×{size}")
     smooth = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-    small = _one_field(frame).reformat(width, height, "rgb24", interpolation=smooth, threads=1).to_ndarray()
-    small = _upright(small, frame)
+    small = _upright(to_rgb(_one_field(frame), width, height, smooth), frame)
     height, width = small.shape[:2]
     if media.fit == "crop":
         top, left = (height - size) // 2, (width - size) // 2
@@ -127,7 +129,7 @@ def _one_field(frame: VideoFrame) -> VideoFrame:
     """Return ``frame``, or the upper field of an interlaced one, whose two fields show different moments."""
     if not frame.interlaced_frame:
         return frame
-    field = frame.to_ndarray(format="rgb24")[::2].astype(np.uint8)
+    field = to_rgb(frame, frame.width, frame.height, Interpolation.BILINEAR)[::2]
     return VideoFrame.from_ndarray(np.ascontiguousarray(field), format="rgb24")
 
 

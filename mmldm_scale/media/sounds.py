@@ -1,6 +1,7 @@
 """Sounds of windows: the waveforms of given times, placed by their timestamps, with silence in the gaps.
 
-:func:`window_sounds` yields the waveform of each window, as one channel at the rate of the media configuration.
+:func:`window_sounds` yields the waveform of each window, as one channel at the rate of the media configuration. Where
+the channels cancel each other in the mix, a listener still hears them, so the window has its loudest channel instead.
 """
 
 from collections import deque
@@ -14,19 +15,23 @@ from av.audio.resampler import AudioResampler
 
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import MediaError
+from mmldm_scale.media.downmix import Downmix
+from mmldm_scale.media.sample_rate import at_one_rate
 from mmldm_scale.media.track import END_TOLERANCE, SEEK_DISTANCE, AudioTrack
 
 JITTER = 0.02  # seconds that timestamps may deviate from the sound so far before it is a gap or an overlap
 MARGIN = 0.01  # seconds of sound on both sides of a window that are given to the resampling filter
+CANCELLED = 1e-3  # power of a mix divided by that of its loudest channel (-30 dB), below which the channels cancel
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Samples [first, end) at the source's rate, counted from time zero; a MediaError stands for lost sound."""
+    """Samples [first, end) at the track's rate, counted from time zero; a MediaError stands for lost sound."""
 
     first: int
     end: int
-    content: np.ndarray | MediaError
+    content: np.ndarray | MediaError  # (end - first,) float32, the mix of the channels
+    frame: AudioFrame | None = None  # that the mix was made of; it may begin earlier
 
 
 def window_sounds(
@@ -40,14 +45,15 @@ def window_sounds(
         zero: time zero on the container's clock, in seconds.
         media: length of a window; sample rate of the waveforms.
     """
-    rate = track.stream.sample_rate
+    rate = track.rate
     margin, tolerance = round(MARGIN * rate), round(END_TOLERANCE * rate)
+    downmix = Downmix(track.custom_order)
     buffered: deque[_Piece] = deque()
     reached: int | None = None  # end of the sound decoded so far; None before the first window
     for start in starts:
         first, end = int(start * rate), int(np.ceil((start + media.seconds) * rate))
         if reached is None or first - reached > SEEK_DISTANCE * rate:
-            pieces, buffered, reached = _pieces(track, zero + start, zero), deque(), 0
+            pieces, buffered, reached = _pieces(track, downmix, zero + start, zero), deque(), 0
         while buffered and buffered[0].end < first - margin:
             buffered.popleft()
         while reached < end + margin and (piece := next(pieces, None)) is not None:
@@ -61,18 +67,17 @@ def window_sounds(
             text = f"{track.path}: the sound ends at {reached / rate:.3f} s; {end / rate:.3f} s is needed"
             yield MediaError("truncated", text)
         else:
-            line = _join(buffered, first - margin, end + margin)
+            line = _audible(buffered, downmix, first - margin, end + margin)
             yield _resampled(line, rate, media, start - (first - margin) / rate)
 
 
-def _pieces(track: AudioTrack, time: float, zero: float) -> Iterator[_Piece]:
+def _pieces(track: AudioTrack, downmix: Downmix, time: float, zero: float) -> Iterator[_Piece]:
     """Yield the sound from ``time`` (seconds, container clock) or earlier on, without overlaps, gaps left out."""
-    rate = track.stream.sample_rate
-    mix = _Mixer(track)
+    rate = track.rate
     end: int | None = None  # of the sound so far
     fault: MediaError | None = None
-    for entry in track.entries(time):
-        samples = entry.content if isinstance(entry.content, MediaError) else mix(entry.content)
+    for entry in at_one_rate(track, time, JITTER):
+        samples = _mix(track, downmix, entry.content)
         if isinstance(samples, MediaError):
             fault = samples
             continue
@@ -85,31 +90,45 @@ def _pieces(track: AudioTrack, time: float, zero: float) -> Iterator[_Piece]:
         if end is not None and first < end:
             samples, first = samples[end - first :], end
         end = first + len(samples)
-        yield _Piece(first, end, samples)
+        yield _Piece(first, end, samples, entry.content if isinstance(entry.content, AudioFrame) else None)
     if fault is not None:
         yield _Piece(end or 0, 1 << 62, fault)
 
 
-class _Mixer:
-    """Mixes frames down to one channel, which is never louder than the loudest of theirs."""
+def _mix(track: AudioTrack, downmix: Downmix, content: AudioFrame | MediaError) -> np.ndarray | MediaError:
+    """Return the (N,) float32 mix of a frame, or why there is none."""
+    if isinstance(content, MediaError):
+        return content
+    try:
+        return downmix.mix(content)
+    except (av.FFmpegError, ValueError) as error:
+        return MediaError("corrupt", f"{track.path}: the sound cannot be mixed down: {error}")
 
-    def __init__(self, track: AudioTrack) -> None:
-        self.track = track
-        self.kind: tuple[str, str] | None = None  # sample format and layout of the previous frame
 
-    def __call__(self, frame: AudioFrame) -> np.ndarray | MediaError:
-        """Return the (N,) float32 mix of ``frame``, or why there is none."""
-        rate = self.track.stream.sample_rate
-        if frame.sample_rate != rate:
-            text = f"{self.track.path}: the sample rate changes from {rate} to {frame.sample_rate} Hz"
-            return MediaError("corrupt", text)
-        if self.kind != (frame.format.name, frame.layout.name):
-            self.kind = (frame.format.name, frame.layout.name)
-            self.mixer = AudioResampler(format="fltp", layout="mono", rate=rate, options={"rematrix_maxval": "1"})
-        try:
-            return np.concatenate([part.to_ndarray()[0] for part in self.mixer.resample(frame)])
-        except (av.FFmpegError, ValueError) as error:
-            return MediaError("corrupt", f"{self.track.path}: the sound cannot be mixed down: {error}")
+def _audible(pieces: deque[_Piece], downmix: Downmix, first: int, end: int) -> np.ndarray:
+    """Return samples [first, end) as (end - first,) float32: the mix, or the loudest channel where they cancel."""
+    line = _join(pieces, first, end)
+    power = float(np.mean(line.astype(np.float64) ** 2))
+    if power >= CANCELLED:  # no channel has more than 1
+        return line
+    channels = _join_channels(pieces, downmix, first, end)
+    powers = (channels.astype(np.float64) ** 2).mean(1)
+    loudest = int(powers.argmax())
+    return channels[loudest] if power < CANCELLED * powers[loudest] else line
+
+
+def _join_channels(pieces: deque[_Piece], downmix: Downmix, first: int, end: int) -> np.ndarray:
+    """Return the channels of samples [first, end) as (C, end - first) float32; C is the most that any piece has."""
+    frames = [(piece, piece.frame) for piece in pieces if piece.frame is not None]
+    count = max((frame.layout.nb_channels for _, frame in frames), default=1)
+    channels = np.zeros((count, end - first), np.float32)
+    for piece, frame in frames:
+        begin, stop = max(piece.first, first), min(piece.end, end)
+        if begin < stop:
+            samples = downmix.split(frame)  # (C, N), of which the last are the piece's
+            shift = samples.shape[1] - piece.end
+            channels[: len(samples), begin - first : stop - first] = samples[:, begin + shift : stop + shift]
+    return channels
 
 
 def _join(pieces: deque[_Piece], first: int, end: int) -> np.ndarray:

@@ -18,11 +18,14 @@ import av
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.format import Flags
 from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from mmldm_scale.media.clip import MediaError
+from mmldm_scale.media.downmix import custom_channels
+from mmldm_scale.media.frame_times import COUNTED, FrameTimes
 
 av.logging.set_level(None)
 
@@ -38,7 +41,7 @@ PREROLL = 1.0  # seconds decoded before a seek's target: sound codecs need some,
 SEEK_DISTANCE = 10.0  # seconds; a longer gap is skipped by seeking instead of decoding
 END_TOLERANCE = 0.1  # seconds that a window may exceed the end: MP3 sound in MP4 ends up to 0.08 s before its picture
 
-COUNTED = ("avi",)  # formats whose timestamps are packet counts, which are wrong after a seek
+MAX_GAP = 10.0  # seconds without a frame in a format whose clock may jump; ffmpeg, too, takes more for a jump
 FAULT_DELAY = 0.002  # seconds from the last good frame's time to the begin of a fault, so that the frame is still used
 
 FrameT = TypeVar("FrameT", VideoFrame, AudioFrame)
@@ -50,6 +53,7 @@ class Entry(Generic[FrameT]):
 
     time: float
     content: FrameT | MediaError
+    pixel_aspect: Fraction | None = None  # of a picture: width of a pixel divided by its height; None: 1
 
 
 def open_container(path: Path) -> InputContainer:
@@ -85,6 +89,11 @@ def find_stream(container: InputContainer, kind: Literal["video", "audio"]) -> S
     candidates = [s for s in container.streams if s.type == kind and not s.disposition & Disposition.attached_pic]
     best = container.streams.best(kind)
     return best if best in candidates else next(iter(candidates), None)
+
+
+def clock_may_jump(container: InputContainer) -> bool:
+    """Return whether timestamps may start anew within a file of this format, as in transport streams."""
+    return Flags.ts_discont in Flags(container.format.flags)
 
 
 def read_packets(container: InputContainer, stream: Stream) -> "Iterator[av.Packet[Any]]":
@@ -131,6 +140,14 @@ class _Track(Generic[FrameT]):
         self.stream = stream
         self._fresh = True  # nothing was read from it yet
 
+    def frame_seconds(self, frame: FrameT) -> float:
+        """Return how long ``frame`` lasts, in seconds."""
+        raise NotImplementedError
+
+    def pixel_aspect(self) -> Fraction | None:
+        """Return the pixel shape of the picture that is decoded now; None: square pixels, or a sound."""
+        return None
+
     def close(self) -> None:
         """Close the file; the track cannot be used afterwards."""
         self.container.close()
@@ -170,6 +187,9 @@ class _Track(Generic[FrameT]):
     def _decode(self) -> Iterator[Entry[FrameT]]:
         self._fresh = False
         last = float("-inf")
+        times = FrameTimes(self.stream, self.container.format.name)
+        jumps = clock_may_jump(self.container)
+        pixel_aspect: Fraction | None = None
         fault: MediaError | None = None
         trusted_after = float("-inf")  # a picture that depends on a damaged one is damaged too: wait for a key frame
         for packet, frames in self._packets():
@@ -181,14 +201,19 @@ class _Track(Generic[FrameT]):
                 yield Entry(last + FAULT_DELAY, fault)
                 continue
             for frame in frames:
-                time = last if frame.pts is None else to_seconds(frame.pts, frame.time_base)
+                time = times.of(frame, self.frame_seconds(frame))
+                if isinstance(frame, VideoFrame) and frame.key_frame:
+                    pixel_aspect = self.pixel_aspect()
                 if time < last:
                     continue  # time runs backwards: each moment is shown once
+                if jumps and last > float("-inf") and time > last + MAX_GAP:
+                    text = f"{self.path}: {self.kind} stream: the clock jumps from {last:.3f} to {time:.3f} s"
+                    yield Entry(last + FAULT_DELAY, MediaError("clock_jumps", text))
                 last = time
                 if isinstance(frame, AudioFrame) or (frame.key_frame and time > trusted_after):
                     fault = None
                 if fault is None:
-                    yield Entry(time, frame)
+                    yield Entry(time, frame, pixel_aspect)
 
     def _packets(self) -> "Iterator[tuple[av.Packet[Any] | None, list[FrameT] | MediaError]]":
         """Yield each packet with its frames, or with the fault that it is."""
@@ -222,8 +247,15 @@ class VideoTrack(_Track[VideoFrame]):
     kind = "video"
     stream: VideoStream
 
+    def _open(self) -> None:
+        super()._open()
+        stated, coded = self.stream.sample_aspect_ratio, self.stream.codec_context.sample_aspect_ratio
+        self._container_aspect = stated if stated != coded else None  # which outweighs what the codec says
+
+    def pixel_aspect(self) -> Fraction | None:
+        return self._container_aspect or self.stream.codec_context.sample_aspect_ratio
+
     def frame_seconds(self, frame: VideoFrame) -> float:
-        """Return how long ``frame`` is shown, in seconds."""
         if frame.duration:
             return to_seconds(frame.duration, frame.time_base)
         return 1 / float(self.stream.average_rate or 25)
@@ -243,6 +275,20 @@ class AudioTrack(_Track[AudioFrame]):
 
     kind = "audio"
     stream: AudioStream
+    rate: int  # Hz, as the file begins
+    custom_order: bool  # the order of the channels is not libav's own
+
+    def _open(self) -> None:
+        super()._open()
+        self.rate = self.stream.sample_rate
+        context = self.stream.codec_context
+        channels = custom_channels(context)
+        self.custom_order = channels > 0
+        if self.custom_order:
+            context.options = {**context.options, "ch_layout": f"{channels}C"}  # so many, without an order
+
+    def frame_seconds(self, frame: AudioFrame) -> float:
+        return frame.samples / frame.sample_rate
 
     def _find_stream(self) -> AudioStream | None:
         stream = find_stream(self.container, "audio")
