@@ -21,7 +21,7 @@ from mmldm_scale.media.track import END_TOLERANCE, SEEK_DISTANCE, AudioTrack
 
 JITTER = 0.02  # seconds that timestamps may deviate from the sound so far before it is a gap or an overlap
 MARGIN = 0.01  # seconds of sound on both sides of a window that are given to the resampling filter
-CANCELLED = 1e-3  # power of a mix divided by that of its loudest channel (-30 dB), below which the channels cancel
+CANCELLED = 1e-2  # power of a mix divided by that of its loudest channel (-20 dB), below which the channels cancel
 
 
 @dataclass(frozen=True)
