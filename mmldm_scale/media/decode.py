@@ -160,6 +160,7 @@ def _scanned_span(path: Path, index: int) -> tuple[float, float]:
     with open_container(path) as container:
         stream = container.streams[index]
         frame = 1 / stream.average_rate if stream.type == "video" and stream.average_rate else 0
+        untimed = 0  # packets
         try:
             for packet in read_packets(container, stream):
                 ticks = packet.dts if packet.pts is None else packet.pts
@@ -167,9 +168,13 @@ def _scanned_span(path: Path, index: int) -> tuple[float, float]:
                     time = to_seconds(ticks, packet.time_base)
                     length = to_seconds(packet.duration, packet.time_base) if packet.duration else float(frame)
                     start, end = min(start, time), max(end, time + length)
+                elif packet.size:
+                    untimed += 1
         except av.FFmpegError as error:
             if end < start:
                 raise MediaError("corrupt", f"{path}: {error.strerror}") from None
         if end < start:
+            if frame and untimed:  # raw H.264 or HEVC
+                return 0.0, untimed * float(frame)
             raise MediaError("corrupt", f"{path}: the {stream.type} stream has no timestamps")
     return start, end

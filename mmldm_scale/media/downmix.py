@@ -6,7 +6,7 @@ knows), all channels weigh the same.
 
 Two faults of PyAV are avoided here. It frees a layout of custom order twice, once for each ``AudioLayout`` made of it,
 which corrupts the heap; :func:`custom_channels` finds those before a frame is decoded. And ``AudioFrame.planes`` reads
-beyond the end of the list of planes of a frame with eight planes or more, so frames are packed before they are read.
+beyond the end of the list of planes of a frame with eight planes or more, so those are packed before they are read.
 """
 
 import ctypes
@@ -54,6 +54,8 @@ class Downmix:
 
     def split(self, frame: AudioFrame) -> np.ndarray:
         """Return the channels of ``frame`` as (C, N) float32; raise av.FFmpegError if it is damaged."""
+        if frame.format.name == "fltp" and frame.layout.nb_channels < 8:  # the quick way for most codecs
+            return frame.to_ndarray()
         self._prepare(frame)
         samples = np.concatenate([part.to_ndarray()[0] for part in self._packer.resample(frame)])  # (N·C,)
         return samples.reshape(-1, frame.layout.nb_channels).T

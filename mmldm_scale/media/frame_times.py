@@ -6,35 +6,43 @@ backwards as soon as there are B-frames. Decoders output frames in presentation 
 packet that a frame came with is right, up to a delay. :class:`FrameTimes` chooses as ``ffmpeg`` does.
 """
 
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
 from av.audio.frame import AudioFrame
 from av.stream import Stream
 from av.video.frame import VideoFrame
 
-COUNTED = ("avi",)  # formats whose timestamps are packet counts, which are wrong after a seek
+COUNTED = ("avi", "h264", "hevc")  # formats that count packets, or say nothing of time: a seek would go astray
 
 
 class FrameTimes:
     """Times of the frames of one run of a decoder."""
 
-    def __init__(self, stream: Stream, format_name: str) -> None:
-        self._unit = float(stream.time_base or 0)  # seconds
+    def __init__(self, stream: Stream, format_name: str, length_of: Callable[[Any], float]) -> None:
+        """``length_of`` returns how long a frame lasts, in seconds."""
+        self._length_of = length_of
+        self._time_base = stream.time_base or Fraction(0)  # seconds
         self._counted = stream.type == "video" and format_name in COUNTED
-        self._start = self._next = (stream.start_time or 0) * self._unit  # seconds
-        self._first = True
+        self._time = float((stream.start_time or 0) * self._time_base)  # of the latest frame, in seconds
+        self._latest: VideoFrame | AudioFrame | None = None
         self._last_pts = self._last_dts = float("-inf")  # ticks
         self._wrong_pts = self._wrong_dts = 0  # how often they did not ascend
 
-    def of(self, frame: VideoFrame | AudioFrame, length: float) -> float:
-        """Return the time of the next ``frame``, in seconds; ``length`` is how long it lasts."""
+    def of(self, frame: VideoFrame | AudioFrame) -> float:
+        """Return the time of the next ``frame``, in seconds."""
         pts, dts = self._trusted_pts(frame), frame.dts
-        if self._counted and self._first:
-            time = self._start  # the decoder's delay is no time without a picture
+        if self._counted and self._latest is None:
+            pass  # it is shown from the beginning: the decoder's delay is no time without a picture
         elif pts is not None:
-            time = pts * self._unit
-        else:
-            time = self._next if dts is None else dts * self._unit
-        self._first, self._next = False, time + length
-        return time
+            self._time = float(pts * self._time_base)
+        elif dts is not None:
+            self._time = float(dts * self._time_base)
+        elif self._latest is not None:
+            self._time += self._length_of(self._latest)
+        self._latest = frame
+        return self._time
 
     def _trusted_pts(self, frame: VideoFrame | AudioFrame) -> int | None:
         """Return the presentation time of ``frame`` unless such times went wrong more often than decoding times."""

@@ -108,12 +108,12 @@ def _mix(track: AudioTrack, downmix: Downmix, content: AudioFrame | MediaError) 
 def _audible(pieces: deque[_Piece], downmix: Downmix, first: int, end: int) -> np.ndarray:
     """Return samples [first, end) as (end - first,) float32: the mix, or the loudest channel where they cancel."""
     line = _join(pieces, first, end)
-    power = float(np.mean(line.astype(np.float64) ** 2))
+    power = np.vdot(line, line) / len(line)
     if power >= CANCELLED:  # no channel has more than 1
         return line
     channels = _join_channels(pieces, downmix, first, end)
-    powers = (channels.astype(np.float64) ** 2).mean(1)
-    loudest = int(powers.argmax())
+    powers = [np.vdot(channel, channel) / len(line) for channel in channels]
+    loudest = int(np.argmax(powers))
     return channels[loudest] if power < CANCELLED * powers[loudest] else line
 
 

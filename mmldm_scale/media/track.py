@@ -187,7 +187,7 @@ class _Track(Generic[FrameT]):
     def _decode(self) -> Iterator[Entry[FrameT]]:
         self._fresh = False
         last = float("-inf")
-        times = FrameTimes(self.stream, self.container.format.name)
+        times = FrameTimes(self.stream, self.container.format.name, self.frame_seconds)
         jumps = clock_may_jump(self.container)
         pixel_aspect: Fraction | None = None
         fault: MediaError | None = None
@@ -201,7 +201,7 @@ class _Track(Generic[FrameT]):
                 yield Entry(last + FAULT_DELAY, fault)
                 continue
             for frame in frames:
-                time = times.of(frame, self.frame_seconds(frame))
+                time = times.of(frame)
                 if isinstance(frame, VideoFrame) and frame.key_frame:
                     pixel_aspect = self.pixel_aspect()
                 if time < last:

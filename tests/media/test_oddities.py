@@ -73,6 +73,15 @@ def test_an_mp4_without_presentation_times(tmp_path):
         assert numbers(clip.frames) == [number - 2 for number in shown(start)]
 
 
+@pytest.mark.parametrize(("name", "recipe"), [("a.h264", B_FRAMES), ("a.m2v", MPEG2)])
+def test_raw_streams_have_their_frame_rate(tmp_path, name, recipe):
+    path = numbered.record(tmp_path / name, audio_codec=None, **recipe)
+    assert probe(path).seconds == pytest.approx(2.0, abs=0.05)
+    for start, clip in zip((0.1, 1.0), read_clips(path, (0.1, 1.0), MEDIA, need_sound=False), strict=True):
+        assert isinstance(clip, Clip)
+        assert numbers(clip.frames) == shown(start)
+
+
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("matrix", [1, 5, 7, 9])
 def test_tagged_matrices_and_ranges(tmp_path, matrix, full):

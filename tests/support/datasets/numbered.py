@@ -53,7 +53,7 @@ def record(
     video_options: dict[str, str] | None = None,
     pixels: str = "yuv420p",
     colour: Colour = Colour(),
-    audio_codec: str = "aac",
+    audio_codec: str | None = "aac",
     rate: int = 48000,
     layout: str = "mono",
     gains: tuple[float, ...] | None = None,
@@ -61,7 +61,7 @@ def record(
 ) -> Path:
     """Write the frames and the sound of [begin, begin + seconds), stamped with their times + ``offset``.
 
-    ``gains`` are the factors of the channels of ``layout`` (default: 1).
+    ``gains`` are the factors of the channels of ``layout`` (default: 1); without ``audio_codec`` there is no sound.
     """
     with av.open(str(path), "w", options=container_options) as container:
         video = container.add_stream(video_codec, rate=fps, options=video_options or {})
@@ -69,14 +69,15 @@ def record(
         if pixel_aspect is not None:
             video.codec_context.sample_aspect_ratio = pixel_aspect
         colour.tags(video.codec_context)
-        audio = container.add_stream(audio_codec, rate=rate, layout=layout)
         first, last = round(begin * fps), round((begin + seconds) * fps)
         pictures = [_squeezed(_picture(n, size, pixel_aspect or Fraction(1)), size[1]) for n in range(first, last)]
         frames = [_frame(picture, pixels, colour) for picture in pictures]
         for number, frame in enumerate(frames, first):
             frame.pts, frame.time_base = number + round(offset * fps), Fraction(1, fps)
-        sounds = _sounds(audio, begin, seconds, offset, gains)
-        streams: list[tuple[Any, list[Any]]] = [(video, frames), (audio, sounds)]
+        streams: list[tuple[Any, list[Any]]] = [(video, frames)]
+        if audio_codec is not None:
+            audio = container.add_stream(audio_codec, rate=rate, layout=layout)
+            streams.append((audio, _sounds(audio, begin, seconds, offset, gains)))
         packets = [packet for stream, items in streams for item in [*items, None] for packet in stream.encode(item)]
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
             container.mux(packet)
