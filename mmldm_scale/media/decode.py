@@ -107,7 +107,7 @@ def read_clips(
 
     Yields:
         Clip: frames (media.frames, media.size, media.size, 3), waveform (media.audio_samples,).
-        MediaError: too_short, truncated, corrupt, unsupported_colours or clock_jumps.
+        MediaError: too_short, truncated, corrupt, clock_jumps, unsupported_colours or unsupported_sound.
 
     Both streams are decoded once, even if windows overlap, and one window's data is kept in memory. A clip does not
     depend on the other windows that are read, with one exception: after a seek (starts beyond the first seconds), a

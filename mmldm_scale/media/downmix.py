@@ -2,7 +2,7 @@
 
 :class:`Downmix` mixes the frames of a stream. The weights are those of libswresample for the frames' layout, scaled so
 that the mix is never louder than the loudest channel. Where it has none (nine channels, an order that only the file
-knows), all channels weigh the same.
+knows), all channels weigh the same. Of Ambisonics it is the channel that hears all directions, which is the first.
 
 Two faults of PyAV are avoided here. It frees a layout of custom order twice, once for each ``AudioLayout`` made of it,
 which corrupts the heap; :func:`custom_channels` finds those before a frame is decoded. And ``AudioFrame.planes`` reads
@@ -18,6 +18,7 @@ from av.audio.frame import AudioFrame
 from av.audio.layout import AudioLayout
 from av.audio.resampler import AudioResampler
 
+MAX_CHANNELS = 64  # that libswresample reads
 _NATIVE = [channel.name for channel in AudioLayout("0x3ffff").channels]  # libav's own order
 
 
@@ -46,10 +47,11 @@ class Downmix:
         self._kind: tuple[str, str] | None = None  # sample format and layout of the previous frame
 
     def mix(self, frame: AudioFrame) -> np.ndarray:
-        """Return ``frame`` as (N,) float32 in one channel; raise av.FFmpegError if it is damaged."""
+        """Return ``frame``, of at most MAX_CHANNELS, as (N,) float32; raise av.FFmpegError if it is damaged."""
         self._prepare(frame)
         if self._mixer is None:
-            return self.split(frame).mean(0)
+            channels = self.split(frame)
+            return channels[0] if frame.layout.name.startswith("ambisonic") else channels.mean(0)
         return np.concatenate([part.to_ndarray()[0] for part in self._mixer.resample(frame)])
 
     def split(self, frame: AudioFrame) -> np.ndarray:

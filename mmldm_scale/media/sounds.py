@@ -15,7 +15,7 @@ from av.audio.resampler import AudioResampler
 
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import MediaError
-from mmldm_scale.media.downmix import Downmix
+from mmldm_scale.media.downmix import MAX_CHANNELS, Downmix
 from mmldm_scale.media.sample_rate import at_one_rate
 from mmldm_scale.media.track import END_TOLERANCE, SEEK_DISTANCE, AudioTrack
 
@@ -99,6 +99,8 @@ def _mix(track: AudioTrack, downmix: Downmix, content: AudioFrame | MediaError) 
     """Return the (N,) float32 mix of a frame, or why there is none."""
     if isinstance(content, MediaError):
         return content
+    if (count := content.layout.nb_channels) > MAX_CHANNELS:
+        return MediaError("unsupported_sound", f"{track.path}: {count} channels; at most {MAX_CHANNELS} are mixed")
     try:
         return downmix.mix(content)
     except (av.FFmpegError, ValueError) as error:

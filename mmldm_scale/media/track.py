@@ -189,7 +189,7 @@ class _Track(Generic[FrameT]):
         last = float("-inf")
         times = FrameTimes(self.stream, self.container.format.name, self.frame_seconds)
         jumps = clock_may_jump(self.container)
-        pixel_aspect: Fraction | None = None
+        pixel_aspect = self.pixel_aspect()
         fault: MediaError | None = None
         trusted_after = float("-inf")  # a picture that depends on a damaged one is damaged too: wait for a key frame
         for packet, frames in self._packets():

@@ -5,16 +5,19 @@ The files are made here, except those of tests/media/field, whose README says wh
 
 import subprocess
 import sys
+import wave
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from av.audio.frame import AudioFrame
 
 from mmldm_scale.config import AudioImageConfig, MediaConfig
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.decode import probe, read_clips
+from mmldm_scale.media.downmix import Downmix
 from tests.support.datasets import numbered
 from tests.support.datasets.numbered import HLG, PQ, Colour, bars, numbers, pitch
 
@@ -173,6 +176,26 @@ def test_any_channels_are_heard(tmp_path, name, recipe):
     (clip,) = read(path, 0.1)
     assert_true(clip, 0.1)
     assert np.sqrt((clip.waveform**2).mean()) == pytest.approx(0.354, abs=0.01)  # of a sine of 0.5
+
+
+def test_too_many_channels_are_counted(tmp_path):
+    path = numbered.record(tmp_path / "a.mp4", **SMALL, audio_codec=None)
+    with wave.open(str(tmp_path / "a.wav"), "wb") as sound:
+        sound.setnchannels(100)
+        sound.setsampwidth(2)
+        sound.setframerate(8000)
+        sound.writeframes(bytes(100 * 2 * 8000 * 2))
+    (fault,) = read_clips(path, [0.1], MEDIA, sound=tmp_path / "a.wav")
+    assert isinstance(fault, MediaError)
+    assert fault.reason == "unsupported_sound"
+    assert "100 channels" in fault.detail
+
+
+def test_of_ambisonics_the_channel_of_all_directions_is_heard():
+    samples = np.array([(1.0, -0.9, 0.1, 0.0)] * 64, np.float32)  # (N, C)
+    frame = AudioFrame.from_ndarray(samples.reshape(1, -1), format="flt", layout="ambisonic 1")
+    frame.sample_rate = RATE
+    assert Downmix(custom_order=False).mix(frame).tolist() == [1.0] * 64
 
 
 def test_channels_that_differ_a_little_are_mixed(tmp_path):
