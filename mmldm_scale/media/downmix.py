@@ -56,11 +56,14 @@ class Downmix:
 
     def split(self, frame: AudioFrame) -> np.ndarray:
         """Return the channels of ``frame`` as (C, N) float32; raise av.FFmpegError if it is damaged."""
-        if frame.format.name == "fltp" and frame.layout.nb_channels < 8:  # the quick way for most codecs
+        count = frame.layout.nb_channels
+        if frame.format.name == "fltp" and count < 8:  # these two are quick, and most codecs give one of them
             return frame.to_ndarray()
+        if frame.format.name == "s16":
+            return frame.to_ndarray().reshape(-1, count).T / np.float32(1 << 15)
         self._prepare(frame)
         samples = np.concatenate([part.to_ndarray()[0] for part in self._packer.resample(frame)])  # (N·C,)
-        return samples.reshape(-1, frame.layout.nb_channels).T
+        return samples.reshape(-1, count).T
 
     def _prepare(self, frame: AudioFrame) -> None:
         kind = (frame.format.name, frame.layout.name)

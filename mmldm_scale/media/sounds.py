@@ -111,7 +111,8 @@ def _audible(pieces: deque[_Piece], downmix: Downmix, first: int, end: int) -> n
     """Return samples [first, end) as (end - first,) float32: the mix, or the loudest channel where they cancel."""
     line = _join(pieces, first, end)
     power = np.vdot(line, line) / len(line)
-    if power >= CANCELLED:  # no channel has more than 1
+    several = any(piece.frame is not None and piece.frame.layout.nb_channels > 1 for piece in pieces)
+    if power >= CANCELLED or not several:  # no channel has a power of more than 1
         return line
     channels = _join_channels(pieces, downmix, first, end)
     powers = [np.vdot(channel, channel) / len(line) for channel in channels]
