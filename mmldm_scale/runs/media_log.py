@@ -1,22 +1,22 @@
 """Pictures, video and sound in a run's TensorBoard files.
 
-``MediaWriter(writer, samples_seen)`` writes what a preview shows; ``show(preview, tag, clip, media)`` writes a clip.
+``MediaWriter(events, samples_seen)`` writes what a preview shows; ``show(preview, tag, clip, media)`` writes a clip.
 """
 
 import io
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
+from torch.utils.tensorboard import summary
 
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import Clip
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from mmldm_scale.runs.event_file import EventFile
 
 
 class Preview(Protocol):
@@ -35,30 +35,31 @@ class Preview(Protocol):
 class MediaWriter:
     """A :class:`Preview` that writes to TensorBoard, everything at the step ``samples_seen``."""
 
-    def __init__(self, writer: "SummaryWriter", samples_seen: int) -> None:
-        self._writer = writer
-        self._step = samples_seen
+    def __init__(self, events: EventFile, samples_seen: int) -> None:
+        self._events, self._samples_seen = events, samples_seen
 
     def image(self, tag: str, image: Tensor) -> None:
         """Write ``image``, (3, H, W); values outside of [0, 1] are clamped."""
-        self._writer.add_image(tag, image.detach().float().cpu().clamp(0, 1), self._step)
+        pixels = image.detach().float().cpu().clamp(0, 1)
+        self._add(summary.image(tag, pixels, dataformats="CHW"))
 
     def video(self, tag: str, frames: np.ndarray, fps: float) -> None:
         """Write ``frames``, (F, H, W, 3) uint8, as an animated GIF, the one format that TensorBoard plays."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         pictures = [Image.fromarray(frame) for frame in frames]
         stream = io.BytesIO()
         pictures[0].save(stream, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
         height, width = frames.shape[1:3]
         gif = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=stream.getvalue())
-        summary = Summary(value=[Summary.Value(tag=tag, image=gif)])
-        self._writer._get_file_writer().add_summary(summary, self._step)
+        self._add(Summary(value=[Summary.Value(tag=tag, image=gif)]))
 
     def audio(self, tag: str, waveform: Tensor, sample_rate: int) -> None:
         """Write ``waveform``, (N,) at ``sample_rate`` Hz; values outside of [-1, 1] are clamped."""
         sound = waveform.detach().float().cpu().clamp(-1, 1)
-        self._writer.add_audio(tag, sound[None], self._step, sample_rate)
+        self._add(summary.audio(tag, sound[None], sample_rate))
+
+    def _add(self, content: Summary) -> None:
+        self._events.add(content, self._samples_seen)
+        self._events.flush()
 
 
 def show(preview: Preview, tag: str, clip: Clip, media: MediaConfig) -> None:

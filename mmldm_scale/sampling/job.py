@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mmldm_scale.cluster import slurm
@@ -26,6 +25,7 @@ from mmldm_scale.diffusion.guided_sampling import GIVEN
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.encode import write_video
 from mmldm_scale.models import pretrained
+from mmldm_scale.runs.event_file import EventFile
 from mmldm_scale.runs.media_log import MediaWriter, show
 from mmldm_scale.sampling import gallery
 from mmldm_scale.sampling.inputs import list_videos, read_first_clip, select_usable
@@ -76,7 +76,7 @@ class SamplingJob:
         """Generate the samples of ``blocks`` and write those that are missing."""
         terminal = sys.stderr.isatty()
         with (
-            SummaryWriter(self.output / "tensorboard") as events,
+            EventFile(self.output / "tensorboard") as events,
             tqdm(
                 total=sum(map(len, blocks)), desc=self.task, unit=" samples", mininterval=0.2 if terminal else 10
             ) as progress,
@@ -97,7 +97,7 @@ class SamplingJob:
         except MediaError as error:
             raise UserError(f"--input: changed while the job ran: {error}") from None
 
-    def _write(self, index: int, clip: Clip, source: Clip | None, events: SummaryWriter) -> None:
+    def _write(self, index: int, clip: Clip, source: Clip | None, events: EventFile) -> None:
         """Write sample ``index`` if it is missing; its file is written last, so that it implies the others."""
         file = _file(self.output, self.task, index)
         if file.exists():

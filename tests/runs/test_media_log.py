@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from mmldm_scale.config import AudioImageConfig, MediaConfig
 from mmldm_scale.media.clip import Clip
+from mmldm_scale.runs.event_file import EventFile
 from mmldm_scale.runs.media_log import MediaWriter, show
 
 
@@ -22,7 +22,7 @@ def read_events(folder: Path) -> EventAccumulator:
 
 
 def test_pictures_video_and_sound_are_read_back(tmp_path: Path) -> None:
-    writer = SummaryWriter(tmp_path)
+    writer = EventFile(tmp_path)
     media = MediaWriter(writer, 10)
     frames = np.zeros((4, 8, 12, 3), np.uint8)
     frames[2, :, :, 0] = 255
@@ -42,7 +42,7 @@ def test_pictures_video_and_sound_are_read_back(tmp_path: Path) -> None:
 def test_a_clip_is_shown_as_pictures_video_and_sound(tmp_path: Path) -> None:
     media = MediaConfig(frames=4, size=8, fps=4.0, audio=AudioImageConfig(sample_rate=22050))
     clip = Clip(np.full((4, 8, 8, 3), 255, np.uint8), np.zeros(22050, np.float32))
-    writer = SummaryWriter(tmp_path)
+    writer = EventFile(tmp_path)
     show(MediaWriter(writer, 0), "svg/0", clip, media)
     writer.close()
     reader = read_events(tmp_path)

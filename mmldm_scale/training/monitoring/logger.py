@@ -4,7 +4,8 @@
     logger.scalars(samples_seen, {"loss": 0.5})
 
 All values are logged against ``samples_seen``. A run that resumes removes the records beyond its checkpoint, so that a
-curve has each step once, however often the run was killed.
+curve has each step once, however often the run was killed. A disk that is full ends no run: what is logged meanwhile is
+written once there is room (:mod:`mmldm_scale.runs.record_file`).
 """
 
 import json
@@ -12,17 +13,17 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
 
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.runs import run_log
+from mmldm_scale.runs.event_file import EventFile
 from mmldm_scale.runs.media_log import MediaWriter
-from mmldm_scale.training.checkpoint.async_writer import FULL
+from mmldm_scale.runs.record_file import RecordFile
 from mmldm_scale.training.monitoring import charts
 
-BUFFER_SIZE = 1 << 20  # bytes of log.jsonl that are held in memory while the disk is full
 PRINTED_TAGS = re.compile(r"(validation/)?loss(/.*)?")
 
 
@@ -31,8 +32,8 @@ class Logger:
 
     def __init__(self, run: Path, samples_seen: int, total_samples: int) -> None:
         self._file, self._samples_seen = run / run_log.LOG, samples_seen
-        self._log: TextIO | None = None
-        self._writer = SummaryWriter(run / "tensorboard", purge_step=samples_seen + 1)
+        self._log = RecordFile(self._file, self._open)
+        self._events = EventFile(run / "tensorboard", samples_seen)
         self._total = total_samples
         self._charted: set[str] = set()
         self._start = (samples_seen, time.monotonic())
@@ -45,7 +46,7 @@ class Logger:
             if record["samples_seen"] <= samples_seen:
                 self._goodput.add(record)
         if not before:
-            self._log = self._open()
+            self._log.flush()  # makes the file
 
     def scalars(self, samples_seen: int, values: dict[str, float]) -> None:
         """Log ``values``, all finite, and the run's goodput and progress; print the losses and the time left."""
@@ -53,33 +54,31 @@ class Logger:
         self._goodput.add(record)
         values = {**values, "speed/goodput": self._goodput.share, "speed/progress": samples_seen / self._total}
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, samples_seen)
+            self._events.add(summary.scalar(tag, value), samples_seen)
         if not values.keys() <= self._charted:  # of the first record, and of the first one with a validation
             self._charted |= values.keys()
-            self._writer.add_custom_scalars(charts.layout(self._charted))
-        if self._log is None:
-            self._log = self._open()
-        self._log.write(json.dumps(record | values) + "\n")
-        _flush(self._log)
+            self._events.add(summary.custom_scalars(charts.layout(self._charted)), samples_seen)
+        self._events.flush()
+        self._log.append(json.dumps(record | values).encode() + b"\n")
+        self._log.flush()
         self._print(samples_seen, values)
 
     def media(self, samples_seen: int) -> MediaWriter:
         """Return the writer for a preview at ``samples_seen``."""
-        return MediaWriter(self._writer, samples_seen)
+        return MediaWriter(self._events, samples_seen)
 
     def close(self) -> None:
         """Write what is buffered, and close the files."""
-        self._writer.close()
-        if self._log:
-            self._log.close()
+        self._events.close()
+        self._log.close()
 
-    def _open(self) -> TextIO:
+    def _open(self) -> BinaryIO:
         """Open ``log.jsonl`` without the records beyond the start.
 
         This waits for the first new record: until then only the old ones may hold the time of the run's first start.
         """
         _remove_records_after(self._file, self._samples_seen)
-        return self._file.open("a", buffering=BUFFER_SIZE)
+        return self._file.open("ab", buffering=0)
 
     def _print(self, samples_seen: int, values: dict[str, float]) -> None:
         start, began = self._start
@@ -92,15 +91,6 @@ class Logger:
             file=sys.stderr,
             flush=True,
         )
-
-
-def _flush(log: TextIO) -> None:
-    """Write buffered lines to disk; while the disk is full they stay buffered, since a checkpoint may be removed."""
-    try:
-        log.flush()
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
 
 
 def _remove_records_after(log: Path, samples_seen: int) -> None:
