@@ -107,6 +107,9 @@ def _requeue(run: Path, job: slurm.SlurmJob, event: str) -> None:
     if no_more_starts:
         _print(f"mmldm: {no_more_starts}")
         return
+    if not run.is_dir():  # another start would make a new folder and begin at 0
+        _print(f"mmldm: {run}: the training {event}, and its folder is gone; job {job.id} is not requeued")
+        return
     # Printed before the request, after which SLURM may end this process at any moment.
     _print(f"mmldm: {run}: the training {event}; requeueing job {job.id}")
     try:

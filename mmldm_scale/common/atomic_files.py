@@ -18,6 +18,7 @@ from typing import BinaryIO
 from mmldm_scale.common.errors import UserError
 
 TEMPORARY_SUFFIX = ".tmp"  # of a file that is still being written
+FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}  # error numbers in words
 
 
 class WholeFile:
@@ -68,16 +69,31 @@ class WholeFile:
 
 @contextlib.contextmanager
 def full_disk(path: Path, written: int = 0) -> Iterator[None]:
-    """Turn a full-disk error in the block into a UserError that names ``path`` and its ``written`` bytes."""
+    """Turn a full-disk error in the block into a UserError that names ``path`` and its ``written`` bytes.
+
+    A quota that is used up counts as a full disk, and is called by its name.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        reason = full_disk_reason(error)
+        if reason is None:
             raise
         raise UserError(
-            f"{path}: the disk is full after {written:,} bytes of this file; finished files are kept: "
+            f"{path}: {reason} after {written:,} bytes of this file; finished files are kept: "
             "free space and run the same command again to resume"
         ) from None
+
+
+def full_disk_reason(error: BaseException | None) -> str | None:
+    """Return in words that the disk is full, or the quota used up, if ``error`` or what caused it says so."""
+    while error:
+        number = error.errno if isinstance(error, OSError) else None
+        for full, reason in FULL.items():
+            if number == full or f"(os error {full})" in str(error):  # the latter from safetensors
+                return reason
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_whole(path: Path, data: bytes) -> None:

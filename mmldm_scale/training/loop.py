@@ -39,7 +39,7 @@ from mmldm_scale.training.resilience.run_lock import locked
 from mmldm_scale.training.resilience.signals import EXIT_STOPPED, StopRequest, restore_handlers
 from mmldm_scale.training.resilience.step_skipping import StepSkipping, read_skipped_ranges_on_rank0
 from mmldm_scale.training.resilience.watchdog import Watchdog
-from mmldm_scale.training.run_folder import begin
+from mmldm_scale.training.run_folder import SameFolder, begin
 from mmldm_scale.training.step import MicroStep
 from mmldm_scale.training.trainable import Batch, StepInfo, Trainable
 
@@ -103,6 +103,7 @@ class Trainer:
         if config.validate_every and trainable.validation is None:
             raise UserError("training.validate_every: must be 0 without held-out sets; validation=DIR names them")
         self.trainable, self.config, self.folder, self.world = trainable, config, run, world
+        self.same_folder = SameFolder(run, world)
         self.validate_every = (config.validate_every or config.checkpoint_every) if trainable.validation else 0
         self._build_engines()
         self.skipped_data = read_skipped_ranges_on_rank0(run, world)
@@ -296,6 +297,7 @@ class Trainer:
 
     def _log(self, values: dict[str, list[Tensor]], validated: dict[str, float]) -> None:
         """Log the means over the global batch of the last step, where they are finite, and the throughput."""
+        self.same_folder.check()
         tags = sorted(values)
         sums = torch.stack([metric_means.sums(values[tag]) for tag in tags])  # (tags, 2), still on the device
         means = metric_means.means(tags, self.world.sum(sums.flatten().tolist()))
@@ -336,6 +338,7 @@ class Trainer:
     def _finish_saving(self) -> None:
         """Wait for the checkpoint that is being written, if there is one."""
         self.watchdog.heartbeat("saving", self.samples_seen)
+        self.same_folder.check()
         self.saved_at = self.checkpoints.finish() or self.saved_at
 
     def _go_back(self) -> None:

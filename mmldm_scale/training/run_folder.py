@@ -5,9 +5,15 @@ batch, …) must stay the same; those that do not (lengths, intervals, workers, 
 Data and weights may be moved: once there is a checkpoint, it knows them by their fingerprints, not by their paths. If
 a start failed before anything was logged or saved, the configuration of the next start replaces its own. A run that had
 checkpoints and has none any more starts again from 0 samples only with ``restart=true``.
+
+The start also removes what killed jobs have left (:func:`remove_leftovers`). :class:`SameFolder` notices when the folder
+of a running job is moved away.
 """
 
 import contextlib
+import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,13 @@ from mmldm_scale.runs import run_log
 from mmldm_scale.training.engine.distributed import World
 
 CONFIG = "config.yaml"
+# What a killed job leaves: checkpoints, and files of atomic_files.WholeFile, that were being written.
+LEFTOVERS = (
+    ("checkpoints", re.compile(r"step-\d{12}\.tmp")),
+    ("ema", re.compile(r"step-\d{12}-0\.\d+\.safetensors\.[0-9a-f]{8}\.tmp")),
+    ("quarantine", re.compile(r"[0-9a-f]{8}-.+\.json\.[0-9a-f]{8}\.tmp")),
+    (".", re.compile(r"(config\.yaml|log\.jsonl|skipped\.json)\.[0-9a-f]{8}\.tmp|preview\.tmp")),
+)
 FREE = {  # keys that may change when a run is resumed; so may all that begin with "preview."
     "run",
     "restart",
@@ -54,7 +67,9 @@ MOVABLE = {"shards", "kl_vae", "lpips", "unet"}  # keys with paths of what a che
 
 
 def begin(run: Path, schema: Any, world: World) -> None:
-    """Write the configuration of ``run``, or check that ``schema`` can resume it; all ranks call this together.
+    """Write the configuration of ``run``, or check that ``schema`` can resume it; remove what killed jobs have left.
+
+    All ranks call this together.
 
     The caller holds the run's lock.
 
@@ -65,6 +80,56 @@ def begin(run: Path, schema: Any, world: World) -> None:
     problem = world.broadcast_from_rank0(_begin(run, schema) if world.is_rank0 else None)
     if problem:
         raise UserError(problem)
+
+
+class SameFolder:
+    """The folder that ``run`` leads to when this is made; all ranks make it and call its method together."""
+
+    def __init__(self, run: Path, world: World) -> None:
+        self._run, self._world = run, world
+        self._place = _place(run) if world.is_rank0 else None
+
+    def check(self) -> None:
+        """Raise UserError if ``run`` leads to another folder by now, or to none: what is written would be scattered."""
+        problem = self._world.broadcast_from_rank0(self._problem() if self._world.is_rank0 else None)
+        if problem:
+            raise UserError(problem)
+
+    def _problem(self) -> str | None:
+        try:
+            place = _place(self._run)
+        except OSError:
+            return None  # the file system fails; whoever writes to it reports that
+        if place == self._place:
+            return None
+        event = "was moved away or removed" if place is None else "leads to another folder than at this job's start"
+        return f"{self._run}: {event}; put it back and run the same command again to resume"
+
+
+def _place(run: Path) -> tuple[int, int] | None:
+    """Return what distinguishes the folder ``run`` from all others of this machine; None if there is none."""
+    try:
+        found = run.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove the unfinished checkpoints and files of killed jobs, and print how many; the caller holds the run's lock."""
+    removed = []
+    for folder, name in LEFTOVERS:
+        for path in sorted((run / folder).glob("*.tmp")):
+            if not name.fullmatch(path.name) or path.is_symlink():
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed.append(path.name)
+    if removed:
+        shown = ", ".join(removed[:3]) + (", …" if len(removed) > 3 else "")
+        print(f"{run}: removed what killed jobs have left unfinished: {shown}", file=sys.stderr, flush=True)
 
 
 def check(run: Path, schema: Any) -> None:
@@ -80,6 +145,7 @@ def check(run: Path, schema: Any) -> None:
 
 def _begin(run: Path, schema: Any) -> str | None:
     try:
+        remove_leftovers(run)
         if _is_started(run):
             _check_same(run / CONFIG, schema)
         else:

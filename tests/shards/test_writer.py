@@ -84,10 +84,11 @@ def test_a_key_twice_or_other_members_are_refused(tmp_path):
             shard.add("b", {"npy": b""}, {})
 
 
+@pytest.mark.parametrize(("code", "says"), [("ENOSPC", "the disk is full"), ("EDQUOT", "the disk quota is used up")])
 @pytest.mark.parametrize(
     ("step", "fails_at"), [("_write", 1), ("_write", 2), ("_write", 4), ("_sync", 1), ("_sync", 3), ("_rename", 2)]
 )
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_done(tmp_path, monkeypatch, step, fails_at):
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_done(tmp_path, monkeypatch, step, fails_at, code, says):
     write(tmp_path, number=7)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     real, calls = getattr(atomic_files, step), []
@@ -95,11 +96,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_done(tmp_path, monkeypa
     def full(*arguments):
         calls.append(arguments)
         if len(calls) == fails_at:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
         real(*arguments)
 
     monkeypatch.setattr(atomic_files, step, full)
-    with pytest.raises(UserError, match=r"shard-000000\.(tar|json): the disk is full after [\d,]+ bytes") as error:
+    with pytest.raises(UserError, match=rf"shard-000000\.(tar|json): {says} after [\d,]+ bytes") as error:
         write(tmp_path)
     assert "\n" not in str(error.value)
     monkeypatch.setattr(atomic_files, step, real)

@@ -1,5 +1,6 @@
 """The configurations with which a run's folder can be started and resumed."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import load
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training import run_folder
-from tests.support.toy_trainable import ToyTraining
+from mmldm_scale.training.loop import Trainer
+from mmldm_scale.training.resilience.signals import StopRequest
+from mmldm_scale.training.trainable import StepInfo
+from tests.support.toy_trainable import ToyTraining, build_trainable
 
 
 def begin(folder: Path, world, *overrides: str) -> str:
@@ -75,3 +79,66 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, alone) -> None:
     (tmp_path / "config.yaml").mkdir()
     with pytest.raises(UserError, match=f"^{tmp_path}: cannot be used as a run folder: "):
         begin(tmp_path, alone)
+
+
+OURS = (
+    "checkpoints/step-000000000064.tmp/engine/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    "ema/step-000000000064-0.08.safetensors.0123abcd.tmp",
+    "log.jsonl.0123abcd.tmp",
+    "preview.tmp/model.safetensors",
+    "quarantine/0123abcd-clip_7.json.0123abcd.tmp",
+)
+NOT_OURS = (
+    "checkpoints/step-64.tmp",
+    "checkpoints/step-000000000064-best.tmp",
+    "checkpoints/mine.tmp/file",
+    "checkpoints/step-000000000064/engine/step-000000000128.tmp",
+    "ema/averages.tmp",
+    "notes.tmp",
+)
+
+
+def test_what_killed_jobs_left_unfinished_is_removed_and_nothing_else(tmp_path, alone, capsys) -> None:
+    for name in (*OURS, *NOT_OURS):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    begin(tmp_path, alone)
+    remaining = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert remaining == {*NOT_OURS, "config.yaml"}
+    removed = "step-000000000064.tmp, step-000000000064-0.08.safetensors.0123abcd.tmp, "
+    assert f"{tmp_path}: removed what killed jobs have left unfinished: {removed}" in capsys.readouterr().err
+    begin(tmp_path, alone)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda run, elsewhere: run.rename(elsewhere / "moved"), "was moved away or removed"),
+        (lambda run, elsewhere: run.unlink() or run.symlink_to(elsewhere), "leads to another folder than at this job"),
+    ],
+)
+def test_a_run_whose_folder_is_exchanged_ends_with_one_line_and_writes_nowhere_else(
+    tmp_path, alone, restored_handlers, change, says
+) -> None:
+    folder, elsewhere, run = tmp_path / "folder", tmp_path / "elsewhere", tmp_path / "run"
+    folder.mkdir()
+    elsewhere.mkdir()
+    run.symlink_to(folder)
+    schema = load(ToyTraining, overrides=[f"run={run}", "training.log_every=16", "training.checkpoint_every=32"])
+    trainable = build_trainable(schema)
+
+    def begin_step(info: StepInfo) -> None:
+        if info.samples_seen == 48:
+            while not (folder / "checkpoints/step-000000000032").exists():
+                time.sleep(0.01)
+            change(run, elsewhere)
+        usual(info)
+
+    usual, trainable.begin_step = trainable.begin_step, begin_step
+    with pytest.raises(UserError, match=f"^{run}: {says}"):
+        Trainer(trainable, schema.training, run, alone).run(StopRequest())
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000000000032"]
+    assert (folder / "log.jsonl").read_text().count("\n") == 3
+    assert run.is_symlink() != (elsewhere / "moved").is_symlink()
+    assert [path.name for path in elsewhere.iterdir() if path.name != "moved"] == []

@@ -5,7 +5,6 @@ or a truncated or changed file they retry a few times, with growing pauses, befo
 and https require further packages, the extra ``remote``.
 """
 
-import errno
 import hashlib
 import re
 import time
@@ -15,6 +14,7 @@ from typing import BinaryIO, TypeVar
 
 import fsspec
 
+from mmldm_scale.common.atomic_files import full_disk_reason
 from mmldm_scale.common.errors import Outage, UserError
 from mmldm_scale.shards.json_files import JSON_LIMIT, DamagedSet, parse_json
 
@@ -92,9 +92,10 @@ def _store(stream: BinaryIO, chunk: bytes, tar: StoredTar) -> None:
     try:
         _write(stream, chunk)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        reason = full_disk_reason(error)
+        if reason is None:
             raise
-        raise UserError(f"{stream.name}: the disk is full; {tar.url} needs {tar.bytes:,} bytes") from None
+        raise UserError(f"{stream.name}: {reason}; {tar.url} needs {tar.bytes:,} bytes") from None
 
 
 def _open(url: str) -> BinaryIO:

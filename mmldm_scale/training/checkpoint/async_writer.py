@@ -9,7 +9,6 @@ use the trainer's ``World`` at the same time. A rank records its failures (:clas
 exchange them: if it raised at once, the others would wait for it.
 """
 
-import errno
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,10 +19,10 @@ from typing import Generic, TypeVar
 
 import torch.distributed as dist
 
+from mmldm_scale.common.atomic_files import full_disk_reason
 from mmldm_scale.common.errors import Outage, UserError
 from mmldm_scale.training.engine.distributed import World
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a full disk or quota
 REASON_LENGTH = 300  # characters of an error that are sent to the other ranks
 Result = TypeVar("Result")
 
@@ -66,7 +65,7 @@ class WriteFailure:
     """Collects the failures of this rank, and exchanges them with the other ranks."""
 
     def __init__(self) -> None:
-        self._full: Path | None = None
+        self._full: str | None = None
         self._error: Exception | None = None
 
     @contextmanager
@@ -75,15 +74,16 @@ class WriteFailure:
         try:
             yield
         except Exception as error:  # libraries raise different ones for a full disk
-            if _is_full(error):
-                self._full = self._full or path
+            reason = full_disk_reason(error)
+            if reason:
+                self._full = self._full or f"{path}: {reason}"
             elif isinstance(error, OSError):
                 self._record(Outage(f"{error.filename or path}: cannot be written: {error.strerror or error}"))
             else:
                 self._record(error)
 
-    def exchange(self, world: World) -> Path | None:
-        """Return the first file on any rank for which the disk was full, or None; all ranks call this together.
+    def exchange(self, world: World) -> str | None:
+        """Return for which file the disk of any rank was full, and how, or None; all ranks call this together.
 
         Raises:
             Exception: this rank has recorded it.
@@ -94,7 +94,7 @@ class WriteFailure:
             raise self._error
         for error in filter(None, errors):
             raise error
-        return next((path for path in full if path), None)
+        return next((text for text in full if text), None)
 
     def _record(self, error: Exception) -> None:
         self._error = self._error or error
@@ -106,14 +106,3 @@ def _for_other_ranks(error: Exception | None, rank: int) -> UserError | None:
         return error
     text = " ".join(f"{type(error).__name__}: {error}".split())[:REASON_LENGTH]
     return Outage(f"process {rank} failed to write the checkpoint: {text}")
-
-
-def _is_full(error: BaseException | None) -> bool:
-    """Return whether ``error``, or what caused it, says that the disk is full."""
-    while error:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return True
-        if any(f"(os error {number})" in str(error) for number in FULL):  # safetensors
-            return True
-        error = error.__cause__ or error.__context__
-    return False

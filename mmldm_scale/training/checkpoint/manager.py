@@ -232,8 +232,10 @@ class Checkpoints:
         if world.is_rank0:
             shutil.rmtree(temporary, ignore_errors=True)
             with failure.recorded(temporary):
+                self.folder.mkdir(exist_ok=True)
+                temporary.mkdir()
                 for name in (WEIGHTS, STATES, *content.tags):
-                    (temporary / name).mkdir(parents=True)
+                    (temporary / name).mkdir()
         if self._has_given_up(temporary, failure, world):
             return None
         if world.is_rank0:
@@ -262,18 +264,18 @@ class Checkpoints:
 
     def _has_given_up(self, temporary: Path, failure: WriteFailure, world: World) -> bool:
         """Return whether any rank found the disk full, after removing ``temporary``; all ranks call this together."""
-        path = failure.exchange(world)
-        if path and world.is_rank0:
+        full = failure.exchange(world)
+        if full and world.is_rank0:
             written = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file())
             shutil.rmtree(temporary, ignore_errors=True)
             print(
-                f"{path}: the disk is full after {written:,} bytes of this checkpoint, which is removed; "
+                f"{full} after {written:,} bytes of this checkpoint, which is removed; "
                 "the older ones remain: make room",
                 file=sys.stderr,
                 flush=True,
             )
         world.barrier()
-        return path is not None
+        return full is not None
 
     def _commit(self, content: Content, files: dict[str, tuple[int, str]]) -> None:
         """Complete the checkpoint that all ranks have written."""

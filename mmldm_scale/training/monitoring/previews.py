@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
+from mmldm_scale.common.atomic_files import full_disk_reason
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.runs.media_log import Preview
 from mmldm_scale.training.engine.deepspeed_engine import averaged_state
@@ -43,7 +44,7 @@ class Previews:
         """Sample on rank 0, while the other ranks wait; they exchange a message after each sample.
 
         A single sample must not take longer than ``training.collective_timeout``. After a failure, which is printed,
-        sampling is not tried again.
+        sampling is not tried again, unless the disk was full.
         """
         if self._samples is None:
             return
@@ -64,6 +65,10 @@ class Previews:
         except StopIteration:
             return "done"
         except FAILURES as error:
+            full = full_disk_reason(error)
+            if full:
+                print(f"this preview shows no further samples: {full}", file=sys.stderr, flush=True)
+                return "done"
             reason = " ".join(str(error).split())[:REASON_LENGTH]
             print(f"previews show no samples from here on: {reason}", file=sys.stderr, flush=True)
             return "failed"

@@ -1,5 +1,6 @@
 """The sample stream of a run: order, mixture, staging, and replacements of damaged samples."""
 
+import errno
 import hashlib
 import json
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mmldm_scale.common import atomic_files
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import ReadingConfig, TrainingConfig
 from mmldm_scale.shards.latents import decode_latent_batch
@@ -25,6 +27,7 @@ def latents(tmp_path: Path) -> Path:
 
 
 def open_samples(tmp_path: Path, *sets: Path, weights=(), **reading) -> SampleStream:
+    (tmp_path / "run").mkdir(exist_ok=True)
     config = DiTTraining(
         shards=[str(folder) for folder in sets or [tmp_path / "latents"]],
         weights=list(weights),
@@ -47,7 +50,7 @@ def test_an_epoch_is_every_sample_once(tmp_path, latents):
     samples = open_samples(tmp_path, window=2)
     assert sorted(keys(samples, range(26))) == [f"clip_{i:03d}" for i in range(26)]
     assert keys(samples, range(26)) != keys(open_samples(tmp_path, window=1), range(26))
-    assert not (tmp_path / "run").exists()
+    assert not any((tmp_path / "run").iterdir())
 
 
 def test_another_sample_takes_a_damaged_ones_place(tmp_path, latents, capsys):
@@ -102,6 +105,20 @@ def test_more_damage_than_allowed_ends_the_run(tmp_path, latents):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="3 damaged samples"):  # a resumed run continues counting
         keys(open_samples(tmp_path, damaged_share=0.1), range(26))
+
+
+def test_damaged_samples_count_though_a_full_disk_cannot_record_them(tmp_path, latents, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    damage(latents, 2)
+    samples = open_samples(tmp_path, damaged_share=0.04)  # 1 of 26
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic_files, "_write", full)
+        keys(samples, range(52))
+    assert (len(samples.quarantine), quarantined(tmp_path)) == (1, [])
+    keys(samples, range(26))  # there is room again
+    assert (len(samples.quarantine), len(quarantined(tmp_path))) == (1, 1)
 
 
 def test_the_same_samples_are_quarantined_from_several_processes(tmp_path, latents):
