@@ -55,6 +55,7 @@ if not __package__:  # `python data_tools/shard.py`: relative imports need the p
     importlib.import_module(__package__)
 
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.processes import shorten_socket_paths
 from mmldm_scale.config import arguments, dump, load
 from mmldm_scale.shards.manifest import DROPPED, Manifest
 from mmldm_scale.shards.verify import Findings
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         _check_numbers(args)
+        shorten_socket_paths()
         if getattr(args, "launcher", None):
             options = launch.Options(args.output, args.slurm, wait=not args.no_wait)
             return launch.launch(launch.command_of(arguments), args.launcher, args.jobs, options)

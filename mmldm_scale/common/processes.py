@@ -1,14 +1,21 @@
-"""Linux process control: child processes that end with their parent, and identities of processes across machines."""
+"""Linux process control: child processes that end with their parent, identities of processes, paths of their sockets."""
 
 import ctypes
+import multiprocessing.util
 import os
 import signal
 import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from mmldm_scale.common.errors import UserError
+
 LAUNCHER = "MMLDM_LAUNCHER"  # environment variable in which a launcher passes its process id to its children
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+SOCKET_PATH = 107  # bytes that Linux allows for the path of a Unix socket
+SOCKET_NAME = len("/pymp-12345678/listener-12345678")  # what multiprocessing adds to the folder for temporary files
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def die_with_parent(by: signal.Signals) -> None:
@@ -23,6 +30,44 @@ def die_with_launcher(by: signal.Signals) -> None:
         die_with_parent(by)
         if os.getppid() != int(launcher):
             os.kill(os.getpid(), by)
+
+
+def socket_folder() -> str:
+    """Return the folder below which this process's Unix sockets are made: that for temporary files, if short enough.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        usual = tempfile.gettempdir()
+    except FileNotFoundError:
+        raise UserError("TMPDIR: no folder for temporary files can be written, neither $TMPDIR nor /tmp") from None
+    if len(os.fsencode(usual)) + SOCKET_NAME <= SOCKET_PATH:
+        return usual
+    for short in SHORT_FOLDERS:
+        if os.access(short, os.W_OK | os.X_OK):
+            return short
+    longest = SOCKET_PATH - SOCKET_NAME
+    raise UserError(f"TMPDIR={usual}: is too long for Unix sockets; set a folder of at most {longest} bytes")
+
+
+def shorten_socket_paths() -> None:
+    """Have multiprocessing make the sockets of this process and its children in :func:`socket_folder`.
+
+    Loader workers and fork servers need them. Call this first: multiprocessing makes its folder when it is first used,
+    and removes it when the process ends.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    folder, usual = socket_folder(), tempfile.gettempdir()
+    if folder == usual:
+        return
+    tempfile.tempdir = folder
+    try:
+        multiprocessing.util.get_temp_dir()
+    finally:
+        tempfile.tempdir = usual
 
 
 def identity(pid: int) -> dict[str, Any]:

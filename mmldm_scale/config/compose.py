@@ -90,16 +90,26 @@ def dump(config: object) -> str:
 
 
 def read_yaml(file: Path) -> Any:
-    """Return what the configuration file ``file`` holds; raise UserError if it is missing or not valid YAML."""
-    if not file.is_file():
-        raise UserError(f"{file}: no such configuration file")
-    if file.stat().st_size > 1 << 20:
-        raise UserError(f"{file}: larger than 1 MiB, too large for a configuration file")
+    """Return what the configuration file ``file`` holds; raise UserError if it cannot be read or is not valid YAML."""
     try:
-        _check_depth(file.read_text("utf-8"))
+        if not file.is_file():
+            raise UserError(f"{file}: no such configuration file")
+        if file.stat().st_size > 1 << 20:
+            raise UserError(f"{file}: larger than 1 MiB, too large for a configuration file")
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: {_unreadable(error)}") from None
+    try:
+        _check_depth(text)
         return OmegaConf.load(file)
     except Exception as error:  # the YAML library's errors share no narrower base class with OmegaConf's
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+
+
+def _unreadable(error: OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not valid YAML: not UTF-8 at byte {error.start:,}"
+    return f"cannot be read: {error.strerror}"
 
 
 def _check_depth(text: str) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from tqdm import tqdm
+
 from mmldm_scale.common.errors import UserError
 
 MAX_WAITING = 16 << 20  # bytes of records that are held in memory while the file cannot be written
@@ -83,7 +85,7 @@ class RecordFile:
         self._waiting, self._waiting_bytes = [], 0
 
     def _print(self, line: str) -> None:
-        print(f"{self._path}: {line}", file=sys.stderr, flush=True)
+        tqdm.write(f"{self._path}: {line}", file=sys.stderr)  # on a line of its own, also beside a progress bar
 
 
 def _reason(error: OSError | UserError) -> str:

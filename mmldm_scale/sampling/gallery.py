@@ -1,6 +1,7 @@
 """The page ``index.html`` beside sampled mp4 files, to look at them and to listen to them.
 
-``write(folder)`` makes it from the files that exist, so every job may write it at its end.
+``write(folder)`` makes it from the names of the files that exist, and from nothing else. So every job may write it at
+its end, and folders with the same samples have the same page.
 """
 
 import re
@@ -35,7 +36,20 @@ class _Section:
 
 
 def write(folder: Path) -> Path:
-    """Write ``folder/index.html`` over the samples in ``folder``, whole or not at all; return its path."""
+    """Write ``folder/index.html`` over the samples in ``folder``, whole or not at all; return its path.
+
+    Of several jobs that end together, the last one to write may have listed the folder before the others had finished;
+    so it is listed again after the writing.
+    """
+    page, html = folder / "index.html", _page(folder)
+    while True:
+        write_whole(page, html.encode())
+        written, html = html, _page(folder)
+        if html == written:
+            return page
+
+
+def _page(folder: Path) -> str:
     tasks: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*.mp4")):
         match = SAMPLE.fullmatch(file.name)
@@ -46,10 +60,7 @@ def write(folder: Path) -> Path:
         for task, title in TITLES.items()
         if task in tasks
     ]
-    page = folder / "index.html"
-    html = render(Path(__file__).with_name("gallery.html"), title=folder.resolve().name, sections=sections)
-    write_whole(page, html.encode())
-    return page
+    return render(Path(__file__).with_name("gallery.html"), title="Samples", sections=sections)
 
 
 def _sample(folder: Path, file: Path) -> _Sample:

@@ -9,6 +9,7 @@ number of array tasks that share the blocks, end with the same files.
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mmldm_scale.cluster import slurm
-from mmldm_scale.common.atomic_files import write_whole
+from mmldm_scale.common.atomic_files import full_disk_reason, write_whole
 from mmldm_scale.common.device import choose_device
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import GenerationTask, MediaConfig, Sampling, arguments, load
@@ -50,15 +51,19 @@ def run(args: argparse.Namespace) -> int:
     videos = list_videos(args.input) if args.input else []
     _begin(args.output, args.task, _record(description, settings, videos, args.label))
     blocks = _blocks(args.num_samples, settings.batch_size)[part::parts]
+    _remove_leftovers(args.output, args.task, {index for block in blocks for index in block})
     incomplete = [block for block in blocks if any(not _file(args.output, args.task, i).exists() for i in block)]
     if incomplete:
         need_sound = GIVEN[args.task] == "audio"
         inputs = select_usable(videos, args.num_samples, description.media, need_sound) if videos else []
         pipeline = Pipeline.from_pretrained(args.checkpoint, settings, args.autoencoder, choose_device(args.device))
         SamplingJob(pipeline, args.task, args.output, inputs, args.label).generate(incomplete)
-    page = gallery.write(args.output)
+    try:
+        gallery.write(args.output)
+    except UserError as error:  # the disk is full; the samples are complete, and the next job writes the page
+        print(f"the gallery is left out: {error}", file=sys.stderr, flush=True)
     count = sum(_file(args.output, args.task, i).exists() for i in range(args.num_samples))
-    print(f"{args.task}: {count} of {args.num_samples} samples are in {args.output}; gallery: {page}")
+    print(f"{args.task}: {count} of {args.num_samples} samples are in {args.output}; index.html there shows them")
     return 0
 
 
@@ -103,7 +108,6 @@ class SamplingJob:
         if file.exists():
             return
         if source is not None:
-            (self.output / INPUTS).mkdir(exist_ok=True)
             _write_clip(self.output / INPUTS / file.name, source, self.pipeline.media)
         _write_clip(file, clip, self.pipeline.media)
         if self._shown < SHOWN:
@@ -112,12 +116,20 @@ class SamplingJob:
 
 
 def _write_clip(file: Path, clip: Clip, media: MediaConfig) -> None:
-    for leftover in file.parent.glob(f".{file.name}.*.tmp"):  # of a killed job; no other job writes this file
-        leftover.unlink(missing_ok=True)
     try:
+        file.parent.mkdir(exist_ok=True)
         write_video(file, clip.frames, media.fps, clip.waveform, media.audio.sample_rate)
     except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror}") from None
+        raise UserError(f"{file}: cannot be written: {full_disk_reason(error) or error.strerror}") from None
+
+
+def _remove_leftovers(output: Path, task: GenerationTask, indices: set[int]) -> None:
+    """Remove what a killed job has left of the samples ``indices``, which no other job makes, and of their inputs."""
+    name = re.compile(rf"\.{task}_(\d{{6,}})\.mp4(\.\w+)?\.tmp")
+    for file in [*output.glob(".*.tmp"), *(output / INPUTS).glob(".*.tmp")]:
+        match = name.fullmatch(file.name)
+        if match and int(match[1]) in indices:
+            file.unlink(missing_ok=True)
 
 
 def _file(output: Path, task: GenerationTask, index: int) -> Path:

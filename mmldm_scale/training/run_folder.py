@@ -6,8 +6,8 @@ Data and weights may be moved: once there is a checkpoint, it knows them by thei
 a start failed before anything was logged or saved, the configuration of the next start replaces its own. A run that had
 checkpoints and has none any more starts again from 0 samples only with ``restart=true``.
 
-The start also removes what killed jobs have left (:func:`remove_leftovers`). :class:`SameFolder` notices when the folder
-of a running job is moved away.
+The start also removes what killed jobs have left (:func:`remove_leftovers`). :class:`SameFolder` notices when the
+folder of a running job is moved away.
 """
 
 import contextlib
@@ -69,9 +69,7 @@ MOVABLE = {"shards", "kl_vae", "lpips", "unet"}  # keys with paths of what a che
 def begin(run: Path, schema: Any, world: World) -> None:
     """Write the configuration of ``run``, or check that ``schema`` can resume it; remove what killed jobs have left.
 
-    All ranks call this together.
-
-    The caller holds the run's lock.
+    All ranks call this together. The caller holds the run's lock.
 
     Raises:
         UserError: the run was started with other settings, its checkpoints are gone, or came without their
@@ -116,7 +114,10 @@ def _place(run: Path) -> tuple[int, int] | None:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove the unfinished checkpoints and files of killed jobs, and print how many; the caller holds the run's lock."""
+    """Remove the unfinished checkpoints and files of killed jobs, and print their names.
+
+    The caller holds the run's lock.
+    """
     removed = []
     for folder, name in LEFTOVERS:
         for path in sorted((run / folder).glob("*.tmp")):

@@ -1,6 +1,7 @@
 """Composition of the configuration, and one clear line for each mistake."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,19 @@ def test_a_text_that_yaml_takes_for_another_value_is_one_line(tmp_path: Path, te
     key = "run" if text.startswith("run") else "preview.autoencoder"
     with pytest.raises(UserError, match=f"^{file}: {key}: must be a text, but is {shown} in YAML; put it in quotes$"):
         config.load(DiTTraining, [file])
+
+
+def test_a_file_that_may_not_be_read_is_called_so(tmp_path) -> None:
+    file, me = tmp_path / "secret.yaml", os.geteuid()
+    file.write_text("seed: 1")
+    file.chmod(0)
+    if me == 0:  # who may read everything
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match=f"^{file}: cannot be read: Permission denied$"):
+            config.load(DiTTraining, [file], ["shards=x"])
+    finally:
+        os.seteuid(me)
 
 
 def test_missing_value_missing_file_and_malformed_override() -> None:

@@ -1,6 +1,7 @@
 import argparse
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.decode import probe, read_clips
 from mmldm_scale.sampling import arguments as arguments_of_sample
 from mmldm_scale.sampling import job
+from tests.support.small_disk import mount_small_disk
 from tests.support.tiny_models.weights_folders import MEDIA, TinyModel, with_context
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,12 +90,25 @@ def test_run_again_it_makes_only_what_is_missing_and_the_same(model, whole, tmp_
     shutil.copytree(whole, folder)
     for index in (1, 4):
         (folder / f"svg_{index:06d}.mp4").unlink()
-    (folder / ".svg_000001.mp4.123.tmp").write_bytes(b"left by a job that was killed")
+    (folder / "inputs").mkdir()
+    for name in (".svg_000001.mp4.tmp", "inputs/.svg_000001.mp4.tmp", ".svg_000000.mp4.tmp"):
+        (folder / name).write_bytes(b"left by a job that was killed")
     before = (folder / "svg_000000.mp4").stat().st_mtime_ns
     sample(model, folder)
     assert_same_samples(folder, whole)
     assert (folder / "svg_000000.mp4").stat().st_mtime_ns == before
     assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_full_disk_costs_tensorboards_samples_and_no_video(model, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    with mount_small_disk(tmp_path / "out/tensorboard", 8):
+        assert sample(model, tmp_path / "out", number=1) == 0
+    assert list(videos_in(tmp_path / "out")) == ["svg_000000.mp4"]
+    assert re.findall(f"{tmp_path}/out/tensorboard: (.+)", capsys.readouterr().err) == [
+        "cannot be written: No space left on device; the run goes on, and records wait in memory",
+        "4 records are not written: No space left on device",
+    ]
 
 
 def test_a_finished_folder_needs_no_autoencoder_any_more(model, whole, tmp_path):
