@@ -2,7 +2,8 @@
 
 Call ``export_rendezvous()`` before ``deepspeed.init_distributed``, which reads none of SLURM's variables (under plain
 ``srun`` it would look for MPI and fail). It sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT from SLURM's
-variables. If these five are already set, for example by torchrun, they are kept. A process that ``srun`` did not start,
+variables. If these five are already set, for example by torchrun, they are kept; so are MASTER_ADDR and MASTER_PORT
+where only these are set, as scripts of jobs do. A process that ``srun`` did not start,
 such as one run directly in a batch script, gets a world size of 1.
 
 Only this package reads SLURM's environment variables and calls its commands.
@@ -57,7 +58,7 @@ def export_rendezvous() -> Rendezvous:
     """Find this process's rendezvous and set the environment variables that torch and DeepSpeed read.
 
     Raises:
-        UserError: only some of the five variables are set.
+        UserError: RANK is set and not the other four; MASTER_PORT is none.
         SlurmError: SLURM does not return the address of the first node.
     """
     place = find_rendezvous(os.environ)
@@ -102,6 +103,13 @@ def tasks_on_node(env: Mapping[str, str] = os.environ) -> int | None:
     """Return the number of tasks of this job step on its first node; None outside of a step."""
     match = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", ""))  # "8(x2),4": 8, 8 and 4
     return int(match[0]) if match else None
+
+
+def processes_on_node(world_size: int, env: Mapping[str, str] = os.environ) -> int:
+    """Return the number of processes on this node: the launcher's, else the job step's, else ``world_size``."""
+    if "LOCAL_WORLD_SIZE" in env:
+        return int(env["LOCAL_WORLD_SIZE"])
+    return tasks_on_node(env) or world_size
 
 
 def gpus_on_node(env: Mapping[str, str] = os.environ) -> int:
@@ -200,9 +208,19 @@ def _from_step(env: Mapping[str, str]) -> Rendezvous:
         rank=int(env["SLURM_PROCID"]),
         local_rank=int(env["SLURM_LOCALID"]),
         world_size=int(env["SLURM_STEP_NUM_TASKS"]),
-        address=_first_node(env["SLURM_STEP_NODELIST"]),
-        port=FIRST_PORT + key % PORTS,
+        address=env.get("MASTER_ADDR") or _first_node(env["SLURM_STEP_NODELIST"]),
+        port=_port(env) or FIRST_PORT + key % PORTS,
     )
+
+
+def _port(env: Mapping[str, str]) -> int | None:
+    """Return the port that a job's script has chosen; None if it has not."""
+    text = env.get("MASTER_PORT")
+    if not text:
+        return None
+    if not (text.isdecimal() and 0 < int(text) < 1 << 16):
+        raise UserError(f"MASTER_PORT={text}: must be a port, 1 to 65535")
+    return int(text)
 
 
 def _restarts(env: Mapping[str, str]) -> int:

@@ -1,4 +1,4 @@
-"""Linux process control: child processes that end with their parent, identities of processes, paths of their sockets."""
+"""Linux process control: child processes that end with their parent, identities of processes, and socket paths."""
 
 import ctypes
 import multiprocessing.util

@@ -9,6 +9,7 @@ import torch
 
 from mmldm_scale.cluster import slurm
 from mmldm_scale.common import rng
+from mmldm_scale.common.device import gpu_index
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import Backend
 from mmldm_scale.doctor.findings import Finding
@@ -22,32 +23,41 @@ QUERY = "index,name,driver_version,memory.used,memory.total,ecc.errors.uncorrect
 V100 = "for V100s: make install CONSTRAINTS=constraints-cu126.txt"
 
 
-def device(local_rank: int) -> torch.device:
-    """Return the device of process ``local_rank`` of a node."""
-    on_gpu = torch.cuda.is_available() and local_rank < torch.cuda.device_count()
-    return torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+def device(local_rank: int, processes: int) -> torch.device:
+    """Return the device of process ``local_rank`` of the ``processes`` of a node: the CPU if there is no GPU for it."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    try:
+        return torch.device("cuda", gpu_index(local_rank, torch.cuda.device_count(), processes))
+    except UserError:
+        return torch.device("cpu")
 
 
-def gpu(local_rank: int) -> Iterator[Finding]:
-    """Check that this process has a GPU, that this torch has kernels for it, and that its memory is free."""
+def gpu(local_rank: int, processes: int) -> Iterator[Finding]:
+    """Check that this process has a GPU, that this torch has kernels for it, and that its memory is free.
+
+    Args:
+        local_rank: number of this process among the ``processes`` of its node.
+    """
     if not torch.cuda.is_available():
         yield _without_gpu()
         return
     count = torch.cuda.device_count()
-    if local_rank >= count:
-        remedy = "use one task for each GPU: --ntasks-per-node"
-        yield Finding("error", "GPU", f"none for process {local_rank} of this node: torch sees {count}", remedy)
+    try:
+        index = gpu_index(local_rank, count, processes)
+    except UserError as problem:
+        yield Finding("error", "GPU", str(problem))
         return
-    name, capability = torch.cuda.get_device_name(local_rank), torch.cuda.get_device_capability(local_rank)
+    name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
     if not has_kernels(capability, torch.cuda.get_arch_list()):
         built = " ".join(torch.cuda.get_arch_list())
         shown = ".".join(map(str, capability))
         yield Finding("error", "GPU", f"{name} ({shown}): torch {torch.__version__} has kernels for {built}", V100)
         return
-    free, total = (size / 2**30 for size in torch.cuda.mem_get_info(local_rank))
+    free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
     text = f"{count} × {name} ({capability[0]}.{capability[1]})"
     if free < FREE * total:
-        used = f"GPU {local_rank}: {free:.1f} of {total:.1f} GiB are free"
+        used = f"GPU {index}: {free:.1f} of {total:.1f} GiB are free"
         yield Finding("warning", "GPU", f"{used}: another process uses it", "nvidia-smi lists the processes")
     else:
         yield Finding("ok", "GPU", f"{text}, {free:.0f} of {total:.0f} GiB free")

@@ -4,7 +4,7 @@ Every rank checks its GPU, the first rank of each node the machine and the shard
 """
 
 import argparse
-import os
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +14,13 @@ from typing import Literal
 
 from mmldm_scale import config
 from mmldm_scale.cluster import slurm
-from mmldm_scale.config import Backend, Precision, ShardTraining, arguments
+from mmldm_scale.config import Backend, Precision, TrainingConfig, arguments
 from mmldm_scale.doctor import devices, host, ranks, shards, software, storage
 from mmldm_scale.doctor.findings import Check, Finding, report, run_check, worst_level
 from mmldm_scale.doctor.ranks import Ranks
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.trainables.registry import registered
+from mmldm_scale.training.trainable import StepOutline
 
 JOIN_TIMEOUT = 60.0  # seconds in which all ranks have to join
 
@@ -35,6 +36,7 @@ class Request:
         workers: loader workers of each process.
         keep_checkpoints: number of checkpoints that are kept.
         checkpoint_bytes: returns the size of a checkpoint, in bytes; may take seconds.
+        micro_batch_bytes: returns the size of a micro-batch, in bytes; may take seconds.
         precision: of the training; empty: the best one of the GPU.
         attention: the attention backend that the configuration asks for.
     """
@@ -45,6 +47,7 @@ class Request:
     workers: int = 0
     keep_checkpoints: int = 0
     checkpoint_bytes: Callable[[], int] = lambda: 0
+    micro_batch_bytes: Callable[[], int] = lambda: 0
     precision: Precision | Literal[""] = ""
     attention: Backend = "auto"
 
@@ -91,23 +94,25 @@ def read_request(args: argparse.Namespace) -> Request:
     record = registered(args.trainable)
     schema = config.load(record.schema(), arguments.files(args, record.name), overrides)
     training, run = schema.training, Path(schema.run)
+    outline = functools.cache(lambda: record.outline(schema))
     return Request(
         run,
         list(schema.shards),
         args.quick,
         training.workers,
         training.keep_checkpoints,
-        lambda: storage.newest_checkpoint(run) or _checkpoint_bytes(record.name, schema),
+        lambda: storage.newest_checkpoint(run) or _checkpoint_bytes(outline(), training),
+        lambda: sum(tensor.nbytes for tensor in outline().batch.values()),
         training.precision,
         getattr(getattr(schema, "model", None), "attention", "auto"),
     )
 
 
-def _checkpoint_bytes(trainable: str, schema: ShardTraining) -> int:
-    """Return the approximate size of a checkpoint of ``trainable``, in bytes."""
+def _checkpoint_bytes(outline: StepOutline, training: TrainingConfig) -> int:
+    """Return the approximate size of a checkpoint of the trainable that ``outline`` is of, in bytes."""
     from mmldm_scale.planning import workload
 
-    return workload.checkpoint_bytes(registered(trainable).outline(schema), schema.training)
+    return workload.checkpoint_bytes(outline, training)
 
 
 def _join() -> tuple[list[Finding], Ranks | None]:
@@ -124,10 +129,11 @@ def _join() -> tuple[list[Finding], Ranks | None]:
 
 def checks(request: Request, here: Ranks) -> list[Check]:
     """Return the checks of this rank, in order; collective checks come last and are the same on all ranks."""
-    device, processes = devices.device(here.local_rank), _processes_on_node(here)
+    processes = slurm.processes_on_node(here.size)
+    device = devices.device(here.local_rank, processes)
     dtype = DTYPES[request.precision] if request.precision else devices.default_precision(device)
     chosen = [
-        Check("GPU", lambda: devices.gpu(here.local_rank)),
+        Check("GPU", lambda: devices.gpu(here.local_rank, processes)),
         Check("attention", lambda: devices.attention(device, dtype, request.attention), 60.0),
     ]
     if here.local_rank == 0:
@@ -139,7 +145,12 @@ def checks(request: Request, here: Ranks) -> list[Check]:
             Check("processors", lambda: host.processors(processes, request.workers)),
             Check("memory", lambda: host.memory(processes, request.workers)),
             Check("open files", host.open_files),
-            Check("shared memory", lambda: host.shared_memory(processes, request.workers)),
+            Check(
+                "shared memory",
+                lambda: host.shared_memory(processes, request.workers, request.micro_batch_bytes()),
+                60.0,
+            ),
+            Check("temporary", host.temporary_files),
             Check("SLURM", host.slurm_job),
             Check(
                 "disk", lambda: storage.disk(request.run, request.checkpoint_bytes(), request.keep_checkpoints), 60.0
@@ -152,6 +163,7 @@ def checks(request: Request, here: Ranks) -> list[Check]:
         return [*chosen, Check("ranks", lambda: [single])]
     return [
         *chosen,
+        Check("GPU", lambda: ranks.separate_gpus(here), 60.0),
         Check("agreement", lambda: ranks.agreement(here), 120.0),
         Check("clocks", lambda: ranks.clocks(here), 60.0),
         Check("all-reduce", lambda: ranks.all_reduce(here, 16 if request.quick else 64), 120.0),
@@ -160,10 +172,3 @@ def checks(request: Request, here: Ranks) -> list[Check]:
 
 def _shard_check(location: str, rank: int, seconds: float) -> Check:
     return Check("shards", lambda: shards.check_set(location, rank, seconds), 30.0 + seconds)
-
-
-def _processes_on_node(here: Ranks) -> int:
-    """Return the number of ranks on this node, from the launcher's variables, else all ranks."""
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        return int(os.environ["LOCAL_WORLD_SIZE"])
-    return slurm.tasks_on_node() or here.size

@@ -1,18 +1,23 @@
 """Checks of the node: processors, memory, open files, shared memory, and the SLURM job."""
 
+import math
 import os
 import re
 import resource
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmldm_scale.cluster import slurm
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.processes import socket_folder
 from mmldm_scale.doctor.findings import Finding, Level
+from mmldm_scale.training.data.loader import SHARED_MEMORY, shared_bytes
 
 GIB = 2**30
 OPEN_FILES = 1024  # files: a reader keeps one open for each tar, and loader workers pass batches through files
-SHARED = 64 << 20  # bytes of shared memory for each loader worker, which passes four micro-batches through it
+NCCL_SHARED = 64 << 20  # bytes of shared memory that NCCL takes for each of several processes on a node
 PER_PROCESS, PER_WORKER = 4 * GIB, GIB  # bytes of host memory
 SHORTEST_JOB = 600  # seconds; starting and saving take about two minutes
 
@@ -76,16 +81,37 @@ def open_files() -> Iterator[Finding]:
         yield Finding("ok", "open files", f"at most {limit}" if limit >= 0 else "no limit")
 
 
-def shared_memory(processes: int, workers: int, folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
-    """Check the free shared memory, through which loader workers pass batches."""
+def shared_memory(processes: int, workers: int, micro_batch: int, folder: Path = SHARED_MEMORY) -> Iterator[Finding]:
+    """Check the free shared memory, through which loader workers pass micro-batches of ``micro_batch`` bytes."""
     free = shutil.disk_usage(folder).free
-    needed = processes * workers * SHARED
+    loaders = processes * shared_bytes(micro_batch, workers)
+    needed = loaders + (processes * NCCL_SHARED if processes > 1 else 0)
     text = f"{free / GIB:.2g} GiB free in {folder}"
     if free < needed:
-        remedy = f"{needed / GIB:.2g} GiB are needed (in a container: --shm-size), or training.workers=0"
-        yield Finding("error" if free < needed / 8 else "warning", "shared memory", text, remedy)
+        without = ", or training.workers=0" if workers else ""
+        size = f"{needed / 2**20:,.0f} MiB are needed"
+        remedy = f"{size} (in a container: --shm-size={math.ceil(needed / GIB)}g){without}"
+        yield Finding("error" if free < loaders else "warning", "shared memory", text, remedy)
     else:
         yield Finding("ok", "shared memory", text)
+
+
+def temporary_files() -> Iterator[Finding]:
+    """Check the folder for temporary files, and whether the paths of sockets in it would be too long."""
+    try:
+        folder = socket_folder()
+    except UserError as problem:
+        yield Finding("error", "temporary", str(problem))
+        return
+    usual = tempfile.gettempdir()
+    wanted = os.environ.get("TMPDIR")
+    if wanted and os.path.abspath(wanted) != usual:
+        text = f"TMPDIR={wanted} cannot be written; {usual} is used"
+        yield Finding("warning", "temporary", text, "set another TMPDIR")
+    elif folder != usual:
+        yield Finding("ok", "temporary", f"files in {usual}, which is too long for sockets: these are in {folder}")
+    else:
+        yield Finding("ok", "temporary", f"files and sockets in {usual}")
 
 
 def slurm_job() -> Iterator[Finding]:

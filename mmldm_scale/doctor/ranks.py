@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from mmldm_scale.cluster import slurm
+from mmldm_scale.common.device import gpu_identity, shared_gpu
 from mmldm_scale.doctor import devices, software
 from mmldm_scale.doctor.findings import Finding, Level
 
@@ -73,6 +74,14 @@ def agreement(ranks: Ranks) -> Iterator[Finding]:
         yield Finding("ok", "agreement", f"{ranks.size} ranks on {nodes} node(s) run the same code, {versions['code']}")
 
 
+def separate_gpus(ranks: Ranks) -> Iterator[Finding]:
+    """Check that no two ranks have the same GPU."""
+    device = devices.device(ranks.local_rank, slurm.processes_on_node(ranks.size))
+    shared = shared_gpu(ranks.gather(gpu_identity(device)))
+    if shared:
+        yield Finding("error", "GPU", shared)
+
+
 def clocks(ranks: Ranks) -> Iterator[Finding]:
     """Compare the clocks of all ranks, read right after a barrier."""
     rounds = []
@@ -95,7 +104,7 @@ def clocks(ranks: Ranks) -> Iterator[Finding]:
 
 def all_reduce(ranks: Ranks, megabytes: int) -> Iterator[Finding]:
     """Measure the bus bandwidth of an all-reduce of ``megabytes`` over all ranks, and check its sum."""
-    device = devices.device(ranks.local_rank)
+    device = devices.device(ranks.local_rank, slurm.processes_on_node(ranks.size))
     on_gpus = all(ranks.gather(device.type == "cuda"))
     group = None
     if on_gpus:

@@ -76,6 +76,21 @@ def test_jobs_steps_and_restarts_have_ports_of_their_own(scontrol, resolvable):
     assert slurm.find_rendezvous(STEP | {"SLURM_PROCID": "0"}).port == ports[0]
 
 
+def test_a_jobs_script_may_choose_where_its_processes_meet(scontrol, resolvable):
+    calls = scontrol("echo gpu02")
+    resolvable("gpu02")
+    chosen = {"MASTER_ADDR": "gpu02-ib0", "MASTER_PORT": "29511"}
+    place = slurm.find_rendezvous(STEP | chosen)
+    assert (place.rank, place.address, place.port) == (9, "gpu02-ib0", 29511)
+    assert not calls.exists()
+    usual = slurm.find_rendezvous(STEP)
+    assert slurm.find_rendezvous(STEP | {"MASTER_PORT": "29511"}).address == usual.address
+    assert slurm.find_rendezvous(STEP | {"MASTER_ADDR": "gpu02-ib0"}).port == usual.port
+    for port in ("0", "65536", "http", "-1"):
+        with pytest.raises(UserError, match=f"^MASTER_PORT={port}: must be a port, 1 to 65535$"):
+            slurm.find_rendezvous(STEP | {"MASTER_PORT": port})
+
+
 def test_torchrun_wins_inside_slurm():
     place = slurm.find_rendezvous(STEP | TORCHRUN)
     assert place == slurm.Rendezvous(3, 1, 4, "head", 29500)

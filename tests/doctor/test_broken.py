@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from mmldm_scale.cli import main
+from mmldm_scale.common import processes
 from mmldm_scale.doctor import devices, host, software, storage
 from mmldm_scale.doctor.findings import Finding
 from mmldm_scale.models import attention as kernels
@@ -136,12 +138,62 @@ def test_few_open_files(doctor: Doctor) -> None:
 
 
 def test_little_shared_memory(small_disk: Path) -> None:
-    (finding,) = host.shared_memory(8, 8, small_disk)
+    (finding,) = host.shared_memory(8, 8, 4 << 20, small_disk)  # 8 × 33 × 4 MiB, and 8 × 64 MiB for NCCL
     assert (finding.level, finding.remedy) == (
         "error",
-        "4 GiB are needed (in a container: --shm-size), or training.workers=0",
+        "1,568 MiB are needed (in a container: --shm-size=2g), or training.workers=0",
     )
-    assert [f.level for f in host.shared_memory(8, 0, small_disk)] == ["ok"]
+    assert [f.level for f in host.shared_memory(8, 0, 4 << 20, small_disk)] == ["warning"]
+    assert [f.level for f in host.shared_memory(1, 2, 100 << 10, small_disk)] == ["ok"]
+
+
+def test_the_folder_for_temporary_files(monkeypatch, tmp_path: Path) -> None:
+    def finding(folder: Path) -> Finding:
+        monkeypatch.setenv("TMPDIR", str(folder))
+        monkeypatch.setattr(tempfile, "tempdir", None)  # as at the start of a process
+        (found,) = host.temporary_files()
+        return found
+
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    assert finding(Path("/tmp")) == Finding("ok", "temporary", "files and sockets in /tmp")
+    text = f"files in {long}, which is too long for sockets: these are in /tmp"
+    assert finding(long) == Finding("ok", "temporary", text)
+    text = "TMPDIR=/nowhere cannot be written; /tmp is used"
+    assert finding(Path("/nowhere")) == Finding("warning", "temporary", text, "set another TMPDIR")
+    monkeypatch.setattr(processes, "SHORT_FOLDERS", ())
+    assert (finding(long).level, finding(long).text) == (
+        "error",
+        f"TMPDIR={long}: is too long for Unix sockets; set a folder of at most 75 bytes",
+    )
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "visible", "says"),
+    [
+        (3, 4, ["ok", "4 × A800 (8.0), 80 of 80 GiB free"]),
+        (3, 1, ["ok", "1 × A800 (8.0), 80 of 80 GiB free"]),  # SLURM shows each process its own
+        (3, 2, ["error", "process 3 of the 4 on this node sees 2 GPUs; each needs one of its own"]),
+        (0, 2, ["error", "process 0 of the 4 on this node sees 2 GPUs; each needs one of its own"]),
+    ],
+)
+def test_the_gpus_that_a_process_sees(monkeypatch, local_rank: int, visible: int, says: list[str]) -> None:
+    """torch's answers are made up; asked for a GPU that is not visible, it raises, as torch does."""
+
+    def visible_only(answer: object) -> Callable[[int], object]:
+        return lambda index: ([answer] * visible)[index]
+
+    for name, answer in {
+        "get_device_name": "A800",
+        "get_device_capability": (8, 0),
+        "mem_get_info": (80 << 30, 80 << 30),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, visible_only(answer))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80"])
+    (finding,) = devices.gpu(local_rank, 4)
+    assert [finding.level, finding.text[: len(says[1])]] == says
 
 
 def test_more_workers_than_processors(doctor: Doctor, tmp_path: Path) -> None:

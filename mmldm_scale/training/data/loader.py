@@ -11,8 +11,10 @@ checkpoint and skips data (:class:`mmldm_scale.training.resilience.step_skipping
 
 import functools
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -25,6 +27,8 @@ from mmldm_scale.training.resilience.step_skipping import SkippedRanges
 from mmldm_scale.training.trainable import Batch, Dataset
 
 ALIGNMENT = 64  # bytes, torch's own alignment: with another one MKL sums in another order
+PREFETCH = 4  # micro-batches that each worker holds in shared memory
+SHARED_MEMORY = Path("/dev/shm")  # where torch has it on Linux
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def load(
         worker_stacks: file to which a worker writes its stacks on ``signals.WRITE_STACKS``.
 
     Raises:
-        UserError: the dataset raised it, in this process or in a worker.
+        UserError: the dataset raised it, in this process or in a worker; shared memory is too small for the workers.
         RuntimeError: a worker died (the message has its process id and the signal) or exceeded ``timeout``.
     """
     loader: DataLoader[Any] = DataLoader(
@@ -80,7 +84,7 @@ def load(
         pin_memory=pin_memory,
         timeout=timeout if workers else 0,
         worker_init_fn=functools.partial(prepare_worker, stacks=worker_stacks) if workers else None,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
     )
     for batch in loader:
         if isinstance(batch, UserError):
@@ -130,14 +134,36 @@ def _collate(samples: list[Batch] | UserError) -> _Packed | UserError:
     for name, tensor in samples[0].items():
         layout.append((name, size, tensor.dtype, (len(samples), *tensor.shape)))
         size += math.ceil(len(samples) * tensor.nbytes / ALIGNMENT) * ALIGNMENT
-    packed = _Packed(_allocate(size), layout)
+    try:
+        packed = _Packed(_allocate(size), layout)
+    except UserError as error:
+        return error
     for name, stacked in packed.tensors().items():
         torch.stack([sample[name] for sample in samples], out=stacked)
     return packed
 
 
 def _allocate(size: int) -> Tensor:
-    """Return ``size`` uninitialised bytes; in a worker they are shared, so that the trainer needs no copy."""
-    if get_worker_info() is None:
+    """Return ``size`` uninitialised bytes; in a worker they are shared, so that the trainer needs no copy.
+
+    Raises:
+        UserError: there is too little shared memory.
+    """
+    worker = get_worker_info()
+    if worker is None:
         return torch.empty(size, dtype=torch.uint8)
-    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+    try:
+        return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        free, needed = shutil.disk_usage(SHARED_MEMORY).free, shared_bytes(size, worker.num_workers)
+        raise UserError(
+            f"{SHARED_MEMORY}: has no room for micro-batches: {free / 2**20:.3g} MiB are free, each process "
+            f"needs {needed / 2**20:.3g} MiB; enlarge it (in a container: --shm-size) or set training.workers=0"
+        ) from None
+
+
+def shared_bytes(micro_batch: int, workers: int) -> int:
+    """Return the shared memory that a process's loader needs for micro-batches of ``micro_batch`` bytes, in bytes."""
+    return (workers * PREFETCH + 1) * micro_batch if workers else 0

@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 
 from mmldm_scale.cluster import slurm
-from mmldm_scale.common.device import training_device
+from mmldm_scale.common.device import gpu_identity, gpu_index, shared_gpu, training_device
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.training.engine import deepspeed_internals
 
 GRACE = 15.0  # seconds that collectives wait longer than the watchdog, which can name the rank that hangs
@@ -72,24 +73,32 @@ def start(timeout: float) -> World:
     """Join the run's processes; a collective that waits longer than ``timeout`` + ``GRACE`` seconds fails.
 
     Raises:
-        UserError: the environment does not give this process a rank, or DeepSpeed's version is not supported.
+        UserError: the environment does not give this process a rank or a GPU of its own, or DeepSpeed's version is not
+            supported.
     """
     deepspeed_internals.check_version()
-    slurm.export_rendezvous()
+    place = slurm.export_rendezvous()
     deepspeed.utils.logger.setLevel(logging.ERROR)  # the logger prints what users need
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        visible, processes = torch.cuda.device_count(), slurm.processes_on_node(place.world_size)
+        index = gpu_index(place.local_rank, visible, processes)
+        torch.cuda.set_device(index)
+        os.environ["LOCAL_RANK"] = str(index)  # DeepSpeed takes it for the GPU's number
     limit = timedelta(seconds=timeout + GRACE)
     backend = "nccl" if cuda else "gloo"
     deepspeed_internals.compile_no_operators()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=limit, verbose=False)
-    return World(
+    world = World(
         rank=dist.get_rank(),
         size=dist.get_world_size(),
         device=training_device(),
         control=dist.new_group(backend="gloo", timeout=limit),
     )
+    shared = shared_gpu(world.gather(gpu_identity(world.device)))
+    if shared:
+        raise UserError(shared)
+    return world
 
 
 def limit_every_group(timeout: float) -> None:
