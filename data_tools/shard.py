@@ -55,7 +55,7 @@ if not __package__:  # `python data_tools/shard.py`: relative imports need the p
     importlib.import_module(__package__)
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.common.processes import shorten_socket_paths
+from mmldm_scale.common.processes import prepare_command
 from mmldm_scale.config import arguments, dump, load
 from mmldm_scale.shards.manifest import DROPPED, Manifest
 from mmldm_scale.shards.verify import Findings
@@ -75,10 +75,10 @@ Schema = TypeVar("Schema")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that ``arguments`` (default: those of the process) describe; return its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    args = _parser().parse_args(arguments)
     try:
+        prepare_command()
+        args = _parser().parse_args(arguments)
         _check_numbers(args)
-        shorten_socket_paths()
         if getattr(args, "launcher", None):
             options = launch.Options(args.output, args.slurm, wait=not args.no_wait)
             return launch.launch(launch.command_of(arguments), args.launcher, args.jobs, options)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from mmldm_scale.cluster import slurm
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.common.processes import shorten_socket_paths
+from mmldm_scale.common.processes import prepare_command
 from mmldm_scale.doctor import command as doctor
 from mmldm_scale.evaluation import arguments as evaluation
 from mmldm_scale.launch import arguments as launch
@@ -135,9 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        prepare_command()
         if arguments[:1] == ["shard"]:
             return _shard(arguments[1:])
-        shorten_socket_paths()
         args = _parse(arguments)
         status: int = args.run(args)
         return status

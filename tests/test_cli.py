@@ -1,6 +1,7 @@
 """The command line: what it prints, and a mistake as one line with status 2."""
 
 import ast
+import io
 import subprocess
 import sys
 
@@ -40,6 +41,14 @@ def test_mistake_is_one_line(arguments, complaint, capsys, monkeypatch, tmp_path
     assert complaint in error
     assert error.startswith("mmldm: ")
     assert error.count("\n") == 1
+
+
+def test_what_a_locale_cannot_show_is_escaped(monkeypatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["train", "dit", "--print-config", "shards=ü"]) == 0
+    terminal.flush()
+    assert b"\\xfc" in terminal.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_help_and_parsing_load_no_large_library() -> None:

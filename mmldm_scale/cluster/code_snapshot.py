@@ -36,9 +36,9 @@ def take(folder: Path) -> CodeSnapshot:
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     prologue = Path(shutil.copy2(PROLOGUE, folder)) if PROLOGUE.is_file() else None
     origin, changes = _describe()
-    (folder / "origin.txt").write_text(f"{origin}\n{_git('status', '--short', '--', '.') if changes else ''}")
+    (folder / "origin.txt").write_text(f"{origin}\n{_git('status', '--short', '--', '.') if changes else ''}", "utf-8")
     if changes:
-        (folder / "changes.patch").write_text(_git("diff", "HEAD", "--binary", "--", "."))
+        (folder / "changes.patch").write_text(_git("diff", "HEAD", "--binary", "--", "."), "utf-8")
     return CodeSnapshot(folder, prologue, origin)
 
 
@@ -53,7 +53,7 @@ def _describe() -> tuple[str, bool]:
 def _git(*arguments: str) -> str:
     """Return git's output in the package's folder; empty outside of a checkout or without git."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return ""
     return done.stdout if done.returncode == 0 else ""

@@ -257,7 +257,12 @@ def _scontrol(*arguments: str) -> str:
     command = ["scontrol", *arguments]
     try:
         return subprocess.run(
-            [*_IGNORE_SIGNALS, *command], check=True, capture_output=True, text=True, timeout=SCONTROL_TIMEOUT
+            [*_IGNORE_SIGNALS, *command],
+            check=True,
+            capture_output=True,
+            text=True,
+            errors="replace",  # of names in another encoding than the locale's
+            timeout=SCONTROL_TIMEOUT,
         ).stdout
     except subprocess.CalledProcessError as error:
         raise SlurmError(f"{' '.join(command)}: {error.stderr.strip()}") from None

@@ -132,7 +132,7 @@ class Jobs:
         """Return the states ("PENDING", "RUNNING", …) of the jobs that squeue lists; None if SLURM does not answer."""
         command = ["squeue", "--noheader", "--array", "--format=%i %T", f"--jobs={self.id}"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
         except subprocess.TimeoutExpired:
             return None
         if done.returncode != 0:

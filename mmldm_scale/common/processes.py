@@ -1,10 +1,12 @@
-"""Linux process control: child processes that end with their parent, identities of processes, and socket paths."""
+"""Linux process control: what a command begins with, children that end with their parent, identities of processes."""
 
 import ctypes
+import io
 import multiprocessing.util
 import os
 import signal
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,17 @@ _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 SOCKET_PATH = 107  # bytes that Linux allows for the path of a Unix socket
 SOCKET_NAME = len("/pymp-12345678/listener-12345678")  # what multiprocessing adds to the folder for temporary files
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def prepare_command() -> None:
+    """Make a command work under a long TMPDIR and in any locale; call this first.
+
+    Raises:
+        UserError: there is no folder for temporary files, or none for sockets.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as Python does for standard error
+        sys.stdout.reconfigure(errors="backslashreplace")
+    shorten_socket_paths()
 
 
 def die_with_parent(by: signal.Signals) -> None:

@@ -156,7 +156,7 @@ def read_summary(run: Path) -> RunSummary:
     """Return the state of the run in the folder ``run``."""
     config: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
-        content = yaml.safe_load((run / CONFIG).read_text())
+        content = yaml.safe_load((run / CONFIG).read_text("utf-8"))
         config = content if isinstance(content, dict) else {}
     training = config.get("training")
     total = (finite_number(training, "total_samples") if isinstance(training, dict) else None) or 0.0

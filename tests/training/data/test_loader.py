@@ -111,6 +111,21 @@ def test_a_worker_that_dies_is_named() -> None:
         numbers(Numbers("kill"), 2)
 
 
+def test_too_little_shared_memory_is_one_line(monkeypatch) -> None:
+    """As in a container with Docker's 64 MB; torch's own message, in a worker."""
+
+    def refuse(size: int) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: Success (0)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", refuse)
+    says = (
+        r"^/dev/shm: has no room for micro-batches: .* MiB are free, each process needs .* MiB; enlarge it .*--shm-size"
+    )
+    with pytest.raises(UserError, match=says) as error:
+        numbers(Numbers(), 1)
+    assert "\n" not in str(error.value)
+
+
 def test_a_worker_ignores_the_signals_that_slurm_sends_to_every_process() -> None:
     assert numbers(Numbers("signals"), 2) == list(BATCHES)
 
