@@ -59,7 +59,7 @@ class RecordFile:
             self._problem = _reason(error)
             return
         if self._problem:
-            self._print(f"is written again; {self._left_out:,} records are left out")
+            self._print(f"is written again; records left out: {self._left_out:,}")
             self._problem, self._left_out = "", 0
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class RecordFile:
             self.flush()
         if self._problem:
             lost = self._left_out + len(self._waiting)
-            self._print(f"{lost:,} records are not written: {self._problem}")
+            self._print(f"records not written: {lost:,} ({self._problem})")
         if self._file:
             self._file.close()
 

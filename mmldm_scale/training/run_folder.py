@@ -29,10 +29,10 @@ from mmldm_scale.training.engine.distributed import World
 CONFIG = "config.yaml"
 # What a killed job leaves: checkpoints, and files of atomic_files.WholeFile, that were being written.
 LEFTOVERS = (
-    ("checkpoints", re.compile(r"step-\d{12}\.tmp")),
-    ("ema", re.compile(r"step-\d{12}-0\.\d+\.safetensors\.[0-9a-f]{8}\.tmp")),
+    (FOLDER, re.compile(r"step-[0-9]{12,}\.tmp")),
+    ("ema", re.compile(r"step-[0-9]{12}-0\.[0-9]+\.safetensors\.[0-9a-f]{8}\.tmp")),
     ("quarantine", re.compile(r"[0-9a-f]{8}-.+\.json\.[0-9a-f]{8}\.tmp")),
-    (".", re.compile(r"(config\.yaml|log\.jsonl|skipped\.json)\.[0-9a-f]{8}\.tmp|preview\.tmp")),
+    (".", re.compile(r"(config\.yaml|log\.jsonl|newest_checkpoint|skipped\.json)\.[0-9a-f]{8}\.tmp|preview\.tmp")),
 )
 FREE = {  # keys that may change when a run is resumed; so may all that begin with "preview."
     "run",

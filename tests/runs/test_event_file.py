@@ -45,7 +45,7 @@ def test_events_that_found_no_room_are_written_once_there_is_some(disk: Path, ca
     events.close()
     assert capfd.readouterr().err.splitlines() == [
         f"{disk}/tensorboard: cannot be written: No space left on device; the run goes on, and records wait in memory",
-        f"{disk}/tensorboard: is written again; 0 records are left out",
+        f"{disk}/tensorboard: is written again; records left out: 0",
     ]
 
 
@@ -65,5 +65,5 @@ def test_records_that_fit_neither_disk_nor_memory_are_counted(disk: Path, capfd,
     events.close()
     written = steps(disk / "tensorboard")
     assert written == list(range(len(written)))
-    (lost,) = re.findall(r"([\d,]+) records are not written: No space left on device", capfd.readouterr().err)
+    (lost,) = re.findall(r"records not written: ([\d,]+) \(No space left on device\)", capfd.readouterr().err)
     assert len(written) + int(lost) == 40

@@ -107,7 +107,7 @@ def test_a_full_disk_costs_tensorboards_samples_and_no_video(model, tmp_path, ca
     assert list(videos_in(tmp_path / "out")) == ["svg_000000.mp4"]
     assert re.findall(f"{tmp_path}/out/tensorboard: (.+)", capsys.readouterr().err) == [
         "cannot be written: No space left on device; the run goes on, and records wait in memory",
-        "4 records are not written: No space left on device",
+        "records not written: 4 (No space left on device)",
     ]
 
 

@@ -97,6 +97,7 @@ def start(timeout: float) -> World:
     )
     shared = shared_gpu(world.gather(gpu_identity(world.device)))
     if shared:
+        stop()
         raise UserError(shared)
     return world
 
