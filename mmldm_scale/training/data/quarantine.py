@@ -19,6 +19,7 @@ class Quarantine:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
+        self._in_new_run = not folder.parent.exists()  # a run folder that was moved away is not made again
         self._unrecorded: set[Path] = set()  # files for which the disk was full
 
     def __len__(self) -> int:
@@ -49,7 +50,7 @@ class Quarantine:
         """Write ``row`` to ``file``, or remember that the disk is full."""
         try:
             with full_disk(file):
-                self.folder.mkdir(exist_ok=True)
+                self.folder.mkdir(exist_ok=True, parents=self._in_new_run)
             write_whole(file, json.dumps(row).encode() + b"\n")
         except UserError:
             self._unrecorded.add(file)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale.common import atomic_files
-from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.errors import Outage, UserError
 from mmldm_scale.config import ReadingConfig, TrainingConfig
 from mmldm_scale.shards.latents import decode_latent_batch
 from mmldm_scale.shards.remote.cache import Cache
@@ -27,7 +27,6 @@ def latents(tmp_path: Path) -> Path:
 
 
 def open_samples(tmp_path: Path, *sets: Path, weights=(), **reading) -> SampleStream:
-    (tmp_path / "run").mkdir(exist_ok=True)
     config = DiTTraining(
         shards=[str(folder) for folder in sets or [tmp_path / "latents"]],
         weights=list(weights),
@@ -50,7 +49,7 @@ def test_an_epoch_is_every_sample_once(tmp_path, latents):
     samples = open_samples(tmp_path, window=2)
     assert sorted(keys(samples, range(26))) == [f"clip_{i:03d}" for i in range(26)]
     assert keys(samples, range(26)) != keys(open_samples(tmp_path, window=1), range(26))
-    assert not any((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_sample_takes_a_damaged_ones_place(tmp_path, latents, capsys):
@@ -119,6 +118,16 @@ def test_damaged_samples_count_though_a_full_disk_cannot_record_them(tmp_path, l
     assert (len(samples.quarantine), quarantined(tmp_path)) == (1, [])
     keys(samples, range(26))  # there is room again
     assert (len(samples.quarantine), len(quarantined(tmp_path))) == (1, 1)
+
+
+def test_a_run_folder_that_was_moved_away_is_not_made_again(tmp_path, latents):
+    damage(latents, 2)
+    (tmp_path / "run").mkdir()
+    samples = open_samples(tmp_path, damaged_share=0.04)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(Outage, match="cannot be written: No such file or directory"):
+        keys(samples, range(26))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_samples_are_quarantined_from_several_processes(tmp_path, latents):
