@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmldm_scale.common.atomic_files import full_disk_reason
 from mmldm_scale.common.checkpoint_folders import find_checkpoints
 from mmldm_scale.doctor.findings import Finding, Level
 
@@ -55,7 +56,9 @@ def clock_and_permission(run: Path) -> Iterator[Finding]:
     try:
         probe.write_bytes(b"?")
     except OSError as error:
-        yield Finding("error", "run folder", f"{folder}: cannot be written: {error.strerror}", "give another run=")
+        full = full_disk_reason(error)
+        remedy = "remove files or give another run=" if full else "give another run="
+        yield Finding("error", "run folder", f"{folder}: cannot be written: {full or error.strerror}", remedy)
         return
     try:
         skew = probe.stat().st_mtime - _now()

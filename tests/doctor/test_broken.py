@@ -1,5 +1,6 @@
 """``mmldm doctor`` on machines, environments and data that are really broken: its lines and its exit status."""
 
+import errno
 import os
 import re
 import resource
@@ -118,6 +119,17 @@ def test_a_run_folder_that_cannot_be_written(doctor: Doctor, small_disk: Path) -
     status, lines = doctor("--run", small_disk / "run")
     assert status == 1
     assert f"{small_disk}: cannot be written: Read-only file system" in lines[-1]
+
+
+@pytest.mark.parametrize(("code", "says"), [("ENOSPC", "the disk is full"), ("EDQUOT", "the disk quota is used up")])
+def test_a_disk_or_quota_without_room_for_a_byte(monkeypatch, tmp_path: Path, code: str, says: str) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    (finding,) = storage.clock_and_permission(tmp_path)
+    assert (finding.level, finding.text) == ("error", f"{tmp_path}: cannot be written: {says}")
+    assert finding.remedy == "remove files or give another run="
 
 
 def test_a_file_server_with_a_wrong_clock(doctor: Doctor, monkeypatch) -> None:
