@@ -100,16 +100,17 @@ def rank(env: Mapping[str, str] = os.environ) -> int:
 
 
 def tasks_on_node(env: Mapping[str, str] = os.environ) -> int | None:
-    """Return the number of tasks of this job step on its first node; None outside of a step."""
-    match = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", ""))  # "8(x2),4": 8, 8 and 4
-    return int(match[0]) if match else None
+    """Return the number of tasks of this job step on this node; None outside of a step."""
+    counts: list[int] = []
+    for tasks, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(tasks)] * int(nodes or 1)  # "8(x2),4": 8, 8 and 4
+    node = int(env.get("SLURM_NODEID", "0"))  # among those of the step
+    return counts[node] if node < len(counts) else None
 
 
-def processes_on_node(world_size: int, env: Mapping[str, str] = os.environ) -> int:
-    """Return the number of processes on this node: the launcher's, else the job step's, else ``world_size``."""
-    if "LOCAL_WORLD_SIZE" in env:
-        return int(env["LOCAL_WORLD_SIZE"])
-    return tasks_on_node(env) or world_size
+def processes_on_node(env: Mapping[str, str] = os.environ) -> int | None:
+    """Return the number of processes on this node: the launcher's, else the job step's; None if neither tells."""
+    return int(env["LOCAL_WORLD_SIZE"]) if "LOCAL_WORLD_SIZE" in env else tasks_on_node(env)
 
 
 def gpus_on_node(env: Mapping[str, str] = os.environ) -> int:

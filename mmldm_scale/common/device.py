@@ -25,7 +25,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def gpu_index(local_rank: int, visible: int, processes: int) -> int:
+def gpu_index(local_rank: int, visible: int, processes: int | None) -> int:
     """Return which of the ``visible`` GPUs the process ``local_rank`` of a node trains on.
 
     SLURM may show each task its own GPU alone (``--gpus-per-task``, ``--gpu-bind``): then that one, number 0.
@@ -33,17 +33,18 @@ def gpu_index(local_rank: int, visible: int, processes: int) -> int:
     Args:
         local_rank: number of this process among those of its node.
         visible: number of GPUs that this process sees.
-        processes: number of processes on the node.
+        processes: number of processes on the node; None if that is unknown.
 
     Raises:
         UserError: there are too few GPUs, or none for this process.
     """
     if visible == 1:
         return 0
-    if visible < max(processes, local_rank + 1):
+    if visible < max(processes or 1, local_rank + 1):
+        of_all = f"of the {processes} on this node" if processes else "of this node"
         raise UserError(
-            f"process {local_rank} of the {processes} on this node sees {visible} GPUs; "
-            "each needs one of its own: start as many processes as there are GPUs, or show each its own GPU alone"
+            f"process {local_rank} {of_all} sees {visible} GPUs; each needs one of its own: start as many processes as "
+            "there are GPUs, or show each its own GPU alone"
         )
     return local_rank
 

@@ -23,28 +23,24 @@ QUERY = "index,name,driver_version,memory.used,memory.total,ecc.errors.uncorrect
 V100 = "for V100s: make install CONSTRAINTS=constraints-cu126.txt"
 
 
-def device(local_rank: int, processes: int) -> torch.device:
-    """Return the device of process ``local_rank`` of the ``processes`` of a node: the CPU if there is no GPU for it."""
+def device(local_rank: int) -> torch.device:
+    """Return the device of process ``local_rank`` of this node: the CPU if there is no GPU for it."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     try:
-        return torch.device("cuda", gpu_index(local_rank, torch.cuda.device_count(), processes))
+        return torch.device("cuda", gpu_index(local_rank, torch.cuda.device_count(), slurm.processes_on_node()))
     except UserError:
         return torch.device("cpu")
 
 
-def gpu(local_rank: int, processes: int) -> Iterator[Finding]:
-    """Check that this process has a GPU, that this torch has kernels for it, and that its memory is free.
-
-    Args:
-        local_rank: number of this process among the ``processes`` of its node.
-    """
+def gpu(local_rank: int) -> Iterator[Finding]:
+    """Check that this process has a GPU, that this torch has kernels for it, and that its memory is free."""
     if not torch.cuda.is_available():
         yield _without_gpu()
         return
     count = torch.cuda.device_count()
     try:
-        index = gpu_index(local_rank, count, processes)
+        index = gpu_index(local_rank, count, slurm.processes_on_node())
     except UserError as problem:
         yield Finding("error", "GPU", str(problem))
         return

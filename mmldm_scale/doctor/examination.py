@@ -129,11 +129,10 @@ def _join() -> tuple[list[Finding], Ranks | None]:
 
 def checks(request: Request, here: Ranks) -> list[Check]:
     """Return the checks of this rank, in order; collective checks come last and are the same on all ranks."""
-    processes = slurm.processes_on_node(here.size)
-    device = devices.device(here.local_rank, processes)
+    device, processes = devices.device(here.local_rank), slurm.processes_on_node() or here.size
     dtype = DTYPES[request.precision] if request.precision else devices.default_precision(device)
     chosen = [
-        Check("GPU", lambda: devices.gpu(here.local_rank, processes)),
+        Check("GPU", lambda: devices.gpu(here.local_rank)),
         Check("attention", lambda: devices.attention(device, dtype, request.attention), 60.0),
     ]
     if here.local_rank == 0:

@@ -76,7 +76,7 @@ def agreement(ranks: Ranks) -> Iterator[Finding]:
 
 def separate_gpus(ranks: Ranks) -> Iterator[Finding]:
     """Check that no two ranks have the same GPU."""
-    device = devices.device(ranks.local_rank, slurm.processes_on_node(ranks.size))
+    device = devices.device(ranks.local_rank)
     shared = shared_gpu(ranks.gather(gpu_identity(device)))
     if shared:
         yield Finding("error", "GPU", shared)
@@ -104,7 +104,7 @@ def clocks(ranks: Ranks) -> Iterator[Finding]:
 
 def all_reduce(ranks: Ranks, megabytes: int) -> Iterator[Finding]:
     """Measure the bus bandwidth of an all-reduce of ``megabytes`` over all ranks, and check its sum."""
-    device = devices.device(ranks.local_rank, slurm.processes_on_node(ranks.size))
+    device = devices.device(ranks.local_rank)
     on_gpus = all(ranks.gather(device.type == "cuda"))
     group = None
     if on_gpus:

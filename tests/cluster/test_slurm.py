@@ -217,7 +217,13 @@ def test_the_place_on_the_node():
     assert (slurm.tasks_on_node({}), slurm.cpus_per_task({})) == (None, None)
     assert (slurm.rank(STEP), slurm.in_step(STEP)) == (9, True)
     assert slurm.rank(STEP | TORCHRUN) == 3
-    assert slurm.tasks_on_node({"SLURM_STEP_TASKS_PER_NODE": "8(x2),4"}) == 8
+    nodes = [{"SLURM_STEP_TASKS_PER_NODE": "8(x2),4", "SLURM_NODEID": str(number)} for number in range(3)]
+    assert [slurm.tasks_on_node(node) for node in nodes] == [8, 8, 4]
+    assert [slurm.processes_on_node(env) for env in (nodes[2], nodes[2] | {"LOCAL_WORLD_SIZE": "2"}, {})] == [
+        4,
+        2,
+        None,
+    ]
     assert slurm.gpus_on_node({"SLURM_GPUS_ON_NODE": "4"}) == 4
     assert slurm.cpus_per_task({"SLURM_CPUS_PER_TASK": "6"}) == 6
     assert slurm.node_name({"SLURMD_NODENAME": "gpu02"}) == "gpu02"

@@ -25,16 +25,17 @@ def test_what_cannot_be_used_is_one_line(name):
         (2, 8, 4, 2),
         (0, 1, 1, 0),
         (5, 1, 8, 0),  # SLURM shows each process its own GPU
-        (7, 8, 2, 7),  # nodes with different numbers of processes
+        (7, 8, None, 7),  # of a launcher that does not tell how many there are
     ],
 )
 def test_a_process_takes_the_gpu_of_its_number_or_the_one_that_it_sees(local_rank, visible, processes, index):
     assert gpu_index(local_rank, visible, processes) == index
 
 
-@pytest.mark.parametrize(("local_rank", "visible", "processes"), [(0, 2, 4), (3, 2, 4), (8, 8, 2), (0, 0, 1)])
+@pytest.mark.parametrize(("local_rank", "visible", "processes"), [(0, 2, 4), (3, 2, 4), (8, 8, None), (0, 0, 1)])
 def test_too_few_gpus_are_one_line_on_every_process(local_rank, visible, processes):
-    with pytest.raises(UserError, match=f"^process {local_rank} of the {processes} on this node sees {visible} GPUs; "):
+    of_all = f"of the {processes} on this node" if processes else "of this node"
+    with pytest.raises(UserError, match=f"^process {local_rank} {of_all} sees {visible} GPUs; "):
         gpu_index(local_rank, visible, processes)
 
 

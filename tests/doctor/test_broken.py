@@ -204,7 +204,8 @@ def test_the_gpus_that_a_process_sees(monkeypatch, local_rank: int, visible: int
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80"])
-    (finding,) = devices.gpu(local_rank, 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    (finding,) = devices.gpu(local_rank)
     assert [finding.level, finding.text[: len(says[1])]] == says
 
 

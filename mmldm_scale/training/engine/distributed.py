@@ -81,8 +81,7 @@ def start(timeout: float) -> World:
     deepspeed.utils.logger.setLevel(logging.ERROR)  # the logger prints what users need
     cuda = torch.cuda.is_available()
     if cuda:
-        visible, processes = torch.cuda.device_count(), slurm.processes_on_node(place.world_size)
-        index = gpu_index(place.local_rank, visible, processes)
+        index = gpu_index(place.local_rank, torch.cuda.device_count(), slurm.processes_on_node())
         torch.cuda.set_device(index)
         os.environ["LOCAL_RANK"] = str(index)  # DeepSpeed takes it for the GPU's number
     limit = timedelta(seconds=timeout + GRACE)
