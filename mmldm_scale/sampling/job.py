@@ -117,7 +117,6 @@ class SamplingJob:
 
 def _write_clip(file: Path, clip: Clip, media: MediaConfig) -> None:
     try:
-        file.parent.mkdir(exist_ok=True)
         write_video(file, clip.frames, media.fps, clip.waveform, media.audio.sample_rate)
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {full_disk_reason(error) or error.strerror}") from None
@@ -185,7 +184,7 @@ def _begin(output: Path, task: GenerationTask, record: dict[str, Any]) -> None:
     """
     file = output / f"{task}.json"
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        (output / INPUTS if record["inputs"] else output).mkdir(parents=True, exist_ok=True)
         if not file.exists():
             write_whole(file, json.dumps(record, indent=1).encode() + b"\n")
             return
