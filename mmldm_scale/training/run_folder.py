@@ -146,13 +146,13 @@ def check(run: Path, schema: Any) -> None:
 
 def _begin(run: Path, schema: Any) -> str | None:
     try:
-        remove_leftovers(run)
         if _is_started(run):
             _check_same(run / CONFIG, schema)
         else:
             _check_own(run / CONFIG, schema)
             write_whole(run / CONFIG, config.dump(schema).encode())
         _check_checkpoints(run, schema)
+        remove_leftovers(run)
     except OSError as error:
         return f"{run}: cannot be used as a run folder: {error.strerror}"
     except UserError as error:

@@ -99,6 +99,7 @@ NOT_OURS = (
 
 
 def test_what_killed_jobs_left_unfinished_is_removed_and_nothing_else(tmp_path, alone, capsys) -> None:
+    begin(tmp_path, alone)
     for name in (*OURS, *NOT_OURS):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
