@@ -185,6 +185,7 @@ def test_refusals(measured, autoencoder, clips, tmp_path):
     described["media"]["fps"] = 4
     shutil.copytree(autoencoder, tmp_path / "other")
     (tmp_path / "other" / pretrained.CONFIG).write_text(json.dumps(described))
+    pretrained.seal(tmp_path / "other")
     assert "fps: the clips 10, the autoencoder 4" in refusal(tmp_path / "other", clips, out)
     (tmp_path / "file").write_text("")
     assert "cannot be used as output folder" in refusal(autoencoder, clips, tmp_path / "file" / "out")

@@ -9,6 +9,7 @@ import torch
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DecodingConfig, Sampling
 from mmldm_scale.media.clip import Clip
+from mmldm_scale.models import pretrained
 from mmldm_scale.sampling.inputs import read_first_clip
 from mmldm_scale.sampling.pipeline import Pipeline
 from tests.support.tiny_models.weights_folders import with_context
