@@ -64,6 +64,7 @@ from . import COMMAND, PROGRAM
 from .config import Preparation
 from .launching import launch
 from .launching.process_pool import default_workers
+from .reports.summary import counted, describe
 from .sources import open_source
 from .sources.registry import SOURCES
 from .stages.clips import make_clips
@@ -173,7 +174,12 @@ def _measure(args: argparse.Namespace) -> int:
     if config := _config(args, MeasureConfig):
         source = open_source(config.source, args.input)
         summary = measure(source, args.output, config, args.workers, args.timeout)
-        print(f"{args.output}: {summary.rows} candidates, {summary.measured} measured{_reasons(summary.reasons)}")
+        others = sum(summary.others.values())
+        print(
+            f"{args.output}: {summary.rows + others} entries found = {summary.rows} candidates + {others} others"
+            f"{counted(summary.others)}; {summary.rows} candidates, {summary.measured} measured"
+            f"{counted(summary.reasons)}"
+        )
     return 0
 
 
@@ -185,7 +191,7 @@ def _select(args: argparse.Namespace) -> int:
         report = select(args.input, args.output, config)
         print(
             f"{args.output}: {report.rows} candidates: {report.train} to train on, {report.heldout} held out, "
-            f"{report.dropped} dropped{_reasons(report.reasons)}; {args.output / 'report.html'} shows them"
+            f"{report.dropped} dropped{counted(report.reasons)}; {args.output / 'report.html'} shows them"
         )
     return 0
 
@@ -224,9 +230,9 @@ def _repair(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from .reports.stats import describe, stats
+    from .reports import stats
 
-    print(describe(stats(args.input, args.output)))
+    print(stats.describe(stats.stats(args.input, args.output)))
     if args.output:
         print(f"{args.output / 'index.html'} shows samples")
     return 0
@@ -258,18 +264,9 @@ def _encode(args: argparse.Namespace, clips: Path, output: Path) -> None:
 
 def _summarise(output: Path, manifest: Manifest, seconds: float) -> None:
     """Print what was made; raise UserError if the set holds nothing."""
-    size = sum(shard.bytes for shard in manifest.shards)
-    print(
-        f"{output}: {manifest.videos} videos, {manifest.candidates} candidates: {manifest.samples} {manifest.kind} in "
-        f"{len(manifest.shards)} shards ({size / 1e6:.1f} MB), "
-        f"{manifest.dropped} dropped{_reasons(manifest.reasons)}; {seconds:.1f} s"
-    )
+    print(describe(output, manifest, seconds))
     if not manifest.samples:
-        raise UserError(f"{output}: holds no clip of {manifest.videos} videos; see {output / DROPPED} for the reasons")
-
-
-def _reasons(counts: dict[str, int]) -> str:
-    return f" ({', '.join(f'{count} {reason}' for reason, count in counts.items())})" if counts else ""
+        raise UserError(f"{output}: holds no clip of {manifest.videos} entries; see {output / DROPPED} for the reasons")
 
 
 if __name__ == "__main__":

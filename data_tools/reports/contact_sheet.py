@@ -82,7 +82,8 @@ def write(shards: ShardSet, output: Path, count: int, summary: str, charts: Mapp
             cards.append(decoded(shards, number, draw))
             bar.update()
     name = shards.folder.resolve().name
-    write_whole(output / "index.html", _page(name, summary, charts, cards).encode())
+    page = _page(name, summary, charts, cards)
+    write_whole(output / "index.html", page.encode("utf-8", "backslashreplace"))  # names of files need not be text
     write_whole(output / "contact.jpg", _jpeg(_contact(cards)))
 
 

@@ -55,12 +55,13 @@ class AISTSource:
         self._label, self._split, self._music = options.label, options.split, options.music
 
     def videos(self) -> list[Video]:
-        """Return every media file, sorted by path; raise UserError if there is none, or no music where it is asked for.
+        """Return every file, videos by path first; raise UserError if none is one, or music is asked for and missing.
 
         A choreography is counted within its genre, so its label names both ("BR-ch01").
         """
         music = self._find_music()
-        return [self._video(path, music) for path in find_videos(self.folder)]
+        found = find_videos(self.folder)
+        return [self._video(path, music) for path in found.videos] + found.others
 
     def _video(self, path: str, music: dict[str, str]) -> Video:
         name = PurePosixPath(path).stem
@@ -90,7 +91,8 @@ class AISTSource:
         """Return the path of each piece's file by the piece's name."""
         if not self._music:
             return {}
-        files = find_files(Path(self._music), MUSIC_SUFFIXES)
+        paths = find_files(Path(self._music))
+        files = [path for path in paths if PurePosixPath(path).suffix.lower() in MUSIC_SUFFIXES]
         if not files:
             raise UserError(f"{self._music}: holds no music ({', '.join(MUSIC_SUFFIXES)})")
         files.sort(key=lambda path: MUSIC_SUFFIXES.index(PurePosixPath(path).suffix.lower()))  # stable: then by path

@@ -56,20 +56,22 @@ class AudioSetSource:
         self._labels = _Labels(Ontology.read(ontology, label_names), options)
 
     def videos(self) -> list[Video]:
-        """Return one video for each row of the lists, then one for each file that none of them uses.
+        """Return one video for each row of the lists, one for each video that none of them uses, then all other files.
 
         Raises UserError if there are no files, or a list has no rows.
         """
-        paths = find_videos(self.folder)
+        found = find_videos(self.folder)
+        paths = found.videos
         if not self._lists:
-            return [self._unlisted(path) for path in paths]
+            return [self._unlisted(path) for path in paths] + found.others
         named = [file for file in map(parse_name, paths) if file is not None]
         shelf = _Shelf(named)
         videos = list(self._rows(shelf))
         for number, video in enumerate(videos):
             if video.maybe_trimmed and shelf.listed_often(video.origin):
                 videos[number] = replace(video, maybe_trimmed=False)
-        return videos + [self._left_over(path, shelf) for path in paths if path not in shelf.taken]
+        left_over = [self._left_over(path, shelf) for path in paths if path not in shelf.taken]
+        return videos + left_over + found.others
 
     def _rows(self, shelf: "_Shelf") -> Iterator[Video]:
         with Progress(None, "reading lists", "rows") as bar:

@@ -1,25 +1,81 @@
-"""Finds the files of a source's folder in one pass."""
+"""Finds the files of a source's folder in one pass, and says of each that is no video what it is.
+
+``find_videos(folder)`` returns the paths that may be videos, and a dropped entry for every other file, so that nothing
+below the folder stays uncounted. A file's name decides only what is certainly no video (:data:`KINDS`). A file with a
+suffix that is not known, or without one, is a candidate like a video: opening it shows what it is, which is done in
+processes that may crash.
+"""
 
 import os
-from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.decode import SUFFIXES
 
+from .video import BY_NAME, Video
+
 SPLITS = ("train", "val", "validation", "test", "eval")  # folders that are parts of a data set
+NOT_A_VIDEO, HIDDEN_FILE = BY_NAME
+
+_SUFFIXES_OF_KINDS = {
+    "picture": "ai arw avif bmp cr2 cr3 cur dng emf eps exr heic heif hdr icns ico j2k jfif jp2 jpe jpeg jpg jxl nef "
+    "pbm pgm png pnm ppm psd raw svg tga tif tiff webp xcf",
+    "sound": "aac ac3 aif aifc aiff alac amr ape au caf dts eac3 flac m4a m4b m4p mid midi mka mp2 mp3 mpc mpga oga "
+    "opus ra snd tta wav wave weba wma wv",
+    "text": "ass bib cfg conf css csv description doc docx htm html idx info ini ipynb js json json5 jsonl key lrc log "
+    "lock m3u m3u8 md md5 mpd nfo odt pdf ppt pptx prproj py rst rtf sbv sh sha1 sha256 sha512 smi srt ssa sub tex "
+    "toml tsv ttml txt url vtt xls xlsx xml xspf yaml yml",
+    "archive": "7z br bz2 gz lz lz4 lzma rar tar tbz2 tgz txz xz zip zst",
+    "data": "arrow avro ckpt db feather h5 hdf5 lmdb mat mdb msgpack npy npz onnx parquet pb pickle pkl pt pth "
+    "safetensors sqlite sqlite3 tfrecord",
+    "unfinished download": "aria2 crdownload download part partial tmp ytdl",
+}
+KINDS = {f".{suffix}": kind for kind, suffixes in _SUFFIXES_OF_KINDS.items() for suffix in suffixes.split()}
+_SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")  # of Windows and macOS, in small letters
 
 
-def find_videos(folder: Path) -> list[str]:
-    """Return the media files below ``folder``, as :func:`find_files` does; raise UserError if there are none."""
-    files = find_files(folder, SUFFIXES)
-    if not files:
-        raise UserError(f"{folder}: holds no videos ({', '.join(sorted(SUFFIXES))})")
-    return files
+@dataclass(frozen=True)
+class FoundFiles:
+    """The files below a folder.
+
+    Attributes:
+        videos: paths relative to the folder, sorted, of what may be a video.
+        others: one dropped entry for each other file, sorted by path.
+    """
+
+    videos: list[str]
+    others: list[Video]
 
 
-def find_files(folder: Path, suffixes: Collection[str]) -> list[str]:
-    """Return the files below ``folder`` that end in one of ``suffixes`` (any case): relative paths, sorted.
+def find_videos(folder: Path) -> FoundFiles:
+    """Return the files below ``folder``, walked as :func:`find_files` does; raise UserError if none may be a video."""
+    videos: list[str] = []
+    others: list[Video] = []
+    for path in find_files(folder):
+        kind = kind_of(path)
+        if kind is None:
+            videos.append(path)
+        elif kind == HIDDEN_FILE:
+            others.append(Video(path, reason=HIDDEN_FILE, detail="hidden or system file"))
+        else:
+            others.append(Video(path, reason=NOT_A_VIDEO, detail=kind))
+    if not videos:
+        counted = f" among its {len(others)} files" if others else ""
+        raise UserError(f"{folder}: holds no videos{counted} ({', '.join(sorted(SUFFIXES))}, …)")
+    return FoundFiles(videos, others)
+
+
+def kind_of(path: str) -> str | None:
+    """Return what a file called ``path`` is: HIDDEN_FILE, a kind of :data:`KINDS`, or None if it may be a video."""
+    name = path.rpartition("/")[2]
+    if name.startswith(".") or name.lower() in _SYSTEM_FILES:
+        return HIDDEN_FILE
+    return KINDS.get(os.path.splitext(name)[1].lower())
+
+
+def find_files(folder: Path) -> list[str]:
+    """Return all files below ``folder``: relative paths, sorted.
 
     Links are followed, loops are not: each folder is visited once, under its own name rather than under that of a link.
     Raises UserError if ``folder`` is no folder, or one below it cannot be read.
@@ -44,7 +100,7 @@ def find_files(folder: Path, suffixes: Collection[str]) -> list[str]:
                 below = [os.path.join(parent, name) for name in folders]
                 links += [name for name in below if os.path.islink(name)]
                 inside = os.path.join(parent, "")[len(top) :]
-                paths += [inside + name for name in files if os.path.splitext(name)[1].lower() in suffixes]
+                paths += [inside + name for name in files]
         pending = links
     return sorted(paths)
 

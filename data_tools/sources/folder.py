@@ -27,7 +27,7 @@ class FolderOptions(SourceOptions):
 
 
 class FolderSource:
-    """All media files below a folder, by their suffix (any case); links are followed, loops are not."""
+    """All files below a folder; links are followed, loops are not."""
 
     def __init__(self, options: FolderOptions, folder: Path) -> None:
         self.folder = folder
@@ -35,11 +35,13 @@ class FolderSource:
         self._split = options.split
 
     def videos(self) -> list[Video]:
-        """Return every media file, sorted by path; raise UserError if there is none or a folder cannot be read."""
-        return [
+        """Return every file, videos sorted by path first; raise UserError if none is or a folder cannot be read."""
+        found = find_videos(self.folder)
+        videos = [
             Video(path, file_size(self.folder, path), _labels(path), origin=path, split=self._split)
-            for path in find_videos(self.folder)
+            for path in found.videos
         ]
+        return videos + found.others
 
 
 def open_folder(options: FolderOptions, folder: Path) -> Source:

@@ -15,6 +15,7 @@ from .files import file_size, find_videos, folder_split
 from .listing import read_labels, relative_path
 from .source import SourceOptions
 from .tables import read_rows
+from .unicode_forms import same_form
 from .video import Video
 
 CLASSES = {  # by the letters that each begins with in any of its spellings ("fire_cracking", "underwater burbling")
@@ -49,15 +50,19 @@ class LandscapeSource:
         self._list = Path(options.list) if options.list else None
 
     def videos(self) -> list[Video]:
-        """Return the files sorted by path, behind them rows of the list that fit none; raise UserError if none is."""
-        paths = find_videos(self.folder)
+        """Return the videos sorted by path, then rows of the list that fit none, then all other files.
+
+        Raises UserError if there is no video.
+        """
+        found = find_videos(self.folder)
+        paths = found.videos
         if self._list is None:
-            return [self._video(path, landscape_class(path)) for path in paths]
+            return [self._video(path, landscape_class(path)) for path in paths] + found.others
         labels, faults = self._read_list(self._list, paths)
         listed = [
             self._video(path, labels.get(path, ()), reason="" if path in labels else "not_listed") for path in paths
         ]
-        return listed + faults
+        return listed + faults + found.others
 
     def _video(self, path: str, labels: tuple[str, ...], reason: str = "") -> Video:
         name = PurePosixPath(path).stem
@@ -76,8 +81,8 @@ class LandscapeSource:
         """Return the labels by path, and a dropped video for each row that gives none."""
         by_name: dict[str, list[str]] = {}
         for path in paths:
-            by_name.setdefault(PurePosixPath(path).name, []).append(path)
-        known = set(paths)
+            by_name.setdefault(same_form(PurePosixPath(path).name), []).append(path)
+        known = {same_form(path): path for path in paths} | {path: path for path in paths}
         labels: dict[str, tuple[str, ...]] = {}
         faults: list[Video] = []
         for number, row in read_rows(file, ("path", "label", "labels")):
@@ -91,7 +96,8 @@ class LandscapeSource:
             except ValueError as error:
                 faults.append(Video(where, origin=where, reason="bad_row", detail=str(error)))
                 continue
-            files = [path] if path in known else by_name.get(path, [])
+            exact = known.get(path) or known.get(same_form(path))
+            files = [exact] if exact else by_name.get(same_form(path), [])
             if len(files) != 1:
                 text = f"{path!r} is {' and '.join(files[:2])}" if files else f"no file is called {path!r}"
                 faults.append(Video(where, origin=where, reason="two_files" if files else "no_file", detail=text))

@@ -17,6 +17,7 @@ from mmldm_scale.common.errors import UserError
 
 from .files import file_size
 from .tables import Row, read_rows
+from .unicode_forms import OnDisk
 from .video import Video
 
 COLUMNS = ("path", "start", "end", "labels", "label", "split", "origin", "seconds", "audio", "maybe_trimmed")
@@ -39,6 +40,8 @@ class ListedSource:
             raise UserError(f"{folder}: no such folder; give the one that the paths in {file} are relative to")
         self.folder, self.sound_folder = folder, Path(music) if music else None
         self._list, self._split = file, split
+        self._on_disk = OnDisk(folder)
+        self._sound_on_disk = OnDisk(self.sound_folder) if self.sound_folder is not None else None
 
     def videos(self) -> list[Video]:
         """Return one video a row; raise UserError if the list cannot be read or is empty."""
@@ -64,11 +67,12 @@ class ListedSource:
 
     def _video(self, row: Row) -> Video:
         """Return the video of ``row``; raise ValueError saying what is wrong with it."""
-        path, audio = relative_path(row.get("path")), ""
+        path, audio = self._on_disk.path(relative_path(row.get("path"))), ""
         if "audio" in row and row["audio"] != "":
             audio = relative_path(row["audio"])
-            if self.sound_folder is None:
+            if self._sound_on_disk is None:
                 raise UserError(f"{self._list}: has a column audio: set source.music to the folder of those files")
+            audio = self._sound_on_disk.path(audio)
         start, end, seconds = (_seconds(row, name) for name in ("start", "end", "seconds"))
         start = start or 0.0
         if end is not None and end <= start:

@@ -70,7 +70,8 @@ def parse_name(path: str) -> NamedFile | None:
 
     Fits ID, ID_30, ID_000030, ID_30.000_40.000, ID_30000_40000 and ID-30-40, all of them also behind a "Y".
     """
-    match = _FILE.fullmatch(path, path.rfind("/") + 1, path.rfind("."))
+    begin, dot = path.rfind("/") + 1, path.rfind(".")
+    match = _FILE.fullmatch(path, begin, dot if dot > begin else len(path))
     if match is None:
         return None
     return NamedFile(path, match[1] or match[2], None if match[3] is None else float(match[3]))

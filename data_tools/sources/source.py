@@ -1,5 +1,6 @@
 """What every kind of source offers: settings of its own, and the stretches of video that it knows of."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -29,9 +30,18 @@ class Source(Protocol):
     def videos(self) -> list[Video]:
         """Return every stretch, in an order that depends on the input alone.
 
-        What a list names but no file gives is a ``Video`` with a ``reason``. Raises UserError if there is no video or
-        something cannot be read.
+        What a list names but no file gives, and a file that is no video, is a ``Video`` with a ``reason``. Raises
+        UserError if there is no video or something cannot be read.
         """
+
+
+def entries(source: Source, output: Path) -> list[Video]:
+    """Return the videos of ``source`` without files that lie in ``output``, or among its jobs' logs: we made those."""
+    folder, ours = os.path.realpath(source.folder), os.path.realpath(output)
+    if os.path.commonpath([folder, ours]) != folder:
+        return source.videos()
+    inside = os.path.relpath(ours, folder)
+    return [video for video in source.videos() if not video.path.startswith((f"{inside}/", f"{inside}-jobs/"))]
 
 
 def sound_file(sound_folder: Path | None, audio: str) -> Path | None:

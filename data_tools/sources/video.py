@@ -3,6 +3,7 @@
 import posixpath
 from dataclasses import dataclass
 
+BY_NAME = ("not_a_video", "hidden_file")  # reasons for which a file is dropped without being opened
 TRIMMED = 1.0  # seconds by which a file that was cut to its stretch may be longer than it
 
 
@@ -37,11 +38,18 @@ class Video:
     detail: str = ""
 
     @property
+    def dropped_by_name(self) -> bool:
+        """Whether its name alone says that it is no video; such a file may come and go while a set is made."""
+        return self.reason in BY_NAME
+
+    @property
     def name(self) -> str:
         """The path, and for a stretch its first millisecond: a source drops the second one that has the same.
 
         The millisecond stands behind "//", which no path holds, so a stretch is never taken for another file.
         """
+        if self.dropped_by_name:
+            return f"{self.path}/"  # never that of a video, whose key must not depend on the files beside it
         if self.end is None and not self.start:
             return self.path
         stem, suffix = posixpath.splitext(self.path)

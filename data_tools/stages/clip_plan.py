@@ -24,8 +24,8 @@ from ..launching import process_pool
 from ..launching.progress import Progress
 from ..sources import Source
 from ..sources.keys import unique_keys
-from ..sources.source import sound_file
-from ..sources.video import Video
+from ..sources.source import entries, sound_file
+from ..sources.video import BY_NAME, Video
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class ClipPlan:
             raise DamagedSet(f"{file}: no plan of a clip set: {type(error).__name__}: {str(error)[:200]}") from None
 
 
-def make_plan(source: Source, preparation: Preparation, workers: int, timeout: float) -> ClipPlan:
-    """Probe every video of ``source`` and return the plan; raise UserError if there are none."""
-    videos = source.videos()
+def make_plan(source: Source, preparation: Preparation, output: Path, workers: int, timeout: float) -> ClipPlan:
+    """Probe every video of ``source`` and return the plan of the set ``output``; raise UserError if there are none."""
+    videos = entries(source, output)
     keys = unique_keys([video.name for video in videos])
     probed = process_pool.map(_Prober(source.folder, source.sound_folder), videos, workers, timeout)
     planned = []
@@ -127,8 +127,9 @@ def check_plan(plan: ClipPlan, source: Source, preparation: Preparation, folder:
     if changed:
         text = "; ".join(changed)
         raise UserError(f"{folder}: was begun with another configuration ({text}); use that, or another output folder")
-    then = {video.key: (video.path, video.audio, video.bytes, tuple(video.labels)) for video in plan.videos}
-    videos = source.videos()
+    planned = [video for video in plan.videos if video.reason not in BY_NAME]
+    then = {video.key: (video.path, video.audio, video.bytes, tuple(video.labels)) for video in planned}
+    videos = [video for video in entries(source, folder) if not video.dropped_by_name]
     keys = unique_keys([video.name for video in videos])
     now = {key: (video.path, video.audio, video.bytes, video.labels) for key, video in zip(keys, videos, strict=True)}
     kinds = {

@@ -59,7 +59,9 @@ def make_clips(source: Source, output: Path, preparation: Preparation, workers: 
     """
     read_plan(output, "clips")  # refuses another content before anything is probed
     with Leases(output) as leases:
-        stored, new = begin(output, "clips", leases, lambda: asdict(make_plan(source, preparation, workers, timeout)))
+        stored, new = begin(
+            output, "clips", leases, lambda: asdict(make_plan(source, preparation, output, workers, timeout))
+        )
         plan = ClipPlan.parse(stored, output / PLAN)
         if not new:
             check_plan(plan, source, preparation, output)

@@ -30,6 +30,7 @@ from ..launching import process_pool
 from ..launching.process_pool import batched, in_parts
 from ..launching.progress import Progress
 from ..sources import Source
+from ..sources.source import entries
 from ..sources.video import Video
 from .shard_set import begin, read_plan, remove_asides
 from .share_out import share_out
@@ -39,11 +40,16 @@ MAX_PARTS = 10_000_000  # AudioSet's two million candidates are 2,000 parts
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of a table of measures: candidates, those without a fault, and the others by reason."""
+    """Counts of a table of measures: candidates, those without a fault, and the others by reason.
+
+    Attributes:
+        others: files of the input that are no candidates, since their names say that they are no videos, by kind.
+    """
 
     rows: int
     measured: int
     reasons: dict[str, int]  # the most frequent first
+    others: dict[str, int]
 
 
 def measure(source: Source, output: Path, config: MeasureConfig, workers: int, timeout: float) -> Summary:
@@ -57,7 +63,8 @@ def measure(source: Source, output: Path, config: MeasureConfig, workers: int, t
     Raises:
         UserError: the folder holds something else, or was begun with other videos or another configuration.
     """
-    videos = source.videos()
+    found = entries(source, output)
+    videos = [video for video in found if not video.dropped_by_name]
     plan = {"folder": str(source.folder.resolve()), "rows": len(videos), "videos": _digest(videos)}
     plan["measurement"] = asdict(config)
     parts = batched(videos, config.rows_per_part)
@@ -73,18 +80,18 @@ def measure(source: Source, output: Path, config: MeasureConfig, workers: int, t
             leases.clear()
             remove_asides(output, "")
             leases.release("finish")
-    return summarise(output, len(parts))
+    return summarise(output, len(parts), Counter(video.detail for video in found if video.dropped_by_name))
 
 
-def summarise(folder: Path, parts: int) -> Summary:
-    """Return what the finished table of ``parts`` parts in ``folder`` holds."""
+def summarise(folder: Path, parts: int, others: Counter[str]) -> Summary:
+    """Return what the finished table of ``parts`` parts in ``folder`` holds, with the count of ``others``."""
     reasons: Counter[str] = Counter()
     for number in range(parts):
         column = pq.read_table(folder / f"{part_name(number)}.parquet", columns=["reason"])["reason"]
         reasons.update(column.to_pylist())
     measured = reasons.pop("", 0)
     frequent = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
-    return Summary(measured + reasons.total(), measured, dict(frequent))
+    return Summary(measured + reasons.total(), measured, dict(frequent), dict(others.most_common()))
 
 
 def read_table(folder: Path) -> pa.Table:

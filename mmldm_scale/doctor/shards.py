@@ -13,7 +13,7 @@ from mmldm_scale.common import rng
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.doctor.findings import Finding
 from mmldm_scale.shards.json_files import DamagedSet
-from mmldm_scale.shards.manifest import MANIFEST, Manifest
+from mmldm_scale.shards.manifest import MANIFEST, Manifest, ShardEntry
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 from mmldm_scale.shards.remote.remote import is_url
 
@@ -63,10 +63,15 @@ def _manifest(location: str) -> Manifest:
         return Manifest.read(folder)
 
 
+def _with_tar(manifest: Manifest) -> list[ShardEntry]:
+    """Return the shards that have a tar: all that hold samples."""
+    return [entry for entry in manifest.shards if entry.bytes]
+
+
 def _size_problems(folder: Path, manifest: Manifest) -> list[str]:
     """Return a message for each tar that is missing or has a wrong size."""
     problems = []
-    for entry in manifest.shards:
+    for entry in _with_tar(manifest):
         tar = folder / f"{entry.name}.tar"
         size = tar.stat().st_size if tar.is_file() else None
         if size is None:
@@ -83,8 +88,9 @@ def _check_hashes(folder: Path, manifest: Manifest, random: np.random.Generator,
         DamagedSet: the content of a tar differs from its sha256.
     """
     began, total, complete = time.monotonic(), 0, 0
-    for number in random.permutation(len(manifest.shards)):
-        entry, digest = manifest.shards[number], hashlib.sha256()
+    entries = _with_tar(manifest)
+    for number in random.permutation(len(entries)):
+        entry, digest = entries[number], hashlib.sha256()
         with (folder / f"{entry.name}.tar").open("rb") as tar:
             while chunk := tar.read(CHUNK):
                 digest.update(chunk)

@@ -8,7 +8,7 @@ window that needs damaged data yields a MediaError instead of a clip, and other 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -20,6 +20,7 @@ from av.stream import Stream
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.clock_jumps import check_clock
+from mmldm_scale.media.encryption import is_encrypted, is_encrypted_packet
 from mmldm_scale.media.pictures import window_pictures
 from mmldm_scale.media.sounds import window_sounds
 from mmldm_scale.media.track import (
@@ -32,8 +33,10 @@ from mmldm_scale.media.track import (
     to_seconds,
 )
 
-_COMMON = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-SUFFIXES = frozenset([*_COMMON, ".3gp", ".flv", ".m2ts", ".mts", ".ogv", ".ts", ".wmv"])  # of video files
+_RARE = (
+    ".3g2 .3gp .asf .divx .dv .f4v .flv .gxf .m1v .m2ts .m2v .mpe .mts .mxf .nut .ogm .ogv .qt .rm .rmvb .ts .vob .wmv"
+)
+SUFFIXES = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", *_RARE.split()])  # of videos
 MAX_SECONDS = 48 * 3600.0  # longest duration; a file that claims more is refused
 MIN_BYTES = 16.0  # bytes per second that a file claims, at least; one black picture a second and silence take 300
 
@@ -57,7 +60,8 @@ def probe(path: Path, sound: Path | None = None) -> MediaInfo:
 
     Raises:
         MediaError: missing_file, empty_file, unreadable, not_media, no_video_stream, unsupported_codec, too_large,
-            too_long, clock_jumps, corrupt; no_audio_stream only for ``sound``: a video without sound is no error here.
+            too_long, encrypted, clock_jumps, corrupt; no_audio_stream only for ``sound``: a video without sound is no error
+            here.
     """
     for file in {Path(path), Path(sound or path)}:
         check_clock(file)
@@ -71,6 +75,7 @@ def _probe(path: Path, sound: Path | None) -> MediaInfo:
         video, audio = track.stream, find_stream(track.container, "audio")
         if sound is not None:
             audio = tracks.enter_context(closing(AudioTrack(sound))).stream
+        _refuse_encrypted(path, video, audio)
         (start, end), offset = _span(path, video), 0.0
         if audio is not None:
             first, last = _span(sound or path, audio)
@@ -144,6 +149,17 @@ def read_clips(
                 yield waveform
             else:
                 yield Clip(frames, waveform)
+
+
+def _refuse_encrypted(path: Path, *streams: Stream | None) -> None:
+    """Raise MediaError if one of ``streams``, by its header or by its first packet, is encrypted."""
+    for stream in filter(None, streams):
+        encrypted = is_encrypted(stream)
+        with suppress(av.FFmpegError):  # decoding will say what is wrong
+            packet = next(read_packets(stream.container, stream), None)
+            encrypted = encrypted or (packet is not None and is_encrypted_packet(packet))
+        if encrypted:
+            raise MediaError("encrypted", f"{path}: the {stream.type} stream needs a key")
 
 
 def _span(path: Path, stream: Stream) -> tuple[float, float]:

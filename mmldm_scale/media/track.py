@@ -25,14 +25,15 @@ from av.video.stream import VideoStream
 
 from mmldm_scale.media.clip import MediaError
 from mmldm_scale.media.downmix import custom_channels
+from mmldm_scale.media.encryption import is_encrypted_packet
 from mmldm_scale.media.frame_times import COUNTED, FrameTimes
 
 av.logging.set_level(None)
 
 # The formats that are opened. Others are rare, or are lists of further files, which must not be opened.
 FORMATS = (
-    "3gp,aac,ac3,aiff,asf,avi,caf,dv,eac3,flac,flv,h264,hevc,m4v,matroska,mov,mp3,mp4,mpeg,mpegts,mpegvideo,mxf,nut,"
-    "obu,ogg,rm,w64,wav,webm"
+    "3gp,aac,ac3,aiff,asf,avi,caf,dhav,dv,eac3,flac,flv,gif,gxf,h264,hevc,ivf,kux,m4v,matroska,mov,mp3,mp4,mpeg,mpegts,"
+    "mpegvideo,mxf,nsv,nut,nuv,obu,ogg,pva,rm,ty,vc1,w64,wav,webm,wtv,yuv4mpegpipe"
 )
 MAX_PIXELS = 8192 * 8192  # pixels of a picture; a larger one could fill the memory
 RATES = range(1_000, 768_001)  # Hz, sample rates; with others the header is wrong, and resampling fails
@@ -226,6 +227,9 @@ class _Track(Generic[FrameT]):
             except (av.FFmpegError, OSError) as error:
                 yield None, self._fault(error)
                 return
+            if is_encrypted_packet(packet):  # some begin in the clear
+                yield packet, MediaError("encrypted", f"{self.path}: the {self.kind} stream needs a key")
+                continue
             try:
                 frames: list[Any] = packet.decode()
             except av.EOFError:

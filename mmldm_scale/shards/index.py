@@ -40,7 +40,7 @@ class ShardIndex:
 
     Attributes:
         name: ``shard-000000``; the tar is ``name`` + ``.tar``.
-        bytes, sha256: size and hash (hex) of the whole tar.
+        bytes, sha256: size and hash (hex) of the whole tar; 0 and the hash of nothing if there is no tar.
         members: the m member names ("00.jpg", "wav", "json", …) in tar order.
         keys: the n sample keys in tar order.
         crc32: (n,) int64, over each sample's span of the tar, from its first header to its last padding.
@@ -117,7 +117,9 @@ class ShardIndex:
         return index
 
     def check_tar(self, folder: Path) -> None:
-        """Raise DamagedSet if the tar is missing or its size differs from ``bytes``."""
+        """Raise DamagedSet if the tar is missing or its size differs from ``bytes``; a shard of 0 bytes has no tar."""
+        if not self.bytes:
+            return
         file = folder / f"{self.name}.tar"
         if not file.is_file():
             raise DamagedSet(f"{file}: is missing, but its index exists")
@@ -132,9 +134,10 @@ class ShardIndex:
             return f"member names {self.members} repeat or do not match {MEMBER.pattern}"
         if not all(KEY.fullmatch(key) for key in self.keys) or len(set(self.keys)) < len(self.keys):
             return f"a key repeats or does not match {KEY.pattern}"
+        if self.keys and not self.bytes:
+            return "has samples, but its tar has 0 bytes"
         if self.keys and not self._contiguous():
             return "offsets and sizes are inconsistent"
-
         return None
 
     def _contiguous(self) -> bool:

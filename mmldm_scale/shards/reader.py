@@ -103,7 +103,7 @@ class ShardSet:
             raise type(error)(str(error).replace(str(self.folder), self.location)) from None
         if cache is not None and open_tars is None:
             largest = max((entry.bytes for entry in self.manifest.shards), default=1)
-            self._open_tars = max(1, cache.limit // (2 * largest))
+            self._open_tars = max(1, cache.limit // (2 * max(1, largest)))
         indexes = [self._read_index(number) for number in range(len(self.manifest.shards))]
         filled = [index for index in indexes if len(index)]
         self.members = filled[0].members if filled else []

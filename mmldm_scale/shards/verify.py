@@ -116,6 +116,8 @@ def _check_shard(folder: Path, manifest: Manifest, entry: ShardEntry, index: Sha
     faults = [] if entry == indexed else [f"the index has {indexed}, the manifest {entry}"]
     keys: list[str] = []
     latents: list[LatentSample] = []
+    if not index.bytes:  # everything was dropped, and there is no tar
+        return faults, sums(latents)
     try:
         if sha256(tar) != index.sha256:
             faults.append("the tar's sha256 differs from the one in its index")
@@ -200,6 +202,6 @@ def _log_faults(folder: Path, manifest: Manifest, indexes: list[ShardIndex]) -> 
 
 
 def _unknown_files(folder: Path, manifest: Manifest) -> list[str]:
-    shards = {f"{entry.name}.{suffix}" for entry in manifest.shards for suffix in ("tar", "json")}
-    known = shards | {MANIFEST, DROPPED, PLAN}
+    tars = {f"{entry.name}.tar" for entry in manifest.shards if entry.bytes}
+    known = tars | {f"{entry.name}.json" for entry in manifest.shards} | {MANIFEST, DROPPED, PLAN}
     return [f"{path.name}: does not belong to the set" for path in sorted(folder.iterdir()) if path.name not in known]

@@ -61,10 +61,13 @@ class ShardWriter:
     def commit(self, statistics: dict[str, Any] | None = None) -> ShardIndex:
         """Rename the tar to its final name, then write the index, which makes the shard exist; return the index.
 
+        A shard without samples has an index alone: readers of WebDatasets refuse an empty tar.
+
         Args:
             statistics: latents: the sums over the shard's samples, to be stored in the index.
         """
-        self._write(_END)
+        if self._rows:
+            self._write(_END)
         shape = (len(self._rows), len(self._members))
         index = ShardIndex(
             name=self._name,
@@ -78,13 +81,14 @@ class ShardWriter:
             dropped=self._dropped,
             statistics=statistics,
         )
-        self._tar.commit()
+        if self._rows:
+            self._tar.commit()
         try:
             index.write(self._folder)
         except FileNotFoundError:  # another process took over this shard, and the tar may be its own
             raise
         except BaseException:
-            self._tar.path.unlink()  # without an index it would occupy the disk until the next run
+            self._tar.path.unlink(missing_ok=True)  # without an index it would occupy the disk until the next run
             raise
         return index
 

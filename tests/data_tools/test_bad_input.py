@@ -108,7 +108,8 @@ def test_nothing_is_written_elsewhere_and_nothing_said_but_progress(made):
     top = made.output.parent
     assert {path.name for path in top.iterdir()} - {"__pycache__"} == {"videos", "set", "sitecustomize.py"}
     assert "Traceback" not in made.finished.stderr
-    assert f"{len(made.dropped)} dropped" in made.finished.stdout
+    good, faulty = len(made.good), len(made.faulty)
+    assert f"{good + faulty} entries found = {good} taken + {faulty} dropped" in made.finished.stdout
 
 
 def test_sound_and_picture_are_within_half_a_frame_from_shards_back_to_mp4(made, tmp_path):

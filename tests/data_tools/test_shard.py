@@ -77,6 +77,7 @@ def test_what_gives_no_clip_is_in_the_drop_log(mixed_videos, overrides, tmp_path
         "bad/text.mp4": "not_media",
         "bad/truncated.mp4": reasons["bad/truncated.mp4"],
         "bad/zero.mp4": "empty_file",
+        "readme.txt": "not_a_video",
     }
     assert reasons["bad/truncated.mp4"] in ("truncated", "corrupt")
     details = {row["reason"]: row["detail"] for row in rows}
@@ -84,14 +85,16 @@ def test_what_gives_no_clip_is_in_the_drop_log(mixed_videos, overrides, tmp_path
     assert details["too_short"] == "0.200 s, a clip takes 0.4 s"
     assert str(mixed_videos) not in (output / "dropped.jsonl").read_text()
     manifest = Manifest.read(output)
-    assert (manifest.videos, manifest.failed_files, manifest.samples) == (9, 5, 10)
+    assert (manifest.videos, manifest.failed_files, manifest.samples) == (10, 6, 10)
     assert manifest.samples + manifest.dropped == manifest.candidates + manifest.failed_files == len(rows) + 10
     assert {ShardSet(output)[i].meta["path"] for i in range(10)} == {
         "good 'single' \"double\".mp4",
         "good/ünïcödé 视频.MP4",
     }
     summary = capsys.readouterr().out
-    assert "9 videos" in summary
+    assert "10 entries found = 4 taken + 6 dropped (" in summary
+    assert "1 not_a_video: text" in summary
+    assert f"{manifest.candidates} candidates = 10 taken + " in summary
     assert "5 silent" in summary
     assert main(["verify", "--input", str(output)]) == 0
 
@@ -103,6 +106,26 @@ def test_the_drop_log_gives_the_level_of_silence(make_video, overrides, tmp_path
     level = float(re.fullmatch(r"RMS level (-[\d.]+) dB, below -60 dB", detail)[1])
     assert level == pytest.approx(-69, abs=1.5)
     assert main(clips(tmp_path / "videos", tmp_path / "all", [*overrides, "silence_db=-80"])) == 0
+
+
+def test_names_that_are_no_text_are_cut_counted_and_shown(make_video, overrides, tmp_path, capfd):
+    odd = os.fsdecode(b"caf\xe9")
+    make_video(tmp_path / odd / odd / f"{odd}.mp4")
+    (tmp_path / odd / f"{odd}.txt").touch()
+    for silent in "abcd":
+        make_video(tmp_path / odd / odd / f"{silent}.mp4", sound=0.0)
+    output = tmp_path / odd / "sets" / odd
+    assert main(clips(tmp_path / odd, output, overrides)) == 0
+    assert "6 entries found = 5 taken + 1 dropped (1 not_a_video: text)" in capfd.readouterr().out
+    assert main(["stats", "--input", str(output), "--output", str(tmp_path / odd / "looks")]) == 0
+    assert "caf\\udce9" in capfd.readouterr().out
+    assert "caf\\udce9" in (tmp_path / odd / "looks" / "index.html").read_text()
+    assert main(["verify", "--input", str(output)]) == 0
+    before = contents(output)
+    tars = [path.name for path in output.glob("*.tar")]
+    assert len(tars) == 2 < len(Manifest.read(output).shards)  # a part of which all is silent has no tar
+    assert main(clips(tmp_path / odd, output, overrides)) == 0  # the set lies in the input, and is no part of it
+    assert contents(output) == before
 
 
 # --- running again ---------------------------------------------------------------------------------------------------
@@ -266,7 +289,7 @@ def test_videos_of_which_nothing_is_left(tmp_path, overrides, capsys):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_text("no video")
     text = refused(capsys, clips(tmp_path / "videos", tmp_path / "set", overrides))
-    assert "holds no clip of 1 videos" in text
+    assert "holds no clip of 1 entries" in text
     assert Manifest.read(tmp_path / "set").reasons == {"not_media": 1}
 
 

@@ -55,12 +55,14 @@ def test_the_same_samples_give_the_same_bytes(tmp_path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-def test_a_shard_without_samples_is_a_shard(tmp_path):
+def test_a_shard_without_samples_is_an_index_without_a_tar(tmp_path):
     with ShardWriter(tmp_path, 2) as shard:
+        shard.drop("a-000000", "a.mp4", "silent", "")
         shard.commit()
-    assert len(ShardIndex.read(tmp_path, 2)) == 0
-    with tarfile.open(tmp_path / "shard-000002.tar") as tar:
-        assert tar.getnames() == []
+    index = ShardIndex.read(tmp_path, 2)
+    assert (len(index), index.bytes, len(index.dropped)) == (0, 0, 1)
+    index.check_tar(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-000002.json"]
 
 
 def test_nothing_stays_of_what_was_not_committed(tmp_path):

@@ -143,6 +143,7 @@ def test_every_row_and_every_file_is_accounted_for(folder):
         (f"{B}.mp4", "not_listed"),
         (f"b/{A}.mp4", "two_files"),
         ("holiday.mp4", "not_listed"),
+        ("notes.txt", "not_a_video"),
     ]
     assert f"a/{A}_10.webm" in found[len(rows)].detail
     assert found[3].path == "eval_segments.csv:7"
@@ -172,7 +173,8 @@ def test_lists_in_the_folder_are_found(folder):
     put(folder, f"{A}.mp4")
     (folder / "unbalanced_train_segments.csv").write_text(f'YTID, start_seconds\n{A}, 0.000, 10.000, "/m/dog"\n')
     (folder / "class_labels_indices.csv").write_text('index,mid,display_name\n0,/m/dog,"Dog, domestic"\n')
-    (video,) = videos(folder)
+    video, *others = videos(folder)
+    assert [other.reason for other in others] == ["not_a_video"] * 2
     assert (video.split, video.labels) == ("unbalanced_train", ("Dog, domestic",))
 
 

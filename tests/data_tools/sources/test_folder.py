@@ -26,8 +26,41 @@ def test_media_files_sorted_with_labels(tmp_path):
         ("cat/deep/a.webm", ("cat",)),
         ("dog/a.avi", ("dog",)),
         ("z.mp4", ()),
+        ("dog/notes.txt", ()),
+        ("list.csv", ()),
     ]
     assert videos[0].bytes == len("cat/b.MKV")
+
+
+def test_every_file_is_a_candidate_or_has_a_kind(tmp_path):
+    kinds = {
+        "clip.VOB": "",
+        "clip.mxf": "",
+        "clip.gif": "",
+        "clip.ogg": "",
+        "no_suffix": "",
+        "of.unknown": "",
+        "poster.JPG": "picture",
+        "song.flac": "sound",
+        "a.info.json": "text",
+        "more.tar": "archive",
+        "features.npy": "data",
+        "b.mp4.part": "unfinished download",
+        ".DS_Store": "hidden or system file",
+        "._a.mp4": "hidden or system file",
+        "deep/Thumbs.db": "hidden or system file",
+    }
+    touch(tmp_path, *kinds)
+    videos = FolderSource(FolderOptions(), tmp_path).videos()
+    assert {video.path: video.detail for video in videos} == kinds
+    assert {video.reason for video in videos if video.detail} == {"not_a_video", "hidden_file"}
+    assert {video.reason for video in videos if not video.detail} == {""}
+
+
+def test_the_key_of_a_video_does_not_depend_on_files_beside_it(tmp_path):
+    touch(tmp_path, "a.mp4", "a.txt", "a.json", "._a.mp4")
+    videos = FolderSource(FolderOptions(), tmp_path).videos()
+    assert unique_keys([video.name for video in videos])[0] == "a"
 
 
 def test_folder_loops_end_and_nothing_comes_twice(tmp_path):

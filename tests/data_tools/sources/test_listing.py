@@ -1,5 +1,6 @@
 import json
 import os
+import unicodedata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,6 +71,15 @@ def test_all_columns_in_all_kinds(folder, kind):
 def test_odd_names_survive(folder, kind):
     found = videos(folder, write(folder, kind, [{"path": name} for name in ODD]))
     assert [(video.path, video.reason) for video in found] == [(name, "") for name in ODD]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_unicode_forms_of_a_list_and_of_the_disk_may_differ(folder, form):
+    written, other = (unicodedata.normalize(name, "été/café.mp4") for name in (form, "NFC" if form == "NFD" else "NFD"))
+    put(folder, written)
+    found = videos(folder, write(folder, "csv", [{"path": other}, {"path": written}, {"path": other[:-1]}]))
+    assert [(video.path, video.reason) for video in found][:1] == [(written, "")]
+    assert [video.reason for video in found[1:]] == ["duplicate_row", "no_file"]
 
 
 def test_names_that_are_no_text_survive(folder):
