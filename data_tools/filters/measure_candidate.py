@@ -8,7 +8,7 @@ from mmldm_scale.media.decode import probe
 from mmldm_scale.media.track import find_stream, open_container
 
 from ..config import MeasureConfig
-from ..sources.source import Source, sound_file
+from ..sources.source import Source, media_files
 from ..sources.video import Video
 from . import picture, sound
 from .low_res_view import LowResView, low_res_view
@@ -29,16 +29,15 @@ class CandidateMeasurer:
 
         The column ``seconds`` is how much of the file can be used.
         """
-        file = self._folder / video.path
         row: dict[str, Any] = {}
         try:
-            self._measure(video, file, row)
+            with media_files(self._folder, self._sound_folder, video.path, video.audio) as (file, sound):
+                self._measure(video, file, sound, row)
         except MediaError as error:
-            row |= {"reason": error.reason, "detail": error.detail.removeprefix(f"{file}: ")}
+            row |= {"reason": error.reason, "detail": error.detail}
         return row
 
-    def _measure(self, video: Video, file: Path, row: dict[str, Any]) -> None:
-        separate_sound = sound_file(self._sound_folder, video.audio)
+    def _measure(self, video: Video, file: Path, separate_sound: Path | None, row: dict[str, Any]) -> None:
         with open_container(file) as container:
             row["has_video"] = find_stream(container, "video") is not None
             row["has_audio"] = separate_sound is not None or find_stream(container, "audio") is not None

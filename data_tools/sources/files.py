@@ -53,17 +53,23 @@ def find_videos(folder: Path) -> FoundFiles:
     videos: list[str] = []
     others: list[Video] = []
     for path in find_files(folder):
-        kind = kind_of(path)
-        if kind is None:
+        other = named_other(path)
+        if other is None:
             videos.append(path)
-        elif kind == HIDDEN_FILE:
-            others.append(Video(path, reason=HIDDEN_FILE, detail="hidden or system file"))
         else:
-            others.append(Video(path, reason=NOT_A_VIDEO, detail=kind))
+            others.append(other)
     if not videos:
         counted = f" among its {len(others)} files" if others else ""
         raise UserError(f"{folder}: holds no videos{counted} ({', '.join(sorted(SUFFIXES))}, …)")
     return FoundFiles(videos, others)
+
+
+def named_other(path: str) -> Video | None:
+    """Return the dropped entry of a file whose name says that it is no video, None if it may be one."""
+    kind = kind_of(path)
+    if kind == HIDDEN_FILE:
+        return Video(path, reason=HIDDEN_FILE, detail="hidden or system file")
+    return None if kind is None else Video(path, reason=NOT_A_VIDEO, detail=kind)
 
 
 def kind_of(path: str) -> str | None:

@@ -5,7 +5,8 @@ Columns: ``path``, relative to the folder; and, optionally, ``start`` and ``end`
 recording; default: the path), ``seconds`` (how much of the file can be used: then it is not probed), ``audio`` (a sound
 file in ``source.music``), ``maybe_trimmed``. Other columns are ignored. ``shard.py select`` writes such lists.
 
-Each row becomes one video, in order; files that the list does not name are ignored.
+A path may lead into a tar ("00012.tar/000120007.mp4"). Each row becomes one video, in order; files that the list does
+not name are ignored.
 """
 
 import math
@@ -17,6 +18,7 @@ from mmldm_scale.common.errors import UserError
 
 from .files import file_size
 from .tables import Row, read_rows
+from .tar_members import member_size
 from .unicode_forms import OnDisk
 from .video import Video
 
@@ -77,10 +79,11 @@ class ListedSource:
         start = start or 0.0
         if end is not None and end <= start:
             raise ValueError(f"ends at {end:g} s, not after its start at {start:g} s")
-        exists = os.path.isfile(self.folder / path)
+        inside = member_size(self.folder, path)
+        exists = inside is not None or os.path.isfile(self.folder / path)
         return Video(
             path,
-            file_size(self.folder, path),
+            file_size(self.folder, path) if inside is None else inside,
             read_labels(row),
             start,
             end,

@@ -24,7 +24,7 @@ from ..launching import process_pool
 from ..launching.progress import Progress
 from ..sources import Source
 from ..sources.keys import unique_keys
-from ..sources.source import entries, sound_file
+from ..sources.source import entries, media_files
 from ..sources.video import BY_NAME, Video
 
 
@@ -195,9 +195,9 @@ class _Prober:
             return MediaError(video.reason, video.detail)
         if video.seconds is not None:
             return video.seconds
-        file = self._folder / video.path
         try:
-            info = probe(file, sound_file(self._sound_folder, video.audio))
+            with media_files(self._folder, self._sound_folder, video.path, video.audio) as (file, sound):
+                info = probe(file, sound)
         except MediaError as error:
-            return MediaError(error.reason, error.detail.removeprefix(f"{file}: "))
+            return error
         return info.seconds if info.has_audio else MediaError("no_audio_stream", "there is a picture but no sound")

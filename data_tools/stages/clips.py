@@ -28,7 +28,8 @@ from ..launching import process_pool
 from ..launching.process_pool import batched, in_parts
 from ..launching.progress import Progress
 from ..sources import Source
-from ..sources.source import sound_file
+from ..sources.source import media_files, without_paths
+from ..sources.tar_members import notes
 from .clip_plan import ClipPlan, Window, check_plan, make_plan
 from .shard_set import begin, finish, missing_shards, read_plan
 
@@ -139,22 +140,25 @@ class _Cutter:
 
     def __call__(self, windows: list[Window]) -> list[Cut]:
         """Return the cut of each of ``windows``."""
-        media = self._preparation.media
-        file = self._folder / windows[0].video.path
-        sound = sound_file(self._sound_folder, windows[0].video.audio)
+        media, video = self._preparation.media, windows[0].video
         starts = [window.seconds(media.fps) for window in windows]
         cuts: list[Cut] = []
         try:
-            for clip in read_clips(file, starts, media, sound=sound):
-                cuts.append(self._cut(file, windows[len(cuts)], clip))
+            with media_files(self._folder, self._sound_folder, video.path, video.audio) as (file, sound):
+                beside = notes(self._folder, video.path)
+                for clip in read_clips(file, starts, media, sound=sound):
+                    if isinstance(clip, MediaError):
+                        clip = MediaError(clip.reason, without_paths(clip.detail, file, sound))
+                    cuts.append(self._cut(windows[len(cuts)], clip, beside))
         except MediaError as error:  # of the whole file: all windows that are not cut yet are lost
-            cuts += [self._cut(file, window, error) for window in windows[len(cuts) :]]
+            cuts += [Cut(window, {}, {}, error) for window in windows[len(cuts) :]]
         return cuts
 
-    def _cut(self, file: Path, window: Window, clip: Clip | MediaError) -> Cut:
+    def _cut(self, window: Window, clip: Clip | MediaError, beside: dict[str, Any]) -> Cut:
+        """Return the cut of ``window``; ``beside`` are the video's own text and JSON, which its sample keeps."""
         preparation, video = self._preparation, window.video
         if isinstance(clip, MediaError):
-            return Cut(window, {}, {}, MediaError(clip.reason, clip.detail.removeprefix(f"{file}: ")))
+            return Cut(window, {}, {}, clip)
         level = loudness(clip.waveform)
         if level < preparation.silence_db:
             text = f"RMS level {level:.1f} dB, below {preparation.silence_db:g} dB"
@@ -172,6 +176,7 @@ class _Cutter:
             "labels": video.labels,
             "label": video.label,
             "class": None if video.label is None else self._classes.index(video.label),
+            **beside,
         }
         return Cut(window, encode_clip(clip, sample_rate, preparation.jpeg_quality), meta)
 
