@@ -10,7 +10,7 @@ the label index is at hand (``source.ontology``, ``source.label_names``, or besi
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmldm_scale.common.errors import UserError
@@ -18,7 +18,8 @@ from mmldm_scale.common.errors import UserError
 from ..launching.progress import Progress
 from .files import file_size, find_videos
 from .ontology import Ontology
-from .segments import NamedFile, Segment, list_split, parse_name, read_segments
+from .segments import Segment, list_split, parse_name, read_segments
+from .shelf import Shelf, segment_video
 from .source import SourceOptions
 from .video import Video
 
@@ -64,16 +65,10 @@ class AudioSetSource:
         paths = found.videos
         if not self._lists:
             return [self._unlisted(path) for path in paths] + found.others
-        named = [file for file in map(parse_name, paths) if file is not None]
-        shelf = _Shelf(named)
-        videos = list(self._rows(shelf))
-        for number, video in enumerate(videos):
-            if video.maybe_trimmed and shelf.listed_often(video.origin):
-                videos[number] = replace(video, maybe_trimmed=False)
-        left_over = [self._left_over(path, shelf) for path in paths if path not in shelf.taken]
-        return videos + left_over + found.others
+        shelf = Shelf(paths)
+        return shelf.settled(list(self._rows(shelf))) + shelf.left_over(paths) + found.others
 
-    def _rows(self, shelf: "_Shelf") -> Iterator[Video]:
+    def _rows(self, shelf: Shelf) -> Iterator[Video]:
         with Progress(None, "reading lists", "rows") as bar:
             for file in self._lists:
                 before, name, split = bar.n, file.name, self._split or list_split(file)
@@ -83,7 +78,7 @@ class AudioSetSource:
                 if bar.n == before:
                     raise UserError(f"{file}: lists no segments")
 
-    def _row(self, row: Segment | str, where: str, split: str, shelf: "_Shelf") -> Video:
+    def _row(self, row: Segment | str, where: str, split: str, shelf: Shelf) -> Video:
         if isinstance(row, str):
             return Video(where, origin=where, split=split, reason="bad_row", detail=row)
         labels, reason, detail = self._labels.judge(row.mids)
@@ -92,86 +87,13 @@ class AudioSetSource:
         if not shelf.note(row):
             text = f"{row.youtube_id} from {row.start:g} s on is listed twice"
             return Video(where, origin=row.youtube_id, split=split, reason="duplicate_row", detail=text)
-        file = shelf.take(row)
-        path, start, end, size = row.youtube_id, row.start, row.end, 0
-        if file is not None:
-            path = file.path
-            if file.start is not None:  # named by its start, so that is where it begins
-                start, end = 0.0, row.end - row.start
-            if not reason:
-                size = file_size(self.folder, path)
-        elif not reason:
-            reason, detail = "no_file", f"no file is called {path}, with or without its start at {start:g} s"
-        return Video(
-            path,
-            size,
-            labels,
-            start,
-            end,
-            maybe_trimmed=file is not None and file.start is None,
-            origin=row.youtube_id,
-            split=split,
-            reason=reason,
-            detail=detail,
-        )
+        return segment_video(self.folder, row, shelf, labels, split, reason, detail)
 
     def _unlisted(self, path: str) -> Video:
         file = parse_name(path)
         return Video(
             path, file_size(self.folder, path), origin=file.youtube_id if file is not None else path, split=self._split
         )
-
-    def _left_over(self, path: str, shelf: "_Shelf") -> Video:
-        file = parse_name(path)
-        if file is None:
-            return Video(path, origin=path, reason="not_listed", detail="not named by a YouTube id")
-        rival = shelf.rival(file)
-        if rival:
-            return Video(path, origin=file.youtube_id, reason="two_files", detail=f"{rival} holds the same segment")
-        text = f"{file.youtube_id}{'' if file.start is None else f' from {file.start:g} on'} is in no list"
-        return Video(path, origin=file.youtube_id, reason="not_listed", detail=text)
-
-
-class _Shelf:
-    """The files by their video, and which of them the segments have come to so far."""
-
-    def __init__(self, files: list[NamedFile]) -> None:
-        """Take ``files``, sorted by path."""
-        self._files: dict[str, list[NamedFile]] = {}
-        for file in sorted(files, key=lambda file: file.start is None):  # those that say most first, then by path
-            self._files.setdefault(file.youtube_id, []).append(file)
-        self._starts: dict[str, tuple[int, ...]] = {}  # milliseconds, of the segments listed
-        self._rivals: dict[str, str] = {}
-        self.taken: set[str] = set()
-
-    def note(self, segment: Segment) -> bool:
-        """Note that ``segment`` is listed; return False if it was before."""
-        starts, start = self._starts.get(segment.youtube_id, ()), round(segment.start * 1000)
-        if start in starts:
-            return False
-        self._starts[segment.youtube_id] = (*starts, start)
-        return True
-
-    def listed_often(self, youtube_id: str) -> bool:
-        """Return whether several segments of a video are listed, so that one file of it is cut to none of them."""
-        return len(self._starts[youtube_id]) > 1
-
-    def take(self, segment: Segment) -> NamedFile | None:
-        """Return the file that holds ``segment``, None if there is none; of several the same one each time."""
-        fitting = [
-            file
-            for file in self._files.get(segment.youtube_id, ())
-            if file.holds(segment) and (file.start is None or file.path not in self.taken)
-        ]
-        if not fitting:
-            return None
-        self.taken.add(fitting[0].path)
-        self._rivals.update((file.path, fitting[0].path) for file in fitting[1:])
-        return fitting[0]
-
-    def rival(self, file: NamedFile) -> str:
-        """Return the path of the file that was taken for a segment that ``file`` holds too, or ""."""
-        return self._rivals.get(file.path, "")
 
 
 class _Labels:

@@ -55,6 +55,7 @@ SOURCES: dict[str, Callable[[], SourceKind]] = {
     "audioset": _in_module("audioset", "AudioSetOptions", "AudioSetSource"),
     "landscape": _in_module("landscape", "LandscapeOptions", "LandscapeSource"),
     "aist": _in_module("aist", "AISTOptions", "AISTSource"),
+    "vggsound": _in_module("vggsound", "VGGSoundOptions", "VGGSoundSource"),
     "webdataset": _in_module("webdataset", "WebDatasetOptions", "WebDatasetSource"),
 }
 
