@@ -41,7 +41,13 @@ class LowResView:
 
 
 def low_res_view(
-    file: Path, begin: float, end: float, rate: int, seconds: float = 60.0, sound: Path | None = None
+    file: Path,
+    begin: float,
+    end: float,
+    rate: int,
+    seconds: float = 60.0,
+    sound: Path | None = None,
+    audio_stream: int | None = None,
 ) -> LowResView:
     """Decode seconds [begin, end) of ``file``, or of a longer stretch pieces of 10 s that add up to ``seconds``.
 
@@ -49,6 +55,7 @@ def low_res_view(
         file: with picture and sound; ``sound``, if given, is a file whose sound is used instead.
         begin, end: on the clock of ``media.decode``.
         rate: of the sound, in Hz, as ``probe`` says.
+        audio_stream: as in ``probe``.
 
     Raises:
         MediaError: too_short (less than half a second), or as ``read_clips`` where any of it is damaged or missing.
@@ -60,7 +67,7 @@ def low_res_view(
     pictures: list[np.ndarray] = []
     details: list[np.ndarray] = []
     waveforms: list[np.ndarray] = []
-    for clip in read_clips(file, [begin + start for start in starts], media, sound=sound):
+    for clip in read_clips(file, [begin + start for start in starts], media, sound=sound, audio_stream=audio_stream):
         if not isinstance(clip, Clip):
             raise clip
         luma = _luma(clip.frames)

@@ -41,7 +41,8 @@ class CandidateMeasurer:
         with open_container(file) as container:
             row["has_video"] = find_stream(container, "video") is not None
             row["has_audio"] = separate_sound is not None or find_stream(container, "audio") is not None
-        info = probe(file, separate_sound)
+        number = self._config.source.audio_stream
+        info = probe(file, separate_sound, number)
         seconds = info.seconds if video.seconds is None else min(info.seconds, video.seconds)
         begin, end = video.stretch(seconds)
         row |= {"seconds": seconds, "duration": max(0.0, end - begin), "sample_rate": info.sample_rate}
@@ -49,7 +50,7 @@ class CandidateMeasurer:
         if not info.has_audio:
             raise MediaError("no_audio_stream", "there is a picture but no sound")
         rate = min(max(info.sample_rate, SLOWEST), FASTEST)
-        view = low_res_view(file, begin, end, rate, self._config.seconds, separate_sound)
+        view = low_res_view(file, begin, end, rate, self._config.seconds, separate_sound, number)
         row |= measures(view, self._config.silence_db)
 
 

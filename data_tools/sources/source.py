@@ -19,6 +19,7 @@ class SourceOptions:
 
     kind: str = ""  # name of the kind in the registry of sources
     split: str = ""  # of all videos; "": what folders, names of segment lists and columns say
+    audio_stream: int | None = None  # number of the sound track, from 0, in files with several; null: the best one
 
 
 class Source(Protocol):

@@ -111,7 +111,7 @@ def make_plan(source: Source, preparation: Preparation, output: Path, workers: i
     """Probe every video of ``source`` and return the plan of the set ``output``; raise UserError if there are none."""
     videos = entries(source, output)
     keys = unique_keys([video.name for video in videos])
-    probed = process_pool.map(_Prober(source.folder, source.sound_folder), videos, workers, timeout)
+    probed = process_pool.map(_Prober(source, preparation), videos, workers, timeout)
     planned = []
     with Progress(len(videos), "probing", "videos") as bar:
         for video, key, seconds in zip(videos, keys, probed, strict=True):
@@ -186,8 +186,9 @@ def _planned(video: Video, key: str, seconds: float | MediaError, preparation: P
 class _Prober:
     """Finds the usable seconds of a video, or why there are none."""
 
-    def __init__(self, folder: Path, sound_folder: Path | None) -> None:
-        self._folder, self._sound_folder = folder, sound_folder
+    def __init__(self, source: Source, preparation: Preparation) -> None:
+        self._folder, self._sound_folder = source.folder, source.sound_folder
+        self._audio_stream = preparation.source.audio_stream
 
     def __call__(self, video: Video) -> float | MediaError:
         """Return the seconds that the whole file of ``video`` has to use."""
@@ -197,7 +198,7 @@ class _Prober:
             return video.seconds
         try:
             with media_files(self._folder, self._sound_folder, video.path, video.audio) as (file, sound):
-                info = probe(file, sound)
+                info = probe(file, sound, self._audio_stream)
         except MediaError as error:
             return error
         return info.seconds if info.has_audio else MediaError("no_audio_stream", "there is a picture but no sound")

@@ -146,7 +146,8 @@ class _Cutter:
         try:
             with media_files(self._folder, self._sound_folder, video.path, video.audio) as (file, sound):
                 beside = notes(self._folder, video.path)
-                for clip in read_clips(file, starts, media, sound=sound):
+                number = self._preparation.source.audio_stream
+                for clip in read_clips(file, starts, media, sound=sound, audio_stream=number):
                     if isinstance(clip, MediaError):
                         clip = MediaError(clip.reason, without_paths(clip.detail, file, sound))
                     cuts.append(self._cut(windows[len(cuts)], clip, beside))

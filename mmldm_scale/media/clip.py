@@ -22,9 +22,9 @@ class MediaError(Exception):
     """A file, or one window of it, gives no clip. It becomes a row of the log of dropped candidates.
 
     ``reason`` is one of: missing_file, empty_file, unreadable, not_media, no_video_stream, no_audio_stream,
-    unsupported_codec, unsupported_colours, unsupported_sound (too many channels), encrypted, too_large, too_long,
-    too_short (the window exceeds the end), truncated (the data end before the time in the header), clock_jumps, corrupt
-    (it cannot be decoded). ``detail`` has the place and the amount.
+    no_such_stream, unsupported_codec, unsupported_colours, unsupported_sound (too many channels), encrypted, too_large,
+    too_long, too_short (the window exceeds the end), truncated (the data end before the time in the header),
+    clock_jumps, corrupt (it cannot be decoded). ``detail`` has the place and the amount.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

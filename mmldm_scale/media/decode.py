@@ -55,26 +55,28 @@ class MediaInfo:
     sample_rate: int  # Hz; 0 if there is no sound, or no decoder for it
 
 
-def probe(path: Path, sound: Path | None = None) -> MediaInfo:
+def probe(path: Path, sound: Path | None = None, audio_stream: int | None = None) -> MediaInfo:
     """Return the contents of ``path`` without decoding it; the sound is that of the file ``sound``, if given.
+
+    ``audio_stream`` is the number of the sound track, from 0; None: the one that a player would choose.
 
     Raises:
         MediaError: missing_file, empty_file, unreadable, not_media, no_video_stream, unsupported_codec, too_large,
-            too_long, encrypted, clock_jumps, corrupt; no_audio_stream only for ``sound``: a video without sound is no error
-            here.
+            too_long, encrypted, clock_jumps, corrupt, no_such_stream (``audio_stream``); no_audio_stream only for
+            ``sound``: a video without sound is no error here.
     """
     for file in {Path(path), Path(sound or path)}:
         check_clock(file)
-    return _probe(Path(path), sound)
+    return _probe(Path(path), sound, audio_stream)
 
 
-def _probe(path: Path, sound: Path | None) -> MediaInfo:
+def _probe(path: Path, sound: Path | None, audio_stream: int | None) -> MediaInfo:
     """Return the contents of ``path`` as far as the clock does not jump."""
     with ExitStack() as tracks:
         track = tracks.enter_context(closing(VideoTrack(path)))
-        video, audio = track.stream, find_stream(track.container, "audio")
+        video, audio = track.stream, find_stream(track.container, "audio", None if sound else audio_stream)
         if sound is not None:
-            audio = tracks.enter_context(closing(AudioTrack(sound))).stream
+            audio = tracks.enter_context(closing(AudioTrack(sound, audio_stream))).stream
         _refuse_encrypted(path, video, audio)
         (start, end), offset = _span(path, video), 0.0
         if audio is not None:
@@ -99,7 +101,12 @@ def _probe(path: Path, sound: Path | None) -> MediaInfo:
 
 
 def read_clips(
-    path: Path, starts: Sequence[float], media: MediaConfig, need_sound: bool = True, sound: Path | None = None
+    path: Path,
+    starts: Sequence[float],
+    media: MediaConfig,
+    need_sound: bool = True,
+    sound: Path | None = None,
+    audio_stream: int | None = None,
 ) -> Iterator[Clip | MediaError]:
     """Yield the clip that begins at each of ``starts``, or the reason why that window gives none.
 
@@ -109,6 +116,7 @@ def read_clips(
         media: number, rate and size of frames; sample rate and length of the waveform.
         need_sound: raise no_audio_stream for a file without sound; if False, its clips are silent.
         sound: a file whose sound replaces that of ``path``; both begin at the same moment.
+        audio_stream: as in :func:`probe`.
 
     Yields:
         Clip: frames (media.frames, media.size, media.size, 3), waveform (media.audio_samples,).
@@ -123,7 +131,7 @@ def read_clips(
             clock jumps only those windows are lost that lie there.
     """
     path = Path(path)
-    info = _probe(path, sound)
+    info = _probe(path, sound, audio_stream)
     if list(starts) != sorted(starts) or any(start < 0 for start in starts):
         raise ValueError("starts must be ascending and not negative")
     if need_sound and not info.has_audio:
@@ -135,7 +143,7 @@ def read_clips(
         pictures = window_pictures(video, inside, info.start, media)
         sounds: Iterator[np.ndarray | MediaError] = repeat(np.zeros(media.audio_samples, np.float32))
         if info.has_audio:
-            audio = tracks.enter_context(closing(AudioTrack(sound or path)))
+            audio = tracks.enter_context(closing(AudioTrack(sound or path, audio_stream)))
             sounds = window_sounds(audio, inside, info.sound_start, media)
         for start in starts:
             if start > last:

@@ -82,12 +82,24 @@ def open_container(path: Path) -> InputContainer:
 
 
 @overload
-def find_stream(container: InputContainer, kind: Literal["video"]) -> VideoStream | None: ...
+def find_stream(container: InputContainer, kind: Literal["video"], number: int | None = None) -> VideoStream | None: ...
 @overload
-def find_stream(container: InputContainer, kind: Literal["audio"]) -> AudioStream | None: ...
-def find_stream(container: InputContainer, kind: Literal["video", "audio"]) -> Stream | None:
-    """Return the stream of this kind that a player would choose, cover art excluded; None if there is none."""
+def find_stream(container: InputContainer, kind: Literal["audio"], number: int | None = None) -> AudioStream | None: ...
+def find_stream(container: InputContainer, kind: Literal["video", "audio"], number: int | None = None) -> Stream | None:
+    """Return the stream of this kind that a player would choose, cover art excluded; None if there is none.
+
+    Args:
+        number: take this one of them, from 0, instead.
+
+    Raises:
+        MediaError: no_such_stream: there are streams of this kind, but not so many.
+    """
     candidates = [s for s in container.streams if s.type == kind and not s.disposition & Disposition.attached_pic]
+    if number is not None and candidates:
+        if not 0 <= number < len(candidates):
+            text = f"there is no {kind} stream {number}: the file has {len(candidates)}, counted from 0"
+            raise MediaError("no_such_stream", f"{container.name.removeprefix('file:')}: {text}")
+        return candidates[number]
     best = container.streams.best(kind)
     return best if best in candidates else next(iter(candidates), None)
 
@@ -294,8 +306,13 @@ class AudioTrack(_Track[AudioFrame]):
     def frame_seconds(self, frame: AudioFrame) -> float:
         return frame.samples / frame.sample_rate
 
+    def __init__(self, path: Path, number: int | None = None) -> None:
+        """Open ``path`` for the sound track ``number``, from 0; None: for the one that a player would choose."""
+        self._number = number
+        super().__init__(path)
+
     def _find_stream(self) -> AudioStream | None:
-        stream = find_stream(self.container, "audio")
+        stream = find_stream(self.container, "audio", self._number)
         if stream is not None and (stream.codec_context is None or stream.sample_rate not in RATES):
             raise MediaError("unsupported_codec", f"{self.path}: audio stream")
         return stream

@@ -57,7 +57,12 @@ def test_a_source_from_outside_is_used_by_the_command(
     assert main([*command, "source.prefix=b", *overrides]) == 0
     manifest = Manifest.read(output)
     assert manifest.videos == 1
-    assert manifest.preparation["source"] == {"kind": "prefix", "split": "", "prefix": "b"}
+    assert manifest.preparation["source"] == {
+        "kind": "prefix",
+        "split": "",
+        "audio_stream": None,
+        "prefix": "b",
+    }
     assert main([*command, "source.prefix=b", *overrides]) == 0
     assert main([*command, "source.prefix=a", *overrides]) == 2
     assert "source.prefix: begun with 'b', now 'a'" in capsys.readouterr().err
