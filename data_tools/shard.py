@@ -14,6 +14,9 @@
   # both in one go, into sets/clips and sets/latents
   python data_tools/shard.py all --input videos --output sets --autoencoder runs/autoencoder --preset landscape
 
+  # latents that you have already (cat_1.audio.npy, cat_1.video.npy, cat_1.mirrored.npy, …), of the same autoencoder
+  python data_tools/shard.py import-latents --input theirs --output sets/latents --autoencoder runs/autoencoder
+
   # choose segments of AudioSet: measure all of them once, then select, as often as you like
   python data_tools/shard.py measure --source audioset --list unbalanced_train_segments.csv --input videos \\
       --output sets/measures
@@ -101,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROGRAM, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(
-        required=True, metavar="all|measure|select|clips|latents|verify|repair|stats", title="commands"
+        required=True, metavar="all|measure|select|clips|latents|import-latents|verify|repair|stats", title="commands"
     )
 
     def command(name: str, run: Callable, content: str, summary: str) -> argparse.ArgumentParser:
@@ -115,10 +118,12 @@ def _parser() -> argparse.ArgumentParser:
     select = command("select", _select, "folder of measures", "select among measured videos, without decoding")
     clips = command("clips", _clips, "folder of videos", "cut videos into clip shards")
     latents = command("latents", _latents, "clip set", "encode clip shards into latent shards")
+    imports = command("import-latents", _import, "folder of tensors", "make a latent set of latents that there are")
     verify = command("verify", _verify, "shard set", "read a set and report every fault")
     repair = command("repair", _repair, "shard set", "verify a set and make its faulty shards again")
     stats = command("stats", _stats, "shard set", "count what a set holds, and show samples")
-    for sub in (both, measure, select, clips, latents):
+    _add_import_options(imports)
+    for sub in (both, measure, select, clips, latents, imports):
         sub.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or begun by the same command")
     stats.add_argument("--output", type=Path, metavar="DIR", help="folder for index.html, a contact sheet")
     for sub in (both, measure, clips):
@@ -128,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (both, measure, select, clips):
         sub.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
         arguments.add_configuration(sub, "stride=1 media.fps=4", preset="landscape")
-    for sub in (both, latents):
+    for sub in (both, latents, imports):
         sub.add_argument("--autoencoder", type=Path, required=True, metavar="DIR", help="run or checkpoint")
     for sub in (both, latents, repair):
         sub.add_argument("--batch-size", type=int, default=8, help="clips encoded at once (default: %(default)s)")
@@ -139,9 +144,22 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (both, measure, clips, repair):
         text = "seconds until a decoder counts as hung (default: %(default)s)"
         sub.add_argument("--timeout", type=float, default=60, help=text)
-    for sub in (both, measure, clips, latents):
+    for sub in (both, measure, clips, latents, imports):
         launch.add_arguments(sub)
     return parser
+
+
+def _add_import_options(parser: argparse.ArgumentParser) -> None:
+    for part in ("audio", "video", "mirrored"):
+        text = "its files, without suffix; :NAME at the end: that tensor of each (default: %(default)s)"
+        parser.add_argument(f"--{part}", metavar="PATTERN", default=f"{{key}}.{part}", help=text)
+    text = 'JSON with their mean and std per channel: {"audio": {"mean": […], "std": […]}, "video": {…}}'
+    parser.add_argument("--statistics", metavar="FILE", default="", help=text)
+    text = "undo the normalisation by --statistics (default: only compare these)"
+    parser.add_argument("--normalised", action="store_true", help=text)
+    text = "let the latents of the videos stand in for those of mirrored videos"
+    parser.add_argument("--without-mirrored", action="store_true", help=text)
+    parser.add_argument("--samples-per-shard", type=int, default=256, metavar="N", help="(default: %(default)s)")
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -204,6 +222,18 @@ def _clips(args: argparse.Namespace) -> int:
 
 def _latents(args: argparse.Namespace) -> int:
     _encode(args, args.input, args.output)
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from .stages.import_latents import ImportOptions, import_latents
+    from .stages.latent_files import LatentNames
+
+    start = time.monotonic()
+    names = LatentNames(args.audio, args.video, args.mirrored)
+    options = ImportOptions(names, args.statistics, args.normalised, args.without_mirrored, args.samples_per_shard)
+    manifest = import_latents(args.input, args.output, args.autoencoder, options)
+    _summarise(args.output, manifest, time.monotonic() - start)
     return 0
 
 

@@ -19,7 +19,7 @@ def describe(output: Path, manifest: Manifest, seconds: float) -> str:
     size = sum(shard.bytes for shard in manifest.shards)
     made = f"{manifest.samples} {manifest.kind} in {len(manifest.shards)} shards ({size / 1e6:.1f} MB)"
     found, reasons = f"{manifest.videos} entries, ", Counter(manifest.reasons)
-    if manifest.kind == "clips":
+    if not manifest.source:  # latents of clips have the entries of those
         entries = _dropped_entries(output, manifest)
         found = (
             f"{manifest.videos} entries found = {manifest.videos - manifest.failed_files} taken + "

@@ -61,7 +61,7 @@ def index_tar(tar: Path) -> TarIndex:
         size = tar.stat().st_size
         with tarfile.open(tar, "r:") as archive:
             for info in archive:
-                archive.members = []  # tarfile would keep all
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all; not in typeshed
                 if not info.isdir():
                     members.append(_member(info, size))
             ending = _ending(tar, archive.offset)

@@ -196,7 +196,7 @@ def _write_shard(
                 bar.update()
         if leases.holds(shard_name(number)):  # else this process counted as dead, and another one makes it
             totals = sums(written)
-            _check_rounding(output, number, errors, statistics([totals]))
+            check_rounding(output, number, errors, statistics([totals]))
             with leases.finishing(shard_name(number)):
                 writer.commit(totals)
     leases.release(shard_name(number))
@@ -208,7 +208,7 @@ def squared_errors(exact: LatentSample, rounded: LatentSample) -> dict[str, np.n
     return {name.removesuffix("_mean"): (each**2).mean((1, 2)) for name, each in error.items()}
 
 
-def _check_rounding(
+def check_rounding(
     output: Path, number: int, errors: list[dict[str, np.ndarray]], stored: dict[str, dict[str, list[float]]]
 ) -> None:
     """Raise UserError if float16 blurs a channel of this shard by more than :data:`ROUNDING` of its own spread."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.stream import Stream
 
 from mmldm_scale.config import MediaConfig
@@ -162,6 +163,7 @@ def read_clips(
 def _refuse_encrypted(path: Path, *streams: Stream | None) -> None:
     """Raise MediaError if one of ``streams``, by its header or by its first packet, is encrypted."""
     for stream in filter(None, streams):
+        assert isinstance(stream.container, InputContainer)
         encrypted = is_encrypted(stream)
         with suppress(av.FFmpegError):  # decoding will say what is wrong
             packet = next(read_packets(stream.container, stream), None)
