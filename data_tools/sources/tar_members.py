@@ -13,8 +13,8 @@ import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,19 +39,15 @@ class Member:
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The members of a tar in their order, folders left out; ``damage`` says why there may be more ("": there are not).
-
-    Attributes:
-        by_name: those that can be read; of equal names the first.
-    """
+    """The members of a tar in order, without folders; ``damage`` says why there may be more ("": there are not)."""
 
     members: list[Member]
     damage: str = ""
-    by_name: dict[str, Member] = field(init=False)
 
-    def __post_init__(self) -> None:
-        readable = {member.name: member for member in reversed(self.members) if not member.fault}
-        object.__setattr__(self, "by_name", readable)
+    @cached_property
+    def by_name(self) -> dict[str, Member]:
+        """The members that can be read, by name; of equal names the first."""
+        return {member.name: member for member in reversed(self.members) if not member.fault}
 
 
 def index_tar(tar: Path) -> TarIndex:

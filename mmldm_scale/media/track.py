@@ -294,6 +294,11 @@ class AudioTrack(_Track[AudioFrame]):
     rate: int  # Hz, as the file begins
     custom_order: bool  # the order of the channels is not libav's own
 
+    def __init__(self, path: Path, number: int | None = None) -> None:
+        """Open ``path`` for the sound track ``number``, from 0; None: for the one that a player would choose."""
+        self._number = number
+        super().__init__(path)
+
     def _open(self) -> None:
         super()._open()
         self.rate = self.stream.sample_rate
@@ -305,11 +310,6 @@ class AudioTrack(_Track[AudioFrame]):
 
     def frame_seconds(self, frame: AudioFrame) -> float:
         return frame.samples / frame.sample_rate
-
-    def __init__(self, path: Path, number: int | None = None) -> None:
-        """Open ``path`` for the sound track ``number``, from 0; None: for the one that a player would choose."""
-        self._number = number
-        super().__init__(path)
 
     def _find_stream(self) -> AudioStream | None:
         stream = find_stream(self.container, "audio", self._number)
