@@ -19,7 +19,7 @@ from ..launching.progress import Progress
 from .files import file_size, find_videos
 from .ontology import Ontology
 from .segments import Segment, list_split, parse_name, read_segments
-from .shelf import Shelf, segment_video
+from .segment_files import SegmentFiles, segment_video
 from .source import SourceOptions
 from .video import Video
 
@@ -65,29 +65,29 @@ class AudioSetSource:
         paths = found.videos
         if not self._lists:
             return [self._unlisted(path) for path in paths] + found.others
-        shelf = Shelf(paths)
-        return shelf.settled(list(self._rows(shelf))) + shelf.left_over(paths) + found.others
+        files = SegmentFiles(paths)
+        return files.without_wrong_guesses(list(self._rows(files))) + files.unused(paths) + found.others
 
-    def _rows(self, shelf: Shelf) -> Iterator[Video]:
+    def _rows(self, files: SegmentFiles) -> Iterator[Video]:
         with Progress(None, "reading lists", "rows") as bar:
             for file in self._lists:
                 before, name, split = bar.n, file.name, self._split or list_split(file)
                 for number, row in read_segments(file):
                     bar.update()
-                    yield self._row(row, f"{name}:{number}", split, shelf)
+                    yield self._row(row, f"{name}:{number}", split, files)
                 if bar.n == before:
                     raise UserError(f"{file}: lists no segments")
 
-    def _row(self, row: Segment | str, where: str, split: str, shelf: Shelf) -> Video:
+    def _row(self, row: Segment | str, where: str, split: str, files: SegmentFiles) -> Video:
         if isinstance(row, str):
             return Video(where, origin=where, split=split, reason="bad_row", detail=row)
         labels, reason, detail = self._labels.judge(row.mids)
         if reason == "bad_row":
             return Video(where, origin=row.youtube_id, split=split, reason=reason, detail=detail)
-        if not shelf.note(row):
+        if not files.add(row):
             text = f"{row.youtube_id} from {row.start:g} s on is listed twice"
             return Video(where, origin=row.youtube_id, split=split, reason="duplicate_row", detail=text)
-        return segment_video(self.folder, row, shelf, labels, split, reason, detail)
+        return segment_video(self.folder, row, files, labels, split, reason, detail)
 
     def _unlisted(self, path: str) -> Video:
         file = parse_name(path)

@@ -17,7 +17,7 @@ from mmldm_scale.common.errors import UserError
 
 from .files import find_videos
 from .segments import MAX_LINE, Segment, parse_name
-from .shelf import Shelf, segment_video
+from .segment_files import SegmentFiles, segment_video
 from .source import SourceOptions
 from .video import Video
 
@@ -50,22 +50,22 @@ class VGGSoundSource:
         Raises UserError if there are no videos, or the list has no rows or cannot be read.
         """
         found = find_videos(self.folder)
-        shelf = Shelf(found.videos)
-        videos = [self._video(number, row, shelf) for number, row in _read(self._list)]
+        files = SegmentFiles(found.videos)
+        videos = [self._video(number, row, files) for number, row in _read(self._list)]
         if not videos:
             raise UserError(f"{self._list}: lists no segments")
-        return shelf.settled(videos) + shelf.left_over(found.videos) + found.others
+        return files.without_wrong_guesses(videos) + files.unused(found.videos) + found.others
 
-    def _video(self, number: int, row: list[str], shelf: Shelf) -> Video:
+    def _video(self, number: int, row: list[str], files: SegmentFiles) -> Video:
         where = f"{self._list.name}:{number}"
         try:
             segment, label, split = _parse(row)
         except ValueError as error:
             return Video(where, origin=where, reason="bad_row", detail=str(error))
-        if not shelf.note(segment):
+        if not files.add(segment):
             text = f"{segment.youtube_id} from {segment.start:g} s on is listed twice"
             return Video(where, origin=segment.youtube_id, reason="duplicate_row", detail=text)
-        return segment_video(self.folder, segment, shelf, (label,), self._split or split)
+        return segment_video(self.folder, segment, files, (label,), self._split or split)
 
 
 def _read(file: Path) -> Iterator[tuple[int, list[str]]]:

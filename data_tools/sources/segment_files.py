@@ -1,8 +1,9 @@
 """Which downloaded file holds which segment of a YouTube video: for lists such as AudioSet's and VGGSound's.
 
-    shelf = Shelf(paths)
-    videos = shelf.settled([segment_video(folder, segment, shelf, …) for segment in segments if shelf.note(segment)])
-    dropped = shelf.left_over(paths)
+    files = SegmentFiles(paths)
+    videos = [segment_video(folder, segment, files, …) for segment in segments if files.add(segment)]
+    videos = files.without_wrong_guesses(videos)
+    dropped = files.unused(paths)
 
 :func:`segments.parse_name` knows how the files are called.
 """
@@ -15,21 +16,21 @@ from .segments import NamedFile, Segment, parse_name
 from .video import Video
 
 
-class Shelf:
-    """The files by their video, and which of them the segments have come to so far."""
+class SegmentFiles:
+    """The files by their video, and which of them the segments added so far have taken."""
 
     def __init__(self, paths: list[str]) -> None:
         """Take the files ``paths``, sorted."""
         files = [file for file in map(parse_name, paths) if file is not None]
         self._files: dict[str, list[NamedFile]] = {}
-        for file in sorted(files, key=lambda file: file.start is None):  # those that say most first, then by path
+        for file in sorted(files, key=lambda file: file.start is None):  # those that state a start first, then by path
             self._files.setdefault(file.youtube_id, []).append(file)
         self._starts: dict[str, tuple[int, ...]] = {}  # milliseconds, of the segments listed
-        self._rivals: dict[str, str] = {}
+        self._chosen: dict[str, str] = {}
         self.taken: set[str] = set()
 
-    def note(self, segment: Segment) -> bool:
-        """Note that ``segment`` is listed; return False if it was before."""
+    def add(self, segment: Segment) -> bool:
+        """Add a listed ``segment``; return False if it was added before."""
         starts, start = self._starts.get(segment.youtube_id, ()), round(segment.start * 1000)
         if start in starts:
             return False
@@ -46,10 +47,10 @@ class Shelf:
         if not fitting:
             return None
         self.taken.add(fitting[0].path)
-        self._rivals.update((file.path, fitting[0].path) for file in fitting[1:])
+        self._chosen.update((file.path, fitting[0].path) for file in fitting[1:])
         return fitting[0]
 
-    def settled(self, videos: list[Video]) -> list[Video]:
+    def without_wrong_guesses(self, videos: list[Video]) -> list[Video]:
         """Return ``videos``, made of all segments, those of a whole video without the guess that it was cut to one."""
         often = {youtube_id for youtube_id, starts in self._starts.items() if len(starts) > 1}
         return [
@@ -57,17 +58,17 @@ class Shelf:
             for video in videos
         ]
 
-    def left_over(self, paths: list[str]) -> list[Video]:
+    def unused(self, paths: list[str]) -> list[Video]:
         """Return a dropped entry for each of ``paths`` that no segment has a use for."""
-        return [self._unused(path) for path in paths if path not in self.taken]
+        return [self._unused_file(path) for path in paths if path not in self.taken]
 
-    def _unused(self, path: str) -> Video:
+    def _unused_file(self, path: str) -> Video:
         file = parse_name(path)
         if file is None:
             return Video(path, origin=path, reason="not_listed", detail="not named by a YouTube id")
-        rival = self._rivals.get(path, "")
-        if rival:
-            return Video(path, origin=file.youtube_id, reason="two_files", detail=f"{rival} holds the same segment")
+        chosen = self._chosen.get(path, "")
+        if chosen:
+            return Video(path, origin=file.youtube_id, reason="two_files", detail=f"{chosen} holds the same segment")
         text = f"{file.youtube_id}{'' if file.start is None else f' from {file.start:g} on'} is in no list"
         return Video(path, origin=file.youtube_id, reason="not_listed", detail=text)
 
@@ -75,7 +76,7 @@ class Shelf:
 def segment_video(
     folder: Path,
     segment: Segment,
-    shelf: Shelf,
+    files: SegmentFiles,
     labels: tuple[str, ...],
     split: str,
     reason: str = "",
@@ -84,10 +85,10 @@ def segment_video(
     """Return ``segment`` with the file in ``folder`` that holds it, dropped as "no_file" if there is none.
 
     Args:
-        segment: one that was noted on the ``shelf``.
+        segment: one that was added to ``files``.
         reason, detail: why it is dropped whatever file there is; "": it is not.
     """
-    file = shelf.take(segment)
+    file = files.take(segment)
     path, start, end, size = segment.youtube_id, segment.start, segment.end, 0
     if file is not None:
         path = file.path
