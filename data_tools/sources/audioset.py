@@ -18,8 +18,8 @@ from mmldm_scale.common.errors import UserError
 from ..launching.progress import Progress
 from .files import file_size, find_videos
 from .ontology import Ontology
-from .segments import Segment, list_split, parse_name, read_segments
 from .segment_files import SegmentFiles, segment_video
+from .segments import Segment, list_split, parse_name, read_segments
 from .source import SourceOptions
 from .video import Video
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from mmldm_scale.common.errors import UserError
 
 from .files import find_videos
-from .segments import MAX_LINE, Segment, parse_name
 from .segment_files import SegmentFiles, segment_video
+from .segments import MAX_LINE, Segment, parse_name
 from .source import SourceOptions
 from .video import Video
 
