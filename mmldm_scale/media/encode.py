@@ -5,6 +5,7 @@ encoder's priming samples; players and :mod:`mmldm_scale.media.decode` follow it
 """
 
 import os
+import secrets
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+
+from mmldm_scale.common.atomic_files import TEMPORARY_SUFFIX, sync
 
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)  # Hz
 
@@ -44,12 +47,14 @@ def write_video(
             raise ValueError(f"waveform must be (N,) at one of {AAC_RATES} Hz, not {shape}")
         sound = waveform, sample_rate
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     options = {"fflags": "+bitexact", "movflags": "+faststart"}
     try:
         with av.open(str(temporary), "w", format="mp4", options=options) as container:
             _write(container, _even(frames), fps, sound)
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

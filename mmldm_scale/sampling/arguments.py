@@ -21,4 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--part", metavar="I/N", help="generate the I-th of N shares (1/N … N/N); set automatically in array jobs"
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="decode the samples that exist, and make those again that are damaged"
+    )
     add_configuration(parser, "seed=1 steps=25 video_guidance=4", preset="audioset")

@@ -2,8 +2,8 @@
 
 The folder contains ``{task}_{index:06d}.mp4`` (with sound), ``inputs/`` with the clips that a2v and v2a started from,
 ``{task}.json`` with the settings of the samples, TensorBoard events of a few samples, and a gallery page. Only missing
-samples are generated, in whole blocks of ``batch_size`` indices, so that a job that was killed and run again, and any
-number of array tasks that share the blocks, end with the same files.
+samples are generated, in whole blocks of ``batch_size`` indices. So a job that was killed and run again, any number of
+array tasks that share the blocks, and several jobs on one folder end with the same files.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,17 @@ from mmldm_scale.cluster import slurm
 from mmldm_scale.common.atomic_files import full_disk_reason, write_whole
 from mmldm_scale.common.device import choose_device
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.leases import Leases
 from mmldm_scale.config import GenerationTask, MediaConfig, Sampling, arguments, load
 from mmldm_scale.diffusion.guided_sampling import GIVEN
 from mmldm_scale.media.clip import Clip, MediaError
+from mmldm_scale.media.decode import read_clips
 from mmldm_scale.media.encode import write_video
 from mmldm_scale.models import pretrained
 from mmldm_scale.runs.event_file import EventFile
 from mmldm_scale.runs.media_log import MediaWriter, show
 from mmldm_scale.sampling import gallery
-from mmldm_scale.sampling.inputs import list_videos, read_first_clip, select_usable
+from mmldm_scale.sampling.inputs import Input, choose_inputs, list_videos
 from mmldm_scale.sampling.pipeline import DiTDescription, Pipeline
 
 SHOWN = 4  # number of samples of a job that are written to TensorBoard
@@ -51,13 +53,17 @@ def run(args: argparse.Namespace) -> int:
     videos = list_videos(args.input) if args.input else []
     _begin(args.output, args.task, _record(description, settings, videos, args.label))
     blocks = _blocks(args.num_samples, settings.batch_size)[part::parts]
-    _remove_leftovers(args.output, args.task, {index for block in blocks for index in block})
-    incomplete = [block for block in blocks if any(not _file(args.output, args.task, i).exists() for i in block)]
-    if incomplete:
-        need_sound = GIVEN[args.task] == "audio"
-        inputs = select_usable(videos, args.num_samples, description.media, need_sound) if videos else []
-        pipeline = Pipeline.from_pretrained(args.checkpoint, settings, args.autoencoder, choose_device(args.device))
-        SamplingJob(pipeline, args.task, args.output, inputs, args.label).generate(incomplete)
+    if args.verify:
+        _remove_damaged(args.output, args.task, blocks, description.media)
+    with Leases(args.output) as leases:
+        incomplete = [block for block in blocks if _missing(args.output, args.task, block)]
+        if incomplete:
+            need_sound, record = GIVEN[args.task] == "audio", args.output / f"{args.task}_inputs.json"
+            needed, media = args.num_samples, description.media
+            inputs = choose_inputs(record, videos, needed, media, need_sound, leases) if videos else []
+            pipeline = Pipeline.from_pretrained(args.checkpoint, settings, args.autoencoder, choose_device(args.device))
+            job = SamplingJob(pipeline, args.task, args.output, inputs, leases, args.label)
+            job.generate(incomplete, settings.batch_size)
     try:
         gallery.write(args.output)
     except UserError as error:  # the disk is full; the samples are complete, and the next job writes the page
@@ -71,14 +77,23 @@ class SamplingJob:
     """Generates blocks of samples and writes them to a folder."""
 
     def __init__(
-        self, pipeline: Pipeline, task: GenerationTask, output: Path, inputs: list[Path], label: str | None = None
+        self,
+        pipeline: Pipeline,
+        task: GenerationTask,
+        output: Path,
+        inputs: list[Input],
+        leases: Leases,
+        label: str | None = None,
     ) -> None:
-        self.pipeline, self.task, self.output, self.inputs = pipeline, task, output, inputs
+        self.pipeline, self.task, self.output, self.inputs, self._leases = pipeline, task, output, inputs, leases
         self._labels = [] if label is None else [label]
         self._shown = 0
 
-    def generate(self, blocks: list[range]) -> None:
-        """Generate the samples of ``blocks`` and write those that are missing."""
+    def generate(self, blocks: list[range], size: int) -> None:
+        """Generate the samples of ``blocks`` and write those that are missing; leave blocks to jobs that make them.
+
+        Each block is computed as one of ``size`` samples: in a batch of another size a sample would be another.
+        """
         terminal = sys.stderr.isatty()
         with (
             EventFile(self.output / "tensorboard") as events,
@@ -87,20 +102,29 @@ class SamplingJob:
             ) as progress,
         ):
             for block in blocks:
-                sources = self._sources(block)
-                clips = self.pipeline.generate(self.task, block, sources, self._labels * len(block))
-                for position, index in enumerate(block):
-                    self._write(index, clips[position], sources[position] if sources else None, events)
-                    progress.update()
+                name = f"{self.task}_{block.start:06d}"
+                if self._leases.take(name):
+                    self._generate(block, size, events)
+                    self._leases.release(name)
+                else:
+                    tqdm.write(f"another job is making samples {block.start} to {block.stop - 1}", file=sys.stderr)
+                progress.update(len(block))
+
+    def _generate(self, block: range, size: int, events: EventFile) -> None:
+        if not _missing(self.output, self.task, block):  # another job has made them meanwhile
+            return
+        _remove_leftovers(self.output, self.task, block)
+        batch = range(block.start, block.start + size)
+        sources = self._sources(batch)
+        clips = self.pipeline.generate(self.task, batch, sources, self._labels * len(batch))
+        for position, index in enumerate(block):
+            self._write(index, clips[position], sources[position] if sources else None, events)
 
     def _sources(self, block: range) -> list[Clip]:
         if not self.inputs:
             return []
         media, need_sound = self.pipeline.media, GIVEN[self.task] == "audio"
-        try:
-            return [read_first_clip(self.inputs[i % len(self.inputs)], media, need_sound) for i in block]
-        except MediaError as error:
-            raise UserError(f"--input: changed while the job ran: {error}") from None
+        return [self.inputs[i % len(self.inputs)].read(media, need_sound) for i in block]
 
     def _write(self, index: int, clip: Clip, source: Clip | None, events: EventFile) -> None:
         """Write sample ``index`` if it is missing; its file is written last, so that it implies the others."""
@@ -122,7 +146,23 @@ def _write_clip(file: Path, clip: Clip, media: MediaConfig) -> None:
         raise UserError(f"{file}: cannot be written: {full_disk_reason(error) or error.strerror}") from None
 
 
-def _remove_leftovers(output: Path, task: GenerationTask, indices: set[int]) -> None:
+def _missing(output: Path, task: GenerationTask, block: range) -> bool:
+    """Return whether any sample of ``block`` is missing."""
+    return any(not _file(output, task, index).exists() for index in block)
+
+
+def _remove_damaged(output: Path, task: GenerationTask, blocks: Sequence[range], media: MediaConfig) -> None:
+    """Remove those samples of ``blocks`` that do not decode whole, so that they are made again; print their names."""
+    for file in [_file(output, task, index) for block in blocks for index in block]:
+        if not file.exists():
+            continue
+        clip = next(read_clips(file, [0.0], media))
+        if isinstance(clip, MediaError):
+            print(f"{file}: damaged, is made again: {clip.detail}", file=sys.stderr, flush=True)
+            file.unlink()
+
+
+def _remove_leftovers(output: Path, task: GenerationTask, indices: range) -> None:
     """Remove what a killed job has left of the samples ``indices``, which no other job makes, and of their inputs."""
     name = re.compile(rf"\.{task}_(\d{{6,}})\.mp4(\.\w+)?\.tmp")
     for file in [*output.glob(".*.tmp"), *(output / INPUTS).glob(".*.tmp")]:

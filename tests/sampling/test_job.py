@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.leases import Leases
 from mmldm_scale.media.decode import probe, read_clips
 from mmldm_scale.sampling import arguments as arguments_of_sample
 from mmldm_scale.sampling import job
@@ -98,6 +99,39 @@ def test_run_again_it_makes_only_what_is_missing_and_the_same(model, whole, tmp_
     assert_same_samples(folder, whole)
     assert (folder / "svg_000000.mp4").stat().st_mtime_ns == before
     assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_sample_does_not_depend_on_how_many_are_asked_for(model, whole, tmp_path):
+    """Each block is computed whole: the last one, of one sample in place of two, too."""
+    assert sample(model, tmp_path / "out", number=3) == 0
+    shutil.copytree(whole, tmp_path / "first")
+    for index in (3, 4):
+        (tmp_path / f"first/svg_{index:06d}.mp4").unlink()
+    assert_same_samples(tmp_path / "out", tmp_path / "first")
+
+
+def test_two_jobs_on_one_folder_share_its_blocks(model, whole, tmp_path, capsys):
+    out = tmp_path / "out"
+    with Leases(out) as other:
+        assert other.take("svg_000002")
+        assert sample(model, out) == 0
+        assert list(videos_in(out)) == [f"svg_{index:06d}.mp4" for index in (0, 1, 4)]
+        assert "another job is making samples 2 to 3" in capsys.readouterr().err
+    assert sample(model, out) == 0
+    assert_same_samples(out, whole)
+    assert not (out / "leases").exists()
+
+
+def test_verify_finds_a_damaged_sample_and_makes_it_again(model, whole, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    file = out / "svg_000003.mp4"
+    file.write_bytes(file.read_bytes()[:-400])
+    assert sample(model, out) == 0
+    assert videos_in(out) != videos_in(whole)
+    assert sample(model, out, "--verify") == 0
+    assert f"{file}: damaged, is made again: " in capsys.readouterr().err
+    assert_same_samples(out, whole)
 
 
 def test_a_full_disk_costs_tensorboards_samples_and_no_video(model, tmp_path, capsys):
