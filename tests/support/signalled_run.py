@@ -59,7 +59,7 @@ class SignalledRun:
 
     def signal(self, number: int, target: str) -> None:
         """Signal the "launcher", rank 1 ("rank"), or "all", as SLURM does."""
-        pids = {"launcher": [self.process.pid], "rank": self.ranks[1:], "all": [self.process.pid, *self.ranks]}
+        pids = {"launcher": [self.process.pid], "rank": self.ranks[1:], "all": [*self.ranks, self.process.pid]}
         for pid in pids[target]:
             os.kill(pid, number)
 
