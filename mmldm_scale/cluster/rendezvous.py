@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from mmldm_scale.cluster.local_launcher import STORE
 from mmldm_scale.cluster.slurm import Rendezvous
-from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.errors import Outage
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LOOPBACK_INTERFACE = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}  # environment variables
@@ -34,7 +34,7 @@ def open_store(place: Rendezvous, timeout: timedelta) -> dist.Store:
         timeout: for all ranks to come, and for each answer of the store.
 
     Raises:
-        UserError: the port is in use.
+        Outage: the port is in use.
     """
     if is_one_machine(place, os.environ):
         os.environ.update({name: value for name, value in LOOPBACK_INTERFACE.items() if name not in os.environ})
@@ -61,18 +61,28 @@ def is_one_machine(place: Rendezvous, env: Mapping[str, str]) -> bool:
 def _listen(address: str, port: int) -> socket.socket:
     """Return a socket that listens on this node's ``address`` only, or on all of its addresses if that cannot be.
 
+    A node may know its own name as a loopback address, which the other nodes cannot reach, or none of its interfaces
+    has the address, which is translated on the way.
+
     Raises:
-        UserError: the port is in use.
+        Outage: the port is in use.
     """
     family, *_, (host, *_) = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     try:
-        if address in LOOPBACK or not host.startswith(("127.", "::1")):
-            return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        if address not in LOOPBACK and host.startswith(("127.", "::1")):
+            return _listen_everywhere(port)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            return _listen_everywhere(port)
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"MASTER_PORT: port {port} of {address} is in use; end the process that has it") from None
-        if error.errno != errno.EADDRNOTAVAIL:
-            raise
-    # A node may know its own name as a loopback address, which the other nodes cannot reach, or MASTER_ADDR may be
-    # translated on the way.
-    return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG)
+            raise Outage(
+                f"port {port} of {address} is in use by another process; a requeued job uses another"
+            ) from None
+        raise
+
+
+def _listen_everywhere(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG)
+    return socket.create_server(("", port), backlog=BACKLOG)

@@ -11,7 +11,7 @@ import pytest
 from mmldm_scale.cluster import rendezvous
 from mmldm_scale.cluster.local_launcher import STORE
 from mmldm_scale.cluster.slurm import Rendezvous
-from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.errors import Outage
 from mmldm_scale.common.sockets import listening
 
 LIMIT = timedelta(seconds=30)
@@ -78,7 +78,7 @@ def test_the_port_is_open_on_the_nodes_own_address(resolving, port: int, address
 
 
 def test_a_port_in_use_is_one_line(port: int) -> None:
-    with rendezvous._listen("127.0.0.1", port), pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is in use"):
+    with rendezvous._listen("127.0.0.1", port), pytest.raises(Outage, match=f"port {port} of 127.0.0.1 is in use"):
         rendezvous._listen("127.0.0.1", port)
 
 
