@@ -167,6 +167,23 @@ def test_what_a_rank_has_explained_is_not_repeated(launched, status: int) -> Non
     assert launched(ending(f"sys.exit({status})")).end() == (status, "", "")
 
 
+def test_the_mistake_on_one_rank_is_the_only_line_although_the_others_lose_contact_with_it(launched) -> None:
+    status, _, errors = launched(
+        f"""{RANK}
+from mmldm_scale import cli
+from mmldm_scale.common.errors import LostContact, UserError
+from mmldm_scale.runs import status
+cli.OTHER_RANK_WAIT, cli.LOST_CONTACT_WAIT = 0.3, 60
+def fail(args):
+    raise LostContact("closed") if os.environ["RANK"] == "0" else UserError("sample 70 cannot be read")
+status.run = fail
+ready()
+sys.exit(cli.main(["status", "run"]))
+"""
+    ).end()
+    assert (status, errors) == (2, "mmldm: sample 70 cannot be read\n")
+
+
 def test_a_stop_signal_before_the_ranks_can_save_is_named(launched) -> None:
     run = launched(ending("time.sleep(60)"))
     run.signal(signal.SIGUSR1, "launcher")
