@@ -16,7 +16,7 @@ import socket
 from collections.abc import Mapping
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch.distributed import FileStore, HashStore, Store, TCPStore  # type: ignore[attr-defined]  # public, untyped
 
 from mmldm_scale.cluster.local_launcher import STORE
 from mmldm_scale.cluster.slurm import Rendezvous
@@ -27,7 +27,7 @@ LOOPBACK_INTERFACE = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}  
 BACKLOG = 2048  # ranks that may be connecting at the same time
 
 
-def open_store(place: Rendezvous, timeout: timedelta) -> dist.Store:
+def open_store(place: Rendezvous, timeout: timedelta) -> Store:
     """Return the store of the ranks' process groups, each rank once; keep gloo and NCCL on loopback on one machine.
 
     Args:
@@ -39,11 +39,11 @@ def open_store(place: Rendezvous, timeout: timedelta) -> dist.Store:
     if is_one_machine(place, os.environ):
         os.environ.update({name: value for name, value in LOOPBACK_INTERFACE.items() if name not in os.environ})
     if STORE in os.environ:
-        return dist.FileStore(f"/proc/self/fd/{os.environ[STORE]}", place.world_size)
+        return FileStore(f"/proc/self/fd/{os.environ[STORE]}", place.world_size)
     if place.world_size == 1:
-        return dist.HashStore()
+        return HashStore()
     is_server = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun has opened it
-    return dist.TCPStore(
+    return TCPStore(
         place.address,
         place.port,
         place.world_size,
@@ -69,7 +69,7 @@ def _listen(address: str, port: int) -> socket.socket:
     """
     family, *_, (host, *_) = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     try:
-        if address not in LOOPBACK and host.startswith(("127.", "::1")):
+        if address not in LOOPBACK and str(host).startswith(("127.", "::1")):
             return _listen_everywhere(port)
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
