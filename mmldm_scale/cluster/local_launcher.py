@@ -51,7 +51,7 @@ class _Ranks:
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._received: list[int] = []
+        self._to_send: list[int] = []  # all signals so far, those that wait for the last rank to be started included
         self._all_started = False
         for number in HANDED_ON:
             if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background jobs ignore SIGINT
@@ -65,7 +65,7 @@ class _Ranks:
             self._processes.append(subprocess.Popen(command, env=environment, pass_fds=[store]))
         os.close(store)
         self._all_started = True
-        for number in self._received:
+        for number in self._to_send:
             self._send(number)
 
     def wait(self) -> int:
@@ -106,10 +106,10 @@ class _Ranks:
         print(f"mmldm: rank {rank} (pid {process.pid}) {end}", file=sys.stderr, flush=True)
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
-        kills = number == signal.SIGINT and number in self._received
-        self._received.append(number)
+        is_second = number == signal.SIGINT and number in self._to_send
+        self._to_send.append(signal.SIGKILL if is_second else number)
         if self._all_started:
-            self._send(signal.SIGKILL if kills else number)
+            self._send(self._to_send[-1])
 
     def _send(self, number: int) -> None:
         """Send a signal to the ranks that have not ended."""

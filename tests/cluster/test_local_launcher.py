@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,15 +18,21 @@ from mmldm_scale.cluster import local_launcher
 local_launcher.END_DEADLINE = 1.0
 sys.exit(local_launcher.launch([sys.executable, "-c", sys.argv[1]], 2))
 """
-# What each rank begins with. A line is written at once, so that those of two ranks do not mix.
+# What each rank begins with. A line is written at once, so that those of two ranks do not mix, and no rank goes on, and
+# may fail, before both are ready.
 RANK = """
 import os, signal, sys, time
+from mmldm_scale.cluster import local_launcher
 from mmldm_scale.common import processes
 def say(*words):
     os.write(1, f"{' '.join(map(str, words))}\\n".encode())
 def ready():
     processes.follow_launcher()
     say("ready", os.environ["RANK"], os.getpid())
+    shared = int(os.environ[local_launcher.STORE])
+    os.write(shared, b".")
+    while os.fstat(shared).st_size < 2:
+        time.sleep(0.01)
 """
 # A rank that notes the signals, and ends as a training does: with 75, some time after the first.
 SAVING = f"""{RANK}
@@ -137,7 +144,9 @@ except KeyboardInterrupt:
     run.signal(signal.SIGINT, "all")
     for _ in range(2):
         assert run.process.stdout.readline() == "interrupted\n"
-    run.signal(signal.SIGINT, "launcher")
+    while run.process.poll() is None:  # two signals may become one where the launcher has no time for the first
+        run.signal(signal.SIGINT, "launcher")
+        time.sleep(0.1)
     status, output, errors = run.end()
     assert (status, output) == (137, "")
     assert errors.startswith("mmldm: rank 0 ")
