@@ -30,8 +30,8 @@ def ready():
     processes.follow_launcher()
     say("ready", os.environ["RANK"], os.getpid())
     shared = int(os.environ[local_launcher.STORE])
-    os.write(shared, b".")
-    while os.fstat(shared).st_size < 2:
+    os.pwrite(shared, b".", int(os.environ["RANK"]))
+    while os.pread(shared, 2, 0) != b"..":
         time.sleep(0.01)
 """
 # A rank that notes the signals, and ends as a training does: with 75, some time after the first.
