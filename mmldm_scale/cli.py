@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from mmldm_scale.cluster import slurm
-from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.errors import LostContact, UserError
 from mmldm_scale.common.processes import prepare_command
 from mmldm_scale.doctor import command as doctor
 from mmldm_scale.evaluation import arguments as evaluation
@@ -22,6 +22,8 @@ from mmldm_scale.planning import arguments as planning
 from mmldm_scale.sampling import arguments as sampling
 
 OTHER_COMMANDS = "mmldm_scale.commands"  # entry points of other packages: functions of a command's arguments
+OTHER_RANK_WAIT = 10.0  # seconds that a rank waits for rank 0 to print the same error
+LOST_CONTACT_WAIT = 20.0  # seconds that a rank waits for another rank, or its launcher, to print the cause
 EPILOG = """\
 examples:
   mmldm train dit --preset S --preset cluster/a800 shards=data/latents run=runs/dit_S
@@ -147,6 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _print_once("mmldm: interrupted; a training resumes from its last checkpoint")
         return 130
+    except LostContact as error:
+        reason = " ".join(str(error).split())[:200]
+        _print_once(f"mmldm: rank {slurm.rank()} has lost contact with another rank: {reason}", LOST_CONTACT_WAIT)
+        return 1
     except Exception:
         traceback.print_exc()
         _wait_for_srun()
@@ -172,10 +178,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _print_once(line: str) -> None:
-    """Print ``line`` to standard error. Ranks other than 0 wait first: if rank 0 failed too, the launcher ends them."""
-    if slurm.rank() > 0:
-        time.sleep(10)
+def _print_once(line: str, wait: float | None = None) -> None:
+    """Print ``line`` to standard error, unless the launcher ends this rank first, because another rank has failed, too.
+
+    Args:
+        wait: seconds for that; by default none on rank 0, :data:`OTHER_RANK_WAIT` on the others.
+    """
+    if wait is None:
+        wait = OTHER_RANK_WAIT if slurm.rank() > 0 else 0.0
+    time.sleep(wait)
     print(line, file=sys.stderr, flush=True)
     _wait_for_srun()
 

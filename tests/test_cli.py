@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
+from mmldm_scale import cli
 from mmldm_scale.cli import main
+from mmldm_scale.common.errors import LostContact
+from mmldm_scale.runs import status
 
 
 def test_composed_configuration_is_printed_and_nothing_started(tmp_path, capsys) -> None:
@@ -49,6 +52,17 @@ def test_what_a_locale_cannot_show_is_escaped(monkeypatch) -> None:
     assert main(["train", "dit", "--print-config", "shards=ü"]) == 0
     terminal.flush()
     assert b"\\xfc" in terminal.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_lost_contact_is_one_line_with_status_1(capsys, monkeypatch) -> None:
+    def lose(args: object) -> int:
+        raise LostContact("Connection closed by peer\n[127.0.0.1]:1234")
+
+    monkeypatch.setattr(cli, "LOST_CONTACT_WAIT", 0.0)
+    monkeypatch.setattr(status, "run", lose)
+    assert main(["status", "run"]) == 1
+    line = "mmldm: rank 0 has lost contact with another rank: Connection closed by peer [127.0.0.1]:1234\n"
+    assert capsys.readouterr().err == line
 
 
 def test_help_and_parsing_load_no_large_library() -> None:

@@ -35,7 +35,7 @@ class SlurmError(RuntimeError):
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where the processes of a run meet, and which of them this one is."""
+    """Where the processes of a run meet, and which of them this one is; port 0: nothing listens there."""
 
     rank: int
     local_rank: int
@@ -76,7 +76,7 @@ def find_rendezvous(env: Mapping[str, str]) -> Rendezvous:
         return _from_launcher(env)
     if in_step(env):
         return _from_step(env)
-    return Rendezvous(0, 0, 1, "127.0.0.1", _free_port())
+    return Rendezvous(0, 0, 1, "127.0.0.1", 0)
 
 
 def job(env: Mapping[str, str] = os.environ) -> SlurmJob | None:
@@ -209,7 +209,7 @@ def _from_step(env: Mapping[str, str]) -> Rendezvous:
         rank=int(env["SLURM_PROCID"]),
         local_rank=int(env["SLURM_LOCALID"]),
         world_size=int(env["SLURM_STEP_NUM_TASKS"]),
-        address=env.get("MASTER_ADDR") or _first_node(env["SLURM_STEP_NODELIST"]),
+        address=env.get("MASTER_ADDR") or _meeting_address(env),
         port=_port(env) or FIRST_PORT + key % PORTS,
     )
 
@@ -222,6 +222,11 @@ def _port(env: Mapping[str, str]) -> int | None:
     if not (text.isdecimal() and 0 < int(text) < 1 << 16):
         raise UserError(f"MASTER_PORT={text}: must be a port, 1 to 65535")
     return int(text)
+
+
+def _meeting_address(env: Mapping[str, str]) -> str:
+    """Return the address at which the ranks of the job step meet: of a step on one node, its loopback interface."""
+    return "127.0.0.1" if env.get("SLURM_STEP_NUM_NODES") == "1" else _first_node(env["SLURM_STEP_NODELIST"])
 
 
 def _restarts(env: Mapping[str, str]) -> int:
@@ -243,13 +248,6 @@ def _resolves(host: str) -> bool:
     except socket.gaierror:
         return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _scontrol(*arguments: str) -> str:

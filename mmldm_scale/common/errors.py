@@ -16,3 +16,7 @@ class Outage(UserError):
     """A file system or another process of the run failed. The next attempt may succeed, so a job is queued again."""
 
     status = 74  # EX_IOERR of sysexits.h
+
+
+class LostContact(Exception):
+    """Another rank is gone or does not answer. This rank cannot know why; that rank or the launcher prints it."""

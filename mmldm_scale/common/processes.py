@@ -9,10 +9,12 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mmldm_scale.common.errors import UserError
 
+PACKAGE = Path(__file__).resolve().parents[1]
 LAUNCHER = "MMLDM_LAUNCHER"  # environment variable in which a launcher passes its process id to its children
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 SOCKET_PATH = 107  # bytes that Linux allows for the path of a Unix socket
@@ -36,13 +38,38 @@ def die_with_parent(by: signal.Signals) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)
 
 
-def die_with_launcher(by: signal.Signals) -> None:
-    """Call :func:`die_with_parent` if the parent put its process id into LAUNCHER; send ``by`` now if it has ended."""
+def follow_launcher() -> None:
+    """Make this process, if it is a rank that our launcher or torchrun started, end as the launcher wants it to.
+
+    If the launcher ends, in whatever way, the rank receives SIGTERM. Of several SIGINTs only the first raises
+    KeyboardInterrupt: Ctrl-C reaches the rank from the terminal and once more from the launcher.
+    """
     launcher = os.environ.pop(LAUNCHER, None)
-    if launcher is not None:
-        die_with_parent(by)
-        if os.getppid() != int(launcher):
-            os.kill(os.getpid(), by)
+    if launcher is None and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    die_with_parent(signal.SIGTERM)
+    if launcher is not None and os.getppid() != int(launcher):  # it had ended before
+        os.kill(os.getpid(), signal.SIGTERM)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt_once)
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def own_command() -> list[str]:
+    """Return the command line that runs ``mmldm`` from this package; its arguments may follow.
+
+    Unlike after a plain ``python -m``, no module is imported from the current folder.
+    """
+    python = [sys.executable, "-P", "-m", f"{PACKAGE.name}.cli"]
+    folder = PACKAGE.parent
+    if folder.name in ("site-packages", "dist-packages"):
+        return python
+    others = os.environ.get("PYTHONPATH")
+    return ["env", f"PYTHONPATH={folder}{os.pathsep + others if others else ''}", *python]
 
 
 def socket_folder() -> str:

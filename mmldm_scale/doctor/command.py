@@ -1,9 +1,8 @@
 """The options of ``mmldm doctor``, and its start in one or several processes, before any library is loaded."""
 
 import argparse
-import signal
 
-from mmldm_scale.common.processes import die_with_launcher
+from mmldm_scale.common.processes import follow_launcher
 from mmldm_scale.config import arguments
 
 
@@ -25,13 +24,15 @@ def run(args: argparse.Namespace) -> int:
         UserError: the configuration is not valid.
     """
     if not args.processes:
-        die_with_launcher(signal.SIGTERM)
+        follow_launcher()
         from mmldm_scale.doctor import examination
 
         return examination.run(args)
-    from mmldm_scale.cluster import torchrun
+    from mmldm_scale.cluster import local_launcher
 
     options = [word for folder in args.shards for word in ("--shards", folder)]
     options += ["--run", args.folder] if args.folder else []
     options += ["--quick"] if args.quick else []
-    return torchrun.run(args.processes, ["doctor", "--trainable", args.trainable, *options, *arguments.words(args)])
+    return local_launcher.run(
+        args.processes, ["doctor", "--trainable", args.trainable, *options, *arguments.words(args)]
+    )

@@ -15,7 +15,7 @@ from typing import Literal
 from mmldm_scale import config
 from mmldm_scale.cluster import slurm
 from mmldm_scale.config import Backend, Precision, TrainingConfig, arguments
-from mmldm_scale.doctor import devices, host, ranks, shards, software, storage
+from mmldm_scale.doctor import devices, host, ports, ranks, shards, software, storage
 from mmldm_scale.doctor.findings import Check, Finding, report, run_check, worst_level
 from mmldm_scale.doctor.ranks import Ranks
 from mmldm_scale.models.precision import DTYPES
@@ -159,13 +159,14 @@ def checks(request: Request, here: Ranks) -> list[Check]:
         ]
     if here.size == 1:
         single = Finding("ok", "ranks", "one process; srun or --processes 2 also checks the communication of ranks")
-        return [*chosen, Check("ranks", lambda: [single])]
+        return [*chosen, Check("ranks", lambda: [single]), Check("ports", ports.open_ports)]
     return [
         *chosen,
         Check("GPU", lambda: ranks.separate_gpus(here), 60.0),
         Check("agreement", lambda: ranks.agreement(here), 120.0),
         Check("clocks", lambda: ranks.clocks(here), 60.0),
         Check("all-reduce", lambda: ranks.all_reduce(here, 16 if request.quick else 64), 120.0),
+        Check("ports", ports.open_ports),
     ]
 
 

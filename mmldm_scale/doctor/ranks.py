@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mmldm_scale.cluster import slurm
+from mmldm_scale.cluster import rendezvous, slurm
 from mmldm_scale.common.device import gpu_identity, shared_gpu
 from mmldm_scale.doctor import devices, software
 from mmldm_scale.doctor.findings import Finding, Level
@@ -47,8 +47,9 @@ def join(seconds: float) -> Ranks:
     """Join the ranks that SLURM, torchrun or ``--processes`` started, within ``seconds``."""
     place = slurm.find_rendezvous(os.environ)
     if place.world_size > 1:
-        slurm.export_rendezvous()
-        dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+        limit = timedelta(seconds=seconds)
+        store = rendezvous.open_store(place, limit)
+        dist.init_process_group("gloo", timeout=limit, world_size=place.world_size, rank=place.rank, store=store)
     return Ranks(place.rank, place.local_rank, place.world_size)
 
 

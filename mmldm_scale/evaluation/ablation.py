@@ -20,14 +20,13 @@ from omegaconf import MISSING
 
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.common.processes import die_with_parent
+from mmldm_scale.common.processes import die_with_parent, own_command
 from mmldm_scale.config import Reconstructing, arguments, load, require
 from mmldm_scale.evaluation.arguments import FINETUNE_FILE
 from mmldm_scale.evaluation.reconstruction import RECONSTRUCTED, RESULTS
 from mmldm_scale.models import pretrained
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 
-MMLDM = (sys.executable, "-m", "mmldm_scale.cli")
 FINETUNED_RUN = "kl_vae"  # folder of the fine-tuned KL-VAE's run, in the output folder
 TABLE, TABLE_DATA = "ablation.md", "ablation.json"
 
@@ -115,7 +114,7 @@ def _train_and_measure(args: argparse.Namespace, variant: Variant) -> dict[str, 
     results = args.output / variant.name / "reconstruction" / weights.parent.name  # step-…: of this checkpoint
     if not (results / RESULTS).exists():
         options = ["--checkpoint", weights, "--input", args.input, "--num-samples", args.num_samples]
-        _call([*MMLDM, "reconstruct", *options, "--output", results, *_config_options(args.reconstruct)])
+        _call([*own_command(), "reconstruct", *options, "--output", results, *_config_options(args.reconstruct)])
     return json.loads((results / RESULTS).read_text())[RECONSTRUCTED]
 
 
@@ -141,7 +140,7 @@ def _train(args: argparse.Namespace, model: str, files: Sequence[str | Path], ov
     """Train ``model`` to the end; return at once if its run is finished."""
     launch = ["--processes", args.processes] if args.processes else []
     launch += ["--under", args.under] if args.under else []
-    _call([*MMLDM, "train", model, *_config_options(files), *launch, *overrides])
+    _call([*own_command(), "train", model, *_config_options(files), *launch, *overrides])
 
 
 def _config_options(files: Sequence[str | Path]) -> list[str | Path]:

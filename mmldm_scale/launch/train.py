@@ -2,12 +2,10 @@
 
 import argparse
 import shlex
-import signal
-import sys
 from pathlib import Path
 
 from mmldm_scale import config
-from mmldm_scale.common.processes import die_with_launcher
+from mmldm_scale.common.processes import follow_launcher, own_command
 from mmldm_scale.config import arguments
 from mmldm_scale.trainables.registry import registered
 
@@ -28,14 +26,14 @@ def run(args: argparse.Namespace) -> int:
     if args.under:
         from mmldm_scale.cluster import requeue
 
-        program = [*shlex.split(args.under), sys.executable, "-m", "mmldm_scale.cli"]
+        program = [*shlex.split(args.under), *own_command()]
         doctor = [*program, "doctor", "--quick", "--trainable", *same]
         return requeue.supervise([*program, "train", *same], Path(schema.run), doctor)
     if args.processes:
-        from mmldm_scale.cluster import torchrun
+        from mmldm_scale.cluster import local_launcher
 
-        return torchrun.run(args.processes, ["train", *same])
-    die_with_launcher(signal.SIGTERM)
+        return local_launcher.run(args.processes, ["train", *same])
+    follow_launcher()
     from mmldm_scale.training import loop
 
     return loop.train(record.build, schema)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.cluster import requeue, slurm
-from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.errors import LostContact, UserError
 from mmldm_scale.config import ShardTraining, TrainingConfig
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.training.checkpoint import ema_snapshots
@@ -28,7 +28,7 @@ from mmldm_scale.training.checkpoint.manifest import DISCRIMINATOR, ENGINE, read
 from mmldm_scale.training.data.loader import MicroBatches, load
 from mmldm_scale.training.engine import deepspeed_engine, deepspeed_internals, ema
 from mmldm_scale.training.engine.discriminator_engine import DiscriminatorEngine
-from mmldm_scale.training.engine.distributed import GRACE, World, start, stop
+from mmldm_scale.training.engine.distributed import GRACE, World, is_lost_contact, start, stop
 from mmldm_scale.training.engine.optimizer import learning_rate
 from mmldm_scale.training.engine.step_guard import StepGuard
 from mmldm_scale.training.monitoring import metric_means, throughput, validation
@@ -49,6 +49,7 @@ def train(build_trainable: Callable[[Any], Trainable], config: ShardTraining) ->
 
     Raises:
         UserError: the configuration, data or checkpoints cannot work.
+        LostContact: another rank failed.
     """
     stop_request = StopRequest()
     world = start(config.training.collective_timeout)
@@ -67,6 +68,8 @@ def train(build_trainable: Callable[[Any], Trainable], config: ShardTraining) ->
         restore_handlers()  # nothing is left to save: a launcher that ends this process now must be obeyed at once
         if isinstance(error, UserError):
             requeue.report_exit_status(error.status)
+        if is_lost_contact(error):
+            raise LostContact(str(error)) from error
         raise
     finally:
         stop()

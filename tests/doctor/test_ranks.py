@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale import cli
-from mmldm_scale.doctor import examination, ranks, software
+from mmldm_scale.doctor import examination, ports, ranks, software
 from mmldm_scale.doctor.findings import Check, Finding, run_check
 from tests.support.run_results import Forks
 
@@ -19,7 +19,7 @@ def print_findings(break_it: str) -> int:
     rank = _place()
     globals()[break_it](rank)
     here = ranks.join(30)
-    checks = (ranks.agreement, ranks.clocks, lambda here: ranks.all_reduce(here, 4))
+    checks = (ranks.agreement, ranks.clocks, lambda here: ranks.all_reduce(here, 4), lambda here: ports.open_ports())
     found = [f for check in checks for f in run_check(Check("ranks", lambda check=check: check(here), 30))]
     ranks.leave(here)
     if rank == 0:
@@ -66,9 +66,10 @@ def wrong_sum(rank: int) -> None:
 
 def test_ranks_of_one_kind_agree(forks) -> None:
     found = findings(forks, nothing)
-    assert [(f.level, f.subject) for f in found] == [("ok", s) for s in ("agreement", "clocks", "all-reduce")]
+    assert [(f.level, f.subject) for f in found] == [("ok", s) for s in ("agreement", "clocks", "all-reduce", "ports")]
     assert "2 ranks on 2 node(s) run the same code" in found[0].text
     assert "GB/s bus bandwidth, gloo, 4 MB over 2 ranks" in found[2].text
+    assert found[3].text == "open on the loopback interface only"
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,20 @@ def test_a_rank_that_differs_is_an_error(forks, break_it, subject, text) -> None
     (error,) = (f for f in findings(forks, break_it) if f.level != "ok")
     assert (error.level, error.subject) == ("error", subject)
     assert error.text.startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "level", "text"),
+    [
+        ({}, "ok", "none is open"),
+        ({"127.0.0.1": {7}, "10.0.0.11": {8, 9}}, "ok", "open on 10.0.0.11, without authentication"),
+        ({"127.0.0.1": {7}, "::": {8}}, "warning", "port 8 can be reached on all interfaces"),
+    ],
+)
+def test_what_others_can_reach_is_named(addresses: dict[str, set[int]], level: str, text: str) -> None:
+    (finding,) = ports.check_addresses(addresses)
+    assert (finding.level, finding.subject) == (level, "ports")
+    assert finding.text.startswith(text)
 
 
 def doctor() -> int:

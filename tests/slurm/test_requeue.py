@@ -53,7 +53,9 @@ def ranks(run: Path) -> dict[int, int]:
         except OSError:
             continue  # it has ended
         rank = [int(part[13:]) for part in environment if part.startswith(b"SLURM_PROCID=")]
-        trains = command[1:3] == ["-m", "mmldm_scale.cli"] and f"run={run}" in command and "--under" not in command
+        trains = (
+            command[1:4] == ["-P", "-m", "mmldm_scale.cli"] and f"run={run}" in command and "--under" not in command
+        )
         if rank and trains and b"slurmstepd" in Path(f"/proc/{parent}/cmdline").read_bytes():
             found[rank[0]] = int(process.name)
     return found

@@ -1,8 +1,10 @@
 """F10: any rank is signalled to stop, once or more: all save at the same step, at once, and with their own exit status.
 
-The short forms are in tests/training/test_loop.py and tests/slurm.
+So they do if their launcher is signalled, before the first checkpoint, too. The short forms are in
+tests/training/test_loop.py, tests/training/resilience/test_signals.py and tests/slurm.
 """
 
+import itertools
 import json
 import random
 import re
@@ -12,11 +14,19 @@ import signal
 import pytest
 
 from mmldm_scale.training.resilience.signals import EXIT_STOPPED, WATCHED
+from tests.support.datasets.latent_sets import write_latents
 from tests.support.faults import fault_trials
+from tests.support.signalled_run import SignalledRun
 from tests.support.toy_runs import BATCH, Toys, resumed_from
 
 ENDLESS = ("training.total_samples=16000000", "training.checkpoint_every=16000000", "training.preview_every=16000000")
 LINE = re.compile(r"stopping at (?P<at>[\d,]+) samples after .*; saved")
+SIGNALS = (*WATCHED, signal.SIGINT)
+FIRST_CHECKPOINT = (0, 800)  # samples; 0: none before the signal
+COMBINATIONS = [
+    *itertools.product(["alone"], ["launcher"], SIGNALS, FIRST_CHECKPOINT),
+    *itertools.product(["--processes", "torchrun"], ["launcher", "rank", "all"], SIGNALS, FIRST_CHECKPOINT),
+]
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +64,28 @@ def test_a_signal_to_any_rank_saves_all_at_the_same_step(count, toys):
         return " and ".join(signal.Signals(sent).name for _, sent, _, _ in signals)
 
     fault_trials.run("F10 a rank is signalled", count, trial)
+
+
+@fault_trials.counts(full=len(COMBINATIONS))
+def test_a_signal_to_the_launcher_or_the_ranks_saves_unless_it_is_ctrl_c(count, tmp_path):
+    latents = write_latents(tmp_path / "set")
+
+    def trial(number: int) -> str:
+        launcher, target, sent, every = COMBINATIONS[number % len(COMBINATIONS)]
+        run = SignalledRun(launcher, latents, tmp_path / f"run-{number}", every)
+        try:
+            run.signal(sent, target)
+            status, reason = run.wait(), run.stopped_by()
+        finally:
+            run.kill()
+        if launcher != "torchrun":
+            assert status == (130 if sent == signal.SIGINT else EXIT_STOPPED), run.output
+            assert "Traceback" not in run.output
+        assert status != 0  # torchrun's own end is its own affair
+        dies = launcher == "torchrun" and target == "launcher" and sent in (signal.SIGUSR1, signal.SIGUSR2)
+        expected = {"rank": "a signal to another rank"}.get(target, "SIGTERM" if dies else sent.name)
+        assert reason == (None if sent == signal.SIGINT else expected), run.output
+        shutil.rmtree(run.run)
+        return f"{sent.name} to {target} of {launcher}"
+
+    fault_trials.run("F10 a launcher is signalled", count, trial)

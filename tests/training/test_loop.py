@@ -63,6 +63,7 @@ def test_killed_while_saving_and_while_training_ends_with_the_same_weights(tmp_p
         how = (1, signal.SIGKILL, f"{run}/{sight}")
         status, said = forks(2, "signalled", *how, "train", f"run={run}", *EVERY_STEP)
         assert status == signal.SIGKILL, said
+        assert "LostContact: " in said  # of the other rank
         assert not (run / "checkpoints/step-000000000160").exists()
     finished = train(*EVERY_STEP)
     assert finished.status == 0, finished.output

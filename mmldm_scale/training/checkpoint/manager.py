@@ -111,7 +111,7 @@ class Checkpoints:
         self._initial_states = {name: part.state_dict() for name, part in self._states.items()}
         self._verified: dict[str, str | UnsupportedFormat | None] = {}  # what is wrong with a checkpoint, by its name
         self._host_copy = HostCopy()
-        self._writer: AsyncWriter[int | None] | None = None  # from the first save on
+        self._writer: AsyncWriter[int | None] = AsyncWriter(world, settings.collective_timeout + GRACE)
 
     def save(self, engines: Engines, samples_seen: int, write_weights: WriteWeights) -> None:
         """Begin to write the checkpoint at ``samples_seen``; all ranks call this together, when none is being written.
@@ -119,8 +119,6 @@ class Checkpoints:
         Args:
             write_weights: called on rank 0 as ``write_weights(folder, averages)``, in another thread.
         """
-        if self._writer is None:
-            self._writer = AsyncWriter(self._world, self._settings.collective_timeout + GRACE)
         content = Content(
             samples_seen,
             zero_stage=int(engines[ENGINE].zero_optimization_stage()),
@@ -136,7 +134,7 @@ class Checkpoints:
     @property
     def failed(self) -> bool:
         """Whether :meth:`finish` would raise by now; ranks may see it at different times."""
-        return self._writer is not None and self._writer.failed
+        return self._writer.failed
 
     def finish(self) -> int | None:
         """Wait until the checkpoint that is being written is complete; return its ``samples_seen``, alike on all ranks.
@@ -147,13 +145,11 @@ class Checkpoints:
         Raises:
             UserError: it could not be written.
         """
-        return self._writer.wait() if self._writer else None
+        return self._writer.wait()
 
     def close(self) -> None:
-        """Wait until nothing is being written any more, whether that succeeds or not."""
-        if self._writer:
-            self._writer.close()
-            self._writer = None
+        """Wait until nothing is being written any more, whether that succeeds or not; no other save may follow."""
+        self._writer.close()
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint that verifies, the same on every rank; report those that are damaged.

@@ -4,8 +4,9 @@
     losses = world.sum([loss])
     stop()
 
-SLURM or torchrun describe the process group in the environment; without either the world has one process. Control
-messages (stop requests, digests of checkpoint files) use a gloo group of their own, so they never wait for the GPU.
+SLURM, torchrun or our launcher describe the process group in the environment; without any the world has one process.
+Control messages (stop requests, digests of checkpoint files) use a gloo group of their own, so they never wait for the
+GPU. All groups are made before the first step, since the store that this needs may be gone later, with its launcher.
 """
 
 import logging
@@ -20,7 +21,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from mmldm_scale.cluster import slurm
+from mmldm_scale.cluster import rendezvous, slurm
 from mmldm_scale.common.device import gpu_identity, gpu_index, shared_gpu, training_device
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.training.engine import deepspeed_internals
@@ -79,13 +80,22 @@ def start(timeout: float) -> World:
     deepspeed_internals.check_version()
     place = slurm.export_rendezvous()
     deepspeed.utils.logger.setLevel(logging.ERROR)  # the logger prints what users need
+    limit = timedelta(seconds=timeout + GRACE)
     cuda = torch.cuda.is_available()
     if cuda:
         index = gpu_index(place.local_rank, torch.cuda.device_count(), slurm.processes_on_node())
         torch.cuda.set_device(index)
         os.environ["LOCAL_RANK"] = str(index)  # DeepSpeed takes it for the GPU's number
-    limit = timedelta(seconds=timeout + GRACE)
     backend = "nccl" if cuda else "gloo"
+    dist.init_process_group(
+        backend,
+        timeout=limit,
+        world_size=place.world_size,
+        rank=place.rank,
+        store=rendezvous.open_store(place, limit),
+        # As DeepSpeed would: NCCL connects each group when it is made, not at its first use.
+        device_id=torch.device("cuda", torch.cuda.current_device()) if cuda and place.world_size > 1 else None,
+    )
     deepspeed_internals.compile_no_operators()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=limit, verbose=False)
     world = World(
@@ -99,6 +109,11 @@ def start(timeout: float) -> World:
         stop()
         raise UserError(shared)
     return world
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Return whether a collective raised ``error`` because another rank is gone or does not answer."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
 def limit_every_group(timeout: float) -> None:

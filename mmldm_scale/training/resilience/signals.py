@@ -1,4 +1,5 @@
-"""Requests to stop: SIGUSR1, SIGUSR2 or SIGTERM, sent by SLURM before a time limit or preemption, or by the user.
+"""Requests to stop: SIGUSR1, SIGUSR2 or SIGTERM, sent by SLURM before a time limit or preemption, by the user, or by
+the kernel when the launcher has died.
 
     stop_request = StopRequest()
     if stop_request:
@@ -26,7 +27,7 @@ class StopRequest:
     """Handles the signals in :data:`WATCHED`; true once one of them has arrived.
 
     Attributes:
-        signal: the last of them; None: no request.
+        signal: the first of them, which decides whether the job is requeued; None: no request.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class StopRequest:
         return self.signal is not None
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
+        self.signal = self.signal or signal.Signals(number)
 
 
 def restore_handlers() -> None:
