@@ -35,7 +35,7 @@ from mmldm_scale.training.monitoring import metric_means, throughput, validation
 from mmldm_scale.training.monitoring.logger import Logger
 from mmldm_scale.training.monitoring.previews import Previews
 from mmldm_scale.training.monitoring.profiler import StepProfiler
-from mmldm_scale.training.resilience.run_lock import locked
+from mmldm_scale.training.resilience.run_lock import RunLock, locked
 from mmldm_scale.training.resilience.signals import EXIT_STOPPED, StopRequest, restore_handlers
 from mmldm_scale.training.resilience.step_skipping import StepSkipping, read_skipped_ranges_on_rank0
 from mmldm_scale.training.resilience.watchdog import Watchdog
@@ -57,9 +57,9 @@ def train(build_trainable: Callable[[Any], Trainable], config: ShardTraining) ->
         run = Path(config.run)
         torch.manual_seed(config.training.seed)  # of the initial weights; all else is keyed by position
         torch.backends.cudnn.deterministic = True
-        with locked(run, world):
+        with locked(run, world) as lock:
             begin(run, config, world)
-            trainer = Trainer(build_trainable(config), config.training, run, world)
+            trainer = Trainer(build_trainable(config), config.training, run, world, lock)
             is_stopped = trainer.run(stop_request)
         if is_stopped:
             requeue.report_exit_status(EXIT_STOPPED)
@@ -100,13 +100,19 @@ class Step:
 
 
 class Trainer:
-    """One run on this process."""
+    """One run on this process.
 
-    def __init__(self, trainable: Trainable, config: TrainingConfig, run: Path, world: World) -> None:
+    Args:
+        lock: held on ``run``; None: nobody else uses it.
+    """
+
+    def __init__(
+        self, trainable: Trainable, config: TrainingConfig, run: Path, world: World, lock: RunLock | None = None
+    ) -> None:
         if config.validate_every and trainable.validation is None:
             raise UserError("training.validate_every: must be 0 without held-out sets; validation=DIR names them")
         self.trainable, self.config, self.folder, self.world = trainable, config, run, world
-        self.same_folder = SameFolder(run, world)
+        self.same_folder = SameFolder(run, world, lock)
         self.validate_every = (config.validate_every or config.checkpoint_every) if trainable.validation else 0
         self._build_engines()
         self.skipped_data = read_skipped_ranges_on_rank0(run, world)

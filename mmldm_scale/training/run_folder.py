@@ -25,6 +25,7 @@ from mmldm_scale.common.checkpoint_folders import FOLDER, find_checkpoints, newe
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.runs import run_log
 from mmldm_scale.training.engine.distributed import World
+from mmldm_scale.training.resilience.run_lock import RunLock
 
 CONFIG = "config.yaml"
 # What a killed job leaves: checkpoints, and files of atomic_files.WholeFile, that were being written.
@@ -81,14 +82,21 @@ def begin(run: Path, schema: Any, world: World) -> None:
 
 
 class SameFolder:
-    """The folder that ``run`` leads to when this is made; all ranks make it and call its method together."""
+    """The folder that ``run`` leads to when this is made; all ranks make it and call its method together.
 
-    def __init__(self, run: Path, world: World) -> None:
-        self._run, self._world = run, world
+    Args:
+        lock: held on the folder; None: nobody else uses it.
+    """
+
+    def __init__(self, run: Path, world: World, lock: RunLock | None = None) -> None:
+        self._run, self._world, self._lock = run, world, lock
         self._place = _place(run) if world.is_rank0 else None
 
     def check(self) -> None:
-        """Raise UserError if ``run`` leads to another folder by now, or to none: what is written would be scattered."""
+        """Raise UserError if ``run`` leads to another folder by now, or to none, or if another job has taken its lock.
+
+        What is written would be scattered, or mixed with what the other job writes.
+        """
         problem = self._world.broadcast_from_rank0(self._problem() if self._world.is_rank0 else None)
         if problem:
             raise UserError(problem)
@@ -99,7 +107,7 @@ class SameFolder:
         except OSError:
             return None  # the file system fails; whoever writes to it reports that
         if place == self._place:
-            return None
+            return self._lock.problem() if self._lock else None
         event = "was moved away or removed" if place is None else "leads to another folder than at this job's start"
         return f"{self._run}: {event}; put it back and run the same command again to resume"
 

@@ -1,7 +1,8 @@
 """The lock of a run's folder: one job at a time; a second one is refused, and the lock of a dead one is taken over.
 
-    with locked(run, world):
+    with locked(run, world) as lock:
         …
+        problem = lock.problem()  # on rank 0, now and then: a suspended job may have lost it
 
 The lock is a lease (:mod:`mmldm_scale.common.leases`), ``runs/NAME/leases/run``, held by rank 0. Whether a holder on
 this machine is alive is known at once; the lock of one on another machine is observed for at most a minute.
@@ -23,24 +24,44 @@ NAME = "run"  # of the lease
 POLL_INTERVAL = 1.0  # seconds between two reads of another job's lock
 
 
+class RunLock:
+    """The lock of ``run`` as this rank has it: ``leases`` is None on all ranks but rank 0."""
+
+    def __init__(self, run: Path, leases: Leases | None) -> None:
+        self._run, self._leases = run, leases
+
+    def problem(self) -> str | None:
+        """Return who has taken the lock since this process held it, as it was suspended; None if nobody has."""
+        if self._leases is None:
+            return None
+        try:
+            if self._leases.holds(NAME) or self._leases.take(NAME):
+                return None
+        except (OSError, UserError):
+            return None  # the file system fails; whoever writes the run's files reports that
+        holder, _ = self._leases.rival(NAME)
+        return f"{self._run}: {_describe(holder)} took this run over while this process was suspended; it ends here"
+
+
 @contextmanager
-def locked(run: Path, world: World) -> Iterator[None]:
+def locked(run: Path, world: World) -> Iterator[RunLock]:
     """Hold the lock of ``run`` in the block; all ranks call this together.
 
     Raises:
         UserError: another job holds the lock, or it cannot be written.
     """
     with ExitStack() as stack:
-        problem = world.broadcast_from_rank0(_take(run, stack) if world.is_rank0 else None)
+        leases, job = None, slurm.job()
+        if world.is_rank0:
+            leases = stack.enter_context(Leases(run, job=job.id if job else ""))
+        problem = world.broadcast_from_rank0(_take(run, leases) if leases else None)
         if problem:
             raise UserError(problem)
-        yield
+        yield RunLock(run, leases)
 
 
-def _take(run: Path, stack: ExitStack) -> str | None:
-    """Take the lock for as long as ``stack`` is open; return why that is impossible, or None."""
-    job = slurm.job()
-    leases = stack.enter_context(Leases(run, job=job.id if job else ""))
+def _take(run: Path, leases: Leases) -> str | None:
+    """Take the lock; return why that is impossible, or None."""
     waiting = False
     try:
         while not leases.take(NAME):

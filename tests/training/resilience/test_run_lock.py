@@ -11,6 +11,7 @@ import pytest
 
 from mmldm_scale.common import leases
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.runs import run_log
 from mmldm_scale.training.resilience import run_lock
 from mmldm_scale.training.resilience.run_lock import locked
 from tests.support.run_results import ENVIRONMENT, command
@@ -37,6 +38,27 @@ def test_second_job_is_refused_and_the_run_of_a_killed_one_resumes(tmp_path: Pat
     assert third.status == 0, third.output
     assert "resuming from" in third.output
     assert not (tmp_path / "run/leases").exists()
+
+
+def test_a_suspended_job_whose_run_was_taken_over_ends_without_saving(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ("training.total_samples=16000000", "training.checkpoint_every=160000", "training.log_every=16")
+    endless = command(run, *options, processes=1)
+    job = subprocess.Popen(endless, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not list(run_log.read(run)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(job.pid, signal.SIGSTOP)
+    lease = run / "leases/run"
+    other = {**json.loads(lease.read_text()), "host": "far-away", "pid": 12, "job": "17", "token": "other"}
+    lease.write_text(json.dumps(other))
+    os.kill(job.pid, signal.SIGCONT)
+    _, output = job.communicate(timeout=120)
+    assert job.returncode == 2
+    assert f"{run}: process 12 on far-away (job 17) took this run over while this process was suspended" in output
+    assert "Traceback" not in output
+    assert not list(run.glob("checkpoints/*"))
+    assert json.loads(lease.read_text()) == other
 
 
 @pytest.fixture
