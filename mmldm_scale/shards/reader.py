@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -140,11 +140,14 @@ class ShardSet:
         samples = []
         for shard, (start, end), crc32, key, ranges in zip(shards, *(c.tolist() for c in columns), strict=True):
             tar = self._tar(shard)
-            if zlib.crc32(tar[start:end]) != crc32:
-                name = self.manifest.shards[shard].name
-                raise DamagedSample(
-                    f"{self.location}: sample {key.decode()} in {name}: its bytes do not match their checksum"
+            # A tar that was cut short while it is mapped must not be touched beyond its end: that is SIGBUS.
+            is_whole = end <= cast(mmap.mmap, tar.obj).size()
+            if not is_whole or zlib.crc32(tar[start:end]) != crc32:
+                what = (
+                    "its bytes do not match their checksum" if is_whole else "its tar was cut short since it was opened"
                 )
+                name = self.manifest.shards[shard].name
+                raise DamagedSample(f"{self.location}: sample {key.decode()} in {name}: {what}")
             members = {name: tar[first:last] for name, (first, last) in zip(self.members, ranges, strict=True)}
             samples.append(Sample(key.decode(), members))
         return samples

@@ -174,6 +174,21 @@ def test_any_flipped_bit_is_noticed_before_use(tmp_path, make_set):
                 shards[i]
 
 
+def test_a_tar_that_is_cut_short_while_it_is_mapped_does_not_end_the_process(tmp_path, make_set):
+    folder = make_set(tmp_path / "set", "latents")
+    shards = ShardSet(folder)
+    spans = shards._spans.tolist()
+    shards.read([0, 1])
+    os.truncate(folder / "shard-000000.tar", spans[0][1])
+    assert shards[0].key == "v_0-000000"
+    for size in (spans[0][1], 0):  # reading beyond the end would be SIGBUS
+        os.truncate(folder / "shard-000000.tar", size)
+        with pytest.raises(
+            DamagedSample, match="v_1-000000 in shard-000000: its tar was cut short since it was opened"
+        ):
+            shards[1]
+
+
 @pytest.mark.parametrize("with_index", [False, True])
 def test_swapped_shards_are_noticed(tmp_path, make_set, with_index):
     """All latent shards have one size, so only names and checksums tell them apart."""
