@@ -18,6 +18,7 @@ import numpy as np
 
 AUDIO, VIDEO, MIRRORED = "audio.npy", "video.npy", "mirrored.npy"
 _HALF = np.dtype("<f2")
+_EXPONENT = np.uint16(0x7C00)  # bits of a float16 number
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..{'descr': '<f2', 'fortran_order': False, 'shape': \((2(?:, \d{1,6}){3})\), } *\n", re.DOTALL
 )
@@ -53,7 +54,7 @@ def decode_latents(members: Mapping[str, bytes | memoryview]) -> LatentSample:
     """Return the sample in ``members`` as read-only views; nothing is copied.
 
     Raises:
-        ValueError: a member is missing or is not a float16 array of shape (2, C, H, W).
+        ValueError: a member is missing or is not a float16 array of shape (2, C, H, W) with finite values.
     """
     arrays = []
     for name in (AUDIO, VIDEO, MIRRORED):
@@ -144,7 +145,9 @@ def _decode_array(name: str, data: bytes | memoryview) -> np.ndarray:
     shape, size = _layout(bytes(data[:start]))
     if len(data) - start != size:
         raise ValueError(f"{name}: {len(data) - start} bytes of data; a float16 array of shape {shape} has {size}")
-    return np.frombuffer(data, _HALF, offset=start).reshape(shape)  # (2, C, H, W)
+    values = np.frombuffer(data, _HALF, offset=start)
+    _check_finite(name, values)
+    return values.reshape(shape)  # (2, C, H, W)
 
 
 def _decode_arrays(name: str, contents: list[bytes | memoryview]) -> np.ndarray:
@@ -157,7 +160,15 @@ def _decode_arrays(name: str, contents: list[bytes | memoryview]) -> np.ndarray:
     joined = np.frombuffer(b"".join(contents), np.uint8).reshape(len(contents), start + size)
     if (joined[:, :start] != joined[0, :start]).any():
         raise ValueError(f"{name}: not all samples are float16 arrays of shape {shape}")
-    return joined[:, start:].view(_HALF).reshape(-1, *shape).swapaxes(0, 1)  # (2, B, C, H, W)
+    values = joined[:, start:].view(_HALF)
+    _check_finite(name, values)
+    return values.reshape(-1, *shape).swapaxes(0, 1)  # (2, B, C, H, W)
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    """Raise ValueError if a float16 number in ``values`` is NaN or infinite: all bits of its exponent are set."""
+    if ((values.view(np.uint16) & _EXPONENT) == _EXPONENT).any():
+        raise ValueError(f"{name}: holds values that are not finite")
 
 
 @functools.lru_cache(maxsize=64)  # a set has only two different headers

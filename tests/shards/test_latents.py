@@ -43,6 +43,17 @@ def npy(array: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_in_a_set_are_damage(make_latent, value):
+    members = encode_latents(make_latent(0))
+    array = np.load(io.BytesIO(members["video.npy"]))
+    array[1, 0, 0, 0] = value
+    members["video.npy"] = npy(array)
+    for decode in (decode_latents, lambda members: decode_latent_batch([members])):
+        with pytest.raises(ValueError, match=r"^video\.npy: holds values that are not finite$"):
+            decode(members)
+
+
 HALF = np.zeros((2, 4, 2, 2), np.float16)
 
 
