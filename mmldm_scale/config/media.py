@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmldm_scale.config.check import require
+from mmldm_scale.config.check import require, require_within
 
 Shape = tuple[int, int, int]  # of a latent or a picture: channels, height, width
 
@@ -23,14 +23,15 @@ class AudioImageConfig:
     ceiling_db: float = 20.0  # [dB] levels from this one on are the image's brightest value
 
     def __post_init__(self) -> None:
+        require_within(self, "media.audio", sample_rate=(1000, 768_000), n_fft=(16, 1 << 20), win_length=(1, 1 << 20))
+        require_within(self, "media.audio", n_mels=(1, 4096), f_min=(0, self.f_max))
         highest = self.sample_rate / 2
         require(self.f_max <= highest, "media.audio.f_max", f"{self.f_max:g} Hz: must be at most {highest:g} Hz")
         problem = f"{self.win_length}: must be at most n_fft = {self.n_fft}"
         require(self.win_length <= self.n_fft, "media.audio.win_length", problem)
         problem = f"{self.floor_db:g}: must be less than ceiling_db = {self.ceiling_db:g}"
         require(self.floor_db < self.ceiling_db, "media.audio.floor_db", problem)
-        for key in ("hop_length", "n_mels"):
-            require(getattr(self, key) >= 1, f"media.audio.{key}", f"{getattr(self, key)}: must be at least 1")
+        require(self.hop_length >= 1, "media.audio.hop_length", f"{self.hop_length}: must be at least 1")
 
 
 @dataclass
@@ -44,9 +45,7 @@ class MediaConfig:
     audio: AudioImageConfig = field(default_factory=AudioImageConfig)  # the audio image
 
     def __post_init__(self) -> None:
-        require(self.frames >= 1, "media.frames", f"{self.frames}: must be at least 1")
-        require(self.fps > 0, "media.fps", f"{self.fps:g}: must be greater than 0")
-        require(self.size >= 8, "media.size", f"{self.size}: must be at least 8 pixels")
+        require_within(self, "media", frames=(1, 100_000), fps=(0.001, 1000), size=(8, 8192))
 
     @property
     def seconds(self) -> float:

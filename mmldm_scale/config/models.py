@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmldm_scale.config.check import require
+from mmldm_scale.config.check import require, require_within
 
 Backend = Literal["auto", "flash", "flash4", "xformers", "sdpa", "math"]
 
@@ -123,6 +123,8 @@ class DiTConfig:
     compile: bool = False  # torch.compile each block, which fuses element-wise operations; needs a C++ compiler
 
     def __post_init__(self) -> None:
+        require_within(self, "model", depth=(1, 1000), width=(4, 65536), heads=(1, 1024), mlp_ratio=(1, 64))
+        require_within(self, "model", context_tokens=(0, 65536), context_width=(1, 65536))
         problem = f"{self.heads}: must divide model.width = {self.width}"
         require(self.width % self.heads == 0, "model.heads", problem)
         problem = f"{self.width}: must be a multiple of 4, for the 2-D sin-cos positions"
@@ -149,6 +151,7 @@ class DiffusionConfig:
     without_previous_audio: float = 0.2  # share of these that see its frames alone (video continuation)
 
     def __post_init__(self) -> None:
+        require_within(self, "diffusion", steps=(1, 1_000_000))
         for keys in (
             ("audio_conditioned", "video_conditioned", "continued"),
             ("without_previous_video", "without_previous_audio"),

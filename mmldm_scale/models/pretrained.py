@@ -140,7 +140,10 @@ def read_kind(folder: Path) -> str:
 
 
 def _read(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """Return the kind and the rest of the configuration in ``folder``."""
+    """Return the kind and the rest of the configuration in ``folder``, once it matches the sums that it may have."""
+    digest = _sums(folder / SUMS).get(CONFIG) if (folder / SUMS).is_file() else None
+    if digest:
+        _verify(folder / CONFIG, digest)
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
         return config.pop("kind", None), config

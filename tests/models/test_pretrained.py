@@ -42,6 +42,7 @@ def test_a_kind_is_any_name(tmp_path) -> None:
     assert pretrained.read_kind(folder) == "toy"
     assert pretrained.find(folder, "toy") == folder
     (folder / pretrained.CONFIG).write_text('{"width": 2}')
+    pretrained.seal(folder)
     with pytest.raises(UserError, match=r"config\.json: kind must be the name of a trainable, not None"):
         pretrained.read_kind(folder)
 

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 import shutil
@@ -10,6 +11,7 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DecodingConfig, Sampling
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.models import pretrained
+from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.sampling.inputs import read_first_clip
 from mmldm_scale.sampling.pipeline import Pipeline
 from tests.support.tiny_models.weights_folders import with_context
@@ -84,6 +86,7 @@ def test_an_autoencoder_that_is_gone_is_asked_for(model, tmp_path):
     config = json.loads((tmp_path / "dit" / "config.json").read_text())
     config["autoencoder"]["path"] = str(tmp_path / "gone")
     (tmp_path / "dit" / "config.json").write_text(json.dumps(config))
+    pretrained.seal(tmp_path / "dit")
     with pytest.raises(UserError, match=r"gone: no such folder.*--autoencoder DIR names its new place"):
         Pipeline.from_pretrained(tmp_path / "dit", SETTINGS)
 
@@ -93,8 +96,42 @@ def test_weights_of_another_kind_or_without_a_description_are_refused(model, tmp
         Pipeline.from_pretrained(model.autoencoder, SETTINGS)
     shutil.copytree(model.dit, tmp_path / "dit")
     (tmp_path / "dit" / "config.json").write_text('{"kind": "dit", "model": {"depth": "x"}}')
+    pretrained.seal(tmp_path / "dit")
     with pytest.raises(UserError, match="describes no DiT of this version"):
         Pipeline.from_pretrained(tmp_path / "dit", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("autoencoder", "kl_vae", "somebody/model"),  # diffusers would ask the network for it
+        ("autoencoder", "kl_vae.layers_per_block", 10**12),
+        ("autoencoder", "kl_vae.block_out_channels", [-1, 2]),
+        ("autoencoder", "kl_vae.norm_num_groups", 0),
+        ("autoencoder", "kl_vae.act_fn", None),
+        ("autoencoder", "kl_vae.scaling_factor", "x"),
+        ("autoencoder", "classes", 5),
+        ("dit", "model.depth", 10**12),
+        ("dit", "model.heads", 0),
+        ("dit", "model.context_tokens", -1),
+        ("dit", "diffusion.steps", -1),
+        ("dit", "media.size", 10**12),
+        ("dit", "media.fps", float("nan")),
+        ("dit", "media.audio.f_min", 1e308),
+        ("dit", "statistics", []),
+    ],
+)
+def test_a_configuration_that_describes_no_model_is_one_line(model, tmp_path, kind: str, key: str, value) -> None:
+    folder = tmp_path / kind
+    shutil.copytree(getattr(model, kind), folder)
+    (folder / pretrained.SUMS).unlink()
+    described = json.loads((folder / "config.json").read_text())
+    *parents, leaf = key.split(".")
+    functools.reduce(dict.__getitem__, parents, described)[leaf] = value
+    (folder / "config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError) as error:
+        Autoencoder.from_pretrained(folder) if kind == "autoencoder" else Pipeline.from_pretrained(folder, SETTINGS)
+    assert "\n" not in str(error.value)
 
 
 def test_weights_are_sampled_by_what_they_were_trained_to_predict(model, pipeline, tmp_path):

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from mmldm_scale.common.errors import UserError
@@ -30,6 +29,7 @@ from mmldm_scale.models.autoencoder.decoding import denoise
 from mmldm_scale.models.autoencoder.encoders import AudioEncoder, VideoEncoder
 from mmldm_scale.models.autoencoder.gaussian import Gaussian
 from mmldm_scale.models.autoencoder.semantic import ClassificationHead, ContrastiveHead, Projector, Semantics
+from mmldm_scale.models.autoencoder.stable_diffusion import build_kl_vae
 
 REASON_LENGTH = 200  # characters of a library's message that are repeated in an error
 
@@ -251,9 +251,11 @@ class Autoencoder(nn.Module):
         try:
             config = _restore(AutoencoderConfig, stored["model"])
             media = _restore(MediaConfig, stored["media"])
-            vae: AutoencoderKL = AutoencoderKL.from_config(stored["kl_vae"])
+            vae = build_kl_vae(stored["kl_vae"], folder / pretrained.CONFIG)
             model = cls(config, media, vae, stored["classes"])
-        except (KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
+        except UserError:
+            raise
+        except Exception as error:  # layers of impossible sizes raise anything
             reason = " ".join(str(error).split())[:REASON_LENGTH]
             raise UserError(f"{folder / pretrained.CONFIG}: does not describe an autoencoder: {reason}") from None
         pretrained.load_into(model, folder)

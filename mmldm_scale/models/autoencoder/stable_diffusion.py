@@ -41,6 +41,7 @@ OLD_KEYS = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_
 CLASS_EMBEDDING = "class_embedding."
 CLASS_EMBEDDING_SETTINGS = ("sample_size", "class_embed_type", "projection_class_embeddings_input_dim")
 NAMES_IN_ERROR = 3  # weights that an error lists by name
+MAX_CONFIGURED = 8192  # layers, channels or groups that a configuration may ask for
 REASON_LENGTH = 200  # characters of a library's message that are repeated in an error
 
 Conversion = Callable[[dict[str, Tensor]], dict[str, Any]]  # latent diffusion's keys → diffusers'; None: no such tensor
@@ -61,11 +62,8 @@ def load_kl_vae(path: str | Path) -> AutoencoderKL:
         config, state = _read_config(folder, AutoencoderKL), _read_folder(folder)
     else:
         config, state = _read_kl_vae_file(path)
-    try:
-        with torch.device("meta"):
-            vae: AutoencoderKL = AutoencoderKL.from_config(config)
-    except Exception as error:  # diffusers checks no values: a wrong one can raise anything
-        raise UserError(f"{folder / CONFIG}: does not describe a KL-VAE: {_one_line(error)}") from None
+    with torch.device("meta"):
+        vae = build_kl_vae(config, folder / CONFIG)
     state = _convert(path, state, "encoder.down.", lambda ldm_state: convert_ldm_vae_checkpoint(ldm_state, vae.config))
     for old, new in OLD_KEYS.items():
         state = {name.replace(old, new): tensor for name, tensor in state.items()}
@@ -73,6 +71,25 @@ def load_kl_vae(path: str | Path) -> AutoencoderKL:
     _check_match(path, state, vae.state_dict(), target)
     vae.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}, assign=True)
     return vae.eval()
+
+
+def build_kl_vae(config: Any, file: Path) -> AutoencoderKL:
+    """Return the KL-VAE that ``config`` in ``file`` describes, with random weights; raise UserError if it does not.
+
+    diffusers checks no values, and would look for a text on the network.
+    """
+    try:
+        if not isinstance(config, dict):
+            raise TypeError(f"must be a mapping, not {config!r:.80}")
+        for name in ("layers_per_block", "in_channels", "out_channels", "latent_channels", "norm_num_groups"):
+            if not 1 <= config.get(name, 1) <= MAX_CONFIGURED:
+                raise ValueError(f"{name} must lie in 1..{MAX_CONFIGURED}, not {config[name]!r:.80}")
+        vae: AutoencoderKL = AutoencoderKL.from_config(config)
+        if not 0 < vae.config["scaling_factor"] < float("inf"):
+            raise ValueError(f"scaling_factor must be greater than 0 and finite, not {vae.config['scaling_factor']!r}")
+    except Exception as error:
+        raise UserError(f"{file}: does not describe a KL-VAE: {_one_line(error)}") from None
+    return vae
 
 
 def load_unet(unet: UNet2DConditionModel, path: str | Path) -> None:
