@@ -131,7 +131,7 @@ def test_a_run_whose_folder_is_exchanged_ends_with_one_line_and_writes_nowhere_e
 
     def begin_step(info: StepInfo) -> None:
         if info.samples_seen == 48:
-            while not (folder / "checkpoints/step-000000000032").exists():
+            while not (folder / "newest_checkpoint").exists():  # written last
                 time.sleep(0.01)
             change(run, elsewhere)
         usual(info)

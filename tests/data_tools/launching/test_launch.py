@@ -79,7 +79,8 @@ def test_processes_make_the_same_set_and_speak_as_one(good_videos, overrides, un
     assert launcher.returncode == 0, err
     assert contents(tmp_path / "set") == undisturbed
     assert out.count("15 clips in 4 shards") == 1
-    assert len(out.splitlines()) == 1
+    assert out.count("3 entries found = 3 taken + 0 dropped") == 1
+    assert len(out.splitlines()) == 2
     assert "cutting: 100%" in err
 
 
