@@ -13,7 +13,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +23,7 @@ from mmldm_scale.media.clip import MediaError
 MEMBER_LIMIT = 1 << 30  # bytes of a video or of its sound: a process holds both in memory
 NOTE_LIMIT = 1 << 18  # bytes of a text or of a JSON object: each clip of a sample gets a copy
 _BLOCK = 512  # bytes of a tar's unit
+_PADDING = 1 << 20  # bytes behind the end of a tar that are looked at
 _CHUNK = 1 << 20  # bytes copied at once
 _TAR = re.compile(r"\.tar/", re.IGNORECASE)
 
@@ -53,13 +54,18 @@ class TarIndex:
 def index_tar(tar: Path) -> TarIndex:
     """Return what ``tar`` holds, as far as it can be read; only headers are read, and none is trusted."""
     members: list[Member] = []
+    names: set[str] = set()
     try:
         size = tar.stat().st_size
         with tarfile.open(tar, "r:") as archive:
             for info in archive:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all; not in typeshed
                 if not info.isdir():
-                    members.append(_member(info, size))
+                    member = _member(info, size)
+                    if not member.fault and member.name in names:
+                        member = replace(member, fault="duplicate_member")
+                    names.add(member.name)
+                    members.append(member)
             ending = _ending(tar, archive.offset)
     except (OSError, tarfile.TarError, ValueError, OverflowError) as error:
         return TarIndex(members, " ".join(str(error).split())[:200] or type(error).__name__)
@@ -70,10 +76,12 @@ def _ending(tar: Path, offset: int) -> str:
     """Return what is wrong with the end of ``tar`` at ``offset``, where tarfile found no further header."""
     with tar.open("rb") as stream:
         stream.seek(offset)
-        block = stream.read(_BLOCK)
+        block, padding = stream.read(_BLOCK), stream.read(_PADDING + 1)
     if len(block) < _BLOCK:
         return "it ends without the empty blocks that end a tar: it was cut off"
-    return f"at byte {offset:,} it has no header of a member: what follows is lost" if any(block) else ""
+    if any(block):
+        return f"at byte {offset:,} it has no header of a member: what follows is lost"
+    return f"at byte {offset:,} it ends, but more follows, which is lost" if len(padding.strip(b"\0")) else ""
 
 
 def _member(info: tarfile.TarInfo, tar_size: int) -> Member:
@@ -82,7 +90,7 @@ def _member(info: tarfile.TarInfo, tar_size: int) -> Member:
         fault = "not_regular"
     elif str(PurePosixPath(name)) != name or name.startswith("/") or ".." in name.split("/"):
         fault = "bad_name"
-    elif info.offset_data + info.size > tar_size:
+    elif info.size < 0 or info.offset_data + info.size > tar_size:
         fault = "truncated"
     return Member(name, info.offset_data, info.size, fault)
 

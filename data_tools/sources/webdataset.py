@@ -106,7 +106,8 @@ class WebDatasetSource:
             yield _dropped(tar, member, "duplicate_member", "its sample has a member with this suffix already")
         for member in index.members:
             if member.fault:
-                yield _dropped(tar, member, member.fault, "the member cannot be read")
+                again = member.fault == "duplicate_member"
+                yield _dropped(tar, member, member.fault, "the name comes again" if again else "it cannot be read")
             elif member.offset not in accounted:
                 yield _dropped(tar, member, "not_in_a_sample", "its name has no key and suffix")
         if index.damage:

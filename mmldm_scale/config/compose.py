@@ -143,9 +143,12 @@ def _check_texts(part: Any, schema: type, name: str, prefix: str = "") -> None:
         value = part.get(field.name)
         if dataclasses.is_dataclass(field.type):
             _check_texts(value, cast(type, field.type), name, f"{prefix}{field.name}.")
-        elif _is_text(field.type) and isinstance(value, bool | int | float):
-            shown = str(value).lower() if isinstance(value, bool) else value
-            raise UserError(f"{name}: {prefix}{field.name}: must be a text, but is {shown} in YAML; put it in quotes")
+        elif _is_text(field.type) or field.type == list[str]:
+            for part_value in value if isinstance(value, list) else [value]:
+                if isinstance(part_value, bool | int | float):
+                    shown = str(part_value).lower() if isinstance(part_value, bool) else part_value
+                    problem = f"must be a text, but is {shown} in YAML; put it in quotes"
+                    raise UserError(f"{name}: {prefix}{field.name}: {problem}")
 
 
 def _parse_override(text: str, schema: type) -> Any:

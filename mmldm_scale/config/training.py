@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
-from mmldm_scale.config.check import require
+from mmldm_scale.config.check import require, require_within
 
 Precision = Literal["fp32", "bf16", "fp16"]
 SHORTEST_EMA, LONGEST_EMA = 0.001, 0.28  # limits of training.ema_lengths; the plain mean of the whole past has 0.289
@@ -61,8 +61,13 @@ class TrainingConfig:
             require(getattr(self, key) >= 1, f"training.{key}", f"{getattr(self, key)}: must be at least 1")
         for key in ("ema_snapshot_every", "keep_every", "validate_every", "profile_steps"):
             require(getattr(self, key) >= 0, f"training.{key}", f"{getattr(self, key)}: must be at least 0")
+        require_within(self, "training", seed=(0, 2**63 - 1), warmup_samples=(0, math.inf), workers=(0, 1024))
         rate, factor, lengths = self.learning_rate, self.spike_factor, self.ema_lengths
-        require(rate > 0, "training.learning_rate", f"{rate:g}: must be greater than 0")
+        require(0 < rate < math.inf, "training.learning_rate", f"{rate:g}: must be greater than 0, and finite")
+        valid = all(0 <= beta < 1 for beta in self.betas)
+        require(valid, "training.betas", f"{list(self.betas)}: must be two numbers in 0..1, and less than 1")
+        limit = self.collective_timeout
+        require(0 < limit < math.inf, "training.collective_timeout", f"{limit:g}: must be greater than 0, and finite")
         valid = factor == 0 or factor > 1
         require(valid, "training.spike_factor", f"{factor:g}: must be 0 or greater than 1")
         valid = len(set(lengths)) == len(lengths) > 0 and all(SHORTEST_EMA <= n <= LONGEST_EMA for n in lengths)

@@ -61,8 +61,11 @@ def verify(folder: Path) -> None:
     root = next((root for root in (folder, folder.parent) if (root / SUMS).is_file()), None)
     if root is None:
         return
-    for name, digest in _sums(root / SUMS).items():
-        file = root / name
+    sums = {root / name: digest for name, digest in _sums(root / SUMS).items()}
+    for file in folder.iterdir():
+        if file.suffix in (".json", ".safetensors") and file not in sums:
+            raise UserError(f"{root / SUMS}: does not name {file.name}; copy or export the folder again")
+    for file, digest in sums.items():
         if file.is_relative_to(folder):
             _verify(file, digest)
 

@@ -8,6 +8,7 @@ array tasks that share the blocks, and several jobs on one folder end with the s
 
 import argparse
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -25,13 +26,12 @@ from mmldm_scale.common.leases import Leases
 from mmldm_scale.config import GenerationTask, MediaConfig, Sampling, arguments, load
 from mmldm_scale.diffusion.guided_sampling import GIVEN
 from mmldm_scale.media.clip import Clip, MediaError
-from mmldm_scale.media.decode import read_clips
 from mmldm_scale.media.encode import write_video
 from mmldm_scale.models import pretrained
 from mmldm_scale.runs.event_file import EventFile
 from mmldm_scale.runs.media_log import MediaWriter, show
 from mmldm_scale.sampling import gallery
-from mmldm_scale.sampling.inputs import Input, choose_inputs, list_videos
+from mmldm_scale.sampling.inputs import Input, choose_inputs, list_videos, read_first_clip
 from mmldm_scale.sampling.pipeline import DiTDescription, Pipeline
 
 SHOWN = 4  # number of samples of a job that are written to TensorBoard
@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
             pipeline = Pipeline.from_pretrained(args.checkpoint, settings, args.autoencoder, choose_device(args.device))
             job = SamplingJob(pipeline, args.task, args.output, inputs, leases, args.label)
             job.generate(incomplete, settings.batch_size)
+            if not any(_missing(args.output, args.task, block) for block in _blocks(args.num_samples, 1)):
+                leases.clear()  # those of killed jobs
     try:
         gallery.write(args.output)
     except UserError as error:  # the disk is full; the samples are complete, and the next job writes the page
@@ -152,14 +154,27 @@ def _missing(output: Path, task: GenerationTask, block: range) -> bool:
 
 
 def _remove_damaged(output: Path, task: GenerationTask, blocks: Sequence[range], media: MediaConfig) -> None:
-    """Remove those samples of ``blocks`` that do not decode whole, so that they are made again; print their names."""
+    """Remove those samples of ``blocks`` that do not decode whole, so that they are made again; print their names.
+
+    So are samples whose inputs, which are made with them, do not.
+    """
     for file in [_file(output, task, index) for block in blocks for index in block]:
-        if not file.exists():
-            continue
-        clip = next(read_clips(file, [0.0], media))
-        if isinstance(clip, MediaError):
-            print(f"{file}: damaged, is made again: {clip.detail}", file=sys.stderr, flush=True)
-            file.unlink()
+        parts = [file, output / INPUTS / file.name] if GIVEN[task] else [file]
+        damage = [part for part in map(functools.partial(_damage, media), parts) if part] if file.is_file() else []
+        if damage:
+            print(f"{file}: damaged, is made again: {damage[0]}", file=sys.stderr, flush=True)
+            file.unlink(missing_ok=True)  # another job may have found the same
+
+
+def _damage(media: MediaConfig, file: Path) -> str:
+    """Return why the video ``file`` does not decode whole; empty if it does."""
+    try:
+        read_first_clip(file, media, need_sound=False)
+    except MediaError as error:
+        return error.detail
+    except OSError as error:
+        return f"{file}: {error.strerror}"
+    return ""
 
 
 def _remove_leftovers(output: Path, task: GenerationTask, indices: range) -> None:

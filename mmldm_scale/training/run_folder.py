@@ -194,12 +194,18 @@ def _check_own(file: Path, schema: Any) -> None:
 
 def _check_checkpoints(run: Path, schema: Any) -> None:
     """Raise UserError if ``run`` had checkpoints and has none: from 0 samples, training would replace its log."""
-    saved = newest_saved(run)
-    if saved and not schema.restart and not find_checkpoints(run):
-        raise UserError(
-            f"{run / FOLDER}: {saved} and all other checkpoints are gone; restore them or mount their disk, or "
-            "give restart=true to start again from 0 samples"
-        )
+    if schema.restart or find_checkpoints(run):
+        return
+    saved, logged = newest_saved(run), max((record["samples_seen"] for record in run_log.read(run)), default=0)
+    if saved:
+        lost = f"{saved} and all other checkpoints are gone"
+    elif logged >= 2 * schema.training.checkpoint_every:  # a run waits for one checkpoint before it writes the next
+        lost = f"the log reaches {logged:,} samples, but all checkpoints are gone"
+    else:
+        return
+    raise UserError(
+        f"{run / FOLDER}: {lost}; restore them or mount their disk, or give restart=true to start again from 0 samples"
+    )
 
 
 def _check_same(file: Path, schema: Any) -> None:

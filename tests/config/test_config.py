@@ -55,6 +55,12 @@ def test_printed_configuration_reads_back_the_same(tmp_path) -> None:
         ),
         ("training: {keep_every: -128000}", "training.keep_every: -128000: must be at least 0"),
         ("training: {checkpoint_every: 0}", "training.checkpoint_every: 0: must be at least 1"),
+        ("training: {workers: -1}", "training.workers: -1: must lie in 0..1024"),
+        ("training: {seed: 99999999999999999999999}", "training.seed: 1e+23: must lie in 0..9.22337e+18"),
+        ("training: {betas: [1, 1]}", "training.betas: [1.0, 1.0]: must be two numbers in 0..1, and less than 1"),
+        ("training: {learning_rate: .inf}", "training.learning_rate: inf: must be greater than 0, and finite"),
+        ("training: {collective_timeout: 0}", "training.collective_timeout: 0: must be greater than 0, and finite"),
+        ("model: {depth: 1000000}", "model.depth: 1e+06: must lie in 1..1000"),
         ("training: {zero_stage: 5}", "expected one of [0, 1, 2, 3]"),
         ("training: {offload_optimizer: true, zero_stage: 0}", "needs zero_stage 1, 2 or 3"),
         ("diffusion: {audio_conditioned: 0.8, video_conditioned: 0.5}", "must lie in 0..1"),
@@ -94,12 +100,13 @@ def test_texts_in_lists_quotes_and_null() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("run: 0123", "83"), ("run: on", "true"), ("preview: {autoencoder: 5}", "5")]
+    ("text", "shown"),
+    [("run: 0123", "83"), ("run: on", "true"), ("preview: {autoencoder: 5}", "5"), ("shards: [a, on]", "true")],
 )
 def test_a_text_that_yaml_takes_for_another_value_is_one_line(tmp_path: Path, text: str, shown: str) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text(f"shards: x\n{text}\n")
-    key = "run" if text.startswith("run") else "preview.autoencoder"
+    file.write_text(f"weights: [1]\n{text}\n")
+    key = "preview.autoencoder" if text.startswith("preview") else text.partition(":")[0]
     with pytest.raises(UserError, match=f"^{file}: {key}: must be a text, but is {shown} in YAML; put it in quotes$"):
         config.load(DiTTraining, [file])
 

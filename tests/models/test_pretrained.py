@@ -93,6 +93,12 @@ def test_a_flipped_bit_is_found_in_every_file_before_it_is_used(tmp_path: Path, 
 def test_sums_are_those_of_sha256sum_and_name_nothing_outside(tmp_path: Path) -> None:
     folder = weights(tmp_path / "weights")
     assert subprocess.run(["sha256sum", "-c", pretrained.SUMS], cwd=folder, capture_output=True).returncode == 0
+    for sums in ("", "".join((folder / pretrained.SUMS).read_text().splitlines(True)[:1])):
+        (folder / "some").write_text(sums)
+        (folder / "some").rename(folder / pretrained.SUMS)
+        with pytest.raises(UserError, match=rf"{pretrained.SUMS}: does not name (config|model)\."):
+            pretrained.verify(folder)
+    pretrained.seal(folder)
     with (folder / pretrained.SUMS).open("a") as file:
         file.write(f"{'0' * 64}  ../outside\n")
     with pytest.raises(UserError, match="outside its folder"):

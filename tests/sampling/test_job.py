@@ -122,11 +122,12 @@ def test_two_jobs_on_one_folder_share_its_blocks(model, whole, tmp_path, capsys)
     assert not (out / "leases").exists()
 
 
-def test_verify_finds_a_damaged_sample_and_makes_it_again(model, whole, tmp_path, capsys):
+@pytest.mark.parametrize("size", [0, 700, -400])
+def test_verify_finds_a_damaged_sample_and_makes_it_again(model, whole, tmp_path, capsys, size):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     file = out / "svg_000003.mp4"
-    file.write_bytes(file.read_bytes()[:-400])
+    file.write_bytes(file.read_bytes()[:size])
     assert sample(model, out) == 0
     assert videos_in(out) != videos_in(whole)
     assert sample(model, out, "--verify") == 0
@@ -172,6 +173,16 @@ def test_a2v_keeps_the_sound_and_shows_the_input(model, videos, tmp_path):
     assert first != fourth  # of the same input, with noise of their own
     page = (folder / "index.html").read_text()
     assert 'src="inputs/a2v_000000.mp4"' in page
+
+
+def test_verify_makes_a_sample_again_with_its_input(model, videos, tmp_path):
+    arguments = ("--input", videos / "a.mp4")
+    assert sample(model, tmp_path / "out", *arguments, task="a2v", number=1) == 0
+    before = videos_in(tmp_path / "out")
+    (tmp_path / "out/inputs/a2v_000000.mp4").write_bytes(b"cut")
+    assert sample(model, tmp_path / "out", *arguments, "--verify", task="a2v", number=1) == 0
+    assert videos_in(tmp_path / "out").keys() == before.keys()
+    assert videos_in(tmp_path / "out")["inputs/a2v_000000.mp4"] == before["inputs/a2v_000000.mp4"]
 
 
 def test_v2a_keeps_the_pictures(model, videos, tmp_path):

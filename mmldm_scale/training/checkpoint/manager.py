@@ -289,7 +289,7 @@ class Checkpoints:
         write_manifest(temporary, manifest)
         for name in (MANIFEST, SEAL, WEIGHTS, STATES, *content.tags, "."):
             sync(temporary / name)
-        shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be in the way
+        _remove(final)  # only a damaged one can be in the way
         os.rename(temporary, final)
         sync(self.folder)
         try:
@@ -303,7 +303,7 @@ class Checkpoints:
         if world.is_rank0:
             for name in names:
                 with failure.recorded(self.folder / name):
-                    shutil.rmtree(self.folder / name)
+                    _remove(self.folder / name)
         failure.exchange(world)
 
     def _superseded(self, samples_seen: int, world: World) -> list[str]:
@@ -368,6 +368,14 @@ class Checkpoints:
         except UnsupportedFormat as error:
             return error
         return None
+
+
+def _remove(path: Path) -> None:
+    """Remove the folder ``path`` if there is one; of a link, which somebody has made, only the link."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def _own_files(folder: Path, rank: int) -> list[Path]:

@@ -137,6 +137,23 @@ def test_a_damaged_tar_is_named_and_read_as_far_as_it_goes(tmp_path, damage):
     assert reasons(found)[""] == {"no tar": 0, "cut at the end": 2}.get(damage, 1)
 
 
+def test_a_name_that_comes_again_and_sizes_that_cannot_be(tmp_path):
+    write_tar(tmp_path / "0.tar", *sample("a", mp4=b"1", txt=b"x"), *sample("b", mp4=b"2"), *sample("a", mp4=b"3"))
+    negative = write_tar(tmp_path / "1.tar", *sample("c", mp4=b"4" * 1024))
+    content = bytearray(negative.read_bytes())
+    content[124:136] = b"\xff" * 12  # the size in binary: -1
+    content[148:156] = b"%06o\0 " % sum(content[:148] + b" " * 8 + content[156:512])
+    negative.write_bytes(content)
+    (tmp_path / "2.tar").write_bytes(2 * write_tar(tmp_path / "d", *sample("d", mp4=b"5")).read_bytes())
+    (tmp_path / "d").unlink()
+    found = videos(tmp_path)
+    taken = [video.name for video in found if not video.reason]
+    assert taken == ["0.tar/a.mp4", "0.tar/b.mp4", "2.tar/d.mp4"]
+    assert len(unique_keys(taken)) == 3
+    assert reasons(found)["duplicate_member"] == 1
+    assert [video.detail for video in found if "more follows" in video.detail]
+
+
 def test_lists_are_brace_and_wildcard_patterns(tmp_path):
     for name in ("a/00.tar", "a/01.tar", "b/00.tar"):
         write_tar(tmp_path / name, *sample("1", mp4=b"v"))

@@ -91,6 +91,16 @@ def test_what_has_another_name_is_nobodys_business(run: Path, alone: World) -> N
     assert names == {*others, "step-000000000096"}
 
 
+def test_links_are_removed_and_not_followed_and_nothing_stands_in_the_way(run: Path, alone: World) -> None:
+    kept = run.with_name("kept")
+    (run / "checkpoints/step-000000000064").rename(kept)
+    (run / "checkpoints/step-000000000064").symlink_to(kept)
+    (run / "checkpoints/step-000000000096").symlink_to(run.with_name("not_mounted"))
+    train(run, alone, 6 * STEP, keep=1)
+    assert steps(run) == [6]
+    assert (kept / "manifest.json").is_file()
+
+
 def test_multiples_of_keep_every_stay(run: Path, alone: World) -> None:
     train(run, alone, 6 * STEP, keep=1, keep_every=2 * STEP)
     assert steps(run) == [2, 4, 6]
@@ -112,6 +122,9 @@ def test_a_run_whose_checkpoints_are_gone_starts_again_only_with_restart(run: Pa
     restarting.restart = True
     run_folder.check(run, restarting)
     run_folder.begin(run, restarting, alone)
+    (run / "newest_checkpoint").unlink()  # as in a run of an older version; five steps are too many without one
+    with pytest.raises(UserError, match="the log reaches 80 samples, but all checkpoints are gone"):
+        run_folder.check(run, schema_of(run, 6 * STEP, 1))
     disk.rename(run / "checkpoints")
     train(run, alone, 6 * STEP, keep=1)
     assert steps(run) == [6]
