@@ -148,7 +148,8 @@ except KeyboardInterrupt:
         run.signal(signal.SIGINT, "launcher")
         time.sleep(0.1)
     status, output, errors = run.end()
-    assert (status, output) == (137, "")
+    # killed, or by a Ctrl-C that came when the launcher had reported that and was ending
+    assert (status in (137, -signal.SIGINT), output) == (True, "")
     assert errors.startswith("mmldm: rank 0 ")
 
 
