@@ -87,9 +87,7 @@ def test_whole_samples_of_wrong_content_are_found(tmp_path, make_set, make_laten
     start = len(members["video.npy"]) - array.nbytes
     array[1, 2, 3, 0] = np.nan
     rewrite(folder, {**members, "video.npy": members["video.npy"][:start] + array.tobytes()}, {"class": 0})
-    assert any(
-        "w-000000: video.npy: holds values that are not finite" in fault for fault in verify_set(folder).faults
-    )
+    assert any("w-000000: video.npy: holds values that are not finite" in fault for fault in verify_set(folder).faults)
     rewrite(folder, {**members, "audio.npy": members["video.npy"]}, {"class": 0})
     assert any("sample w-000000: audio_mean has shape (4, 4, 4)" in fault for fault in verify_set(folder).faults)
     rewrite(folder, members, {"class": 1})
