@@ -18,7 +18,7 @@ from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder.gaussian import LOGVAR_RANGE
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.shards.index import ShardIndex, shard_name
-from mmldm_scale.shards.latents import LatentSample, decode_latents, encode_latents, statistics, sums
+from mmldm_scale.shards.latents import LatentSample, decode_latents, encode_latents, statistics
 from mmldm_scale.shards.manifest import Manifest, differences, read_media
 from mmldm_scale.shards.writer import ShardWriter
 
@@ -27,7 +27,7 @@ from ..launching.progress import Progress
 from ..sources.files import find_files
 from ..sources.keys import unique_keys
 from .latent_files import PARTS, LatentNames, OtherShape, UnreadableLatents, read_tensor
-from .latents import check_rounding, squared_errors
+from .latents import commit_latents, squared_errors
 from .shard_set import begin, finish, missing_shards, read_plan
 
 META = ("path", "start", "label", "labels", "origin", "split")  # what is taken of a clip's own JSON
@@ -289,9 +289,5 @@ def _write_shard(
             writer.add(clip["key"], members, meta)
             written.append(decode_latents(members))
             errors.append(squared_errors(sample, written[-1]))
-        if leases.holds(shard_name(number)):  # else this process counted as dead, and another one makes it
-            totals = sums(written)
-            check_rounding(output, number, errors, statistics([totals]))
-            with leases.finishing(shard_name(number)):
-                writer.commit(totals)
+        commit_latents(writer, output, number, written, errors, leases)
     leases.release(shard_name(number))

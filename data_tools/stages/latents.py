@@ -194,12 +194,32 @@ def _write_shard(
                 written.append(decode_latents(members))
                 errors.append(squared_errors(sample, written[-1]))
                 bar.update()
-        if leases.holds(shard_name(number)):  # else this process counted as dead, and another one makes it
-            totals = sums(written)
-            check_rounding(output, number, errors, statistics([totals]))
-            with leases.finishing(shard_name(number)):
-                writer.commit(totals)
+        commit_latents(writer, output, number, written, errors, leases)
     leases.release(shard_name(number))
+
+
+def commit_latents(
+    writer: ShardWriter,
+    output: Path,
+    number: int,
+    written: list[LatentSample],
+    errors: list[dict[str, np.ndarray]],
+    leases: Leases,
+) -> None:
+    """Complete the leased shard ``number``, which holds ``written``, after a check of its rounding.
+
+    Args:
+        errors: of each sample, by :func:`squared_errors`.
+
+    Raises:
+        UserError: as :func:`check_rounding`.
+    """
+    name = shard_name(number)
+    if leases.holds(name):  # else this process counted as dead, and another one makes it
+        totals = sums(written)
+        check_rounding(output, number, errors, statistics([totals]))
+        with leases.finishing(name):
+            writer.commit(totals)
 
 
 def squared_errors(exact: LatentSample, rounded: LatentSample) -> dict[str, np.ndarray]:
