@@ -26,7 +26,9 @@ from mmldm_scale.config.render import render
 from mmldm_scale.config.sampling import GenerationTask, Reconstructing, Sampling
 from mmldm_scale.config.training import (
     AdversarialConfig,
+    AdversarialForm,
     ContrastiveConfig,
+    LossWeights,
     Precision,
     ReadingConfig,
     ShardTraining,
@@ -35,6 +37,7 @@ from mmldm_scale.config.training import (
 
 __all__ = [
     "AdversarialConfig",
+    "AdversarialForm",
     "AudioImageConfig",
     "AutoencoderConfig",
     "Backend",
@@ -47,6 +50,7 @@ __all__ = [
     "EncoderConfig",
     "GenerationTask",
     "KLVAEConfig",
+    "LossWeights",
     "MediaConfig",
     "PatchDiscriminatorConfig",
     "Precision",

@@ -38,6 +38,9 @@ class UNetConfig:
     blocks: int = 2  # residual blocks of each level
     attention: list[bool] = field(default_factory=lambda: [True, True, True, False])  # cross-attention, by level
     heads: int = 8  # attention heads
+    # where the perceptual latent's features are added: to the hidden states inside the U-Net's encoder, as in the
+    # public code, or only to its skips; both add to the middle's output
+    features: Literal["inside", "skips"] = "inside"
     # ours, for training from scratch: estimate the noise from the features alone; the U-Net corrects the estimate
     estimate: bool = False
 
@@ -63,7 +66,9 @@ class AutoencoderConfig:
     semantics: bool = True
     semantic_width: int = 768  # width of the semantic vectors and of the cross-attention
     contrastive_width: int = 256  # width of the vectors that the contrastive head compares; 0: no head
-    detach_projectors: bool = False  # as in the public code: the semantic losses do not train the encoders
+    # the projectors' losses do not train the encoders, as in the public code, which says that training blows up late
+    # otherwise; the paper does not say
+    detach_projectors: bool = True
     decoder: UNetConfig = field(default_factory=UNetConfig)  # the signal decoder
     shared_decoder: bool = True  # one U-Net for both modalities; false: one for each (first row of Table 5)
     pooled_latent: bool = True  # add the pooled latent to the time embedding
@@ -198,8 +203,11 @@ class DecodingConfig:
 
     sampler: str = "ddim"  # ddim (steps must divide 1000), dpm++ or unipc (any number of steps)
     steps: int = 50  # steps of the sampler
-    audio_guidance: float = 1.0  # guidance scale of audio images, at least 1; 1: none, half the work. Public code: 1.5
-    video_guidance: float = 1.0  # guidance scale of frames, likewise. Public code: 3.0
+    # guidance scale of audio images, at least 1; 1: none, half the work. Public code: 2.5 (Landscape, AIST++), 1.5
+    # (AudioSet)
+    audio_guidance: float = 1.0
+    # guidance scale of frames, likewise. Public code: 2.5 (Landscape, AIST++), 3.0 (AudioSet)
+    video_guidance: float = 1.0
     pictures: int = 0  # how many pictures go through the U-Net together; 0: all of a batch of clips
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 from mmldm_scale.config.check import require, require_within
 
 Precision = Literal["fp32", "bf16", "fp16"]
+AdversarialForm = Literal["log", "hinge", "hinge_linear"]
 SHORTEST_EMA, LONGEST_EMA = 0.001, 0.28  # limits of training.ema_lengths; the plain mean of the whole past has 0.289
 
 
@@ -136,11 +137,26 @@ class ShardTraining:
 
 
 @dataclass
+class LossWeights:
+    """How much the errors of the two modalities count in the mean squared error; not both 0."""
+
+    audio: float = 1.0  # weight of the audio's error
+    video: float = 1.0  # weight of the video's error
+
+    def __post_init__(self) -> None:
+        for key in ("audio", "video"):
+            value = getattr(self, key)
+            require(0 <= value < math.inf, f"loss_weights.{key}", f"{value:g}: must be at least 0, and finite")
+        require(self.audio + self.video > 0, "loss_weights", "audio=0 and video=0: one must be greater than 0")
+
+
+@dataclass
 class AdversarialConfig:
     """How a discriminator takes part in a training; what else its optimizer needs is in ``training``."""
 
     weight: float = 0.1  # λ_gan, weight of the adversarial term in the model's loss; 0: no discriminator
-    loss: Literal["log", "hinge"] = "log"  # Eq. 2 of the paper, or the public code's
+    # the losses' form: log is Eq. 2 of the paper, hinge the public code's, hinge_linear latent diffusion's for KL-VAEs
+    loss: AdversarialForm = "log"
     after: int = 0  # [samples] the discriminator begins to learn after this many
     ramp: int = 0  # [samples] from there the term's weight rises linearly over this many
     learning_rate: float = 1e-4  # learning rate of the discriminator's Adam

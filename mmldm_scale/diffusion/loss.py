@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from mmldm_scale.common import rng
-from mmldm_scale.config import ContrastiveConfig, DiffusionConfig
+from mmldm_scale.config import ContrastiveConfig, DiffusionConfig, LossWeights
 from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion.conditions import MODALITIES, conditions, task_at
 from mmldm_scale.diffusion.contrastive import contrast, wrong_pairings
@@ -54,14 +54,18 @@ def _draw_time(config: DiffusionConfig, random: np.random.Generator) -> int:
 
 
 def losses(
-    network: Network, process: Process, batch: dict[str, Tensor], contrastive: ContrastiveConfig | None = None
+    network: Network,
+    process: Process,
+    batch: dict[str, Tensor],
+    contrastive: ContrastiveConfig | None = None,
+    loss_weights: LossWeights | None = None,
 ) -> dict[str, Tensor]:
     """Return each sample's losses, (B,) float32.
 
     "loss/audio" and "loss/video" are the mean squared errors of the predictions (how the public code reads the norms of
-    Eq. 8), unweighted, so that they can be compared from step to step. "loss" is what training minimises: their mean,
-    multiplied by the timestep's weight. If ``contrastive`` has a weight, "term/contrastive" is its unweighted term, and
-    "loss" includes it with that weight.
+    Eq. 8), unweighted, so that they can be compared from step to step. "loss" is what training minimises: half their
+    sum, each with its modality's weight (1 without ``loss_weights``), multiplied by the timestep's weight. If
+    ``contrastive`` has a weight, "term/contrastive" is its unweighted term, and "loss" includes it with that weight.
 
     Args:
         batch: Clean latents "audio" (B, C, Ha, Wa) and "video" (B, C, Hv, Wv), normalised; "audio_noise" and
@@ -69,7 +73,9 @@ def losses(
             contrastive term what :func:`~.contrastive.wrong_pairings` takes.
     """
     audio, video = errors(network, process, batch)
-    values = {"loss": process.weight(batch["time"]) * (audio + video) / 2, "loss/audio": audio, "loss/video": video}
+    weights = loss_weights or LossWeights()
+    error = (weights.audio * audio + weights.video * video) / 2
+    values = {"loss": process.weight(batch["time"]) * error, "loss/audio": audio, "loss/video": video}
     if contrastive and contrastive.weight:
         wrong = errors(network, process, wrong_pairings(batch))
         values["term/contrastive"] = contrast((audio, video), wrong, contrastive.temperature)

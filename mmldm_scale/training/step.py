@@ -43,11 +43,11 @@ class DiscriminatorStep:
         Its gradient reaches the pictures and not the discriminator, whose engine would take it for its own loss's.
         """
         with _frozen(self._module):
-            return inputs.weight * self._generator_loss(inputs.fake)
+            return self._generator_loss(inputs.fake)
 
     def learn(self, inputs: DiscriminatorInputs) -> dict[str, Tensor]:
         """Accumulate the discriminator's own gradient; return values to be logged by tag, (B,) each."""
-        results = self._forward(inputs.real, inputs.fake, inputs.weight)
+        results = self._forward(inputs.real, inputs.fake)
         self._backward(results["loss"].mean())
         return {f"discriminator/{name}": value.detach() for name, value in results.items()}
 

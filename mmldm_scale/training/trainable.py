@@ -28,16 +28,14 @@ class DiscriminatorInputs:
     Attributes:
         real: (B, P, 3, S, S).
         fake: (B, P, 3, S, S), the model's reconstructions, attached to its graph.
-        weight: (B,), how much each sample's adversarial loss counts.
     """
 
     real: Tensor
     fake: Tensor
-    weight: Tensor
 
     def detached(self) -> "DiscriminatorInputs":
         """Return the same pictures without their graph."""
-        return DiscriminatorInputs(self.real.detach(), self.fake.detach(), self.weight.detach())
+        return DiscriminatorInputs(self.real.detach(), self.fake.detach())
 
 
 @dataclass
@@ -111,7 +109,7 @@ class Discriminator:
     """A second network, which learns to tell the model's pictures from real ones.
 
     Attributes:
-        module: ``module(real, fake, weight)`` returns (B,) values by name: "loss" is minimised, all are logged as
+        module: ``module(real, fake)`` returns (B,) values by name: "loss" is minimised, all are logged as
             "discriminator/NAME". ``module.generator_loss(fake)`` returns the model's term, (B,). No sample's values
             may depend on the others'. See :class:`mmldm_scale.trainables.adversarial_loss.AdversarialLoss`.
         config: when it takes part, the weight of its term, and its optimizer.

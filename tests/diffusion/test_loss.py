@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmldm_scale.config import DiffusionConfig, DiTConfig
+from mmldm_scale.config import DiffusionConfig, DiTConfig, LossWeights
 from mmldm_scale.diffusion.loss import draw, losses
 from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.models.dit import DiT
@@ -97,6 +97,15 @@ def test_the_network_gets_noisy_latents_and_only_the_conditions_drawn():
             expected = data[name][i] if given else torch.zeros_like(data[name][i])
             assert torch.equal(network.conditions[f"{name}_condition"][i], expected)
     torch.testing.assert_close(result["loss"], (result["loss/audio"] + result["loss/video"]) / 2)
+
+
+def test_the_modalities_count_by_their_weights():
+    data, process = batch(30), noise_process(CONFIG)
+    plain, weighted = (losses(Recorder(), process, data, None, weights) for weights in (None, LossWeights(0.5, 3.0)))
+    audio, video = plain["loss/audio"], plain["loss/video"]
+    torch.testing.assert_close(plain["loss"], (audio + video) / 2)
+    torch.testing.assert_close(weighted["loss"], 0.25 * audio + 1.5 * video)
+    assert torch.equal(weighted["loss/audio"], audio)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])

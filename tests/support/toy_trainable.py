@@ -126,8 +126,7 @@ class ToyModule(nn.Module):
         loss = sum(WEIGHTS[name] * term for name, term in terms.items())
         output = StepOutput(loss, terms, {"loss/half": loss / 2})
         if self.training and self.step.adversarial:
-            weight = (batch["x"][:, 0] > 0).float() + 0.5
-            output.discriminator_inputs = DiscriminatorInputs(*(x.unflatten(1, (2, -1)) for x in (real, out)), weight)
+            output.discriminator_inputs = DiscriminatorInputs(*(x.unflatten(1, (2, -1)) for x in (real, out)))
         if self.training and self.step.logged:
             output.gradient_probes = {"hidden": (hidden,), "both": (hidden, out)}
         return output

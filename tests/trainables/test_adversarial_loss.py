@@ -41,17 +41,17 @@ def arrangements(real: Tensor, fake: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("patches", [1, 3])
-@pytest.mark.parametrize("form", ["log", "hinge"])
-def test_both_losses_are_those_of_equation_2(form: str, patches: int) -> None:
-    """In float64, as printed, but minimised: D is the probability of being fake."""
+@pytest.mark.parametrize("form", ["log", "hinge", "hinge_linear"])
+def test_both_losses_are_those_of_equation_2_or_their_hinge_forms(form: str, patches: int) -> None:
+    """In float64; Eq. 2 as printed, but minimised: D is the probability of being fake."""
     draw = generator(0, "pictures", 0).standard_normal
     real, fake = (torch.from_numpy(draw((2, 3, 3, 2, 2))) for _ in range(2))
-    weight, network = [0.5, 2.0], LinearDiscriminator(patches)
+    network = LinearDiscriminator(patches)
     loss = AdversarialLoss(network, arrangements, form)
-    values, generator_losses = loss(real, fake, torch.tensor(weight)), loss.generator_loss(fake)
+    values, generator_losses = loss(real, fake), loss.generator_loss(fake)
     for sample in range(2):
         (a, i, j), (audio, first, second) = fake[sample], real[sample]
-        expected = model = 0.0
+        expected = model = right = 0.0
         for row in network.weight.detach():
 
             def score(*pictures: Tensor, row: Tensor = row) -> float:
@@ -63,9 +63,12 @@ def test_both_losses_are_those_of_equation_2(form: str, patches: int) -> None:
                 expected -= log(1 - being_fake(truth)) + sum(log(being_fake(logit)) for logit in fakes)
                 model -= log(1 - being_fake(fakes[0]))
             else:
-                expected += max(0, 1 - truth) + sum(max(0, 1 + logit) for logit in fakes)
-                model -= fakes[0]
-        assert values["loss"][sample].item() == pytest.approx(weight[sample] * expected / patches, rel=1e-5)
+                hinges = [max(0, 1 - truth), *(max(0, 1 + logit) for logit in fakes)]
+                expected += sum(hinges) / 5 if form == "hinge" else sum(hinges)
+                model += max(0, 1 - fakes[0]) if form == "hinge" else -fakes[0]
+            right += ((truth > 0) + (fakes[0] < 0)) / 2
+        assert values["loss"][sample].item() == pytest.approx(expected / patches, rel=1e-5)
+        assert values["accuracy"][sample].item() == pytest.approx(right / patches)
         assert generator_losses[sample].item() == pytest.approx(model / patches, rel=1e-5, abs=1e-6)
 
 
@@ -90,7 +93,7 @@ def configure(run: Path, stage: int, **adversarial: Any) -> toy_trainable.ToyTra
 
 @pytest.mark.parametrize(
     ("stage", "form", "after", "ramp"),
-    [(0, "log", 32, 48), (1, "hinge", 32, 48), (2, "hinge", 0, 0), (3, "log", 32, 48)],
+    [(0, "log", 32, 48), (1, "hinge", 32, 48), (2, "hinge_linear", 0, 0), (3, "log", 32, 48)],
 )
 def test_both_learn_as_in_a_plain_loop_with_two_optimizers(
     tmp_path: Path, alone: World, restored_handlers: None, stage: int, form: str, after: int, ramp: int
@@ -165,8 +168,8 @@ class PlainLoop:
         terms = {"mse": ((out - batch["y"]) ** 2).mean(1), "size": (hidden**2).mean(1)}
         if active:
             logit = self.discriminator.network(out)
-            loss = -logit.sigmoid().log() if self.config.adversarial.loss == "log" else -logit
-            terms["adversarial"] = self._sample_weights(batch) * loss
+            forms = {"log": -logit.sigmoid().log(), "hinge": (1 - logit).clamp(min=0), "hinge_linear": -logit}
+            terms["adversarial"] = forms[self.config.adversarial.loss]
         return terms
 
     def _discriminator_loss(self, batch: dict[str, Tensor], out: Tensor) -> Tensor:
@@ -180,10 +183,7 @@ class PlainLoop:
             losses = -real.sigmoid().log() - sum((1 - fake.sigmoid()).log() for fake in fakes)
         else:
             losses = (1 - real).clamp(min=0) + sum((1 + fake).clamp(min=0) for fake in fakes)
-        return (self._sample_weights(batch) * losses).mean()
-
-    def _sample_weights(self, batch: dict[str, Tensor]) -> Tensor:
-        return torch.where(batch["x"][:, 0] > 0, 1.5, 0.5)
+        return losses.mean() / (4 if self.config.adversarial.loss == "hinge" else 1)
 
     def _gradients(self, batch: dict[str, Tensor], active: bool, factors: dict[str, float]) -> dict[str, float]:
         """Return the mean over samples of the norms of each term's gradients, one sample at a time."""

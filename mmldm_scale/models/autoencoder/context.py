@@ -1,7 +1,7 @@
 """The tokens that the U-Net's cross-attention reads for pictures of one modality (section 3.1, Figure 3b).
 
 They are the other modality's semantic tokens, the class and the modality; cross-attention does not depend on their
-order. For classifier-free guidance learned null tokens replace semantics and class.
+order. For classifier-free guidance null tokens replace all of them but the class.
 """
 
 import torch
@@ -23,17 +23,19 @@ class Context(nn.Module):
         if semantics:
             self.null = nn.Parameter(0.02 * torch.randn(semantics + 1, width))
 
-    def forward(self, pictures: int, semantics: Tensor | None = None, dropped: Tensor | None = None) -> Tensor:
-        """Return the tokens (N, T + 2, D) of N = ``pictures``, or (N, 1, D) if the model has no semantics.
+    def forward(self, tokens: Tensor, dropped: Tensor | None = None) -> Tensor:
+        """Return the tokens of N pictures, (N, T + 2, D), or (N, 1, D) if the model has no semantics.
 
         Args:
-            semantics: (N, T + 1, D), the other modality's semantic tokens and the class; None: null tokens.
-            dropped: (N,) bool, the pictures that get null tokens in place of ``semantics``; None: none of them.
+            tokens: (N, T + 1, D), the other modality's semantic tokens and, last, the class; (N, 0, D) without
+                semantics.
+            dropped: (N,) bool, the pictures that get null tokens in place of semantics and modality; None: none. The
+                null tokens are learned (ours; the public code's are zero), but without semantics zero.
         """
-        modality = self.modality.expand(pictures, -1, -1)  # (N, 1, D)
-        if not self.semantics:
-            return modality
-        tokens = self.null.expand(pictures, -1, -1) if semantics is None else semantics  # (N, T + 1, D)
-        if semantics is not None and dropped is not None:
-            tokens = torch.where(dropped[:, None, None], self.null, semantics)
-        return torch.cat([tokens, modality], dim=1)  # (N, T + 2, D)
+        context = torch.cat([tokens, self.modality.expand(len(tokens), 1, -1)], dim=1)
+        if dropped is None:
+            return context
+        null = self.null if self.semantics else torch.zeros_like(self.modality)  # (T + 1, D)
+        semantics, modality = null.expand(len(tokens), -1, -1).split([self.semantics, 1], dim=1)
+        without = torch.cat([semantics, tokens[:, self.semantics :], modality], dim=1)
+        return torch.where(dropped[:, None, None], without, context)

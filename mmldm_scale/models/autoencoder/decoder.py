@@ -1,9 +1,9 @@
 """The signal decoder: one Stable-Diffusion-shaped U-Net that predicts the noise of video frames and audio images.
 
 Its conditions reach it in three ways (section 3.1, Figure 3b): multi-scale features of the perceptual latent are added
-to its encoder's outputs; the pooled latent and the frame's embedding are added to its time embedding; and its
-cross-attention reads the other modality's semantic tokens, a class embedding and a modality embedding. The first two
-are zero-initialised, so that a pretrained U-Net starts undisturbed.
+to its encoder's outputs (``unet.py``); the pooled latent and the frame's embedding are added to its time embedding; and
+its cross-attention reads the other modality's semantic tokens, a class embedding and a modality embedding. The first
+two are zero-initialised, so that a pretrained U-Net starts undisturbed.
 
 For training from scratch, ``decoder.estimate: true`` (ours) lets a convolution estimate the clean latent from the
 features; the noise that this implies is added to the U-Net's output, which so corrects it.
@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from mmldm_scale.config import AutoencoderConfig, DiffusionConfig
 from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion.noise_process import Diffusion
-from mmldm_scale.models.autoencoder.blocks import norm_groups, unfold, zeroed
+from mmldm_scale.models.autoencoder.blocks import unfold, zeroed
 from mmldm_scale.models.autoencoder.context import Context
 from mmldm_scale.models.autoencoder.pyramid import FeaturePyramid
+from mmldm_scale.models.autoencoder.unet import UNetInputs, build_unet, predict_inside, predict_skips
 
 Modality = Literal["audio", "video"]
 
@@ -41,7 +42,7 @@ ESTIMATE_VARIANCE = 0.25  # assumed variance of the error of an estimate; clean 
 class Condition:
     """The inputs of the U-Net, besides noisy latents and time, for N pictures."""
 
-    features: list[Tensor]  # (N, D, H, W) each: added to the outputs of the U-Net's encoder, the last to its middle
+    features: list[Tensor]  # (N, D, H, W) each: for the outputs of the U-Net's encoder and, last, of its middle
     content: Tensor  # (N, C + E): the pooled latent and the frame's embedding
     tokens: Tensor  # (N, T, D): the other modality's semantic tokens, the class and the modality
     mask: Tensor | None  # (N, T) bool: the tokens that cross-attention reads; None: all
@@ -117,9 +118,10 @@ class SignalDecoder(nn.Module):
         self.config, self.classes, unet = config, classes, config.decoder
         widths = [unet.width * multiplier for multiplier in unet.multipliers]
         self.process = Diffusion(NOISE)
+        self._predict = predict_inside if unet.features == "inside" else predict_skips
         self.unets, self.class_embeddings = nn.ModuleDict(), nn.ModuleDict()
         for name in ("shared",) if config.shared_decoder else MODALITIES:
-            self.unets[name] = _unet(config, widths, noise_shape)
+            self.unets[name] = build_unet(config, widths, noise_shape)
             if config.semantics:
                 class_embedding = nn.Embedding(classes + 1, config.semantic_width)  # the last one: unknown
                 nn.init.normal_(class_embedding.weight, std=0.02)
@@ -142,7 +144,6 @@ class SignalDecoder(nn.Module):
         frames: Tensor,
         semantics: Tensor | None,
         labels: Tensor | None,
-        dropped: Tensor | None = None,
     ) -> Condition:
         """Return the condition of K pictures of each clip, clip by clip (N = B·K).
 
@@ -152,29 +153,53 @@ class SignalDecoder(nn.Module):
             frames: (B, K) int64, the frames' indices; zeros (B, 1) for the audio image.
             semantics: (B, T, D), the semantic tokens of the *other* modality; None if the model has no semantics.
             labels: (B,) int64, the clips' classes, -1 for unknown; None: all unknown.
-            dropped: (B, K) bool, the pictures that get null tokens in place of semantics and class; None: none.
         """
         name = "shared" if self.config.shared_decoder else modality
         count = frames.shape[1]
         embedding = self.frame_embeddings[modality](frames).flatten(0, 1)  # (B·K, E)
         features, finest = self.pyramids[modality](latent, frames, embedding)
-        content, tokens = embedding, None
+        content, tokens = embedding, embedding.new_empty(len(embedding), 0, self.config.semantic_width)
         if self.config.pooled_latent:
             pooled = latent.mean(dim=(2, 3)).repeat_interleave(count, dim=0)  # (B·K, C)
             content = torch.cat([pooled, embedding], dim=1)
         if semantics is not None:
             class_token = self._class_token(name, labels, semantics)  # (B, 1, D)
             tokens = torch.cat([semantics, class_token], dim=1).repeat_interleave(count, dim=0)  # (B·K, T + 1, D)
-        context = self.contexts[modality](len(content), tokens, None if dropped is None else dropped.flatten())
+        context = self.contexts[modality](tokens)
         estimate = self._estimate(modality, latent, frames, finest) if self.estimators else None
         return Condition(features, content, context, None, estimate, name)
 
+    def drop(self, modality: Modality, condition: Condition, dropped: Tensor) -> Condition:
+        """Return ``condition`` without what the pictures ``dropped`` show; only their class and frame index are kept.
+
+        Features, pooled latent and estimate become zero, semantics and modality null tokens, as in the public code (in
+        which the null tokens are zero too).
+
+        Args:
+            modality: of the N pictures.
+            condition: of :meth:`condition`, not joined with others.
+            dropped: (N,) bool.
+        """
+
+        def without(values: Tensor) -> Tensor:
+            return values.masked_fill(dropped.view(-1, *[1] * (values.ndim - 1)), 0)
+
+        width = self.config.decoder.width  # of the frame's embedding; the pooled latent, if there is one, precedes it
+        pooled, embedding = condition.content[:, :-width], condition.content[:, -width:]
+        return replace(
+            condition,
+            features=[without(level) for level in condition.features],
+            content=torch.cat([without(pooled), embedding], dim=1),
+            tokens=self.contexts[modality](condition.tokens[:, :-1], dropped),
+            estimate=None if condition.estimate is None else without(condition.estimate),
+        )
+
     def null(self, modality: Modality, condition: Condition) -> Condition:
-        """Return ``condition``, of pictures of ``modality``, with null tokens in place of semantics and class.
+        """Return ``condition``, of pictures of ``modality``, with all of them dropped (:meth:`drop`).
 
         Classifier-free guidance extrapolates from the prediction under this condition.
         """
-        return replace(condition, tokens=self.contexts[modality](len(condition.tokens)))
+        return self.drop(modality, condition, torch.ones_like(condition.content[:, 0], dtype=torch.bool))
 
     def forward(self, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Return the noise predicted in ``noisy``, (N, c, s, s) float32.
@@ -184,18 +209,11 @@ class SignalDecoder(nn.Module):
             time: (N,) int64, their timesteps in 0..999.
             condition: of these N pictures.
         """
-        *features, middle = condition.features
         unet = cast(UNet2DConditionModel, self.unets[condition.unet])
-        predicted: Tensor = unet(
-            noisy.to(unet.dtype),
-            time,
-            encoder_hidden_states=condition.tokens,
-            encoder_attention_mask=condition.mask,
-            class_labels=condition.content,
-            down_block_additional_residuals=features,
-            mid_block_additional_residual=middle,
-            return_dict=False,
-        )[0].float()
+        inputs = UNetInputs(
+            noisy.to(unet.dtype), time, condition.content, condition.tokens, condition.mask, condition.features
+        )
+        predicted = self._predict(unet, inputs).float()
         if condition.estimate is None:
             return predicted
         return predicted + self._implied_noise(noisy, time, condition.estimate)
@@ -229,31 +247,3 @@ class SignalDecoder(nn.Module):
         alpha_bar = self.process.alpha_bar(time).view(-1, 1, 1, 1)  # (N,) -> (N, 1, 1, 1)
         weight = (1 - alpha_bar).sqrt() / (1 - alpha_bar + alpha_bar * ESTIMATE_VARIANCE)
         return weight * (noisy.float() - alpha_bar.sqrt() * estimate.float())
-
-
-def _unet(config: AutoencoderConfig, widths: list[int], noise_shape: Shape) -> UNet2DConditionModel:
-    """Return a U-Net for latents of ``noise_shape`` with ``widths`` channels at its levels.
-
-    The last layer of its class embedding, which takes the conditions' ``content``, is zero.
-    """
-    unet, content_width = config.decoder, config.decoder.width + config.latent_channels * config.pooled_latent
-    down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in unet.attention]
-    up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(unet.attention)]
-    model = UNet2DConditionModel(
-        sample_size=noise_shape[1],
-        in_channels=noise_shape[0],
-        out_channels=noise_shape[0],
-        down_block_types=tuple(down),
-        up_block_types=tuple(up),
-        block_out_channels=tuple(widths),
-        layers_per_block=unet.blocks,
-        cross_attention_dim=config.semantic_width,
-        attention_head_dim=unet.heads,  # diffusers' name for the number of heads
-        norm_num_groups=norm_groups(unet.width),
-        class_embed_type="projection",
-        projection_class_embeddings_input_dim=content_width,
-    )
-    zeroed(model.class_embedding.linear_2)  # a TimestepEmbedding, as class_embed_type is "projection"
-    if config.activation_checkpointing:
-        model.enable_gradient_checkpointing()
-    return model

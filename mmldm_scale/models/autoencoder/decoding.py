@@ -46,7 +46,7 @@ def denoise(
     Args:
         noise: (N, c, s, s) standard normal.
         condition: what the pictures show.
-        null: the same without semantics and class; None: there is no guidance.
+        null: the same, of which only class and frame index are known; None: there is no guidance.
         guidance: (N,), each picture's guidance scale φ: φ · ε(condition) − (φ − 1) · ε(null). At 1 there is none.
 
     Raises:

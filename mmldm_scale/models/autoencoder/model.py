@@ -31,6 +31,8 @@ from mmldm_scale.models.autoencoder.gaussian import Gaussian
 from mmldm_scale.models.autoencoder.semantic import ClassificationHead, ContrastiveHead, Projector, Semantics
 from mmldm_scale.models.autoencoder.stable_diffusion import build_kl_vae
 
+# What the weights folders mean that were written before a key of AutoencoderConfig existed.
+OLDER_MEANING: dict[str, Any] = {"detach_projectors": False, "decoder": {"features": "skips"}}
 REASON_LENGTH = 200  # characters of a library's message that are repeated in an error
 
 
@@ -144,8 +146,6 @@ class Autoencoder(nn.Module):
         frames: Tensor,
         semantics: Semantics | None,
         labels: Tensor | None = None,
-        dropped_audio: Tensor | None = None,
-        dropped_video: Tensor | None = None,
     ) -> tuple[Condition, Condition]:
         """Return the decoder's conditions for the audio images (N = B) and for ``frames`` (N = B·K).
 
@@ -155,13 +155,11 @@ class Autoencoder(nn.Module):
             frames: (B, K) int64, indices of the frames to decode, 0 to F - 1.
             semantics: of these latents; each modality is decoded with the other's.
             labels: (B,) int64 indices into ``classes``, -1 for unknown; None: all unknown.
-            dropped_audio: (B,) bool, the audio images decoded without semantics and class (for guidance); None: none.
-            dropped_video: (B, K) bool, likewise for the frames.
         """
         for_audio, for_video = (semantics.video, semantics.audio) if semantics else (None, None)
         index = torch.zeros_like(frames[:, :1])  # (B, 1): an audio image is its modality's only frame
-        audio = self.decoder.condition("audio", audio_latent, index, for_audio, labels, dropped_audio)
-        video = self.decoder.condition("video", video_latent, frames, for_video, labels, dropped_video)
+        audio = self.decoder.condition("audio", audio_latent, index, for_audio, labels)
+        video = self.decoder.condition("video", video_latent, frames, for_video, labels)
         return audio, video
 
     @torch.no_grad()
@@ -220,7 +218,7 @@ class Autoencoder(nn.Module):
         scales = (decoding.audio_guidance, decoding.video_guidance)
         guidance = [part.new_full((len(part),), scale) for part, scale in zip(noise, scales, strict=True)]
         nulls: list[Condition] = []
-        if self.config.semantics and max(scales) > 1:
+        if max(scales) > 1:
             nulls = [self.decoder.null(name, part) for name, part in zip(MODALITIES, conditions, strict=True)]
         if self.config.shared_decoder:  # the U-Net processes pictures of both modalities together
             noise, guidance = [torch.cat(noise)], [torch.cat(guidance)]
@@ -249,7 +247,7 @@ class Autoencoder(nn.Module):
         folder = pretrained.find(path, "autoencoder")
         stored = pretrained.read_config(folder, "autoencoder")
         try:
-            config = _restore(AutoencoderConfig, stored["model"])
+            config = _restore(AutoencoderConfig, OLDER_MEANING, stored["model"])
             media = _restore(MediaConfig, stored["media"])
             vae = build_kl_vae(stored["kl_vae"], folder / pretrained.CONFIG)
             model = cls(config, media, vae, stored["classes"])
@@ -281,8 +279,9 @@ def save(
     pretrained.save(folder, "autoencoder", description, state)
 
 
-def _restore(schema: type, values: dict[str, Any]) -> Any:
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+def _restore(schema: type, *values: dict[str, Any]) -> Any:
+    """Return the ``schema`` with ``values``, of which the later ones win."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *values))
 
 
 def _latent_shape(encoder: EncoderConfig, channels: int, size: int, key: str) -> Shape:

@@ -8,6 +8,7 @@ from mmldm_scale.config import (
     AutoencoderConfig,
     DecodingConfig,
     DiscriminatorConfig,
+    LossWeights,
     ShardTraining,
 )
 from mmldm_scale.config.check import require
@@ -22,6 +23,7 @@ class AutoencoderTraining(ShardTraining):
     kl_vae: str = "???"  # the KL-VAE: Stable Diffusion's, as a folder or a file, or a kl_vae run
     unet: str | None = None  # Stable Diffusion's U-Net, as a folder or a file, to start the decoder from; null: random
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)  # encoders, projectors and decoder
+    loss_weights: LossWeights = field(default_factory=LossWeights)  # weights of the audio image and the frames in L_MSE
     kl_weight: float = 1e-9  # λ_kl; 1e-9 for Landscape, 1e-8 for AIST++
     classification_weight: float = 0.1  # λ_cl; 0, or clips without labels: no classification head
     contrastive_weight: float = 0.1  # λ_co; 0: no contrastive head
@@ -32,7 +34,8 @@ class AutoencoderTraining(ShardTraining):
     # the discriminator's real pictures: the clip's own or, ours, the clip's reconstructed by the KL-VAE
     real_pictures: Literal["original", "kl_vae"] = "original"
     estimate_weight: float = 1.0  # weight of the squared error of the estimates, with model.decoder.estimate
-    context_dropout: float = 0.1  # [0..1] share of pictures decoded without semantics and class, which guidance needs
+    # [0..1] share of pictures decoded without features, pooled latent and tokens, except the class's; guidance needs it
+    condition_dropout: float = 0.1
     frames_per_clip: int = 2  # [frames] number of frames of each clip that are decoded in a step
     flip: float = 0.5  # [0..1] share of clips that are mirrored
     validation: list[str] = field(default_factory=list)  # validation sets: folders or URLs of held-out shard sets
@@ -42,6 +45,6 @@ class AutoencoderTraining(ShardTraining):
         super().__post_init__()
         for key in ("kl_weight", "classification_weight", "contrastive_weight", "contrastive_batch", "estimate_weight"):
             require(getattr(self, key) >= 0, key, f"{getattr(self, key):g}: must be at least 0")
-        for key in ("context_dropout", "flip"):
+        for key in ("condition_dropout", "flip"):
             require(0 <= getattr(self, key) <= 1, key, f"{getattr(self, key):g}: must be in 0..1")
         require(self.frames_per_clip >= 1, "frames_per_clip", f"{self.frames_per_clip}: must be at least 1")

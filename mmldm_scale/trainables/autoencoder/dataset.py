@@ -34,14 +34,12 @@ class ClipDataset:
         clip, label = self.clips.labelled(position)
         mirrored = random.random() < self.config.flip
         frames = clip.frames[:, :, ::-1] if mirrored else clip.frames
-        # A random offset plus even spacing: each timestep is uniform, and those of a clip cover the whole schedule.
-        places = (random.permutation(count + 1) + random.random()) / (count + 1)
         drawn = {
             "targets": random.choice(total, count, replace=False),
-            "time": (places * self.steps).astype(np.int64),
+            "time": random.integers(self.steps, size=count + 1),  # uniform, and independent for each picture
             "noise": random.standard_normal((count + 1, *self.noise_shape), dtype=np.float32),
             **{name: random.standard_normal(shape, dtype=np.float32) for name, shape in self.shapes.items()},
-            "dropped": random.random(count + 1) < self.config.context_dropout,
+            "dropped": random.random(count + 1) < self.config.condition_dropout,
         }
         sample = {"frames": np.ascontiguousarray(frames), "waveform": clip.waveform, "label": np.array(label), **drawn}
         return {name: torch.from_numpy(array) for name, array in sample.items()}

@@ -57,6 +57,8 @@ class Reconstruction(nn.Module):
         self.audio_image = AudioImage(media)
         self.process = Diffusion(DiffusionConfig())
         self.term_weights = _term_weights(config, self.autoencoder)
+        self.loss_weights = config.loss_weights
+        self.mean_signal = self.process.alphas_cumprod.sqrt().mean()  # (), of √ᾱ over the schedule
         self.restored = config.real_pictures == "kl_vae"
         self.group = group
         self.step = StepInfo()
@@ -70,9 +72,9 @@ class Reconstruction(nn.Module):
 
         ``loss`` is Eq. 3 without its last term. The terms, before they are weighted, are
 
-        - "mse": mean squared error of the noise predicted in the audio image and the target frames; the metrics
-          "loss/audio" and "loss/video" are its two parts, on logged steps and in validation also by quarter of the
-          schedule;
+        - "mse": mean squared error of the noise predicted in the audio image plus that in the target frames (the mean
+          over them), each with its modality's weight of ``loss_weights``. The metrics "loss/audio" and "loss/video"
+          are its two parts without weights, on logged steps and in validation also by quarter of the schedule;
         - "kl_audio", "kl_video": KL divergences of the posteriors in nats;
         - "classification": cross-entropy of the class, 0 for a clip without a class (the mean is over all clips);
         - "contrastive": Eq. 1; its τ is the metric "temperature";
@@ -82,8 +84,9 @@ class Reconstruction(nn.Module):
         Args:
             batch: "frames" (B, F, S, S, 3) uint8; "waveform" (B, N); "label" (B,), the class or -1; "targets" (B, K),
                 indices of the target frames. For each target and, last, the audio image: "time" (B, K + 1), timesteps;
-                "noise" (B, K + 1, c, s, s); "dropped" (B, K + 1) bool, true if it is decoded without semantics and
-                class. Noise of the posteriors: "audio_noise" (B, C, H_a, W_a) and "video_noise" (B, C, H_v, W_v).
+                "noise" (B, K + 1, c, s, s); "dropped" (B, K + 1) bool, true if it is decoded without its condition
+                (:meth:`SignalDecoder.drop`). Noise of the posteriors: "audio_noise" (B, C, H_a, W_a) and
+                "video_noise" (B, C, H_v, W_v).
         """
         model = self.autoencoder
         frames, audio = to_signal(batch["frames"]), self.audio_image.encode(batch["waveform"])
@@ -97,17 +100,17 @@ class Reconstruction(nn.Module):
         if model.config.decoder.estimate:
             terms["estimate"] = _estimate_error(conditions, latents)
             conditions = conditions[0], conditions[1].select(_flat_rows(batch["targets"], frames.shape[1]))
+        conditions = self._drop(conditions, batch["dropped"])
 
         chosen = F.pad(batch["targets"], (0, 1), value=frames.shape[1])  # (B, K + 1), the audio image last
         clean = _at(latents, chosen)  # (B, K + 1, c, s, s)
         noisy, predicted = self._denoise(clean, batch, conditions)
         errors = (predicted - batch["noise"]).square().mean(dim=(2, 3, 4))  # (B, K + 1)
-        terms |= {"mse": errors.mean(dim=1), **self._semantic_terms(semantics, batch["label"])}
-        output = StepOutput(
-            loss=weighted_sum(terms, self.term_weights),
-            terms=terms,
-            metrics=self._metrics(errors, batch),
-        )
+        metrics = self._metrics(errors, batch)
+        weights = self.loss_weights
+        terms["mse"] = weights.audio * metrics["loss/audio"] + weights.video * metrics["loss/video"]
+        terms |= self._semantic_terms(semantics, batch["label"])
+        output = StepOutput(loss=weighted_sum(terms, self.term_weights), terms=terms, metrics=metrics)
         if self.training and self.step.logged:
             output.gradient_probes["latents"] = perceptual
             if semantics is not None:
@@ -130,14 +133,16 @@ class Reconstruction(nn.Module):
         self, batch: Batch, perceptual: tuple[Tensor, Tensor], semantics: Semantics | None
     ) -> tuple[Condition, Condition]:
         """Return the decoder's conditions for the audio images and the target frames; all frames if it estimates."""
-        model, frames, dropped = self.autoencoder, batch["targets"], batch["dropped"][:, :-1]
+        model, frames = self.autoencoder, batch["targets"]
         if model.config.decoder.estimate:
             total = batch["frames"].shape[1]
-            all_frames = torch.arange(total, device=frames.device).expand(len(frames), -1)  # (B, F)
-            dropped = torch.zeros_like(all_frames, dtype=torch.bool).scatter(1, frames, dropped)
-            frames = all_frames
-        labels = batch["label"] if model.classes else None
-        return model.conditions(*perceptual, frames, semantics, labels, batch["dropped"][:, -1], dropped)
+            frames = torch.arange(total, device=frames.device).expand(len(frames), -1)  # (B, F)
+        return model.conditions(*perceptual, frames, semantics, batch["label"] if model.classes else None)
+
+    def _drop(self, conditions: tuple[Condition, Condition], dropped: Tensor) -> tuple[Condition, Condition]:
+        """Return the ``conditions`` of audio images and targets without those that are ``dropped`` (B, K + 1)."""
+        drop = self.autoencoder.decoder.drop
+        return drop("audio", conditions[0], dropped[:, -1]), drop("video", conditions[1], dropped[:, :-1].flatten())
 
     def _denoise(self, clean: Tensor, batch: Batch, conditions: tuple[Condition, Condition]) -> tuple[Tensor, Tensor]:
         """Return ``clean`` with noise added, and the predicted noise, both (B, K + 1, c, s, s) like ``clean``."""
@@ -169,9 +174,11 @@ class Reconstruction(nn.Module):
         """Return the discriminator's triples ⟨audio image, frame i, frame j⟩ with i < j, real and decoded.
 
         Sampling a clip takes many steps. In a training step the decoded pictures are those of the estimated clean
-        latents, ẑ = (z_t − √(1 − ᾱ) ε̂) / √ᾱ. An error of ε̂ is amplified in ẑ by √((1 − ᾱ) / ᾱ), up to 15 times.
-        Therefore a clip's adversarial loss is weighted by √ᾱ of the noisiest of its three pictures (ours), which keeps
-        its gradients as large as those of the squared error.
+        latents, ẑ = (z_t − √(1 − ᾱ) ε̂) / √ᾱ. An error of ε̂ is amplified in ẑ by √((1 − ᾱ) / ᾱ), up to 15 times, and
+        so is the gradient that the adversarial term sends back to ε̂. Therefore (ours; the public code has no such
+        weight) the gradient that reaches each picture is multiplied by √ᾱ of its own timestep, so that none is
+        amplified, divided by the mean of √ᾱ over the schedule. Timesteps are uniform, so the mean factor is 1, and
+        λ_gan acts at its full weight. The pictures themselves, and the discriminator's own loss, have no weight.
 
         The KL-VAE's losses, mainly blur, distinguish every decoded picture from an original, and the autoencoder cannot
         learn to avoid them. With ``real_pictures: kl_vae`` the real pictures pass through the KL-VAE as well (ours).
@@ -184,10 +191,11 @@ class Reconstruction(nn.Module):
         targets = batch["targets"]
         pair = targets[:, :2].argsort(dim=1)  # (B, 2), which of the K targets, the earlier frame first
         triple = F.pad(pair, (1, 0), value=targets.shape[1])  # (B, 3), the audio image first
-        alpha_bar = self.process.alpha_bar(_at(batch["time"], triple))  # (B, 3)
-        scale = alpha_bar[..., None, None, None]  # (B, 3, 1, 1, 1)
-        clean = (_at(noisy, triple) - (1 - scale).sqrt() * _at(predicted, triple)) / scale.sqrt()  # (B, 3, c, s, s)
-        return DiscriminatorInputs(_at(real, triple), self._pictures(clean), weight=alpha_bar.amin(dim=1).sqrt())
+        alpha_bar = self.process.alpha_bar(_at(batch["time"], triple))[..., None, None, None]  # (B, 3, 1, 1, 1)
+        signal = alpha_bar.sqrt()
+        clean = (_at(noisy, triple) - (1 - alpha_bar).sqrt() * _at(predicted, triple)) / signal  # (B, 3, c, s, s)
+        clean = _scale_gradient(clean, signal / self.mean_signal)
+        return DiscriminatorInputs(_at(real, triple), self._pictures(clean))
 
     def _pictures(self, latents: Tensor) -> Tensor:
         """Return the KL-VAE's pictures (B, N, 3, S, S) of ``latents`` (B, N, c, s, s)."""
@@ -237,6 +245,12 @@ def _by_time(errors: Tensor, time: Tensor, steps: int) -> dict[str, Tensor]:
     """Return the ``errors`` (B, K + 1), the audio image's last, by quarter of the schedule of ``steps`` timesteps."""
     audio = metric_means.by_time({"loss/audio": errors[:, -1]}, time[:, -1], steps)
     return audio | metric_means.by_time({"loss/video": errors[:, :-1]}, time[:, :-1], steps)
+
+
+def _scale_gradient(values: Tensor, factor: Tensor) -> Tensor:
+    """Return ``values``, bit for bit; the gradient that goes back through them is multiplied by ``factor``."""
+    fixed = values.detach()
+    return fixed + factor * (values - fixed)
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:

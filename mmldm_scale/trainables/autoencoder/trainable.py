@@ -116,7 +116,7 @@ def outline(
 
 def _validation(config: AutoencoderTraining, clips: Clips, module: Reconstruction) -> ValidationSamples:
     """Return the validation clips, in whole groups of the clips that the contrastive loss compares."""
-    settings = validation_set.settings(config, config.validation, flip=0.0, context_dropout=0.0)
+    settings = validation_set.settings(config, config.validation, flip=0.0, condition_dropout=0.0)
     held_out = Clips(settings, clips.classes)
     dataset = ClipDataset(settings, held_out, module.autoencoder)
     mixtures = held_out.samples.mixture, clips.samples.mixture

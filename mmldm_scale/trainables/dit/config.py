@@ -7,6 +7,7 @@ from mmldm_scale.config import (
     ContrastiveConfig,
     DiffusionConfig,
     DiTConfig,
+    LossWeights,
     ShardTraining,
 )
 from mmldm_scale.config.check import require
@@ -36,6 +37,7 @@ class DiTTraining(ShardTraining):
     model: DiTConfig = field(default_factory=DiTConfig)  # the transformer
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)  # noise, objective and tasks
     context: ContextConfig = field(default_factory=ContextConfig)  # the context tokens
+    loss_weights: LossWeights = field(default_factory=LossWeights)  # weights of the two modalities' errors
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)  # the contrastive loss
     flip: float = 0.5  # [0..1] share of samples that use the latents of the mirrored video
     validation: list[str] = field(default_factory=list)  # validation sets: folders or URLs of held-out shard sets

@@ -39,7 +39,7 @@ class NoisePrediction(nn.Module):
         super().__init__()
         self.dit = DiT(model or config.model, audio_shape, video_shape, classes)
         self.process = noise_process(config.diffusion)
-        self.contrastive = config.contrastive
+        self.contrastive, self.loss_weights = config.contrastive, config.loss_weights
         self.term_weights = {"contrastive": config.contrastive.weight} if config.contrastive.weight else {}
         self.steps, self.logged = config.diffusion.steps, False
 
@@ -54,7 +54,7 @@ class NoisePrediction(nn.Module):
         schedule; and, if the configuration has such conditions, "data/continued" (the share of samples with a preceding
         clip) and "data/context" (the share with a context).
         """
-        values = diffusion_loss.losses(self.dit, self.process, batch, self.contrastive)
+        values = diffusion_loss.losses(self.dit, self.process, batch, self.contrastive, self.loss_weights)
         metrics = {name: value for name, value in values.items() if name.startswith("loss/")}
         if self.logged or not self.training:
             metrics |= metric_means.by_time(metrics, batch["time"], self.steps)

@@ -59,14 +59,9 @@ class PictureReconstruction(nn.Module):
         posterior = self._posterior(pictures)
         restored: Tensor = self.vae.decode(posterior.sample(batch["noise"])).sample.float()  # (B, 3, S, S)
         terms = self._terms(pictures, restored, posterior)
-        loss = weighted_sum(terms, self.term_weights)
-        output = StepOutput(loss, terms)
+        output = StepOutput(weighted_sum(terms, self.term_weights), terms)
         if self.step.adversarial:
-            output.discriminator_inputs = DiscriminatorInputs(
-                pictures[:, None],
-                restored[:, None],
-                weight=torch.ones_like(loss),  # (B, 1, 3, S, S) each
-            )
+            output.discriminator_inputs = DiscriminatorInputs(pictures[:, None], restored[:, None])
         if self.step.logged:
             output.gradient_probes["pictures"] = (restored,)
         return output

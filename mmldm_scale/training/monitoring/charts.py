@@ -21,6 +21,7 @@ CHARTS = {  # page: chart: patterns of tags, matched from a tag's beginning
         "held-out terms of the loss": ["validation/term/"],
         "how strongly each term pulls": ["gradient_norm/"],
         "discriminator's logits": ["discriminator/logit_"],
+        "discriminator's accuracy": ["discriminator/accuracy$"],
     },
     "Is it stable?": {
         "gradient norm": ["training/gradient_norm$"],

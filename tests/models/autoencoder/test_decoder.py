@@ -46,10 +46,11 @@ def stable_diffusion(width: int) -> UNet2DConditionModel:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("features", ["inside", "skips"])
 @pytest.mark.parametrize("options", [{}, {"shared_decoder": False}, {"semantics": False}, {"pooled_latent": False}])
-def test_a_pretrained_unet_is_at_first_undisturbed(options):
+def test_a_pretrained_unet_is_at_first_undisturbed(options, features):
     """Features, content and frame are silent before training: the same context gives Stable Diffusion's own output."""
-    model = tiny_autoencoder.build(decoder=FULL, **options)
+    model = tiny_autoencoder.build(decoder=dataclasses.replace(FULL, features=features), **options)
     published = stable_diffusion(tiny_autoencoder.CONFIG.semantic_width)
     for unet in model.decoder.unets.values():
         keys = unet.load_state_dict(published.state_dict(), strict=False)
@@ -76,15 +77,34 @@ def test_all_that_is_silent_at_first_can_speak():
 
 
 @torch.no_grad()
+def test_features_are_added_where_the_configuration_says():
+    """Only inside the U-Net's encoder do those of its first level reach its middle."""
+    reached = []
+    for features in ("inside", "skips"):
+        decoder = dataclasses.replace(tiny_autoencoder.CONFIG.decoder, features=features)
+        model = tiny_autoencoder.opened(tiny_autoencoder.build(decoder=decoder))
+        pair, middles = conditions(model), []
+        unet = model.decoder.unets["shared"]
+        unet.mid_block.register_forward_hook(lambda _module, given, _output, seen=middles: seen.append(given[0]))
+        predictions(model, pair)
+        for condition in pair:
+            condition.features[0].add_(1.0)
+        predictions(model, pair)
+        reached.append(different(middles[:2], middles[2:]))
+    assert reached == [[True, True], [False, False]]
+
+
+@torch.no_grad()
 def test_a_picture_is_told_of_its_own_clip_and_frame():
     model = tiny_autoencoder.opened(tiny_autoencoder.build(classes=CLASSES))
     labels, dropped = torch.tensor([2, -1]), torch.tensor([[False, True], [False, False]])
     latents = tiny_autoencoder.latents(model)
-    together = conditions(model, labels=labels, dropped_video=dropped)[1]
+    together = model.decoder.drop("video", conditions(model, labels=labels)[1], dropped.flatten())
     for row, (clip, place) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
         own = [x[clip : clip + 1] for x in latents]
-        arguments = {"labels": labels[clip : clip + 1], "dropped_video": dropped[clip, place].view(1, 1)}
-        alone = model.conditions(*own, FRAMES[clip, place].view(1, 1), model.semantics(*own), **arguments)[1]
+        frame, label = FRAMES[clip, place].view(1, 1), labels[clip : clip + 1]
+        alone = model.conditions(*own, frame, model.semantics(*own), label)[1]
+        alone = model.decoder.drop("video", alone, dropped[clip, place].view(1))
         torch.testing.assert_close(together.content[row], alone.content[0])
         torch.testing.assert_close(together.tokens[row], alone.tokens[0])
         for a, b in zip(together.features, alone.features, strict=True):
@@ -126,7 +146,7 @@ def test_without_semantics_the_modalities_know_nothing_of_each_other():
     reference = predictions(model, model.conditions(audio, video, FRAMES, None))
     assert different(predictions(model, model.conditions(-audio, video, FRAMES, None)), reference) == [True, False]
     assert different(predictions(model, model.conditions(audio, -video, FRAMES, None)), reference) == [False, True]
-    pair = model.conditions(audio, video, FRAMES, None, torch.tensor([0, 1]), torch.tensor([True, True]))
+    pair = model.conditions(audio, video, FRAMES, None, torch.tensor([0, 1]))
     assert different(predictions(model, pair), reference) == [False, False]
     assert [condition.tokens.shape for condition in pair] == [(2, 1, 16), (4, 1, 16)]  # the modality
     assert not torch.allclose(pair[0].tokens[0], pair[1].tokens[0])
@@ -148,21 +168,36 @@ def test_the_class_is_told_and_no_class_is_a_class_of_its_own():
 
 
 @torch.no_grad()
-def test_dropped_pictures_know_their_own_modality_alone():
-    model = tiny_autoencoder.opened(tiny_autoencoder.build(classes=CLASSES))
-    latents = tiny_autoencoder.latents(model)
-    semantics, other_semantics = (model.semantics(*tiny_autoencoder.latents(model, seed=seed)) for seed in (0, 1))
-    dropped = {"dropped_audio": torch.tensor([True, False]), "dropped_video": torch.tensor([[0, 1], [1, 0]]).bool()}
-    some = model.conditions(*latents, FRAMES, semantics, torch.tensor([0, 1]), **dropped)
-    second = model.conditions(*latents, FRAMES, other_semantics, torch.tensor([1, 2]), **dropped)
-    none = model.conditions(*latents, FRAMES, semantics, torch.tensor([0, 1]))
-    for rows, modality in ((dropped["dropped_audio"], 0), (dropped["dropped_video"].flatten(), 1)):
-        assert torch.equal(some[modality].tokens[rows], second[modality].tokens[rows])
-        assert torch.equal(some[modality].tokens[~rows], none[modality].tokens[~rows])
-        assert not torch.equal(some[modality].tokens[rows], none[modality].tokens[rows])
-        null = model.decoder.null(("audio", "video")[modality], none[modality])
-        assert torch.equal(null.tokens[rows], some[modality].tokens[rows])
-        assert null.features is none[modality].features  # guidance does not compute them again
+@pytest.mark.parametrize("options", [{}, {"semantics": False}, {"shared_decoder": False, "pooled_latent": False}])
+def test_dropped_pictures_keep_class_and_frame_alone(options):
+    """Other latents change nothing for them, and everything for the others; the null condition drops all."""
+    model = tiny_autoencoder.opened(estimating(classes=CLASSES, shortcut=True, **options))
+    labels, dropped = torch.tensor([0, 2]), [torch.tensor([True, False]), torch.tensor([False, True, True, False])]
+    for number, name in enumerate(("audio", "video")):
+        rows = dropped[number]
+        first, second = (conditions(model, seed, labels=labels)[number] for seed in (0, 1))
+        some, others = (model.decoder.drop(name, condition, rows) for condition in (first, second))
+        null = model.decoder.null(name, first)
+        for kept, whole, changed, empty in zip(*map(parts, (some, first, others, null)), strict=True):
+            assert torch.equal(kept[rows], changed[rows])
+            assert torch.equal(kept[rows], empty[rows])
+            assert torch.equal(kept[~rows], whole[~rows])
+        assert not any(level.any() for level in (*null.features, null.estimate))
+        width, pooled = model.config.decoder.width, model.config.latent_channels * model.config.pooled_latent
+        assert torch.equal(null.content[:, -width:], first.content[:, -width:])
+        assert null.content.shape[1] == width + pooled
+        assert not null.content[:, :pooled].any()
+        assert not torch.allclose(null.tokens[:, -1], first.tokens[:, -1])
+        if model.config.semantics:
+            assert torch.equal(null.tokens[:, -2], first.tokens[:, -2])  # the class
+            assert not torch.allclose(null.tokens[:, :-2], first.tokens[:, :-2])
+            assert torch.equal(null.tokens[:, :-2], null.tokens[:1, :-2].expand_as(null.tokens[:, :-2]))
+        else:
+            assert not null.tokens.any()
+
+
+def parts(condition: Condition) -> list[torch.Tensor]:
+    return [*condition.features, condition.content, condition.tokens, condition.estimate]
 
 
 @torch.no_grad()

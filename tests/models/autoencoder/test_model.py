@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,9 @@ from mmldm_scale.models.autoencoder.model import Autoencoder
 from tests.support.tiny_models import tiny_autoencoder
 
 CLASSES = ["rain", "wind", "fire"]
+
+
+SKIPS = dataclasses.replace(tiny_autoencoder.CONFIG.decoder, features="skips")
 
 
 def noises(model: Autoencoder, count: int, seed: int = 1) -> list[torch.Tensor]:
@@ -103,23 +107,15 @@ def test_every_input_reaches_the_output_once_trained():
 
 @pytest.mark.parametrize("options", [{"audio_guidance": 2.0}, {"video_guidance": 3.0}])
 def test_guidance_is_each_modalitys_own(options):
-    """It leads away from what the decoder draws without context."""
-    for shared in (True, False):
-        model = tiny_autoencoder.opened(tiny_autoencoder.build(shared_decoder=shared, classes=CLASSES))
+    """It leads away from what the decoder draws without the condition, whether or not that has semantics."""
+    for shared, semantics in ((True, True), (False, True), (True, False)):
+        architecture = {"shared_decoder": shared, "semantics": semantics}
+        model = tiny_autoencoder.opened(tiny_autoencoder.build(classes=CLASSES, **architecture))
         inputs = *tiny_autoencoder.latents(model), *noises(model, 2)
         frames, audio = model.decode(*inputs, DecodingConfig(steps=2))
         guided = model.decode(*inputs, DecodingConfig(steps=2, **options))
         assert torch.allclose(guided[0], frames, atol=1e-4) == ("audio_guidance" in options)
         assert torch.allclose(guided[1], audio, atol=1e-4) == ("video_guidance" in options)
-
-
-def test_without_context_there_is_nothing_to_guide():
-    model = tiny_autoencoder.opened(tiny_autoencoder.build(semantics=False))
-    inputs = *tiny_autoencoder.latents(model), *noises(model, 2)
-    settings = DecodingConfig(steps=2), DecodingConfig(steps=2, audio_guidance=2.0, video_guidance=2.0)
-    (frames, audio), guided = (model.decode(*inputs, decoding) for decoding in settings)
-    assert torch.equal(guided[0], frames)
-    assert torch.equal(guided[1], audio)
 
 
 def test_an_unknown_class_is_predicted():
@@ -189,7 +185,7 @@ def gradients(model: Autoencoder) -> tuple[dict[str, torch.Tensor], dict[str, in
     return {"through": through, **outputs}, kept
 
 
-@pytest.mark.parametrize("options", [{}, {"shared_decoder": False}])
+@pytest.mark.parametrize("options", [{}, {"shared_decoder": False}, {"decoder": SKIPS}])
 def test_recomputed_activations_give_the_same_gradients_and_are_not_kept(options):
     (plain, much), (sparing, little) = (
         gradients(
@@ -246,6 +242,24 @@ def test_round_trip_of_options_in_low_precision(tmp_path, options):
     for low, full in zip(loaded.decode(*inputs), model.decode(*inputs), strict=True):
         assert low.dtype == torch.float32
         assert (low - full).abs().mean() < 0.05
+
+
+def test_older_weights_folders_keep_their_meaning(tmp_path):
+    """Before model.decoder.features existed, features were added to the skips; the projectors are as stored."""
+    model = tiny_autoencoder.opened(tiny_autoencoder.build(decoder=SKIPS, detach_projectors=False))
+    inputs = *tiny_autoencoder.latents(model), *noises(model, 2), DecodingConfig(steps=2)
+    model.save_pretrained(tmp_path)
+    (tmp_path / pretrained.SUMS).unlink(missing_ok=True)
+    described = json.loads((tmp_path / pretrained.CONFIG).read_text())
+    assert described["model"]["decoder"].pop("features") == "skips"
+    (tmp_path / pretrained.CONFIG).write_text(json.dumps(described))
+    loaded = Autoencoder.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(loaded.decode(*inputs), model.decode(*inputs), strict=True))
+    described["model"]["decoder"]["features"] = "inside"
+    (tmp_path / pretrained.CONFIG).write_text(json.dumps(described))
+    inside = Autoencoder.from_pretrained(tmp_path).decode(*inputs)
+    assert not torch.allclose(inside[0], model.decode(*inputs)[0], atol=1e-4)
 
 
 def refusal(path) -> str:

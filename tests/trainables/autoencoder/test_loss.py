@@ -3,10 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import LossWeights
 from mmldm_scale.trainables.autoencoder.loss import fake_arrangements
 from mmldm_scale.training.trainable import StepInfo, Trainable
 from tests.support.tiny_models import tiny_autoencoder
@@ -52,7 +55,34 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(data):
     terms = sum(weight * output.terms[name] for name, weight in trainable.term_weights.items())
     torch.testing.assert_close(output.loss, terms)
     audio, video = output.metrics["loss/audio"], output.metrics["loss/video"]
-    torch.testing.assert_close(output.terms["mse"], (audio + 2 * video) / 3)
+    torch.testing.assert_close(output.terms["mse"], audio + video)
+
+
+@pytest.mark.parametrize("frames", [2, 4])
+def test_the_modalities_count_by_their_weights_whatever_the_number_of_frames(data, frames):
+    weighted, plain = (
+        output_of(opened(data, frames_per_clip=frames, **settings), range(4))
+        for settings in ({"loss_weights": LossWeights(0.3, 2.0)}, {})
+    )
+    audio, video = plain.metrics["loss/audio"], plain.metrics["loss/video"]
+    torch.testing.assert_close(weighted.terms["mse"], 0.3 * audio + 2 * video)
+    torch.testing.assert_close(plain.terms["mse"], audio + video)
+    for name in ("loss/audio", "loss/video"):
+        assert torch.equal(weighted.metrics[name], plain.metrics[name])
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((-1, 1), "loss_weights.audio: -1: must be at least 0, and finite"),
+        ((1, float("inf")), "loss_weights.video: inf: must be at least 0, and finite"),
+        ((0, 0), "loss_weights: audio=0 and video=0: one must be greater than 0"),
+    ],
+)
+def test_loss_weights_that_do_not_work_are_refused_in_one_line(weights, message):
+    with pytest.raises(UserError) as caught:
+        LossWeights(*weights)
+    assert str(caught.value) == message
 
 
 def test_kl_terms_are_the_divergences_of_the_posteriors(data):
@@ -103,8 +133,8 @@ def test_a_label_is_that_of_its_clip(data):
         {},
         {"classification_weight": 0.0},
         {"contrastive_weight": 0.0},
-        {"context_dropout": 0.0, "model.shared_decoder": False},
-        {"context_dropout": 1.0, "model.detach_projectors": True},
+        {"condition_dropout": 0.0, "model.shared_decoder": False},
+        {"condition_dropout": 1.0, "model.detach_projectors": False},
         {"model.semantics": False},
     ],
 )
@@ -118,15 +148,16 @@ def test_every_parameter_gets_a_gradient(data, model, settings):
 
 
 @pytest.mark.parametrize("model", [tiny_autoencoder.CONFIG, ESTIMATING])
-def test_dropped_pictures_are_decoded_without_semantics_and_class(data, model):
+def test_dropped_pictures_are_decoded_without_their_latents(data, model):
+    """Other noise of the posteriors gives other perceptual latents and changes the decoded pictures but for these."""
     trainable = opened(data, model=model)
     samples = batch_of(trainable, range(4))
     samples["dropped"] = torch.tensor([[True, False, False], [False, False, True]]).repeat(2, 1)
     trainable.begin_step(StepInfo(adversarial=True))
     fakes = []
-    for label in (0, 1):
-        samples["label"] = torch.full((4,), label)
-        fakes.append(trainable.module(samples).discriminator_inputs.fake)  # audio image, earlier and later frame
+    for sign in (1, -1):
+        noise = {name: sign * 10 * samples[name] for name in ("audio_noise", "video_noise")}
+        fakes.append(trainable.module(samples | noise).discriminator_inputs.fake)  # audio image, earlier, later frame
     change = (fakes[0] - fakes[1]).abs().amax(dim=(2, 3, 4))
     earlier = samples["targets"].argmin(dim=1)
     expected = [
@@ -136,12 +167,24 @@ def test_dropped_pictures_are_decoded_without_semantics_and_class(data, model):
     assert (change > 1e-6).tolist() == expected
 
 
-def test_the_share_of_dropped_pictures_is_context_dropout(data):
-    dataset = build(data, context_dropout=0.3).dataset
+def test_the_estimates_of_dropped_pictures_are_learned_too(data):
+    trainable = opened(data, model=ESTIMATING)
+    samples = batch_of(trainable, range(4))
+    errors = [
+        trainable.module(samples | {"dropped": torch.full((4, 3), dropped)}).terms["estimate"]
+        for dropped in (False, True)
+    ]
+    assert torch.equal(*errors)
+
+
+def test_the_share_of_dropped_pictures_is_condition_dropout(data):
+    dataset = build(data, condition_dropout=0.3).dataset
     dropped = torch.stack([dataset[position]["dropped"] for position in range(200)])
     assert dropped.shape == (200, 3)
     assert ((dropped.float().mean(0) - 0.3).abs() < 0.1).all()
-    never = build(data, context_dropout=0.0).dataset
+    both = (dropped[:, 0] & dropped[:, 1]).float().mean()
+    assert abs(both - 0.09) < 0.05  # independent for each picture
+    never = build(data, condition_dropout=0.0).dataset
     assert not any(never[position]["dropped"].any() for position in range(20))
 
 
@@ -171,8 +214,41 @@ def test_discriminator_inputs_are_the_pictures_and_their_reconstructions(data, m
     torch.testing.assert_close(inputs.real, restored if real_pictures == "kl_vae" else pictures[rows, triple])
     assert not inputs.real.requires_grad
     torch.testing.assert_close(inputs.fake, restored, atol=1e-3, rtol=1e-3)
-    noisiest = samples["time"][:, [0, 1, 3]].amax(dim=1)
-    torch.testing.assert_close(inputs.weight, alpha_bar[noisiest].sqrt())
+
+
+def schedule() -> np.ndarray:
+    """Return √ᾱ of Stable Diffusion's 1000 timesteps."""
+    return np.cumprod(1 - np.linspace(0.00085**0.5, 0.0120**0.5, 1000) ** 2) ** 0.5
+
+
+def test_timesteps_are_independent_and_the_adversarial_weight_is_1_on_average(data):
+    dataset = build(data).dataset
+    times = np.stack([dataset[position]["time"].numpy() for position in range(4000)])  # (4000, 3)
+    assert abs((schedule()[times] / schedule().mean()).mean() - 1) < 0.02
+    correlations = np.corrcoef(times.T)[np.triu_indices(3, 1)]
+    assert np.abs(correlations).max() < 3.5 / 4000**0.5
+
+
+def test_the_adversarial_gradient_of_a_picture_is_scaled_by_its_own_timestep(data, monkeypatch):
+    """The pictures are those of the estimated latents, whose gradient towards ε̂ is −√(1 − ᾱ) / √ᾱ without a weight."""
+    trainable = opened(data, flip=0.0)
+    samples, model = batch_of(trainable, range(4)), trainable.module.autoencoder
+    predicted: list[torch.Tensor] = []
+
+    def predict(noisy, time, condition):
+        predicted.append(torch.zeros_like(noisy).requires_grad_())
+        return predicted[-1]
+
+    monkeypatch.setattr(model.decoder, "forward", predict)
+    monkeypatch.setattr(model, "picture", lambda latents: latents)
+    trainable.begin_step(StepInfo(adversarial=True))
+    trainable.module(samples).discriminator_inputs.fake.sum().backward()
+    audio, video = predicted
+    gradients = torch.cat([video.grad.unflatten(0, (4, 2)), audio.grad[:, None]], dim=1)  # (4, 3, c, s, s)
+    signal = schedule()[samples["time"].numpy()]
+    expected = -np.sqrt(1 - signal**2) / signal * (signal / schedule().mean())
+    for picture in np.ndindex(4, 3):
+        np.testing.assert_allclose(gradients[picture].numpy(), expected[picture], rtol=1e-3)
 
 
 def test_gradients_of_the_fakes_reach_decoder_and_encoders(data):

@@ -121,7 +121,7 @@ def test_validation_does_not_change_training(runs) -> None:
 
 
 def test_held_out_clips_are_the_same_in_every_run_and_cover_the_schedule(data) -> None:
-    changes = ["training.seed=5", "flip=1", "context_dropout=1", "reading.window=1"]
+    changes = ["training.seed=5", "flip=1", "condition_dropout=1", "reading.window=1"]
     first, second = (build_trainable(configure(data, *overrides)).validation for overrides in ([], changes))
     samples = first.__getitems__(range(12))
     for sample, same in zip(samples, second.__getitems__(range(12)), strict=True):

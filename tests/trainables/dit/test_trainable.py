@@ -143,6 +143,14 @@ def test_the_contrastive_term_is_in_loss_log_and_flops(latents):
     torch.testing.assert_close(output.loss, expected)
 
 
+def test_the_loss_weights_of_the_configuration_reach_the_loss(latents):
+    trainable = build_trainable(configure(latents, "loss_weights={audio: 0.5, video: 3}"))
+    batch = {k: torch.stack([trainable.dataset[i][k] for i in range(4)]) for k in trainable.dataset[0]}
+    output = trainable.module(batch)
+    expected = 0.25 * output.metrics["loss/audio"] + 1.5 * output.metrics["loss/video"]
+    torch.testing.assert_close(output.loss, expected)
+
+
 def test_the_weights_folder_holds_weights_and_description(latents, tmp_path):
     config = configure(latents)
     trainable = build_trainable(config)

@@ -72,7 +72,6 @@ def test_each_term_is_what_its_name_says(data):
         torch.testing.assert_close(output.discriminator_inputs.real[position, 0], picture[0])
         torch.testing.assert_close(output.discriminator_inputs.fake[position, 0], restored[0])
     assert trainable.term_weights == {"reconstruction": 1.0, "lpips": 0.3}
-    assert torch.equal(output.discriminator_inputs.weight, torch.ones(8))
     assert squared.discriminator_inputs is None
     assert squared.gradient_probes == {}
     assert "kl" not in squared.terms
@@ -96,7 +95,7 @@ def test_the_adversarial_loss_is_the_mean_over_patches(data):
     trainable.begin_step(FULL)
     inputs = values(trainable, range(3)).discriminator_inputs
     loss = trainable.discriminator.module
-    losses = loss(inputs.real, inputs.fake.detach(), inputs.weight)["loss"]
+    losses = loss(inputs.real, inputs.fake.detach())["loss"]
     real, fake = (1 - torch.sigmoid(loss.network(pictures)) for pictures in (inputs.real, inputs.fake))  # (B, n) each
     expected = -(torch.log(1 - real) + torch.log(fake)).mean(dim=1)
     torch.testing.assert_close(losses, expected)
