@@ -121,7 +121,8 @@ class DiTConfig:
     mlp_ratio: int = 4  # hidden width of a block's MLP, in units of width
     context_tokens: int = 77  # [tokens] length of the context; 0: no context
     context_width: int = 1024  # width of a context token before its projection to width
-    continuation: bool = False  # add tokens of the previous clip, and a control branch of depth / 2 that reads them
+    # continue clips: context tokens of the previous clip, and a control branch of depth / 2 that reads it
+    continuation: bool = False
     attention: Backend = "auto"  # kernel of the attention; auto: the fastest one on this device
     # what the backward pass recomputes, to save memory: nothing; all but matrix products and attention; everything
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
@@ -151,14 +152,15 @@ class DiffusionConfig:
     time_distribution: Literal["uniform", "logit_normal"] = "uniform"  # of the timesteps drawn in training
     audio_conditioned: float = 0.05  # share of training samples that see the clean audio latent
     video_conditioned: float = 0.05  # share that see the clean video latent
-    continued: float = 0.0  # share that see the latents of the previous clip; needs model.continuation
+    # share of samples, whatever else they see, that see the latents of the previous clip; needs model.continuation
+    continued: float = 0.0
     without_previous_video: float = 0.2  # share of these that see its sound alone (audio continuation)
     without_previous_audio: float = 0.2  # share of these that see its frames alone (video continuation)
 
     def __post_init__(self) -> None:
-        require_within(self, "diffusion", steps=(1, 1_000_000))
+        require_within(self, "diffusion", steps=(1, 1_000_000), continued=(0, 1))
         for keys in (
-            ("audio_conditioned", "video_conditioned", "continued"),
+            ("audio_conditioned", "video_conditioned"),
             ("without_previous_video", "without_previous_audio"),
         ):
             shares = [getattr(self, key) for key in keys]

@@ -33,7 +33,12 @@ LEFTOVERS = (
     (FOLDER, re.compile(r"step-[0-9]{12,}\.tmp")),
     ("ema", re.compile(r"step-[0-9]{12}-0\.[0-9]+\.safetensors\.[0-9a-f]{8}\.tmp")),
     ("quarantine", re.compile(r"[0-9a-f]{8}-.+\.json\.[0-9a-f]{8}\.tmp")),
-    (".", re.compile(r"(config\.yaml|log\.jsonl|newest_checkpoint|skipped\.json)\.[0-9a-f]{8}\.tmp|preview\.tmp")),
+    (
+        ".",
+        re.compile(
+            r"(config\.yaml|log\.jsonl|newest_checkpoint|skipped\.json|initial_weights\.json)\.[0-9a-f]{8}\.tmp|preview\.tmp"
+        ),
+    ),
 )
 FREE = {  # keys that may change when a run is resumed; so may all that begin with "preview."
     "run",
@@ -64,7 +69,8 @@ FREE = {  # keys that may change when a run is resumed; so may all that begin wi
     "model.compile",
 }
 
-MOVABLE = {"shards", "kl_vae", "lpips", "unet"}  # keys with paths of what a checkpoint knows by its fingerprint
+# Keys with paths of what a checkpoint knows by its fingerprint, or does not need any more.
+MOVABLE = {"shards", "kl_vae", "lpips", "unet", "init"}
 
 
 def begin(run: Path, schema: Any, world: World) -> None:
