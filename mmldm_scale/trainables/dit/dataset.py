@@ -1,8 +1,8 @@
 """The DiT's training samples by global position: latents with timestep, task, noise and context.
 
 :class:`LatentDataset` reads the clips, :class:`SampleMaker` turns one into a sample: it takes the mode of the latents'
-posteriors or draws from them, and normalises with the set's statistics. A sample is a pure function of (seed, position), and so is the
-preceding clip of a sample that continues it.
+posteriors or draws from them, and normalises with the set's statistics. A sample is a pure function of (seed,
+position), and so is the preceding clip of a sample that continues it.
 """
 
 import dataclasses
