@@ -141,7 +141,10 @@ class DiTConfig:
 
 @dataclass
 class DiffusionConfig:
-    """Noise schedule, objective and task mixture of the DiT (section 3.3, PAPER values)."""
+    """Noise schedule, objective and task mixture of the DiT (sections 3.2 and 3.3).
+
+    The schedule is latent diffusion's, which the paper does not name.
+    """
 
     steps: int = 1000  # timesteps of the noise schedule
     beta_start: float = 0.00085  # β of the first timestep
@@ -205,11 +208,8 @@ class DecodingConfig:
 
     sampler: str = "ddim"  # ddim (steps must divide 1000), dpm++ or unipc (any number of steps)
     steps: int = 50  # steps of the sampler
-    # guidance scale of audio images, at least 1; 1: none, half the work. Public code: 2.5 (Landscape, AIST++), 1.5
-    # (AudioSet)
-    audio_guidance: float = 1.0
-    # guidance scale of frames, likewise. Public code: 2.5 (Landscape, AIST++), 3.0 (AudioSet)
-    video_guidance: float = 1.0
+    audio_guidance: float = 1.0  # guidance scale of audio images, at least 1; 1 (ours): none, half the work
+    video_guidance: float = 1.0  # guidance scale of frames, likewise
     pictures: int = 0  # how many pictures go through the U-Net together; 0: all of a batch of clips
 
     def __post_init__(self) -> None:

@@ -105,7 +105,7 @@ def outline(
     It is a logged step in which the discriminator, if there is one, takes part: such steps use most memory.
 
     Args:
-        media: format of a clip; None: the paper's.
+        media: format of a clip; None: the default.
         classes: number of classes of the data set.
         kl_vae_config: of the KL-VAE; None: Stable Diffusion's.
     """

@@ -1,8 +1,8 @@
 """The DiT's training samples by global position: latents with timestep, task, noise and context.
 
-:class:`LatentDataset` reads the clips, :class:`SampleMaker` turns one into a sample: it draws the latents from their
-posteriors and normalises them with the set's statistics. A sample is a pure function of (seed, position), and so is the
-preceding clip of a sample that continues it.
+:class:`LatentDataset` reads the clips, :class:`SampleMaker` turns one into a sample: it takes the mode of the latents'
+posteriors or draws from them, and normalises with the set's statistics. A sample is a pure function of (seed,
+position), and so is the preceding clip of a sample that continues it.
 """
 
 import dataclasses
@@ -143,18 +143,25 @@ class SampleMaker:
         }
 
     def _latents(self, latents: LatentSample, mirrored: bool, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Return audio and video latents (C, H, W) drawn from the posteriors ``latents`` and normalised."""
-        audio = self._audio(latents, random)
+        """Return normalised audio and video latents (C, H, W) of the posteriors ``latents``, as ``posterior`` says."""
+        video_mean, video_logvar = latents.video_mean, latents.video_logvar
         if mirrored:
-            video = _posterior_sample(latents.mirrored_mean, latents.mirrored_logvar, random)
-        else:
-            video = _posterior_sample(latents.video_mean, latents.video_logvar, random)
-        return audio, normalise(video, self._statistics["video"])
+            video_mean, video_logvar = latents.mirrored_mean, latents.mirrored_logvar
+        audio = self._audio(latents, random)
+        return audio, normalise(self._latent(video_mean, video_logvar, random), self._statistics["video"])
 
     def _audio(self, latents: LatentSample, random: np.random.Generator) -> Tensor:
-        """Return the audio latents (C, H, W) drawn from the posterior in ``latents`` and normalised."""
-        audio = _posterior_sample(latents.audio_mean, latents.audio_logvar, random)
+        """Return the normalised audio latents (C, H, W) of the posterior in ``latents``."""
+        audio = self._latent(latents.audio_mean, latents.audio_logvar, random)
         return normalise(audio, self._statistics["audio"])
+
+    def _latent(self, mean: np.ndarray, logvar: np.ndarray, random: np.random.Generator) -> Tensor:
+        """Return the float32 mode of N(``mean``, exp(``logvar``)) or a draw from it, all (C, H, W)."""
+        latent = mean.astype(np.float32)
+        if self._config.posterior == "draw":
+            noise = random.standard_normal(mean.shape, dtype=np.float32)
+            latent = latent + np.exp(0.5 * logvar.astype(np.float32)) * noise
+        return torch.from_numpy(latent)
 
 
 class LatentDataset:
@@ -274,9 +281,3 @@ def _rows(latents: LatentSample) -> list[LatentSample]:
     """Return the samples (C, H, W) of the batch ``latents`` (B, C, H, W)."""
     columns = (getattr(latents, field.name) for field in dataclasses.fields(latents))
     return [LatentSample(*row) for row in zip(*columns, strict=True)]
-
-
-def _posterior_sample(mean: np.ndarray, logvar: np.ndarray, random: np.random.Generator) -> Tensor:
-    """Return a float32 sample of N(``mean``, exp(``logvar``)), all (C, H, W)."""
-    noise = random.standard_normal(mean.shape, dtype=np.float32)
-    return torch.from_numpy(mean.astype(np.float32) + np.exp(0.5 * logvar.astype(np.float32)) * noise)

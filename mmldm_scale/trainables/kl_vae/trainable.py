@@ -99,7 +99,7 @@ def outline(config: KLVAETraining, media: MediaConfig | None = None) -> StepOutl
     """Return a micro-step of the KL-VAE on the device "meta"; fine-tuning is outlined for Stable Diffusion's KL-VAE.
 
     Args:
-        media: format of a clip; None: the paper's.
+        media: format of a clip; None: the default.
     """
     media = media or MediaConfig()
     with torch.device("meta"):

@@ -48,9 +48,9 @@ def posterior_mean(dataset: LatentDataset, name: str, number: int, mirrored: boo
     return torch.from_numpy((mean - centre) / scale).float()
 
 
-def is_near(latent: Tensor, mean: Tensor) -> bool:
-    """Return whether ``latent`` is from the posterior with ``mean``; those of other samples differ by at least 1."""
-    return bool((latent - mean).square().mean() < 0.5)
+def is_mode(latent: Tensor, mean: Tensor) -> bool:
+    """Return whether ``latent`` is ``mean``, up to rounding."""
+    return bool((latent - mean).square().mean() < 1e-9)
 
 
 def nearest(dataset: LatentDataset, audio: Tensor) -> int:
@@ -71,14 +71,40 @@ def test_the_preceding_clip_is_mirrored_and_normalised_like_its_successor(window
         video, start = WINDOWS[index]
         assert start >= 4
         earlier = WINDOWS.index((video, start - 4))
-        mirrored = not is_near(sample["video"], posterior_mean(dataset, "video", index, mirrored=False))
-        assert is_near(sample["video"], posterior_mean(dataset, "video", index, mirrored))
+        mirrored = not is_mode(sample["video"], posterior_mean(dataset, "video", index, mirrored=False))
+        assert is_mode(sample["video"], posterior_mean(dataset, "video", index, mirrored))
         for name in ("audio", "video"):
-            assert is_near(sample[f"previous_{name}"], posterior_mean(dataset, name, earlier, mirrored))
+            assert is_mode(sample[f"previous_{name}"], posterior_mean(dataset, name, earlier, mirrored))
         counts["continued"] += 1
         counts["mirrored"] += mirrored
     assert abs(counts["continued"] / 300 - 0.5 * 5 / 7) < 0.08  # the first two of seven windows have no predecessor
     assert 0.35 < counts["mirrored"] / counts["continued"] < 0.65
+
+
+def test_latents_are_the_posteriors_mode_or_drawn_from_it_the_mirrored_ones_too(windows):
+    """A mode is the mean to the bit; draws deviate from it by exp(logvar / 2) = exp(-1) before they are normalised."""
+    modes = LatentDataset(configure(windows, "flip=0.5"))
+    draws = LatentDataset(configure(windows, "flip=0.5", "posterior=draw"))
+    order, statistics = modes.samples.mixture.orders[0], modes.samples.mixture.statistics
+    deviations: dict[str, list[Tensor]] = {"audio": [], "video": []}
+    mirrored = 0
+    for position in range(200):
+        mode, drawn, index = modes[position], draws[position], order(position)
+        is_mirrored = not is_mode(mode["video"], posterior_mean(modes, "video", index, mirrored=False))
+        mirrored += is_mirrored
+        for name in ("audio", "video"):
+            mean = posterior_mean(modes, name, index, is_mirrored)
+            torch.testing.assert_close(mode[name], mean, atol=1e-5, rtol=1e-5)
+            scale = torch.tensor(statistics[name]["std"])[:, None, None]  # (C, 1, 1)
+            deviations[name].append((drawn[name] - mean) * scale)
+        assert all(torch.equal(mode[name], drawn[name]) for name in ("audio_noise", "video_noise", "time"))
+    assert 70 < mirrored < 130
+    for name, parts in deviations.items():
+        every = torch.stack(parts)  # (200, C, H, W), of which the standard error is at most 0.007
+        assert abs(every.mean()) < 0.03, name
+        assert abs(every.std() - np.exp(-1)) < 0.02, name
+    settings = configure(windows, "flip=1", "posterior=draw")
+    assert all(torch.equal(LatentDataset(settings)[3][name], LatentDataset(settings)[3][name]) for name in modes[0])
 
 
 def test_without_continuation_each_position_reads_one_sample(windows, monkeypatch):

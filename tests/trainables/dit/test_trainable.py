@@ -54,7 +54,7 @@ def test_a_sample_is_the_same_in_any_micro_batch(latents, tmp_path):
 
 
 def test_latents_are_normalised_samples_of_their_posteriors_and_half_are_mirrored(latents):
-    dataset = build_trainable(configure(latents)).dataset
+    dataset = build_trainable(configure(latents, "posterior=draw")).dataset
     samples = [dataset[i] for i in range(400)]
     for name in ("audio", "video"):
         values = torch.stack([sample[name] for sample in samples])  # (400, C, H, W)
@@ -117,7 +117,7 @@ def test_contrastive_partners_are_a_function_of_seed_and_position(latents, tmp_p
 
 
 def test_the_contrastive_partner_is_another_clip_of_the_set(latents):
-    dataset = build_trainable(configure(latents, "contrastive.weight=0.1", "flip=0")).dataset
+    dataset = build_trainable(configure(latents, "contrastive.weight=0.1", "flip=0", "posterior=draw")).dataset
     mixture = dataset.samples.mixture
     for position in range(0, 60, 7):
         sample, (_, index) = dataset[position], mixture.pair_index(position)
@@ -170,7 +170,7 @@ def test_the_weights_folder_holds_weights_and_description(latents, tmp_path):
 def test_a_mixture_is_normalised_by_the_statistics_of_its_samples(latents, tmp_path):
     other = write_latents(tmp_path / "other", (5, 9), first=100)
     single, mixed = (
-        build_trainable(configure(latents, *overrides))
+        build_trainable(configure(latents, "posterior=draw", *overrides))
         for overrides in ([], [f"shards=[{latents},{other}]", "weights=[1,3]"])
     )
     assert single.inputs != mixed.inputs
