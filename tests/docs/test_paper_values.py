@@ -54,7 +54,7 @@ def commented_sentences(text: str) -> Iterator[Sentence]:
     """Yield the sentences of the comments of YAML or of a shell script; one beside a value has the value in it."""
     block: list[str] = []
     for number, line in enumerate([*text.splitlines(), ""], start=1):
-        if line.lstrip().startswith("#"):
+        if line.lstrip().startswith("#") and line.strip() != "#":
             block.append(line.strip().lstrip("#! "))
             continue
         yield from split(number - len(block), " ".join(block))
