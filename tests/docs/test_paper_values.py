@@ -56,8 +56,8 @@ def commented_sentences(text: str) -> Iterator[Sentence]:
     """Yield the sentences of the comments of YAML or of a shell script; one beside a value has the value in it."""
     block: list[str] = []
     for number, line in enumerate([*text.splitlines(), ""], start=1):
-        if line.lstrip().startswith("#") and line.strip() != "#":
-            block.append(line.strip().lstrip("#! "))
+        if words := re.fullmatch(r"\s*#\W*(\w.*)", line):  # not the empty line between two paragraphs
+            block.append(words[1])
             continue
         yield from split(number - len(block), " ".join(block))
         block = []
