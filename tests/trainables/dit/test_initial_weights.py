@@ -59,9 +59,9 @@ def test_a_long_model_begins_as_the_trunk_that_it_is_given(data: Path, alone: Wo
     assert [line for line in trainable.startup_messages if line.startswith("init: ")] == [
         trainable.startup_messages[-1]
     ]
-    new = "embed_previous_audio (2), embed_previous_video (2), embed_control (14), control (18)"
+    new = "embed_previous_audio (2), embed_previous_video (2), embed_control (14), control (22)"
     assert f"tensors from {data / 'svg'} (fingerprint" in trainable.startup_messages[-1]
-    assert trainable.startup_messages[-1].endswith(f"36 new ones as initialised: {new}")
+    assert trainable.startup_messages[-1].endswith(f"40 new ones as initialised: {new}")
     dit = trainable.module.dit
     samples = trainable.dataset.__getitems__(range(6))
     batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
