@@ -84,6 +84,7 @@ def settings(args: argparse.Namespace) -> list[str]:
         f"adversarial.ramp={args.samples // 10}",
         f"training.total_samples={args.samples}",
         f"training.validation_samples={VALIDATION_SAMPLES}",
+        "model.detach_projectors=true",  # as in the other presets
     ]
     if args.no_estimate:
         overrides.append("model.decoder.estimate=false")
