@@ -2,8 +2,8 @@
 
     python -m benchmarks.vocoder VIDEO… --output benchmarks/results/vocoder_MACHINE.json [--vocoder HIFIGAN]
 
-Each clip (1.6 s, some of each video, spread evenly) becomes a mel spectrogram, and a sound again, directly and by way
-of the audio image. Two distances say how far that is from the clip, both 0 where nothing is lost:
+Each clip (1.6 s or 4 s, some of each video, spread evenly) becomes a mel spectrogram, and a sound again, directly and
+by way of the audio image. Two distances say how far that is from the clip, both 0 where nothing is lost:
 
 - ``mel_l1_db``: the mean absolute difference of the two mel spectrograms in dB, between floor_db and ceiling_db;
 - ``mrstft``: Parallel WaveGAN's multi-resolution STFT distance, spectral convergence plus log-magnitude
@@ -36,7 +36,10 @@ from mmldm_scale.media.decode import probe, read_clips
 from mmldm_scale.media.vocoder import Vocoder, load_vocoder
 
 CLIPS = 4  # of each video
-DEMO = AudioImageConfig(sample_rate=16000, hop_length=400, n_mels=64)  # configs/autoencoder/demo.yaml
+DEMO = AudioImageConfig(sample_rate=16000, hop_length=400, n_mels=64)  # configs/data/demo.yaml
+WIDE = AudioImageConfig(hop_length=345)  # configs/data/audioset.yaml
+# configs/data/landscape_44k.yaml
+HIGH = AudioImageConfig(44100, n_fft=2048, win_length=2048, hop_length=512, n_mels=128, f_max=22050)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ WAYS = (
     Way("picture of 256², 22.05 kHz, 80 mels", MediaConfig(), picture=True),
     Way("picture of 64², 22.05 kHz, 80 mels", MediaConfig(size=64), picture=True),
     Way("picture of 64², 16 kHz, 64 mels (the demo's)", MediaConfig(size=64, audio=DEMO), picture=True),
+    Way("picture of 256², 22.05 kHz, 80 mels, 4 s at hop 256", MediaConfig(fps=4), picture=True),
+    Way("picture of 256², 22.05 kHz, 80 mels, 4 s at hop 345", MediaConfig(fps=4, audio=WIDE), picture=True),
+    Way("picture of 256², 44.1 kHz, 128 mels, hop 512", MediaConfig(audio=HIGH), picture=True),
 )
 
 

@@ -279,6 +279,8 @@ def _report(folder: Path, findings: Findings) -> int:
 
 
 def _cut(args: argparse.Namespace, output: Path, preparation: Preparation) -> None:
+    if warning := preparation.media.audio_image_warning:
+        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr, flush=True)
     start = time.monotonic()
     manifest = make_clips(open_source(preparation.source, args.input), output, preparation, args.workers, args.timeout)
     _summarise(output, manifest, time.monotonic() - start)

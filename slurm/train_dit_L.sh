@@ -1,5 +1,5 @@
 #!/bin/bash
-# Trains DiT-L on latent shards, on 2 nodes of 8 A800s.
+# Trains DiT-L on latent shards, on 2 nodes of 8 A800s (ours; the paper trains on 8 A800s).
 #
 #   sbatch slurm/train_dit_L.sh shards=data/latents run=runs/dit_L
 #   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_dit_L.sh --config configs/cluster/v100.yaml \

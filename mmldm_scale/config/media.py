@@ -56,3 +56,20 @@ class MediaConfig:
     def audio_samples(self) -> int:
         """Length of a clip's waveform in samples."""
         return round(self.seconds * self.audio.sample_rate)
+
+    @property
+    def mel_frames(self) -> int:
+        """Frames of a clip's mel spectrogram; the last one may exceed the clip's end."""
+        return -(-self.audio_samples // self.audio.hop_length)
+
+    @property
+    def audio_image_warning(self) -> str:
+        """A line if the mel spectrogram has more frames than the audio image has columns, which loses some; else ""."""
+        if self.mel_frames <= self.size:
+            return ""
+        hop = self.audio.hop_length
+        fits = -(-self.audio_samples // self.size)
+        return (
+            f"media.audio.hop_length={hop}: {self.mel_frames} mel frames in the {self.size} columns of the audio "
+            f"image, which loses detail; hop_length={fits} or more fits"
+        )

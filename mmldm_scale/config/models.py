@@ -127,7 +127,8 @@ class DiTConfig:
     mlp_ratio: int = 4  # hidden width of a block's MLP, in units of width
     context_tokens: int = 77  # [tokens] length of the context; 0: no context
     context_width: int = 1024  # width of a context token before its projection to width
-    continuation: bool = False  # add tokens of the previous clip, and a control branch of depth / 2 that reads them
+    # continue clips: context tokens of the previous clip, and a control branch of depth / 2 that reads it
+    continuation: bool = False
     attention: Backend = "auto"  # kernel of the attention; auto: the fastest one on this device
     # what the backward pass recomputes, to save memory: nothing; all but matrix products and attention; everything
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
@@ -146,7 +147,10 @@ class DiTConfig:
 
 @dataclass
 class DiffusionConfig:
-    """Noise schedule, objective and task mixture of the DiT (section 3.3, PAPER values)."""
+    """Noise schedule, objective and task mixture of the DiT (sections 3.2 and 3.3).
+
+    The schedule is latent diffusion's, which the paper does not name.
+    """
 
     steps: int = 1000  # timesteps of the noise schedule
     beta_start: float = 0.00085  # β of the first timestep
@@ -157,14 +161,15 @@ class DiffusionConfig:
     time_distribution: Literal["uniform", "logit_normal"] = "uniform"  # of the timesteps drawn in training
     audio_conditioned: float = 0.05  # share of training samples that see the clean audio latent
     video_conditioned: float = 0.05  # share that see the clean video latent
-    continued: float = 0.0  # share that see the latents of the previous clip; needs model.continuation
+    # share of samples, whatever else they see, that see the latents of the previous clip; needs model.continuation
+    continued: float = 0.0
     without_previous_video: float = 0.2  # share of these that see its sound alone (audio continuation)
     without_previous_audio: float = 0.2  # share of these that see its frames alone (video continuation)
 
     def __post_init__(self) -> None:
-        require_within(self, "diffusion", steps=(1, 1_000_000))
+        require_within(self, "diffusion", steps=(1, 1_000_000), continued=(0, 1))
         for keys in (
-            ("audio_conditioned", "video_conditioned", "continued"),
+            ("audio_conditioned", "video_conditioned"),
             ("without_previous_video", "without_previous_audio"),
         ):
             shares = [getattr(self, key) for key in keys]
@@ -209,11 +214,8 @@ class DecodingConfig:
 
     sampler: str = "ddim"  # ddim (steps must divide 1000), dpm++ or unipc (any number of steps)
     steps: int = 50  # steps of the sampler
-    # guidance scale of audio images, at least 1; 1: none, half the work. Public code: 2.5 (Landscape, AIST++), 1.5
-    # (AudioSet)
-    audio_guidance: float = 1.0
-    # guidance scale of frames, likewise. Public code: 2.5 (Landscape, AIST++), 3.0 (AudioSet)
-    video_guidance: float = 1.0
+    audio_guidance: float = 1.0  # guidance scale of audio images, at least 1; 1 (ours): none, half the work
+    video_guidance: float = 1.0  # guidance scale of frames, likewise
     pictures: int = 0  # how many pictures go through the U-Net together; 0: all of a batch of clips
 
     def __post_init__(self) -> None:

@@ -19,8 +19,8 @@ class Sampling:
     sampler: str = (
         "auto"  # of the DiT: ddim, dpm++, unipc (prediction=epsilon or v) or euler (flow); auto: ddim or euler
     )
-    audio_guidance: float = 2.5  # guidance scale of generated audio latents (Landscape, AIST++; AudioSet 1.5)
-    video_guidance: float = 2.5  # guidance scale of generated video latents (Landscape, AIST++; AudioSet 3.0)
+    audio_guidance: float = 2.5  # guidance scale of generated audio latents; ours, the paper names none
+    video_guidance: float = 2.5  # guidance scale of generated video latents; likewise
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     batch_size: int = 8  # samples made together
     vocoder: str | None = None  # folder of a HiFi-GAN (the original's or transformers'); none: Griffin-Lim

@@ -114,6 +114,8 @@ class ShardTraining:
     trainable: str = ""  # what is trained; set by the command
     run: str = MISSING  # folder of the run
     restart: bool = False  # whether a run whose checkpoints are all gone may start again from 0 samples
+    # begin with these weights instead of random ones: a run, checkpoint or weights folder of this trainable; null: none
+    init: str | None = None
     shards: list[str] = MISSING  # folders or URLs of finished shard sets; one alone needs no brackets
     # how often a sample is drawn from each set, relative to the others; empty: by their numbers of samples
     weights: list[float] = field(default_factory=list)

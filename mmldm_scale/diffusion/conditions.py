@@ -15,7 +15,7 @@ from mmldm_scale.config import DiffusionConfig
 
 Modality = Literal["audio", "video"]
 MODALITIES: tuple[Modality, Modality] = ("audio", "video")
-TrainingTask = Literal["svg", "a2v", "v2a", "continuation"]
+TrainingTask = Literal["svg", "a2v", "v2a"]
 
 
 def task_at(config: DiffusionConfig, chance: float) -> TrainingTask:
@@ -23,13 +23,17 @@ def task_at(config: DiffusionConfig, chance: float) -> TrainingTask:
     tasks: tuple[tuple[TrainingTask, float], ...] = (
         ("a2v", config.audio_conditioned),
         ("v2a", config.video_conditioned),
-        ("continuation", config.continued),
     )
     for task, share in tasks:
         if chance < share:
             return task
         chance -= share
     return "svg"
+
+
+def is_continued(config: DiffusionConfig, seed: int, position: int) -> bool:
+    """Return whether the sample at ``position``, of whatever task, continues the previous clip, if there is one."""
+    return rng.generator(seed, "dit/continued", position).random() < config.continued
 
 
 def previous_seen(config: DiffusionConfig, seed: int, position: int) -> tuple[Modality, ...]:
@@ -55,18 +59,21 @@ def conditions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
             a context, "label", or "context" and "context_length", which the DiT takes as they are.
 
     Returns:
-        "audio_condition" and "video_condition": the clean latents, zeros (null) for samples without; the other
-        arguments if ``batch`` has them.
+        "audio_condition" and "video_condition", and "previous_audio" and "previous_video" if ``batch`` has them: the
+        clean latents, zeros (null) for samples without; the context as it is, if ``batch`` has one.
     """
     arguments = {f"{name}_condition": batch[name] * _as_mask(batch[f"{name}_given"]) for name in MODALITIES}
     for name in MODALITIES:
         if f"previous_{name}" in batch:
-            arguments[f"previous_{name}"] = marked(batch[f"previous_{name}"], batch[f"previous_{name}_given"])
+            arguments[f"previous_{name}"] = batch[f"previous_{name}"] * _as_mask(batch[f"previous_{name}_given"])
     return arguments | {name: batch[name] for name in ("label", "context", "context_length") if name in batch}
 
 
 def shares(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return which samples of ``batch`` have a previous clip and a context, where any can, as 0 or 1, (B,)."""
+    """Return which samples of ``batch`` have each condition that any can have, as 0 or 1, (B,), by the tag of the log.
+
+    The conditions are a previous clip, a context, and, for the contrastive loss, another window of their video.
+    """
     present = {}
     if "previous_audio" in batch:
         present["data/continued"] = batch["previous_audio_given"] | batch["previous_video_given"]
@@ -74,13 +81,9 @@ def shares(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         present["data/context"] = batch["label"] >= 0
     if "context" in batch:
         present["data/context"] = batch["context_length"] > 0
+    if "displaced_given" in batch:
+        present["data/displaced"] = batch["displaced_given"]
     return {name: mask.float() for name, mask in present.items()}
-
-
-def marked(latent: Tensor, given: Tensor | None = None) -> Tensor:
-    """Return (B, C + 1, H, W): ``latent`` (B, C, H, W) and a channel of ones; zeros where ``given`` (B,) is false."""
-    whole = torch.cat([latent, torch.ones_like(latent[:, :1])], dim=1)
-    return whole if given is None else whole * _as_mask(given)
 
 
 def null(arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.config import GenerationTask
-from mmldm_scale.diffusion.conditions import MODALITIES, Modality, marked, null
+from mmldm_scale.diffusion.conditions import MODALITIES, Modality, null
 from mmldm_scale.diffusion.network import Network
 from mmldm_scale.diffusion.noise_process import Process
 from mmldm_scale.diffusion.samplers import get_sampler
@@ -58,8 +58,7 @@ def sample_latents(
             and, as in training, corrupted to the present timestep (Eq. 5, with that modality's ``noise`` throughout);
             it is returned unchanged.
         context: {"label": (B,)}, or {"context": (B, T, W), "context_length": (B,)}, as the DiT takes them.
-        previous: the clean latents of the clips that are continued: "audio", "video" or both. The network learns to
-            continue clips in svg alone.
+        previous: the clean latents of the clips that are continued: "audio", "video" or both.
         sampler: a name of :data:`~mmldm_scale.diffusion.samplers.SAMPLERS`, or "auto".
 
     Raises:
@@ -68,7 +67,7 @@ def sample_latents(
     """
     given = GIVEN[task]
     start = {"audio": noise.audio.float(), "video": noise.video.float()}
-    conditions = {f"previous_{name}": marked(latent) for name, latent in (previous or {}).items()} | dict(context or {})
+    conditions = {f"previous_{name}": latent for name, latent in (previous or {}).items()} | dict(context or {})
     fixed: dict[str, Tensor] = {}  # the given modality, clean
     if given:
         if condition is None:

@@ -1,9 +1,10 @@
 """The DiT's training objective: each sample's task, timestep and noise, and its loss (sections 3.2 and 3.3).
 
 A sample's draw is a function of (seed, position) alone, so it is the same in whichever process it is made. The network
-learns several tasks at once: most samples are unconditioned; a share sees the clean audio latent (a2v), a share the
-clean video latent (v2a), and a share the previous clip (continuation), never two of them. Both modalities are always
-corrupted, with one timestep, and both are predicted. :mod:`~mmldm_scale.diffusion.noise_process` defines the target.
+learns several tasks at once: most samples are unconditioned; a share sees the clean audio latent (a2v), and a share the
+clean video latent (v2a), never both. Whatever its task, a share sees the previous clip; in the public code's training
+on long videos, all samples do. Both modalities are always corrupted, with one timestep, and both are predicted.
+:mod:`~mmldm_scale.diffusion.noise_process` defines the target.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 from mmldm_scale.common import rng
 from mmldm_scale.config import ContrastiveConfig, DiffusionConfig, LossWeights
 from mmldm_scale.config.media import Shape
-from mmldm_scale.diffusion.conditions import MODALITIES, conditions, task_at
+from mmldm_scale.diffusion.conditions import MODALITIES, conditions, is_continued, task_at
 from mmldm_scale.diffusion.contrastive import contrast, wrong_pairings
 from mmldm_scale.diffusion.network import Network
 from mmldm_scale.diffusion.noise_process import Process
@@ -27,7 +28,7 @@ class Draw:
     time: int  # timestep in [0, steps)
     audio_given: bool  # whether the clean audio latent is the condition (a2v)
     video_given: bool  # whether the clean video latent is (v2a)
-    continued: bool  # whether the previous clip is; at most one of the three is true
+    continued: bool  # whether the previous clip is, with any task; at most one of the two above is true
     audio_noise: np.ndarray  # n_a, float32, shaped like the audio latent
     video_noise: np.ndarray  # n_v, likewise
 
@@ -39,7 +40,8 @@ def draw(config: DiffusionConfig, audio_shape: Shape, video_shape: Shape, seed: 
     task = task_at(config, random.random())
     audio_noise = random.standard_normal(audio_shape, dtype=np.float32)
     video_noise = random.standard_normal(video_shape, dtype=np.float32)
-    return Draw(time, task == "a2v", task == "v2a", task == "continuation", audio_noise, video_noise)
+    continued = is_continued(config, seed, position)
+    return Draw(time, task == "a2v", task == "v2a", continued, audio_noise, video_noise)
 
 
 def _draw_time(config: DiffusionConfig, random: np.random.Generator) -> int:
@@ -78,7 +80,7 @@ def losses(
     values = {"loss": process.weight(batch["time"]) * error, "loss/audio": audio, "loss/video": video}
     if contrastive and contrastive.weight:
         wrong = errors(network, process, wrong_pairings(batch))
-        values["term/contrastive"] = contrast((audio, video), wrong, contrastive.temperature)
+        values["term/contrastive"] = contrast((audio, video), wrong, batch["displaced_given"], contrastive.temperature)
         values["loss"] = values["loss"] + contrastive.weight * values["term/contrastive"]
     return values
 

@@ -22,11 +22,6 @@ from mmldm_scale.media.pixels import to_signal
 MIN_MAGNITUDE = 1e-5  # smallest mel magnitude, as in HiFi-GAN: -100 dB
 
 
-def frame_count(samples: int, audio: AudioImageConfig) -> int:
-    """Return T, the number of spectrogram frames of ``samples`` samples; the last one may exceed their end."""
-    return -(-samples // audio.hop_length)
-
-
 class AudioImage:
     """Converts waveforms to audio images and audio images to mel magnitudes, for one media configuration.
 
@@ -38,7 +33,7 @@ class AudioImage:
         with torch.device("cpu"):  # even if a model is built on the meta device
             self.mel = mel_spectrogram(media.audio)
             self._across_mels = resize_matrix(media.audio.n_mels, media.size)  # (S, n_mels)
-            self._across_time = resize_matrix(frame_count(media.audio_samples, media.audio), media.size)  # (S, T)
+            self._across_time = resize_matrix(media.mel_frames, media.size)  # (S, T)
             self._mels_back = torch.linalg.pinv(self._across_mels)  # (n_mels, S)
             self._time_back = torch.linalg.pinv(self._across_time)  # (T, S)
 

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.config import DiTConfig
 from mmldm_scale.config.media import Shape
-from mmldm_scale.models.dit import FREQUENCIES, PRESETS, DiT
+from mmldm_scale.models.dit import PRESETS, DiT
+from mmldm_scale.models.dit_layers import FREQUENCIES
 
 # The paper's latents of 16 frames of 256 × 256 pixels and their sound: channels, rows, columns.
 AUDIO_SHAPE, VIDEO_SHAPE = (16, 8, 8), (16, 16, 16)
@@ -49,17 +50,21 @@ def dit_macs(config: DiTConfig, audio_shape: Shape, video_shape: Shape) -> DiTMa
 
     A block has (4 + 2r)·d²·N + 6·d² MACs in linear layers and 2·N²·d in attention, where r is the MLP ratio, d the
     width and N the number of tokens; adaLN runs once a sample, not once a token. With ``config.continuation`` there is
-    one more token for each position of the latents, and half as many blocks again, each followed by a linear layer.
+    one more context token for each position of the latents, and a control branch with half as many blocks, each
+    followed by a linear layer, and with embeddings of its own for time, context and ⟨previous, noisy⟩ latents.
     """
     d, control_blocks = config.width, config.depth // 2 if config.continuation else 0
     positions = [shape[1] * shape[2] for shape in (audio_shape, video_shape)]
     tokens = config.context_tokens + sum(positions) * (2 if config.continuation else 1) + 2
     block = (4 + 2 * config.mlp_ratio) * d * d * tokens + 6 * d * d
-    ends = FREQUENCIES * d + d * d  # the embedding of time
-    ends += config.context_tokens * config.context_width * d
+    stems = 2 if config.continuation else 1  # each embeds time and context
+    context = config.context_tokens + (sum(positions) if config.continuation else 0)
+    ends = stems * (FREQUENCIES * d + d * d + context * config.context_width * d)
     for shape, count in zip((audio_shape, video_shape), positions, strict=True):
         ends += 3 * shape[0] * d * count + 2 * d * d  # embedding, condition and output; the output's adaLN
-        ends += (shape[0] + 1) * d * count if config.continuation else 0  # the embedding of the previous clip
+        if config.continuation:
+            ends += shape[0] * config.context_width * count  # the previous clip's context tokens
+            ends += 2 * shape[0] * d * count  # the branch's embedding of ⟨previous, noisy⟩
     blocks = config.depth + control_blocks
     linear = blocks * block + control_blocks * d * d * tokens + ends
     return DiTMacs(linear=linear, attention=blocks * 2 * tokens**2 * d)

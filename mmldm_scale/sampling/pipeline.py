@@ -34,7 +34,7 @@ from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
 from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from mmldm_scale.models.dit import DiT
+from mmldm_scale.models.dit import DiT, layout_problem
 from mmldm_scale.models.precision import DTYPES
 
 Schema = TypeVar("Schema")
@@ -64,6 +64,9 @@ class DiTDescription:
         """
         folder = pretrained.find(checkpoint, "dit")
         stored = {"context": {"kind": "none", "classes": []}, **pretrained.read_config(folder, "dit")}
+        problem = layout_problem(stored)
+        if problem:
+            raise UserError(f"{folder}: {problem}")
         try:
             return cls(
                 folder=folder,

@@ -1,8 +1,9 @@
-"""Adjacent clips: which sample of a set ends where another sample of the same video begins.
+"""Clips of one video: which sample of a set ends where another begins, and which lie at another time.
 
-A sample's key is its video's key and the number of its first frame ("street_3-000016"), and a set holds the windows of
-a video in order. :func:`preceding_index` therefore finds the preceding sample by its key, without reading any;
-:func:`is_adjacent` checks the two samples' times after reading.
+A sample's key is its video's key and the number of its first frame ("street_3-000016"). :func:`preceding_index` and
+:func:`distant_indices` therefore find the others of a video by their keys, without reading any, in whatever order the
+set holds them. :func:`is_adjacent` and :func:`is_distant` check the two samples' paths and times after reading, since
+sets that were joined may use one key for two videos.
 """
 
 from mmldm_scale.config import MediaConfig
@@ -12,15 +13,38 @@ from mmldm_scale.shards.reader import Sample, ShardSet
 def preceding_index(shards: ShardSet, index: int) -> int | None:
     """Return the index of the sample that, by its key, ends where sample ``index`` begins; None if there is none.
 
-    Windows of F frames begin at least one frame apart, so it is among the F samples before ``index``.
+    If several samples have that key, it is the one nearest to ``index`` in the set.
     """
-    frames = shards.manifest.media.frames
-    video, _, start = shards.key(index).rpartition("-")
-    if not (start.isdecimal() and int(start) >= frames):
+    frames, window = shards.manifest.media.frames, _window(shards.key(index))
+    if window is None or window[1] < frames:
         return None
-    preceding_key = f"{video}-{int(start) - frames:06d}"
-    candidates = range(index - 1, max(index - frames, 0) - 1, -1)
-    return next((candidate for candidate in candidates if shards.key(candidate) == preceding_key), None)
+    video, start = window
+    candidates = shards.indices_with_key(f"{video}-{start - frames:06d}")
+    return min(candidates, key=lambda candidate: abs(candidate - index), default=None)
+
+
+def distant_indices(shards: ShardSet, index: int) -> list[int]:
+    """Return the indices of the samples of the video of sample ``index`` that, by their keys, are half a clip away.
+
+    They begin at least half a clip before or after it, so that at most half of their frames are the same; clips that
+    overlap by more are too alike. The order is that of their keys.
+    """
+    frames, window = shards.manifest.media.frames, _window(shards.key(index))
+    if window is None:
+        return []
+    video, start = window
+    found = []
+    for candidate in shards.indices_with_prefix(f"{video}-"):
+        other = _window(shards.key(candidate))  # of another video if that one's key begins with this one's
+        if other is not None and other[0] == video and 2 * abs(other[1] - start) >= frames:
+            found.append(candidate)
+    return found
+
+
+def _window(key: str) -> tuple[str, int] | None:
+    """Return the video's key and the first frame in a sample's ``key``; None if the key is of another make."""
+    video, _, start = key.rpartition("-")
+    return (video, int(start)) if start.isdecimal() else None
 
 
 def is_adjacent(sample: Sample, earlier: Sample, media: MediaConfig) -> bool:
@@ -29,10 +53,24 @@ def is_adjacent(sample: Sample, earlier: Sample, media: MediaConfig) -> bool:
     Raises:
         DamagedSample: the meta of one of them cannot be read.
     """
+    apart = _seconds_apart(sample, earlier)
+    return apart is not None and abs(apart - media.seconds) <= 0.5 / media.fps
+
+
+def is_distant(sample: Sample, other: Sample, media: MediaConfig) -> bool:
+    """Return whether ``other`` is of the same video as ``sample`` and half a clip away, to within half a frame.
+
+    Raises:
+        DamagedSample: the meta of one of them cannot be read.
+    """
+    apart = _seconds_apart(sample, other)
+    return apart is not None and abs(apart) >= media.seconds / 2 - 0.5 / media.fps
+
+
+def _seconds_apart(sample: Sample, other: Sample) -> float | None:
+    """Return by how many seconds ``sample`` begins after ``other``; None unless both are of one video."""
     path, start = sample.meta.get("path"), sample.meta.get("start")
-    earlier_path, earlier_start = earlier.meta.get("path"), earlier.meta.get("start")
-    if not isinstance(start, int | float) or not isinstance(earlier_start, int | float):
-        return False
-    if path is None or path != earlier_path:
-        return False
-    return abs(start - media.seconds - earlier_start) <= 0.5 / media.fps
+    other_path, other_start = other.meta.get("path"), other.meta.get("start")
+    if not isinstance(start, int | float) or not isinstance(other_start, int | float):
+        return None
+    return start - other_start if path is not None and path == other_path else None

@@ -23,6 +23,7 @@ import numpy as np
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.rng import generator
+from mmldm_scale.shards.adjacent_clips import distant_indices
 from mmldm_scale.shards.manifest import Manifest, differences
 from mmldm_scale.shards.reader import Sample, ShardSet
 from mmldm_scale.shards.shuffle import ShuffledOrder
@@ -125,6 +126,18 @@ class Mixture:
         number, place = self.locate(position)
         pool = self.orders[number].pool(place)
         return number, int(pool.indices[(place + 1 - pool.first) % len(pool.indices)])
+
+    def displaced_index(self, position: int) -> tuple[int, int] | None:
+        """Return (set number, index) of another window of the video of the sample at ``position``; None: there is none.
+
+        It is uniform over those that begin at least half a clip before or after it, in the same set, and a function of
+        the seed and ``position``.
+        """
+        number, index = self.index(position)
+        candidates = distant_indices(self.sets[number], index)
+        if not candidates:
+            return None
+        return number, candidates[int(generator(self.seed, "displaced", position).integers(len(candidates)))]
 
     def concatenated_index(self, sample: int) -> tuple[int, int]:
         """Return (set number, index) of sample number ``sample`` of the concatenation of all sets."""

@@ -161,6 +161,22 @@ class ShardSet:
         """Return the key of sample ``index`` without reading it."""
         return self._keys[index].decode("ascii")
 
+    def indices_with_key(self, key: str) -> list[int]:
+        """Return the indices of the samples whose key is ``key``, in order; sets that were joined may have several."""
+        first, last = (int(np.searchsorted(self._keys, key.encode(), side, self._by_key)) for side in ("left", "right"))
+        return self._by_key[first:last].tolist()
+
+    def indices_with_prefix(self, prefix: str) -> list[int]:
+        """Return the indices of the samples whose key begins with ``prefix``, in the order of their keys."""
+        ends = prefix.encode(), prefix.encode() + b"\x7f"  # keys are ASCII
+        first, last = (int(np.searchsorted(self._keys, end, sorter=self._by_key)) for end in ends)
+        return self._by_key[first:last].tolist()
+
+    @functools.cached_property
+    def _by_key(self) -> np.ndarray:
+        """(n,) int64: the indices of the samples in the order of their keys."""
+        return np.argsort(self._keys, kind="stable")
+
     def shard_range(self, shard: int) -> range:
         """Return the sample indices of shard number ``shard``."""
         return range(int(self._ends[shard - 1]) if shard else 0, int(self._ends[shard]))

@@ -7,7 +7,7 @@ consecutive samples come from any of these shards. The position is the only stat
 loader workers need no communication.
 
 The default window of 64 shards (``ReadingConfig.window``) makes pools of 16,384 samples at the usual 256 per shard: 43
-global batches of the paper's 384. Such a pool has 0.7 GB of latents or about 10 GB of clips, which fits the memory of a
+global batches of 384. Such a pool has 0.7 GB of latents or about 10 GB of clips, which fits the memory of a
 training node. A set of up to ``window`` shards is shuffled as a whole.
 """
 

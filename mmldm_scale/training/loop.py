@@ -1,8 +1,7 @@
 """The training loop of every trainable: one clock, ``samples_seen``, from which everything else derives.
 
 :func:`train` is what ``mmldm train`` runs on each process. It resumes from the run's newest whole checkpoint, and ends
-when ``training.total_samples`` samples are seen or a signal asks it to stop. Read :meth:`Trainer.run` first: it is one
-optimizer step after another, and what happens between two steps.
+when ``training.total_samples`` samples are seen or a signal asks it to stop. Read :meth:`Trainer.run` first.
 """
 
 import functools
@@ -22,6 +21,7 @@ from mmldm_scale.cluster import requeue, slurm
 from mmldm_scale.common.errors import LostContact, UserError
 from mmldm_scale.config import ShardTraining, TrainingConfig
 from mmldm_scale.models.precision import DTYPES
+from mmldm_scale.training import initial_weights
 from mmldm_scale.training.checkpoint import ema_snapshots
 from mmldm_scale.training.checkpoint.manager import Checkpoints
 from mmldm_scale.training.checkpoint.manifest import DISCRIMINATOR, ENGINE, read_manifest
@@ -59,7 +59,8 @@ def train(build_trainable: Callable[[Any], Trainable], config: ShardTraining) ->
         torch.backends.cudnn.deterministic = True
         with locked(run, world) as lock:
             begin(run, config, world)
-            trainer = Trainer(build_trainable(config), config.training, run, world, lock)
+            trainable = initial_weights.build(build_trainable, config, world)
+            trainer = Trainer(trainable, config.training, run, world, lock)
             is_stopped = trainer.run(stop_request)
         if is_stopped:
             requeue.report_exit_status(EXIT_STOPPED)

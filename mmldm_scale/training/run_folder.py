@@ -11,6 +11,7 @@ folder of a running job is moved away.
 """
 
 import contextlib
+import dataclasses
 import re
 import shutil
 import sys
@@ -23,6 +24,7 @@ from mmldm_scale import config
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.checkpoint_folders import FOLDER, find_checkpoints, newest_saved
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.config.compose import read_yaml
 from mmldm_scale.runs import run_log
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.resilience.run_lock import RunLock
@@ -33,7 +35,12 @@ LEFTOVERS = (
     (FOLDER, re.compile(r"step-[0-9]{12,}\.tmp")),
     ("ema", re.compile(r"step-[0-9]{12}-0\.[0-9]+\.safetensors\.[0-9a-f]{8}\.tmp")),
     ("quarantine", re.compile(r"[0-9a-f]{8}-.+\.json\.[0-9a-f]{8}\.tmp")),
-    (".", re.compile(r"(config\.yaml|log\.jsonl|newest_checkpoint|skipped\.json)\.[0-9a-f]{8}\.tmp|preview\.tmp")),
+    (
+        ".",
+        re.compile(
+            r"(config\.yaml|log\.jsonl|newest_checkpoint|skipped\.json|initial_weights\.json)\.[0-9a-f]{8}\.tmp|preview\.tmp"
+        ),
+    ),
 )
 FREE = {  # keys that may change when a run is resumed; so may all that begin with "preview."
     "run",
@@ -64,7 +71,11 @@ FREE = {  # keys that may change when a run is resumed; so may all that begin wi
     "model.compile",
 }
 
-MOVABLE = {"shards", "kl_vae", "lpips", "unet"}  # keys with paths of what a checkpoint knows by its fingerprint
+# Keys with paths of what a checkpoint knows by its fingerprint, or does not need any more.
+MOVABLE = {"shards", "kl_vae", "lpips", "unet", "init"}
+
+# What a run did before its configuration had the key: a later default must not change it when it resumes.
+EARLIER = {"posterior": "draw"}
 
 
 def begin(run: Path, schema: Any, world: World) -> None:
@@ -209,7 +220,8 @@ def _check_checkpoints(run: Path, schema: Any) -> None:
 
 
 def _check_same(file: Path, schema: Any) -> None:
-    stored = config.load(type(schema), [file])
+    lacking = {field.name for field in dataclasses.fields(schema)} - set(read_yaml(file))
+    stored = config.load(type(schema), [file], [f"{key}={value}" for key, value in EARLIER.items() if key in lacking])
     old, new = (_flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (stored, schema))
     free = FREE | MOVABLE if find_checkpoints(file.parent) else FREE
     for key in sorted(old.keys() | new.keys()):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -153,6 +153,33 @@ def repeat_sample(sample: Batch, count: int, device: str = "meta") -> Batch:
     return default_collate([{name: tensor.to(device) for name, tensor in sample.items()}] * count)
 
 
+def _no_differences(config: dict[str, Any]) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class WeightsLayout:
+    """How a weights folder holds the tensors of a trainable's module; ``init=`` reads one by it.
+
+    Attributes:
+        prefix: what the names of the folder's tensors begin with in ``Trainable.module``.
+        file: the file of the tensors, in the folder.
+        other_parts: what the names of tensors in the file begin with that the module lacks by design.
+        classes: the names of this model's classes, if it has any. The folder's config.json has those of its own.
+        class_tensors: a pattern of the names, in the file, of tensors with one row for each class; rows behind those
+            of the classes belong to none. Rows are matched by the class's name.
+        differences: ``differences(config)`` returns parts of a line that say what is otherwise than in this training,
+            by the folder's config.json.
+    """
+
+    prefix: str = ""
+    file: str = "model.safetensors"
+    other_parts: tuple[str, ...] = ()
+    classes: Sequence[str] = ()
+    class_tensors: str = ""
+    differences: Callable[[dict[str, Any]], list[str]] = _no_differences
+
+
 @dataclass
 class Trainable:
     """What is trained, and everything that the loop needs of it.
@@ -168,6 +195,7 @@ class Trainable:
         write_weights: ``write_weights(folder, state)`` writes the averaged float32 ``state`` of ``module`` (names as in
             ``module.state_dict()``). It runs on rank 0, in another thread, while training goes on, so that it may read
             neither ``dataset`` nor anything that changes.
+        weights_layout: how such a folder, whose kind is ``name``, is read by ``init=``.
         term_weights: how much each of ``StepOutput.terms`` counts in the loss; logged as "weight/NAME".
         begin_step: called before each optimizer step.
         preview: ``preview(module, writer)``, called on all ranks at intervals; must be deterministic.
@@ -185,6 +213,7 @@ class Trainable:
     inputs: dict[str, str]
     flops_per_sample: float
     write_weights: Callable[[Path, dict[str, Tensor]], None]
+    weights_layout: WeightsLayout = WeightsLayout()
     term_weights: dict[str, float] = field(default_factory=dict)
     begin_step: Callable[[StepInfo], None] | None = None
     preview: Callable[[nn.Module, Preview], None] | None = None

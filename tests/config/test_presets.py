@@ -1,5 +1,6 @@
 """Presets: files of the package, found by name, combined in order, and nothing about them written twice."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from mmldm_scale import config
 from mmldm_scale.cli import main
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import presets
+from mmldm_scale.config import DiffusionConfig, presets
 from mmldm_scale.trainables.dit.config import DiTTraining
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def test_a_name_without_a_folder_is_the_commands_own() -> None:
 @pytest.mark.parametrize(
     ("name", "folder", "offers"),
     [
-        ("XL", "dit", "must be one of B, L, S, demo, landscape, cluster/a800,"),
+        ("XL", "dit", "must be one of B, L, S, demo, landscape, long, cluster/a800,"),
         ("cluster/a80", "dit", "must be one of cluster/a800, cluster/local,"),
         ("clusters/a800", "kl_vae", "must be one of demo, finetune, finetune_demo, cluster/a800,"),
         ("../presets/dit/L", "dit", "must be one of B, L,"),
@@ -68,6 +69,13 @@ def test_the_dits_models_are_those_of_the_files_the_smallest_first() -> None:
     assert list(models) == ["demo", "S", "B", "L"]
     for name, model in models.items():
         assert model == config.load(DiTTraining, [presets.path(name, "dit")], ["shards=x"]).model
+
+
+def test_long_videos_are_those_of_the_models_before_it() -> None:
+    files = [presets.path(name, "dit") for name in ("L", "landscape", "long")]
+    loaded = config.load(DiTTraining, files, ["shards=x"])
+    assert loaded.model == dataclasses.replace(presets.dit_models()["L"], continuation=True)
+    assert loaded.diffusion == DiffusionConfig(continued=1.0)
 
 
 def test_a_preset_is_one_file(tmp_path, monkeypatch, capsys) -> None:

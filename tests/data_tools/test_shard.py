@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_tools.shard import main
 from mmldm_scale.common import atomic_files
+from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.decode import read_clips
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.manifest import Manifest
@@ -57,6 +59,30 @@ def test_a_set_holds_the_windows_of_its_videos(undisturbed, good_videos):
     stored = decode_clip(shards[11].members)
     np.testing.assert_allclose(stored.waveform, clip.waveform, atol=1 / 32768)
     assert np.abs(stored.frames.astype(int) - clip.frames).mean() < 4
+
+
+@pytest.mark.parametrize(("hop", "warned"), [(200, False), (199, True)])
+def test_a_spectrogram_longer_than_the_audio_image_is_a_warning(good_videos, overrides, tmp_path, capsys, hop, warned):
+    """0.4 s at 8,000 Hz and hop 200 are 16 frames, as many as the image has columns."""
+    assert main(clips(good_videos, tmp_path / "set", [*overrides, f"media.audio.hop_length={hop}"])) == 0
+    line = "warning: media.audio.hop_length=199: 17 mel frames in the 16 columns of the audio image, which loses detail"
+    assert (f"{line}; hop_length=200 or more fits\n" in capsys.readouterr().err) == warned
+
+
+def test_the_44_khz_clips_have_an_audio_image_that_holds_their_spectrogram(make_video, tmp_path, capsys):
+    """With a waveform of 1.6 s at 44,100 Hz; HiFi-GAN's settings have to be those of the file."""
+    make_video(tmp_path / "videos/rain/a.mp4", seconds=2.0)
+    preset = ["--config", str(ROOT / "configs/data/landscape_44k.yaml")]
+    command = clips(tmp_path / "videos", tmp_path / "set", ["stride=16", "media.size=144"])
+    assert main([*command, *preset]) == 0
+    assert "warning" not in capsys.readouterr().err
+    media = Manifest.read(tmp_path / "set").media
+    waveform = decode_clip(ShardSet(tmp_path / "set")[0].members).waveform
+    assert waveform.shape == (70_560,)
+    images = AudioImage(media)
+    decibels = images.decibels(torch.from_numpy(waveform)[None])
+    assert decibels.shape == (1, 128, 138)
+    assert (images.to_decibels(images.encode(torch.from_numpy(waveform)[None])) - decibels).abs().max() < 1e-3
 
 
 def test_the_number_of_processes_changes_nothing(undisturbed, good_videos, overrides, tmp_path):

@@ -17,12 +17,18 @@ def test_each_sample_has_one_task_and_each_task_its_share():
     config = DiffusionConfig(audio_conditioned=0.1, video_conditioned=0.2, continued=0.3)
     draws = [draw(config, (1, 1, 1), (1, 1, 1), 0, i) for i in range(NUMBER)]
     counted = Counter((d.audio_given, d.video_given, d.continued) for d in draws)
-    expected = {(True, False, False): 0.1, (False, True, False): 0.2, (False, False, True): 0.3, (False,) * 3: 0.4}
+    tasks = {(True, False): 0.1, (False, True): 0.2, (False, False): 0.7}
+    expected = {(*t, c): s * (0.3 if c else 0.7) for t, s in tasks.items() for c in (True, False)}  # independent
     assert counted.keys() == expected.keys()
     for task, share in expected.items():
         assert abs(counted[task] / NUMBER - share) < 0.025
-    everything = DiffusionConfig(audio_conditioned=0.0, video_conditioned=0.0, continued=1.0)
+    everything, nothing = (DiffusionConfig(continued=share) for share in (1.0, 0.0))
     assert all(draw(everything, (1, 1, 1), (1, 1, 1), 0, i).continued for i in range(100))
+    without = [draw(nothing, (1, 1, 1), (1, 1, 1), 0, i) for i in range(100)]
+    tasked = [draw(everything, (1, 1, 1), (1, 1, 1), 0, i) for i in range(100)]
+    for one, other in zip(without, tasked, strict=True):  # nothing else changes with the share of the continued
+        assert (one.time, one.audio_given, one.video_given) == (other.time, other.audio_given, other.video_given)
+        assert not one.continued
 
 
 def test_a_fifth_of_the_continued_see_only_the_sound_before_and_a_fifth_only_the_picture():
@@ -48,7 +54,7 @@ def test_what_is_drawn_is_drawn_apart():
     assert not any(context_dropped(0.0, 0, i) for i in range(50))
 
 
-def test_the_network_is_told_whether_there_is_a_clip_before():
+def test_the_network_gets_the_clip_before_or_zeros():
     audio, video = torch.randn(3, *AUDIO), torch.randn(3, *VIDEO)
     batch = {
         "audio": audio,
@@ -64,10 +70,8 @@ def test_the_network_is_told_whether_there_is_a_clip_before():
     }
     found = conditions(batch)
     assert found.keys() == {"audio_condition", "video_condition", "previous_audio", "previous_video", "label"}
-    assert found["previous_audio"].shape == (3, 5, 2, 2)
     assert not found["previous_audio"][0].any()
-    assert torch.equal(found["previous_audio"][1, :4], audio[1] + 1)
-    assert (found["previous_audio"][1, 4] == 1).all()
+    assert torch.equal(found["previous_audio"][1], audio[1] + 1)
     assert not found["previous_audio"][2].any()
     assert found["previous_video"][1:].any(dim=(1, 2, 3)).all()
     assert torch.equal(found["label"], batch["label"])
@@ -84,8 +88,9 @@ def test_the_network_is_told_whether_there_is_a_clip_before():
     ("overrides", "says"),
     [
         (["diffusion.continued=0.2"], "diffusion.continued: 0.2: needs model.continuation=true"),
-        (["diffusion.continued=0.95", "model.continuation=true"], "must lie in 0..1"),
-        (["diffusion.continued=-0.1"], "must lie in 0..1"),
+        (["diffusion.continued=1.1", "model.continuation=true"], "diffusion.continued: 1.1: must lie in 0..1"),
+        (["diffusion.continued=-0.1"], "diffusion.continued: -0.1: must lie in 0..1"),
+        (["diffusion.audio_conditioned=0.96"], r"audio_conditioned \+ video_conditioned .* must lie in 0..1"),
         (["diffusion.without_previous_video=0.9"], "without_previous_video .* must lie in 0..1"),
         (["context.kind=text"], "context.embeddings: .*: must "),
         (["context.embeddings=x.safetensors"], "context.embeddings: .*: must "),

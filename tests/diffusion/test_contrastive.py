@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import ContrastiveConfig, DiffusionConfig
-from mmldm_scale.diffusion.contrastive import draw_shift, wrong_pairings
+from mmldm_scale.diffusion.contrastive import wrong_pairings
 from mmldm_scale.diffusion.loss import losses
 from mmldm_scale.diffusion.noise_process import noise_process
 
@@ -17,10 +17,11 @@ CONTRASTIVE = ContrastiveConfig(weight=0.3, temperature=0.2)
 
 def batch() -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(0)
-    shapes = {"audio": AUDIO, "audio_noise": AUDIO, "other_audio": AUDIO, "shifted_audio": AUDIO}
+    shapes = {"audio": AUDIO, "audio_noise": AUDIO, "other_audio": AUDIO, "displaced_audio": AUDIO}
     shapes |= {"video": VIDEO, "video_noise": VIDEO, "other_video": VIDEO}
     return {
         **{name: torch.randn(SIZE, *shape, generator=random) for name, shape in shapes.items()},
+        "displaced_given": torch.tensor([True, True, False, True, False]),
         "time": torch.tensor([5, 200, 500, 800, 999]),
         "audio_given": torch.tensor([False, True, False, False, True]),
         "video_given": torch.tensor([True, False, False, True, False]),
@@ -44,7 +45,7 @@ def passes(data: dict[str, Tensor], settings: DiffusionConfig) -> list[dict[str,
     for audio, video in (
         ("audio", "video"),
         ("other_audio", "video"),
-        ("shifted_audio", "video"),
+        ("displaced_audio", "video"),
         ("audio", "other_video"),
     ):
         rows = []
@@ -63,15 +64,16 @@ def passes(data: dict[str, Tensor], settings: DiffusionConfig) -> list[dict[str,
 @pytest.mark.parametrize("settings", [{}, {"min_snr": 5.0}, {"prediction": "flow"}])
 def test_the_term_is_a_cross_entropy_over_pairings(settings):
     settings, data = DiffusionConfig(**settings), batch()
-    plain = {name: value for name, value in data.items() if "other" not in name and "shifted" not in name}
+    plain = {name: value for name, value in data.items() if "other" not in name and "displaced" not in name}
     without = losses(Mixing(), noise_process(settings), plain)
     result = losses(Mixing(), noise_process(settings), data, CONTRASTIVE)
-    true, other_audio, shifted, other_video = passes(data, settings)
+    true, other_audio, displaced, other_video = passes(data, settings)
+    displaced["video"] = np.where(data["displaced_given"], displaced["video"], np.inf)
 
     def entropy(right: np.ndarray, *wrong: np.ndarray) -> np.ndarray:
         return right / 0.2 + np.log(sum(np.exp(-error / 0.2) for error in (right, *wrong)))
 
-    by_video = entropy(true["video"], other_audio["video"], shifted["video"])
+    by_video = entropy(true["video"], other_audio["video"], displaced["video"])
     by_audio = entropy(true["audio"], other_video["audio"])
     np.testing.assert_allclose(result["term/contrastive"].numpy(), (by_video + by_audio) / 2, rtol=1e-4, atol=1e-5)
     for name in ("loss/audio", "loss/video"):
@@ -103,25 +105,44 @@ def test_who_hears_what_belongs_together_has_no_loss_and_who_does_not_that_of_gu
         for known in (data["audio"], torch.zeros_like(data["audio"]))
     )
     torch.testing.assert_close(hearing, torch.full((SIZE,), np.log(2) / 2))  # the audio's half can only be guessed
-    torch.testing.assert_close(deaf, torch.full((SIZE,), (np.log(3) + np.log(2)) / 2))
+    pairings = torch.where(data["displaced_given"], 3.0, 2.0)
+    torch.testing.assert_close(deaf, (pairings.log() + np.log(2)) / 2)
+
+
+class Scaled(Mixing):
+    """A network that can learn one factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, audio: Tensor, video: Tensor, time: Tensor, **conditions: Tensor) -> tuple[Tensor, Tensor]:
+        audio, video = super().forward(audio, video, time, **conditions)
+        return self.scale * audio, self.scale * video
+
+
+def test_an_absent_window_has_no_effect_on_loss_and_gradients():
+    """Whatever stands in its place."""
+    data, absent = batch(), ~batch()["displaced_given"]
+    results = []
+    for value in (0.0, 50.0):
+        audio = torch.where(absent[:, None, None, None], value, data["displaced_audio"])
+        network = Scaled()
+        result = losses(network, noise_process(DiffusionConfig()), data | {"displaced_audio": audio}, CONTRASTIVE)
+        result["loss"].sum().backward()
+        results.append((result["loss"].detach(), network.scale.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert results[0][1].isfinite()
 
 
 def test_wrong_pairings_exchange_one_latent_and_leave_all_else():
     data = batch() | {"label": torch.arange(SIZE)}
     pairings = [{name: value.chunk(3)[number] for name, value in wrong_pairings(data).items()} for number in range(3)]
-    for pairing, exchanged in zip(pairings, ("other_audio", "shifted_audio", "other_video"), strict=True):
-        expected = {name: value for name, value in data.items() if "other" not in name and "shifted" not in name}
+    for pairing, exchanged in zip(pairings, ("other_audio", "displaced_audio", "other_video"), strict=True):
+        expected = {n: v for n, v in data.items() if n not in ("other_audio", "displaced_audio", "other_video")}
         expected[exchanged.partition("_")[2]] = data[exchanged]
         assert pairing.keys() == expected.keys()
         assert all(torch.equal(pairing[name], expected[name]) for name in expected)
-
-
-@pytest.mark.parametrize(("columns", "fits"), [(2, {1}), (4, {1, 2, 3}), (8, {2, 3, 4, 5, 6})])
-def test_shifts_are_by_a_quarter_at_least_and_a_function_of_seed_and_position(columns, fits):
-    shifts = [draw_shift(columns, 3, position) for position in range(200)]
-    assert set(shifts) == fits
-    assert shifts == [draw_shift(columns, 3, position) for position in range(200)]
-    assert len(fits) == 1 or shifts != [draw_shift(columns, 4, position) for position in range(200)]
 
 
 @pytest.mark.parametrize(("settings", "key"), [({"weight": -1.0}, "weight"), ({"temperature": 0.0}, "temperature")])

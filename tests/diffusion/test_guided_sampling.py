@@ -120,7 +120,7 @@ def opened() -> DiT:
 LABEL = {"label": torch.tensor([2, 0])}
 TEXT = {"context": torch.randn(2, 3, 4), "context_length": torch.tensor([3, 1])}
 BEFORE = {"audio": torch.randn(2, *AUDIO), "video": torch.randn(2, *VIDEO)}
-WITH_ONES = {f"previous_{name}": torch.cat([x, torch.ones_like(x[:, :1])], dim=1) for name, x in BEFORE.items()}
+PREVIOUS = {f"previous_{name}": x for name, x in BEFORE.items()}
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,9 @@ WITH_ONES = {f"previous_{name}": torch.cat([x, torch.ones_like(x[:, :1])], dim=1
     [
         ("svg", LABEL, None, LABEL),
         ("svg", TEXT, None, TEXT),
-        ("svg", None, BEFORE, WITH_ONES),
-        ("svg", LABEL, {"audio": BEFORE["audio"]}, {**LABEL, "previous_audio": WITH_ONES["previous_audio"]}),
+        ("svg", None, BEFORE, PREVIOUS),
+        ("svg", LABEL, {"audio": BEFORE["audio"]}, {**LABEL, "previous_audio": BEFORE["audio"]}),
+        ("a2v", None, BEFORE, {**PREVIOUS, "audio_condition": BEFORE["audio"]}),
         ("a2v", LABEL, None, {**LABEL, "audio_condition": BEFORE["audio"]}),
     ],
 )

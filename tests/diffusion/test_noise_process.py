@@ -16,7 +16,7 @@ VARIANTS = [{}, {"prediction": "v"}, {"prediction": "v", "zero_terminal_snr": Tr
 
 
 def alphas_bar(zero_terminal_snr: bool = False) -> np.ndarray:
-    """ᾱ_t of the paper's schedule; rescaled as in Algorithm 1 of Lin et al. (arXiv 2305.08891)."""
+    """ᾱ_t of the default schedule; rescaled as in Algorithm 1 of Lin et al. (arXiv 2305.08891)."""
     root = np.sqrt(np.cumprod(1 - np.linspace(0.00085**0.5, 0.0120**0.5, 1000) ** 2))
     if zero_terminal_snr:
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])

@@ -7,7 +7,7 @@ from mmldm_scale.diffusion.schedule import diffusers_scheduler, scheduler
 
 
 def alphas() -> np.ndarray:
-    """ᾱ_t of the paper's schedule, from its definition."""
+    """ᾱ_t of the default schedule, from its definition."""
     betas = np.linspace(0.00085**0.5, 0.0120**0.5, 1000) ** 2
     return np.cumprod(1 - betas)
 

@@ -14,6 +14,7 @@ import torch
 
 from mmldm_scale.cli import main
 from mmldm_scale.common import processes
+from mmldm_scale.config import MediaConfig
 from mmldm_scale.doctor import devices, host, software, storage
 from mmldm_scale.doctor.findings import Finding
 from mmldm_scale.models import attention as kernels
@@ -25,6 +26,11 @@ SMALL = """
 model: {depth: 1, width: 16, heads: 2, context_tokens: 2, context_width: 4}
 training: {precision: fp32, workers: 0, ema_lengths: [0.1], keep_checkpoints: 2}
 """
+
+
+def latents(folder: Path, **fields: object) -> Path:
+    """Write a latent set about whose contents the doctor has nothing to say; see :func:`write_latents`."""
+    return write_latents(folder, **({"media": MediaConfig()} | fields))
 
 
 @pytest.fixture
@@ -49,8 +55,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_working_machine_and_a_complete_set_are_ok(doctor: Doctor, tmp_path: Path, capsys) -> None:
-    assert doctor("--shards", write_latents(tmp_path / "set", sizes=(8, 8))) == (0, [])
+    assert doctor("--shards", latents(tmp_path / "set", sizes=(8, 8))) == (0, [])
     assert not (tmp_path / "run").exists()
+
+
+def test_an_audio_image_that_loses_mel_frames(doctor: Doctor, tmp_path: Path) -> None:
+    status, lines = doctor("--shards", latents(tmp_path / "set", media=MediaConfig(fps=4)))
+    assert (status, len(lines)) == (0, 1)
+    text = "media.audio.hop_length=256: 345 mel frames in the 256 columns of the audio image"
+    assert lines[0].startswith(f"warning  audio image    {tmp_path / 'set'}: {text}")
 
 
 def test_a_missing_and_an_old_package(doctor: Doctor, tmp_path: Path, monkeypatch) -> None:
@@ -67,7 +80,7 @@ def test_a_missing_and_an_old_package(doctor: Doctor, tmp_path: Path, monkeypatc
 
 
 def test_a_flipped_bit_in_a_tar(doctor: Doctor, tmp_path: Path) -> None:
-    tar = write_latents(tmp_path / "set") / "shard-000000.tar"
+    tar = latents(tmp_path / "set") / "shard-000000.tar"
     content = bytearray(tar.read_bytes())
     content[len(content) // 2] ^= 1
     tar.write_bytes(content)
@@ -80,7 +93,7 @@ def test_a_flipped_bit_in_a_tar(doctor: Doctor, tmp_path: Path) -> None:
 
 
 def test_truncated_and_missing_tars(doctor: Doctor, tmp_path: Path) -> None:
-    folder = write_latents(tmp_path / "set", sizes=(4, 4, 4))
+    folder = latents(tmp_path / "set", sizes=(4, 4, 4))
     (folder / "shard-000001.tar").unlink()
     with (folder / "shard-000002.tar").open("r+b") as tar:
         tar.truncate(1024)
@@ -91,7 +104,7 @@ def test_truncated_and_missing_tars(doctor: Doctor, tmp_path: Path) -> None:
 
 
 def test_a_truncated_manifest(doctor: Doctor, tmp_path: Path) -> None:
-    manifest = write_latents(tmp_path / "set") / "manifest.json"
+    manifest = latents(tmp_path / "set") / "manifest.json"
     manifest.write_bytes(manifest.read_bytes()[:200])
     status, lines = doctor("--shards", manifest.parent)
     assert status == 1
@@ -105,7 +118,7 @@ def test_an_unreachable_set(doctor: Doctor) -> None:
 
 
 def test_a_full_disk(doctor: Doctor, small_disk: Path, tmp_path: Path) -> None:
-    shards, file = write_latents(tmp_path / "set"), tmp_path / "small.yaml"
+    shards, file = latents(tmp_path / "set"), tmp_path / "small.yaml"
     file.write_text(SMALL)
     status, lines = doctor("--config", file, f"shards={shards}", f"run={small_disk}/run")
     assert status == 1
@@ -210,7 +223,7 @@ def test_the_gpus_that_a_process_sees(monkeypatch, local_rank: int, visible: int
 
 
 def test_more_workers_than_processors(doctor: Doctor, tmp_path: Path) -> None:
-    shards, file = write_latents(tmp_path / "set"), tmp_path / "small.yaml"
+    shards, file = latents(tmp_path / "set"), tmp_path / "small.yaml"
     file.write_text(SMALL)
     cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cpus)})

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmldm_scale.config import AudioImageConfig, MediaConfig
-from mmldm_scale.media.audio_image import AudioImage, frame_count
+from mmldm_scale.media.audio_image import AudioImage
 
 PAPER = MediaConfig()  # 256 px, 80 mels × 138 frames
 DEMO = MediaConfig(size=64, audio=AudioImageConfig(sample_rate=16000, hop_length=400, n_mels=64))  # 64 × 64
@@ -49,7 +49,7 @@ def reference_decibels(waveform: np.ndarray, audio: AudioImageConfig) -> np.ndar
 def test_mels_are_hifi_gans(media):
     waveform = sound(media)
     decibels = AudioImage(media).decibels(waveform)
-    assert decibels.shape == (2, media.audio.n_mels, frame_count(media.audio_samples, media.audio))
+    assert decibels.shape == (2, media.audio.n_mels, media.mel_frames)
     for got, one in zip(decibels.numpy(), waveform.numpy(), strict=True):
         assert np.abs(got - reference_decibels(one, media.audio)).max() < 0.02
 
@@ -64,6 +64,23 @@ def test_the_way_back_is_exact(media, bound):
     assert picture.abs().max() <= 1
     assert picture[0, 0].equal(picture[0, 2])
     assert (images.to_decibels(picture) - images.decibels(waveform)).abs().max() < bound
+
+
+@pytest.mark.parametrize(("hop", "frames", "fits"), [(256, 345, False), (344, 257, False), (345, 256, True)])
+def test_the_way_back_is_exact_if_the_frames_fit_the_columns_and_a_warning_says_if_not(hop, frames, fits):
+    """4 s at 22,050 Hz are 88,200 samples; 256 columns hold them from hop 88,200 / 256 = 344.5 on."""
+    media = MediaConfig(fps=4, audio=AudioImageConfig(hop_length=hop))
+    assert media.mel_frames == frames
+    images, waveform = AudioImage(media), sound(media)
+    error = (images.to_decibels(images.encode(waveform)) - images.decibels(waveform)).abs().mean()
+    if fits:
+        assert error < 1e-4
+        assert not media.audio_image_warning
+    else:
+        assert error > 0.02
+        expected = f"media.audio.hop_length={hop}: {frames} mel frames in the 256 columns of the audio image"
+        assert media.audio_image_warning.startswith(expected)
+        assert media.audio_image_warning.endswith("hop_length=345 or more fits")
 
 
 def test_a_picture_smaller_than_the_spectrogram_keeps_it_as_well_as_it_can():

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DiTConfig, load, presets
-from mmldm_scale.models.dit import FREQUENCIES, PRESETS, DiT, sincos, sincos_grid
+from mmldm_scale.models.dit import PRESETS, DiT
+from mmldm_scale.models.dit_layers import FREQUENCIES, sincos_grid
 from mmldm_scale.trainables.dit.config import DiTTraining
 
 CONFIG = DiTConfig(depth=2, width=32, heads=4, context_tokens=3, context_width=8)
@@ -166,26 +167,40 @@ CONTINUING = replace(CONFIG, depth=5, continuation=True)
 
 def previous(size: int = 3) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
-    latents = {
-        name: torch.randn(size, *shape, generator=generator) for name, shape in (("audio", AUDIO), ("video", VIDEO))
-    }
-    return {f"previous_{name}": torch.cat([x, torch.ones_like(x[:, :1])], dim=1) for name, x in latents.items()}
+    shapes = {"audio": AUDIO, "video": VIDEO}
+    return {f"previous_{name}": torch.randn(size, *shape, generator=generator) for name, shape in shapes.items()}
 
 
-def test_the_control_branch_has_half_the_blocks_and_starts_without_effect():
-    model = dit(CONTINUING)
+def context_tokens(model: DiT, latents: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the null context and, behind it, a token of each position of the previous ``latents``: (B, T, W)."""
+    tokens = [model.null_context.expand(3, -1, -1)] if model.config.context_tokens else []
+    for name in ("audio", "video"):
+        layer, latent = getattr(model, f"embed_previous_{name}"), latents[f"previous_{name}"]
+        tokens.append(torch.einsum("bchw,dc->bhwd", latent, layer.weight).flatten(1, 2) + layer.bias)
+    return torch.cat(tokens, dim=1)
+
+
+def test_the_branch_starts_without_effect_so_that_the_model_is_its_trunk():
+    """The trunk alone is a model of another number of context tokens, which reads the previous clip as its context."""
+    model, latents = dit(CONTINUING), previous()
     assert len(model.control) == 2
     for control in model.control:  # as at the start
         torch.nn.init.zeros_(control.out.weight)
-        torch.nn.init.zeros_(control.out.bias)
-    before = model(*batch(), **previous())
+        assert control.out.bias is None
+    tokens = context_tokens(model, latents)
+    trunk = DiT(replace(CONTINUING, continuation=False, context_tokens=tokens.shape[1]), AUDIO, VIDEO)
+    state = {name: value for name, value in model.state_dict().items() if name in trunk.state_dict()}
+    trunk.load_state_dict({**state, "null_context": tokens[0]})
+    before = model(*batch(), **latents)
+    for ours, expected in zip(before, trunk(*batch(), context=tokens), strict=True):
+        torch.testing.assert_close(ours, expected)
     for parameter in model.control[0].block.parameters():
         torch.nn.init.normal_(parameter)
-    assert all(torch.equal(x, y) for x, y in zip(model(*batch(), **previous()), before, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(model(*batch(), **latents), before, strict=True))
     torch.nn.init.normal_(model.control[1].out.weight, std=0.3)
-    assert not torch.allclose(model(*batch(), **previous())[0], before[0], atol=1e-3)
+    assert not torch.allclose(model(*batch(), **latents)[0], before[0], atol=1e-3)
     fresh = dit(CONTINUING, opened=False)
-    assert not any(parameter.any() for control in fresh.control for parameter in control.out.parameters())
+    assert not any(control.out.weight.any() for control in fresh.control)
 
 
 def test_every_parameter_of_the_branch_learns_within_three_steps():
@@ -200,37 +215,49 @@ def test_every_parameter_of_the_branch_learns_within_three_steps():
     assert silent == []
 
 
-def test_the_branch_corrects_the_trunk_block_by_block():
-    """Against the same written out: both begin from one sequence, and each correction goes into the next block."""
-    model = dit(CONTINUING)
-    audio, video, time = batch()
-    predicted = model(audio, video, time, **previous())
-    modulation = model.time(sincos(time, FREQUENCIES))[:, None]
-    parts = [model.embed_context(model.null_context).expand(3, -1, -1)]
-    for name in ("audio", "video"):
-        embed, latents = getattr(model, f"embed_previous_{name}"), previous()[f"previous_{name}"]
-        parts.append(embed.latent(latents.flatten(2).mT) + embed.positions)
-    parts += [model.embed_audio(audio, None), model.embed_video(video, None)]
-    x = branch = torch.cat(parts, dim=1)
+@pytest.mark.parametrize("tokens", [3, 0])
+def test_the_branch_corrects_the_trunk_block_by_block(tokens):
+    """Against the same written out: the branch has a beginning of its own, and each correction goes into a block."""
+    model = dit(replace(CONTINUING, context_tokens=tokens))
+    (audio, video, time), latents = batch(), previous()
+    predicted = model(audio, video, time, **latents)
+    context = context_tokens(model, latents)
+    angles = time[:, None] * 10_000.0 ** (-torch.arange(FREQUENCIES // 2) / (FREQUENCIES // 2))
+    sinusoids = torch.cat([angles.cos(), angles.sin()], dim=1)
+
+    def embedded(layers: torch.nn.Sequential) -> torch.Tensor:
+        silu = torch.nn.functional.silu
+        return silu(layers[2](silu(layers[0](sinusoids))))[:, None]
+
+    def tokens_of(layer: torch.nn.Module, latent: torch.Tensor) -> torch.Tensor:
+        x = layer.latent(latent.flatten(2).mT) + sincos_grid(*latent.shape[2:], 32) + layer.modality
+        return torch.cat([layer.start.expand(3, 1, -1), x], dim=1)
+
+    own, start = model.embed_control, []
+    for layer, name, noisy in ((own.audio, "audio", audio), (own.video, "video", video)):
+        start.append(tokens_of(layer, torch.cat([latents[f"previous_{name}"], noisy], dim=1)))
+    branch = torch.cat([context @ own.context.weight.T + own.context.bias, *start], dim=1)
+    x = [model.embed_context(context), model.embed_audio(audio, None), model.embed_video(video, None)]
+    x = torch.cat(x, dim=1)
     for i, block in enumerate(model.blocks):
-        x = block(x, modulation, "sdpa")
+        x = block(x, embedded(model.time), "math")
         if i < 2:
-            branch = model.control[i].block(branch, modulation, "sdpa")
-            x = x + model.control[i].out(branch)
+            branch = model.control[i].block(branch, embedded(own.time), "math")
+            x = x + branch @ model.control[i].out.weight.T
     count = model.embed_video.count
-    torch.testing.assert_close(predicted[1], model.final_video(x[:, -count:], modulation))
+    torch.testing.assert_close(
+        predicted[1], model.final_video(x[:, -count:], embedded(model.time)), atol=1e-4, rtol=1e-4
+    )
 
 
-def test_a_missing_previous_clip_is_not_one_of_zeros():
+def test_a_previous_clip_that_is_missing_is_one_of_zeros():
     model, inputs, latents = dit(CONTINUING), batch(), previous()
     nothing = model(*inputs)
     missing = {name: torch.zeros_like(value) for name, value in latents.items()}
     assert all(torch.equal(x, y) for x, y in zip(model(*inputs, **missing), nothing, strict=True))
-    zeros = {name: torch.cat([torch.zeros_like(x[:, :-1]), x[:, -1:]], dim=1) for name, x in latents.items()}
-    for name in (*zeros, *latents):
-        for values in (zeros, latents):
-            changed = model(*inputs, **{name: values[name]})
-            assert all((x - y).abs().max() > 1e-4 for x, y in zip(changed, nothing, strict=True))
+    for name in latents:
+        changed = model(*inputs, **{name: latents[name]})
+        assert all((x - y).abs().max() > 1e-4 for x, y in zip(changed, nothing, strict=True))
 
 
 def test_a_class_moves_all_context_tokens_and_none_is_the_null_context():

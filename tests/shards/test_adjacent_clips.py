@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale.config import MediaConfig
-from mmldm_scale.shards.adjacent_clips import is_adjacent, preceding_index
+from mmldm_scale.shards.adjacent_clips import distant_indices, is_adjacent, is_distant, preceding_index
 from mmldm_scale.shards.reader import Sample, ShardSet
 from tests.support.datasets.latent_sets import write_windows
 
@@ -23,6 +23,8 @@ def test_the_clip_before_is_found_by_keys_across_shards_and_not_across_videos(tm
     for index, (video, start) in enumerate(windows):
         found = preceding_index(shards, index)
         assert (None if found is None else windows[found]) == ((video, start - 4) if start >= 4 else None)
+        distant = [windows[i] for i in distant_indices(shards, index)]
+        assert distant == [(v, s) for v, s in windows if v == video and abs(s - start) >= 2]
 
 
 def test_a_window_that_was_dropped_is_no_clip_before(tmp_path: Path):
@@ -37,6 +39,13 @@ def test_keys_of_another_make_have_no_clip_before(tmp_path: Path):
     assert [preceding_index(shards, index) for index in range(2)] == [None, None]
 
 
+def test_of_joined_sets_with_the_same_keys_the_nearest_is_taken(tmp_path: Path):
+    windows = [("a", start) for start in (0, 4, 8)] * 2
+    shards = ShardSet(write_windows(tmp_path / "set", windows, MEDIA, 3))
+    assert [preceding_index(shards, index) for index in range(6)] == [None, 0, 1, None, 3, 4]
+    assert distant_indices(shards, 1) == [0, 3, 2, 5]  # of both: their paths tell which are of this video
+
+
 def test_meta_says_whether_one_clip_follows_another():
     here, there = {"path": "a.mp4", "start": 3.4}, {"path": "a.mp4", "start": 3.0}
     assert is_adjacent(sample("x", **here), sample("y", **there), MEDIA)
@@ -44,3 +53,11 @@ def test_meta_says_whether_one_clip_follows_another():
         assert not is_adjacent(sample("x", **here), sample("y", **there | changed), MEDIA)
     assert is_adjacent(sample("x", **here), sample("y", **there | {"start": 3.04}), MEDIA)  # half a frame is 0.05 s
     assert not is_adjacent(sample("x"), sample("y"), MEDIA)
+
+
+def test_meta_says_whether_a_clip_is_half_a_clip_away():
+    here = {"path": "a.mp4", "start": 3.4}
+    for start, expected in ((3.2, True), (3.6, True), (9.0, True), (3.3, False), (3.5, False), (3.4, False)):
+        assert is_distant(sample("x", **here), sample("y", path="a.mp4", start=start), MEDIA) == expected
+    assert not is_distant(sample("x", **here), sample("y", path="b.mp4", start=9.0), MEDIA)
+    assert not is_distant(sample("x", **here), sample("y", path="a.mp4"), MEDIA)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 MEAN, STD = 1.5, 0.3
-ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.0120**0.5, 1000) ** 2)  # ᾱ of the paper's schedule
+ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.0120**0.5, 1000) ** 2)  # ᾱ of the default schedule
 PREDICTIONS: dict[str, dict] = {
     "epsilon": {},
     "v": {"prediction": "v"},

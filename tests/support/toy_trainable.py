@@ -40,6 +40,7 @@ WEIGHTS = {"mse": 1.0, "size": 0.01}
 class ToyTraining:
     run: str = "???"
     restart: bool = False
+    init: str | None = None
     noise: float = 0.1
     fault: str = "loss"  # what is not finite ("loss", "gradient", "discriminator") or very high ("spike", "steep") …
     fault_at: list[int] = field(default_factory=list)  # … at these positions

@@ -1,6 +1,6 @@
 """The configuration files that come with the package: ``FOLDER/NAME.yaml`` beside this file, each of them a preset.
 
-    presets.names("dit")                          # ["B", "L", "S", "demo", "landscape"]
+    presets.names("dit")                          # ["B", "L", "S", "demo", "landscape", "long"]
     presets.path("L", "dit")                      # the file of `mmldm train dit --preset L`
     presets.path("cluster/a800")                  # and of `--preset cluster/a800`, which any command may give
     presets.dit_models()["L"]                     # the DiTConfig in dit/L.yaml
@@ -48,10 +48,12 @@ def path(preset: str, folder: str = "") -> Path:
 
 
 def dit_models() -> dict[str, DiTConfig]:
-    """Return the model of each preset in ``dit/`` that describes one, by the preset's name, the smallest first."""
+    """Return the model of each preset in ``dit/`` that sets its depth, by the preset's name, the smallest first."""
     contents = {name: read_yaml(path(name, "dit")) for name in names("dit")}
     models = {
-        name: restore(DiTConfig, content["model"], name) for name, content in contents.items() if "model" in content
+        name: restore(DiTConfig, content["model"], name)
+        for name, content in contents.items()
+        if "depth" in content.get("model", {})
     }
     return dict(sorted(models.items(), key=lambda item: item[1].depth * item[1].width ** 2))
 

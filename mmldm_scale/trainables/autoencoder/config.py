@@ -24,7 +24,7 @@ class AutoencoderTraining(ShardTraining):
     unet: str | None = None  # Stable Diffusion's U-Net, as a folder or a file, to start the decoder from; null: random
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)  # encoders, projectors and decoder
     loss_weights: LossWeights = field(default_factory=LossWeights)  # weights of the audio image and the frames in L_MSE
-    kl_weight: float = 1e-9  # λ_kl; 1e-9 for Landscape, 1e-8 for AIST++
+    kl_weight: float = 1e-9  # λ_kl; the paper: 1e-9 for Landscape, 1e-8 for AIST++
     classification_weight: float = 0.1  # λ_cl; 0, or clips without labels: no classification head
     contrastive_weight: float = 0.1  # λ_co; 0: no contrastive head
     # [clips] number of clips compared with one another, of those computed at once by all processes; 0: global_batch

@@ -34,9 +34,19 @@ from mmldm_scale.trainables.clip_stream import BlankClips, Clips
 from mmldm_scale.trainables.flop_count import flops_of
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
-from mmldm_scale.training.trainable import Discriminator, StepInfo, StepOutline, Trainable, repeat_sample
+from mmldm_scale.training.trainable import (
+    Discriminator,
+    StepInfo,
+    StepOutline,
+    Trainable,
+    WeightsLayout,
+    repeat_sample,
+)
 
 CLASSES = 9  # number of Landscape's classes, for outlines; it hardly changes memory or FLOPs
+CLASS_TENSORS = (
+    r"classification_head\.out\.(weight|bias)|decoder\.class_embeddings\.\w+\.weight"  # a row for each class
+)
 FROZEN = "autoencoder.kl_vae."  # prefix of the KL-VAE's weights among the module's
 
 
@@ -68,6 +78,12 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
         },
         flops_per_sample=forward_flops(config, module.autoencoder),
         write_weights=functools.partial(_write_weights, module.autoencoder, frozen),
+        weights_layout=WeightsLayout(
+            prefix="autoencoder.",
+            other_parts=("kl_vae.",),
+            classes=module.autoencoder.classes,
+            class_tensors=CLASS_TENSORS,
+        ),
         term_weights=module.term_weights,
         begin_step=module.begin_step,
         preview=functools.partial(preview.show, config, clips),
@@ -89,7 +105,7 @@ def outline(
     It is a logged step in which the discriminator, if there is one, takes part: such steps use most memory.
 
     Args:
-        media: format of a clip; None: the paper's.
+        media: format of a clip; None: the default.
         classes: number of classes of the data set.
         kl_vae_config: of the KL-VAE; None: Stable Diffusion's.
     """

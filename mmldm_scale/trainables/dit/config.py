@@ -1,6 +1,7 @@
 """Configuration of ``mmldm train dit``."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mmldm_scale.config import (
     ContextConfig,
@@ -40,6 +41,8 @@ class DiTTraining(ShardTraining):
     loss_weights: LossWeights = field(default_factory=LossWeights)  # weights of the two modalities' errors
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)  # the contrastive loss
     flip: float = 0.5  # [0..1] share of samples that use the latents of the mirrored video
+    # latents of a sample: the posterior's mode, which is its mean (public code), or a draw from the posterior
+    posterior: Literal["mode", "draw"] = "mode"
     validation: list[str] = field(default_factory=list)  # validation sets: folders or URLs of held-out shard sets
     preview: PreviewConfig = field(default_factory=PreviewConfig)  # previews during training
 

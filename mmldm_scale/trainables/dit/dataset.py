@@ -1,11 +1,12 @@
 """The DiT's training samples by global position: latents with timestep, task, noise and context.
 
-:class:`LatentDataset` reads the clips, :class:`SampleMaker` turns one into a sample: it draws the latents from their
-posteriors and normalises them with the set's statistics. A sample is a pure function of (seed, position), and so is the
-preceding clip of a sample that continues it.
+:class:`LatentDataset` reads the clips, :class:`SampleMaker` turns one into a sample: it takes the mode of the latents'
+posteriors or draws from them, and normalises with the set's statistics. A sample is a pure function of (seed,
+position), and so is the preceding clip of a sample that continues it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,6 @@ from torch import Tensor
 from mmldm_scale.common import rng
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config.media import Shape
-from mmldm_scale.diffusion import contrastive
 from mmldm_scale.diffusion import loss as diffusion_loss
 from mmldm_scale.diffusion.conditions import context_dropped, previous_seen
 from mmldm_scale.diffusion.normalise import Statistics, normalise
@@ -28,7 +28,9 @@ from mmldm_scale.trainables.dit.context import TextContext, build_context
 from mmldm_scale.training.data.sample_stream import SampleStream
 from mmldm_scale.training.trainable import Batch
 
-EXAMINED_SAMPLES = 256  # samples that are counted at the start: how many have a preceding clip, an embedding
+CONTINUED = "a preceding clip; the others are trained without"
+DISPLACED = "another window of their video half a clip away; the others do without that pairing"
+EXAMINED_SAMPLES = 256  # samples that are counted at the start: how many have each condition
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class SampleMaker:
         context: Batch,
         previous: Callable[[], LatentSample | None] = lambda: None,
         other: LatentSample | None = None,
+        displaced: LatentSample | None = None,
     ) -> Batch:
         """Return the training sample of a clip at ``position``.
 
@@ -79,7 +82,8 @@ class SampleMaker:
             latents: posteriors of the clip, (C, H, W) each.
             context: of the clip.
             previous: returns the posteriors of the preceding clip, or None; called only if the sample continues a clip.
-            other: posteriors of another clip, for the contrastive loss.
+            other: posteriors of another clip, for the contrastive loss; None without that loss.
+            displaced: posteriors of another window of the clip's video, for the contrastive loss; None: there is none.
 
         Returns:
             The entries that :func:`diffusion.loss.losses` reads, without a batch dimension: latents and noise
@@ -104,7 +108,7 @@ class SampleMaker:
         if config.diffusion.continued:
             sample |= self._previous(position, previous() if drawn.continued else None, mirrored)
         if other is not None:
-            sample |= self._partners(position, audio, other)
+            sample |= self._partners(position, other, displaced)
         return sample
 
     def _previous(self, position: int, previous: LatentSample | None, mirrored: bool) -> Batch:
@@ -123,22 +127,41 @@ class SampleMaker:
             "previous_video_given": torch.tensor("video" in seen),
         }
 
-    def _partners(self, position: int, audio: Tensor, other: LatentSample) -> Batch:
-        """Return the mismatched latents of the contrastive loss for the sample with latents ``audio`` (C, H, W)."""
+    def _partners(self, position: int, other: LatentSample, displaced: LatentSample | None) -> Batch:
+        """Return the mismatched latents of the contrastive loss for the sample at ``position``."""
         seed = self._config.training.seed
         random = rng.generator(seed, "dit/contrastive/other", position)
         other_audio, other_video = self._latents(other, random.random() < self._config.flip, random)
-        shift = contrastive.draw_shift(audio.shape[-1], seed, position)
-        return {"other_audio": other_audio, "other_video": other_video, "shifted_audio": audio.roll(shift, dims=-1)}
+        displaced_audio = torch.zeros(self._shapes[0])
+        if displaced is not None:
+            displaced_audio = self._audio(displaced, rng.generator(seed, "dit/contrastive/displaced", position))
+        return {
+            "other_audio": other_audio,
+            "other_video": other_video,
+            "displaced_audio": displaced_audio,
+            "displaced_given": torch.tensor(displaced is not None),
+        }
 
     def _latents(self, latents: LatentSample, mirrored: bool, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Return audio and video latents (C, H, W) drawn from the posteriors ``latents`` and normalised."""
-        audio = _posterior_sample(latents.audio_mean, latents.audio_logvar, random)
+        """Return normalised audio and video latents (C, H, W) of the posteriors ``latents``, as ``posterior`` says."""
+        video_mean, video_logvar = latents.video_mean, latents.video_logvar
         if mirrored:
-            video = _posterior_sample(latents.mirrored_mean, latents.mirrored_logvar, random)
-        else:
-            video = _posterior_sample(latents.video_mean, latents.video_logvar, random)
-        return normalise(audio, self._statistics["audio"]), normalise(video, self._statistics["video"])
+            video_mean, video_logvar = latents.mirrored_mean, latents.mirrored_logvar
+        audio = self._audio(latents, random)
+        return audio, normalise(self._latent(video_mean, video_logvar, random), self._statistics["video"])
+
+    def _audio(self, latents: LatentSample, random: np.random.Generator) -> Tensor:
+        """Return the normalised audio latents (C, H, W) of the posterior in ``latents``."""
+        audio = self._latent(latents.audio_mean, latents.audio_logvar, random)
+        return normalise(audio, self._statistics["audio"])
+
+    def _latent(self, mean: np.ndarray, logvar: np.ndarray, random: np.random.Generator) -> Tensor:
+        """Return the float32 mode of N(``mean``, exp(``logvar``)) or a draw from it, all (C, H, W)."""
+        latent = mean.astype(np.float32)
+        if self._config.posterior == "draw":
+            noise = random.standard_normal(mean.shape, dtype=np.float32)
+            latent = latent + np.exp(0.5 * logvar.astype(np.float32)) * noise
+        return torch.from_numpy(latent)
 
 
 class LatentDataset:
@@ -192,17 +215,21 @@ class LatentDataset:
             UserError: none of these samples has a condition that the configuration requires.
         """
         total = min(EXAMINED_SAMPLES, len(self.samples.mixture))
-        counts: dict[tuple[str, str], int] = {}  # by configuration key and condition
+        required: dict[tuple[str, str], int] = {}  # counts by configuration key and condition
+        optional: dict[tuple[str, str], int] = {}
         if isinstance(self._context, TextContext):
             names = [self._context.name(clip.sample) for clip in self.samples.read(range(total), self._clips)]
-            counts["context.embeddings", "an embedding"] = sum(name is not None for name in names)
+            required["context.embeddings", "an embedding"] = sum(name is not None for name in names)
         if self.config.diffusion.continued:
-            counts["diffusion.continued", "a preceding clip"] = self.samples.count_continuing(total)
-        lines = [f"{key}: {count} of the first {total} samples have {what}" for (key, what), count in counts.items()]
-        for line, count in zip(lines, counts.values(), strict=True):
+            required["diffusion.continued", CONTINUED] = self.samples.count_continuing(total)
+        if self.config.contrastive.weight:
+            optional["contrastive.weight", DISPLACED] = self.samples.count_displaced(total)
+        counts = required | optional
+        lines = {key: f"{key[0]}: {n} of the first {total} samples have {key[1]}" for key, n in counts.items()}
+        for key, count in required.items():
             if not count:
-                raise UserError(line)
-        return lines
+                raise UserError(lines[key])
+        return list(lines.values())
 
     def __getitem__(self, position: int) -> Batch:
         """Return the sample at ``position``: latents and noise (C, H, W), timestep and conditions as scalars."""
@@ -217,11 +244,13 @@ class LatentDataset:
         return [self._sample(*parts) for parts in zip(positions, clips, others, strict=True)]
 
     def _sample(self, position: int, clip: LatentClip, other: LatentSample | None) -> Batch:
-        def previous() -> LatentSample | None:
-            batch = self.samples.before(position, clip.sample, self._decode)
+        def related(find: Callable[..., LatentSample | None]) -> LatentSample | None:
+            batch = find(position, clip.sample, self._decode)
             return None if batch is None else _rows(batch)[0]
 
-        return self._maker.make(position, clip.latents, clip.context, previous, other)
+        displaced = related(self.samples.displaced) if other is not None else None
+        previous = functools.partial(related, self.samples.before)
+        return self._maker.make(position, clip.latents, clip.context, previous, other, displaced)
 
     def _clips(self, samples: Sequence[Sample]) -> list[LatentClip]:
         """Return the clips of ``samples``; raise ValueError or DamagedSample if one of them is damaged."""
@@ -252,9 +281,3 @@ def _rows(latents: LatentSample) -> list[LatentSample]:
     """Return the samples (C, H, W) of the batch ``latents`` (B, C, H, W)."""
     columns = (getattr(latents, field.name) for field in dataclasses.fields(latents))
     return [LatentSample(*row) for row in zip(*columns, strict=True)]
-
-
-def _posterior_sample(mean: np.ndarray, logvar: np.ndarray, random: np.random.Generator) -> Tensor:
-    """Return a float32 sample of N(``mean``, exp(``logvar``)), all (C, H, W)."""
-    noise = random.standard_normal(mean.shape, dtype=np.float32)
-    return torch.from_numpy(mean.astype(np.float32) + np.exp(0.5 * logvar.astype(np.float32)) * noise)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.common.device import training_device
-from mmldm_scale.common.errors import UserError
 from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion import contrastive
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
+from mmldm_scale.models.dit import LAYOUT
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.latents import LatentSample
@@ -31,24 +31,23 @@ from mmldm_scale.trainables.dit.dataset import LatentDataset, SampleMaker
 from mmldm_scale.trainables.dit.loss import NoisePrediction
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
-from mmldm_scale.training.trainable import StepOutline, Trainable, repeat_sample
+from mmldm_scale.training.trainable import StepOutline, Trainable, WeightsLayout, repeat_sample
 
 
 def build_trainable(config: DiTTraining) -> Trainable:
     """Return the trainable of the DiT of ``config`` on its latent shards.
 
     Raises:
-        UserError: the shards are missing, damaged or of another kind; the attention backend or the contrastive loss
-            cannot work; ``preview.autoencoder`` is no autoencoder.
+        UserError: the shards are missing, damaged or of another kind; the attention backend cannot work;
+            ``preview.autoencoder`` is no autoencoder.
     """
     head_width, dtype = config.model.width // config.model.heads, DTYPES[config.training.precision]
     choose_backend(config.model.attention, training_device(), dtype, head_width)  # raises now if it cannot work
     dataset = LatentDataset(config)
     mixture = dataset.samples.mixture
-    if config.contrastive.weight and dataset.audio_shape[2] < 2:
-        raise UserError("contrastive.weight: must be 0, since audio latents of one column cannot be shifted in time")
     module = NoisePrediction(config, dataset.audio_shape, dataset.video_shape, len(dataset.classes))
-    write_weights = functools.partial(_write_weights, _description(config, mixture, dataset.classes))
+    description = _description(config, mixture, dataset.classes)
+    write_weights = functools.partial(_write_weights, description)
     return Trainable(
         name="dit",
         module=module,
@@ -56,6 +55,12 @@ def build_trainable(config: DiTTraining) -> Trainable:
         inputs={"shards": mixture.fingerprint, **dataset.inputs},
         flops_per_sample=forward_flops(config, dataset.audio_shape, dataset.video_shape),
         write_weights=write_weights,
+        weights_layout=WeightsLayout(
+            prefix="dit.",
+            classes=dataset.classes,
+            class_tensors=r"embed_class\.weight",
+            differences=functools.partial(_differences, description),
+        ),
         term_weights=module.term_weights,
         begin_step=module.begin_step,
         samples=functools.partial(preview.show_samples, config, write_weights) if config.preview.samples else None,
@@ -88,7 +93,7 @@ def outline(
     maker = SampleMaker(config, audio_shape, video_shape, unit, context)
     audio, video = (np.zeros(shape, np.float16) for shape in (audio_shape, video_shape))
     latents = LatentSample(audio, audio, video, video, video, video)
-    sample = maker.make(0, latents, context, other=latents if config.contrastive.weight else None)
+    sample = maker.make(0, latents, context, other=latents if config.contrastive.weight else None, displaced=latents)
     return StepOutline(
         module=module,
         batch=repeat_sample(sample, config.training.micro_batch, device),
@@ -121,6 +126,20 @@ def _write_weights(description: dict[str, Any], folder: Path, state: dict[str, T
     pretrained.save(folder, "dit", description, weights)
 
 
+def _differences(description: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """Return, as parts of a line, what in ``stored``, other weights' description, is not as in ``description``."""
+    parts = []
+    for key, name in (("context", "kind"), ("diffusion", "prediction")):
+        there, here = stored.get(key, {}).get(name, "none"), description[key][name]
+        if there != here:
+            parts.append(f"{key}.{name}={there}, not {here}")
+    if stored.get("autoencoder", {}).get("fingerprint") != description["autoencoder"].get("fingerprint"):
+        parts.append("latents of another autoencoder")
+    if stored.get("statistics") != description["statistics"]:
+        parts.append("other means and standard deviations of latents")
+    return parts
+
+
 def _description(config: DiTTraining, mixture: Mixture, classes: list[str]) -> dict[str, Any]:
     """Return the config.json of a weights folder: all that sampling needs besides the weights."""
     manifest = mixture.manifest
@@ -128,6 +147,7 @@ def _description(config: DiTTraining, mixture: Mixture, classes: list[str]) -> d
         "model": dataclasses.asdict(config.model),
         "diffusion": dataclasses.asdict(config.diffusion),
         "context": {"kind": config.context.kind, "classes": classes},
+        "layout": LAYOUT,
         "audio_shape": manifest.audio_shape,
         "video_shape": manifest.video_shape,
         "statistics": mixture.statistics,

@@ -28,6 +28,8 @@ class KLVAETraining(ShardTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        problem = f"{self.init}: must be left out with kl_vae={self.kl_vae}, which the run begins with"
+        require(not (self.init and self.kl_vae), "init", problem)
         require(0 <= self.audio_share <= 1, "audio_share", f"{self.audio_share:g}: must be in 0..1")
         for key in ("kl_weight", "lpips_weight"):
             require(getattr(self, key) >= 0, key, f"{getattr(self, key):g}: must be at least 0")

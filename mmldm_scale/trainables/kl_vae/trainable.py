@@ -26,6 +26,7 @@ from mmldm_scale.media.clip import Clip
 from mmldm_scale.models import lpips, pretrained
 from mmldm_scale.models.autoencoder import kl_vae, patch_discriminator
 from mmldm_scale.models.autoencoder.patch_discriminator import PatchDiscriminator
+from mmldm_scale.models.autoencoder.stable_diffusion import VAE_FOLDER, WEIGHTS
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
 from mmldm_scale.trainables.clip_stream import BlankClips, Clips
 from mmldm_scale.trainables.flop_count import flops_of
@@ -33,7 +34,14 @@ from mmldm_scale.trainables.kl_vae import preview
 from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.trainables.kl_vae.dataset import PictureDataset
 from mmldm_scale.trainables.kl_vae.loss import PictureReconstruction
-from mmldm_scale.training.trainable import Discriminator, StepInfo, StepOutline, Trainable, repeat_sample
+from mmldm_scale.training.trainable import (
+    Discriminator,
+    StepInfo,
+    StepOutline,
+    Trainable,
+    WeightsLayout,
+    repeat_sample,
+)
 
 MEASURED_CLIPS = 16  # spread over the set; their latents' standard deviation sets the scaling factor
 
@@ -63,6 +71,7 @@ def build_trainable(config: KLVAETraining) -> Trainable:
         inputs=inputs,
         flops_per_sample=_forward_flops(config, vae, clips.media.size),
         write_weights=functools.partial(_write_weights, initial, measured, clips.media),
+        weights_layout=WeightsLayout(prefix="vae.", file=f"{VAE_FOLDER}/{WEIGHTS}.safetensors"),
         preview=functools.partial(preview.show, clips),
         quarantine=clips.samples.quarantine,
         term_weights=module.term_weights,
@@ -90,7 +99,7 @@ def outline(config: KLVAETraining, media: MediaConfig | None = None) -> StepOutl
     """Return a micro-step of the KL-VAE on the device "meta"; fine-tuning is outlined for Stable Diffusion's KL-VAE.
 
     Args:
-        media: format of a clip; None: the paper's.
+        media: format of a clip; None: the default.
     """
     media = media or MediaConfig()
     with torch.device("meta"):

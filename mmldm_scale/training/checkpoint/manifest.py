@@ -12,7 +12,7 @@ from pathlib import Path
 from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.config import Precision
 from mmldm_scale.shards.json_files import check_types
-from mmldm_scale.training.checkpoint.migrations import FORMAT, UnsupportedFormat, migrate
+from mmldm_scale.training.checkpoint.migrations import FORMAT, UnsupportedFormat, check_layout, migrate
 
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
 ENGINE, DISCRIMINATOR, WEIGHTS, STATES = "engine", "discriminator", "weights", "states"  # sub-folders
@@ -42,7 +42,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
 
     Raises:
         DamagedCheckpoint: it cannot be read.
-        UnsupportedFormat: it is of a format that this version does not read.
+        UnsupportedFormat: it is of a format, or of a layout of the model, that this version does not read.
     """
     try:
         if (folder / SEAL).read_bytes() != _seal(folder):
@@ -51,6 +51,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         files = {str(k): (int(v[0]), str(v[1])) for k, v in fields.pop("files").items()}
         manifest = CheckpointManifest(files=files, **fields)
         check_types(manifest)
+        check_layout(folder / WEIGHTS)
     except UnsupportedFormat as error:
         raise UnsupportedFormat(f"{folder}: {error}") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:

@@ -4,10 +4,15 @@ To change the format, raise :data:`FORMAT` by one and add to :data:`MIGRATIONS` 
 format before into those of the next.
 """
 
+import contextlib
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.models.dit import layout_problem
+from mmldm_scale.models.pretrained import CONFIG
 
 FORMAT = 3  # what this version writes
 Fields = dict[str, Any]
@@ -41,6 +46,21 @@ def migrate(fields: Fields) -> Fields:
             )
         fields, number = MIGRATIONS[number](fields), number + 1
     return {**fields, "format": FORMAT}
+
+
+def check_layout(weights: Path) -> None:
+    """Check, by the folder ``weights`` of a checkpoint, that its tensors are those of this version's model.
+
+    A description that cannot be read is damage, which the sha256 of its file tells.
+
+    Raises:
+        UnsupportedFormat: they are of an older one.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        description = json.loads((weights / CONFIG).read_text())
+        problem = layout_problem(description) if isinstance(description, dict) else None
+        if problem:
+            raise UnsupportedFormat(problem)
 
 
 def migrate_state(name: str, state: Fields) -> Fields:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import ReadingConfig, ShardTraining
+from mmldm_scale.config import MediaConfig, ReadingConfig, ShardTraining
 from mmldm_scale.shards import adjacent_clips, reader
 from mmldm_scale.shards.manifest import Kind
 from mmldm_scale.shards.mixture import Mixture
@@ -27,6 +27,7 @@ ATTEMPTS = 16  # samples tried for one position before the run ends
 Decoded = TypeVar("Decoded")
 Decode = Callable[[Sequence[Sample]], Decoded]
 Locate = Callable[[int], tuple[int, int]]  # from a position to (set number, index)
+IsRelated = Callable[[Sample, Sample, MediaConfig], bool]
 
 
 class SampleStream:
@@ -95,23 +96,45 @@ class SampleStream:
             UserError: as :meth:`read`.
         """
         number, index = self.mixture.index(position)
-        shards = self.mixture.sets[number]
-        earlier_index = adjacent_clips.preceding_index(shards, index)
-        if earlier_index is None:
+        earlier = adjacent_clips.preceding_index(self.mixture.sets[number], index)
+        return self._related(number, earlier, sample, adjacent_clips.is_adjacent, decode)
+
+    def displaced(self, position: int, sample: Sample, decode: Decode[Decoded]) -> Decoded | None:
+        """Return ``decode([other])`` of another window of the video of ``sample``, read at ``position``.
+
+        Which one, :meth:`Mixture.displaced_index` says. None if there is none, if it is damaged, or if ``sample``
+        replaces a damaged one.
+
+        Raises:
+            UserError: as :meth:`read`.
+        """
+        place = self.mixture.displaced_index(position)
+        if place is None:
             return None
-        try:
-            earlier = shards[earlier_index]  # not adjacent to ``sample`` if that replaces a damaged one
-            return decode([earlier]) if adjacent_clips.is_adjacent(sample, earlier, shards.manifest.media) else None
-        except (DamagedSample, ValueError) as error:
-            self.quarantine.add(shards, earlier_index, str(error))
-            return None
+        return self._related(*place, sample, adjacent_clips.is_distant, decode)
 
     def count_continuing(self, count: int) -> int:
         """Return how many of the first ``count`` samples have a preceding one in their set, judged by their keys."""
-        indices = (self.mixture.index(position) for position in range(count))
-        return sum(
-            adjacent_clips.preceding_index(self.mixture.sets[number], index) is not None for number, index in indices
-        )
+        places = map(self.mixture.index, range(count))
+        return sum(adjacent_clips.preceding_index(self.mixture.sets[n], index) is not None for n, index in places)
+
+    def count_displaced(self, count: int) -> int:
+        """Return of how many of the first ``count`` samples :meth:`displaced` finds another window, by their keys."""
+        return sum(self.mixture.displaced_index(position) is not None for position in range(count))
+
+    def _related(
+        self, number: int, index: int | None, sample: Sample, is_related: IsRelated, decode: Decode[Decoded]
+    ) -> Decoded | None:
+        """Return ``decode([other])`` of sample ``index`` of set ``number``; None if it is damaged or not related."""
+        if index is None:
+            return None
+        shards = self.mixture.sets[number]
+        try:
+            other = shards[index]  # not related to ``sample`` if that replaces a damaged one
+            return decode([other]) if is_related(sample, other, shards.manifest.media) else None
+        except (DamagedSample, ValueError) as error:
+            self.quarantine.add(shards, index, str(error))
+            return None
 
     def _read(self, positions: Sequence[int], locate: Locate, decode: Decode[Decoded]) -> Decoded:
         """Return ``decode(samples)`` of the samples at ``locate(position)`` for each of ``positions``."""

@@ -4,6 +4,7 @@
 again in its source, run ``make test``, and change :data:`VERSIONS`.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +14,7 @@ from typing import Any, TypeAlias
 import deepspeed
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
+from deepspeed.runtime import compiler
 from packaging.specifiers import SpecifierSet
 from torch import Tensor, nn
 
@@ -36,6 +38,19 @@ def compile_no_operators() -> None:
     uses. The attribute is where it records which of its operators can be built.
     """
     deepspeed.ops.__compatible_ops__ = {}
+
+
+def import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon, which its ZeRO optimizers import, without passing it to torch.compile.
+
+    No optimizer here is Muon, and torch.compile imports Inductor: two seconds of CPU time in every process.
+    """
+    compile_function = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile_function
 
 
 def set_timeout_of_all_groups(seconds: float) -> None:

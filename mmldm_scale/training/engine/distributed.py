@@ -97,6 +97,7 @@ def start(timeout: float) -> World:
         device_id=torch.device("cuda", torch.cuda.current_device()) if cuda and place.world_size > 1 else None,
     )
     deepspeed_internals.compile_no_operators()
+    deepspeed_internals.import_muon_uncompiled()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=limit, verbose=False)
     world = World(
         rank=dist.get_rank(),

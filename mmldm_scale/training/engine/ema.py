@@ -53,9 +53,9 @@ def exponent(length: float) -> float:
 def decay(exponent: float, global_batch: int, samples_seen: int) -> float:
     """Return the EMA decay β, in [0, 1), of the step of ``global_batch`` samples that ends at ``samples_seen``.
 
-    Section 3.1 of the paper: β = (1 − 1/t)^(γ + 1), with t in steps. β of the first step is 0, so that the initial
-    weights do not count. With this β the average is exactly the profile's integral over weights that are constant
-    within each step.
+    Section 3.1 of Karras et al. (arXiv 2312.02696): β = (1 − 1/t)^(γ + 1), with t in steps. β of the first step is 0,
+    so that the initial weights do not count. With this β the average is exactly the profile's integral over weights
+    that are constant within each step.
     """
     return (1.0 - global_batch / samples_seen) ** (exponent + 1.0)
 
@@ -63,8 +63,9 @@ def decay(exponent: float, global_batch: int, samples_seen: int) -> float:
 def coefficients(stored: Sequence[AveragingProfile], target: AveragingProfile) -> Combination:
     """Return the combination of the ``stored`` profiles, which must differ, that is closest to ``target``.
 
-    It is the least-squares solution of the paper's appendix C.3 under a constraint of ours: the coefficients sum to 1,
-    so that weights that never change are reproduced exactly, and only changes of the weights contribute to the error.
+    It is the least-squares solution of Karras et al.'s appendix C.3 under a constraint of ours: the coefficients sum
+    to 1, so that weights that never change are reproduced exactly, and only changes of the weights contribute to the
+    error.
     """
     profiles = [*stored, target]
     products = np.array([[_inner_product(p, q) for q in profiles] for p in profiles])

@@ -1,7 +1,7 @@
 """Small sets of latent shards, in which each sample has different values, so that a test can identify it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,7 @@ def write_windows(
     key: str = "{video}-{start:06d}",
     labels: Mapping[str, str] | None = None,
     shift: Mapping[str, float] | None = None,
+    audio: Callable[[str, int], np.ndarray] | None = None,
 ) -> Path:
     """Write a set whose samples are the ``windows`` (video, first frame) of clips in the format ``media``.
 
@@ -78,6 +79,8 @@ def write_windows(
         size: samples of a shard.
         labels: label of each video that has one.
         shift: added to the means of all samples with a label, by label.
+        audio: ``audio(video, start)`` returns the mean of a window's audio posterior, (C, H, W), which has hardly any
+            spread; None: that of ``latent_sample``.
     """
     folder.mkdir(parents=True)
     entries, parts = [], []
@@ -86,6 +89,8 @@ def write_windows(
         shard_windows = windows[first : first + size]
         shifts = [(shift or {}).get((labels or {}).get(video), 0.0) for video, _ in shard_windows]
         samples = [latent_sample(first + i, shifts[i]) for i in range(len(shard_windows))]
+        if audio is not None:
+            samples = [_with_audio(sample, audio(*w)) for sample, w in zip(samples, shard_windows, strict=True)]
         with ShardWriter(folder, number) as shard:
             for (video, start), sample in zip(shard_windows, samples, strict=True):
                 label = (labels or {}).get(video)
@@ -95,8 +100,13 @@ def write_windows(
             entries.append(ShardEntry.of(shard.commit()))
         parts.append(sums(samples))
     manifest = _manifest(entries, parts)
-    dataclasses.replace(manifest, media=media, classes=classes).write(folder)
+    shape = samples[-1].audio_mean.shape
+    dataclasses.replace(manifest, media=media, classes=classes, audio_shape=shape).write(folder)
     return folder
+
+
+def _with_audio(sample: LatentSample, mean: np.ndarray) -> LatentSample:
+    return dataclasses.replace(sample, audio_mean=mean, audio_logvar=np.full(mean.shape, -12.0))
 
 
 def damage(folder: Path, index: int) -> str:

@@ -1,6 +1,8 @@
 """The conditions of the DiT's samples: the preceding clip and the context."""
 
+import dataclasses
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from tests.support.datasets.latent_sets import AUDIO, VIDEO, damage, latent_samp
 
 SMALL = ["model.depth=2", "model.width=16", "model.heads=2", "model.context_tokens=3", "model.context_width=4"]
 CONTINUING = ["model.continuation=true", "diffusion.continued=0.5", "diffusion.audio_conditioned=0.1"]
+APART = "; the others do without that pairing"
 MEDIA = MediaConfig(frames=4, fps=10, size=64)
 WINDOWS = [(video, start) for video in ("a", "b", "c") for start in range(0, 13, 2)]
 LABELS = {"a": "rain", "b": "wind"}  # c has no label
@@ -45,9 +48,15 @@ def posterior_mean(dataset: LatentDataset, name: str, number: int, mirrored: boo
     return torch.from_numpy((mean - centre) / scale).float()
 
 
-def is_near(latent: Tensor, mean: Tensor) -> bool:
-    """Return whether ``latent`` is from the posterior with ``mean``; those of other samples differ by at least 1."""
-    return bool((latent - mean).square().mean() < 0.5)
+def is_mode(latent: Tensor, mean: Tensor) -> bool:
+    """Return whether ``latent`` is ``mean``, up to rounding."""
+    return bool((latent - mean).square().mean() < 1e-9)
+
+
+def nearest(dataset: LatentDataset, audio: Tensor) -> int:
+    """Return the number of the sample whose audio posterior is nearest to the latents ``audio``."""
+    means = torch.stack([posterior_mean(dataset, "audio", number, False) for number in range(len(WINDOWS))])
+    return int((means - audio).square().mean(dim=(1, 2, 3)).argmin())
 
 
 def test_the_preceding_clip_is_mirrored_and_normalised_like_its_successor(windows):
@@ -61,17 +70,41 @@ def test_the_preceding_clip_is_mirrored_and_normalised_like_its_successor(window
             continue
         video, start = WINDOWS[index]
         assert start >= 4
-        assert not sample["audio_given"]
-        assert not sample["video_given"]
         earlier = WINDOWS.index((video, start - 4))
-        mirrored = not is_near(sample["video"], posterior_mean(dataset, "video", index, mirrored=False))
-        assert is_near(sample["video"], posterior_mean(dataset, "video", index, mirrored))
+        mirrored = not is_mode(sample["video"], posterior_mean(dataset, "video", index, mirrored=False))
+        assert is_mode(sample["video"], posterior_mean(dataset, "video", index, mirrored))
         for name in ("audio", "video"):
-            assert is_near(sample[f"previous_{name}"], posterior_mean(dataset, name, earlier, mirrored))
+            assert is_mode(sample[f"previous_{name}"], posterior_mean(dataset, name, earlier, mirrored))
         counts["continued"] += 1
         counts["mirrored"] += mirrored
     assert abs(counts["continued"] / 300 - 0.5 * 5 / 7) < 0.08  # the first two of seven windows have no predecessor
     assert 0.35 < counts["mirrored"] / counts["continued"] < 0.65
+
+
+def test_latents_are_the_posteriors_mode_or_drawn_from_it_the_mirrored_ones_too(windows):
+    """A mode is the mean to the bit; draws deviate from it by exp(logvar / 2) = exp(-1) before they are normalised."""
+    modes = LatentDataset(configure(windows, "flip=0.5"))
+    draws = LatentDataset(configure(windows, "flip=0.5", "posterior=draw"))
+    order, statistics = modes.samples.mixture.orders[0], modes.samples.mixture.statistics
+    deviations: dict[str, list[Tensor]] = {"audio": [], "video": []}
+    mirrored = 0
+    for position in range(200):
+        mode, drawn, index = modes[position], draws[position], order(position)
+        is_mirrored = not is_mode(mode["video"], posterior_mean(modes, "video", index, mirrored=False))
+        mirrored += is_mirrored
+        for name in ("audio", "video"):
+            mean = posterior_mean(modes, name, index, is_mirrored)
+            torch.testing.assert_close(mode[name], mean, atol=1e-5, rtol=1e-5)
+            scale = torch.tensor(statistics[name]["std"])[:, None, None]  # (C, 1, 1)
+            deviations[name].append((drawn[name] - mean) * scale)
+        assert all(torch.equal(mode[name], drawn[name]) for name in ("audio_noise", "video_noise", "time"))
+    assert 70 < mirrored < 130
+    for name, parts in deviations.items():
+        every = torch.stack(parts)  # (200, C, H, W), of which the standard error is at most 0.007
+        assert abs(every.mean()) < 0.03, name
+        assert abs(every.std() - np.exp(-1)) < 0.02, name
+    settings = configure(windows, "flip=1", "posterior=draw")
+    assert all(torch.equal(LatentDataset(settings)[3][name], LatentDataset(settings)[3][name]) for name in modes[0])
 
 
 def test_without_continuation_each_position_reads_one_sample(windows, monkeypatch):
@@ -86,7 +119,7 @@ def test_without_continuation_each_position_reads_one_sample(windows, monkeypatc
 
 
 def test_a_sample_is_the_same_alone_in_a_batch_and_in_a_worker(windows):
-    settings = configure(windows, *CONTINUING, "context.kind=class", "context.dropout=0.5")
+    settings = configure(windows, *CONTINUING, "context.kind=class", "context.dropout=0.5", "contrastive.weight=1")
     dataset = build_trainable(settings).dataset
     copy = pickle.loads(pickle.dumps(build_trainable(settings).dataset))
     positions = [9, 2, 40, 3, 17, 41, 9]
@@ -128,7 +161,63 @@ def test_continuation_on_sets_without_adjacent_clips_is_refused(tmp_path):
 
 def test_the_startup_message_counts_samples_with_a_preceding_clip(windows):
     trainable = build_trainable(configure(windows, *CONTINUING))
-    assert trainable.startup_messages[0] == "diffusion.continued: 15 of the first 21 samples have a preceding clip"
+    assert trainable.startup_messages[0] == (
+        "diffusion.continued: 15 of the first 21 samples have a preceding clip; the others are trained without"
+    )
+
+
+def test_the_displaced_sound_is_of_another_window_of_the_video_half_a_clip_away(windows):
+    dataset = build_trainable(configure(windows, "contrastive.weight=1")).dataset
+    order, counts = dataset.samples.mixture.orders[0], Counter()
+    for position in range(600):
+        sample, (video, start) = dataset[position], WINDOWS[order(position)]
+        assert sample["displaced_given"]
+        found = WINDOWS[nearest(dataset, sample["displaced_audio"])]
+        assert found[0] == video
+        assert abs(found[1] - start) >= 2  # half of four frames; windows begin at every second
+        counts[start, found[1]] += 1
+    assert counts.keys() == {(a, b) for a in range(0, 13, 2) for b in range(0, 13, 2) if a != b}
+    assert max(counts.values()) < 4 * min(counts.values())  # uniform: 14.3 each, so 5 to 27 are likely
+
+
+def test_overlapping_windows_and_lone_ones_have_no_displaced_sound(tmp_path):
+    media = dataclasses.replace(MEDIA, frames=8)
+    windows = [("a", start) for start in range(3)] + [("b", 0), ("c", 0), ("c", 4)]  # half a clip is 4 frames
+    dataset = build_trainable(
+        configure(write_windows(tmp_path / "set", windows, media, 50), "contrastive.weight=1")
+    ).dataset
+    order = dataset.samples.mixture.orders[0]
+    given = {windows[order(position)]: bool(dataset[position]["displaced_given"]) for position in range(6)}
+    assert {window for window, is_given in given.items() if is_given} == {("c", 0), ("c", 4)}
+
+
+def test_in_a_shuffled_set_the_clips_of_a_video_are_found_by_their_keys(tmp_path):
+    shuffled = [WINDOWS[i] for i in np.random.default_rng(0).permutation(21)]
+    folder = write_windows(tmp_path / "shuffled", shuffled, MEDIA, 5)
+    dataset = build_trainable(configure(folder, *CONTINUING, "diffusion.continued=1", "contrastive.weight=1")).dataset
+    order = dataset.samples.mixture.orders[0]
+    for position in range(21):
+        sample, (video, start) = dataset[position], shuffled[order(position)]
+        assert bool(sample["displaced_given"])
+        assert bool(sample["previous_audio_given"] | sample["previous_video_given"]) == (start >= 4)
+        assert shuffled[nearest(dataset, sample["displaced_audio"])][0] == video
+
+
+def test_a_damaged_displaced_window_is_quarantined_and_the_pairing_left_out(tmp_path):
+    folder = write_windows(tmp_path / "pair", [("a", 0), ("a", 4)], MEDIA, 50)
+    damage(folder, 1)
+    dataset = build_trainable(configure(folder, "contrastive.weight=1", "reading.damaged_share=0.9")).dataset
+    for position in range(4):  # the damaged sample is replaced by the other one, which is none of its own
+        assert not dataset[position]["displaced_given"]
+    assert len(dataset.samples.quarantine) == 1
+
+
+@pytest.mark.parametrize(("windows_of_set", "count"), [(WINDOWS, 21), ([("a", 0), ("b", 0), ("c", 0)], 0)])
+def test_the_startup_message_counts_samples_with_another_window(tmp_path, windows_of_set, count):
+    folder = write_windows(tmp_path / "set", windows_of_set, MEDIA, 50)
+    trainable = build_trainable(configure(folder, "contrastive.weight=1"))
+    line = f"contrastive.weight: {count} of the first {len(windows_of_set)} samples have another window of their video"
+    assert trainable.startup_messages[0] == f"{line} half a clip away{APART}"
 
 
 def label_of(number: int) -> int:

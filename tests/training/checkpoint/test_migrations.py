@@ -30,6 +30,7 @@ SETTINGS = [
     "training.checkpoint_every=16",
     "training.preview_every=1600",
     "preview.samples=0",
+    "posterior=draw",
     "training.learning_rate=1e-2",
     "training.spike_factor=1000",
     "training.total_samples=32",
@@ -64,6 +65,12 @@ def test_a_run_of_format_2_resumes_as_the_version_that_wrote_it_did(
     assert newest.format == json.loads((finished.checkpoints()[-1] / MANIFEST).read_text())["format"] == FORMAT
     skipping = json.loads((finished.checkpoints()[-1] / newest.states["step_skipping"]).read_text())
     assert len(skipping["losses"]) == 4  # two of them from the old checkpoint
+
+
+def test_a_run_from_before_the_key_posterior_does_not_change_what_it_does(forks: Forks, old_run: Path) -> None:
+    finished = resume(forks, old_run, 1, "posterior=mode")
+    assert finished.status == UserError.status
+    assert "the run was started with posterior=draw, not mode; set the same value" in finished.output
 
 
 def test_an_old_manifest_reads_as_one_of_today() -> None:
