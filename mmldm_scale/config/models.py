@@ -121,6 +121,8 @@ class PatchDiscriminatorConfig:
 class DiTConfig:
     """The audio-video diffusion transformer (section 3.2); the presets S, B and L have the paper's sizes."""
 
+    # whose latents it generates: [audio, video], or one alone, [video] or [audio]; the shard sets must have the same
+    modalities: list[Modality] = field(default_factory=lambda: list(MODALITIES))
     depth: int = 12  # transformer blocks
     width: int = 768  # width of a token; a multiple of 4 and of heads
     heads: int = 12  # attention heads
@@ -143,6 +145,9 @@ class DiTConfig:
         require(self.width % 4 == 0, "model.width", problem)
         problem = f"{self.depth}: must be at least 2 with model.continuation, whose branch has half as many blocks"
         require(self.depth >= 2 or not self.continuation, "model.depth", problem)
+        require_modalities(self.modalities, "model.modalities")
+        problem = f"true: must be false with model.modalities=[{self.modalities[0]}]: a clip of both is continued"
+        require(len(self.modalities) > 1 or not self.continuation, "model.continuation", problem)
 
 
 @dataclass
