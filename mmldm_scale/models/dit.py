@@ -178,12 +178,12 @@ class DiT(nn.Module):
         latents, given = by_modality(audio, video), by_modality(audio_condition, video_condition)
         if list(latents) != list(self.config.modalities):
             raise ValueError(f"DiT.forward: latents are needed of {', '.join(self.config.modalities)}")
-        dtype, head_width = next(self.parameters()).dtype, self.config.width // self.config.heads
-        backend = choose_backend(self.config.attention, time.device, dtype, head_width)
+        first, dtype = next(iter(latents.values())), next(self.parameters()).dtype
+        backend = choose_backend(self.config.attention, first.device, dtype, self.config.width // self.config.heads)
         modulation = self.time.embed(time, dtype)  # (B, 1, D)
         previous = self._previous(latents, by_modality(previous_audio, previous_video))  # (B, C, H, W) each, if any
         context_parts = [  # (B, T, W) each, if any
-            *self._context_tokens(len(time), label, context, context_length),
+            *self._context_tokens(len(first), label, context, context_length),
             *self._previous_tokens(previous),
         ]
         parts = [  # (B, 1 + H·W, D)
