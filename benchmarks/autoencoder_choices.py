@@ -88,7 +88,7 @@ def settings(args: argparse.Namespace) -> list[str]:
     if args.no_estimate:
         overrides.append("model.decoder.estimate=false")
     batch = load(AutoencoderTraining, [PRESET], overrides[:3]).training.global_batch
-    parts = {"log_every": 10 * POINTS, "validate_every": POINTS, "checkpoint_every": 10, "preview_every": 1}
+    parts = {"log_every": 2 * POINTS, "validate_every": POINTS, "checkpoint_every": 10, "preview_every": 1}
     overrides += [f"training.{key}={max(1, args.samples // count // batch) * batch}" for key, count in parts.items()]
     load(AutoencoderTraining, [PRESET], overrides)
     return overrides

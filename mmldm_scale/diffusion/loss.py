@@ -71,7 +71,7 @@ def losses(
 
     "loss/audio" and "loss/video" are the mean squared errors of the predictions (how the public code reads the norms of
     Eq. 8), unweighted, so that they can be compared from step to step. "loss" is what training minimises: half their
-    sum, each with its modality's weight (1 without ``loss_weights``), multiplied by the timestep's weight. If
+    sum, each with its modality's weight of ``loss_weights`` (None: no weights), multiplied by the timestep's weight. If
     ``contrastive`` has a weight, "term/contrastive" is its unweighted term, and "loss" includes it with that weight.
     For a network of one modality alone, "loss" is that one's error, likewise with its weight and the timestep's.
 

@@ -1,7 +1,7 @@
 """What pages, presets, job scripts, docstrings and comments quote as the paper's or the public code's is in one list.
 
-``paper_values.yaml`` lists the values, each with its source and the words that a sentence must have to quote it; and the
-values of the presets that have a source.
+``paper_values.yaml`` lists the values, each with its source and the words that a sentence must have to quote it, and
+the values of the presets that have a source.
 """
 
 import ast
@@ -20,7 +20,9 @@ PRESETS = ROOT / "mmldm_scale/config/presets"
 LIST = Path(__file__).with_name("paper_values.yaml")
 LISTED = yaml.safe_load(LIST.read_text())
 GENERATED = ROOT / "docs/reference.md"  # of comments that are read where they stand
-SOURCE = re.compile(r"\bpaper\b|public (?:code|config|script|ablation config)|MM-LDM-|MM-LDM,|MM-Diffusion[, ]", re.IGNORECASE)
+SOURCE = re.compile(
+    r"\bpaper\b|public (?:code|config|script|ablation config)|MM-LDM-|MM-LDM,|MM-Diffusion[, ]", re.IGNORECASE
+)
 # What is no value: where in the paper, names of things, code that is not a setting.
 NO_VALUE = re.compile(
     r"(?:sections?|Tables?|Eqs?\.|Figures?|appendix|arXiv|ACM Multimedia) [A-Z]?[\d.]+[a-z]?(?:(?:,| and| to) [\d.]+)*"
@@ -32,7 +34,7 @@ Sentence = tuple[int, str]  # line, text
 
 
 def page_sentences(text: str) -> Iterator[Sentence]:
-    """Yield the sentences of a page in Markdown; each cell of a table with its row's first cell and its column's head."""
+    """Yield the sentences of a page in Markdown; each cell of a table with its row's first cell and column's head."""
     text = re.sub(r"^```.*?^```$", lambda match: "\n" * match[0].count("\n"), text, flags=re.DOTALL | re.MULTILINE)
     paragraph: list[str] = []
     head: list[str] = []
@@ -54,8 +56,8 @@ def commented_sentences(text: str) -> Iterator[Sentence]:
     """Yield the sentences of the comments of YAML or of a shell script; one beside a value has the value in it."""
     block: list[str] = []
     for number, line in enumerate([*text.splitlines(), ""], start=1):
-        if line.lstrip().startswith("#"):
-            block.append(line.strip().lstrip("#! "))
+        if words := re.fullmatch(r"\s*#\W*(\w.*)", line):  # not the empty line between two paragraphs
+            block.append(words[1])
             continue
         yield from split(number - len(block), " ".join(block))
         block = []
@@ -107,7 +109,8 @@ def value(number: str) -> float:
 def is_listed(number: str, where: str) -> bool:
     """Return whether the list has ``number`` for what ``where``, a sentence and its file's name, is about."""
     return any(
-        value(number) in map(float, entry["values"]) and all(word.lower() in where.lower() for word in entry.get("of", []))
+        value(number) in map(float, entry["values"])
+        and all(word.lower() in where.lower() for word in entry.get("of", []))
         for entry in LISTED["quoted"]
     )
 

@@ -15,10 +15,13 @@ PAGES = sorted((ROOT / "docs/recipes").glob("*.md"))
 AIST = ["{}/gBR_sBM_cAll_d04_mBR0_ch01.mp4", "{}/gPO_sBM_cAll_d10_mPO1_ch02.mp4"]
 IDS = [f"{letter * 11}" for letter in "abcdef"]
 LISTS = {
-    "unbalanced_train_segments.csv": "# Segments csv\n# num_ytids=6\n# YTID, start_seconds, end_seconds, positive_labels\n"
+    "unbalanced_train_segments.csv": "# Segments csv\n# num_ytids=6\n"
+    "# YTID, start_seconds, end_seconds, positive_labels\n"
     + "".join(f'{name}, 0.000, 1.200, "/m/{"dog" if name < "d" * 11 else "rain"}"\n' for name in IDS),
     "class_labels_indices.csv": 'index,mid,display_name\n0,/m/dog,"Dog"\n1,/m/rain,"Rain"\n',
-    "ontology.json": json.dumps([{"id": f"/m/{name.lower()}", "name": name, "child_ids": []} for name in ("Dog", "Rain")]),
+    "ontology.json": json.dumps(
+        [{"id": f"/m/{name.lower()}", "name": name, "child_ids": []} for name in ("Dog", "Rain")]
+    ),
 }
 
 

@@ -14,7 +14,7 @@ Shapes: N pictures; latents (N, c, s, s); hidden states (N, D, H, W).
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
@@ -73,8 +73,9 @@ def predict_inside(unet: UNet2DConditionModel, inputs: UNetInputs) -> Tensor:
             skips.append(hidden)
     hidden = unet.mid_block(hidden, embedding, **reading) + of_middle
     for block in unet.up_blocks:
-        used = tuple(skips[-len(block.resnets) :])
-        del skips[-len(block.resnets) :]
+        count = len(cast(nn.ModuleList, block.resnets))  # each reads one skip
+        used = tuple(skips[-count:])
+        del skips[-count:]
         size = skips[-1].shape[2:] if skips else None  # of its output, which may be odd
         hidden = block(hidden, used, embedding, upsample_size=size, **(reading if _attends(block) else {}))
     output: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))

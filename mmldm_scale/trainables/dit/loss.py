@@ -51,8 +51,8 @@ class NoisePrediction(nn.Module):
         """Return the losses of :func:`diffusion.loss.losses`, each (B,).
 
         The metrics are "loss/audio" and "loss/video", on logged steps and in validation also by quarter of the
-        schedule; and, if the configuration has such conditions, "data/continued" (the share of samples with a preceding
-        clip) and "data/context" (the share with a context).
+        schedule; and, if the configuration has such conditions, the shares of samples that have them: "data/continued"
+        (a preceding clip), "data/context" (a context) and "data/displaced" (another window of their video).
         """
         values = diffusion_loss.losses(self.dit, self.process, batch, self.contrastive, self.loss_weights)
         metrics = {name: value for name, value in values.items() if name.startswith("loss/")}
