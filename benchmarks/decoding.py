@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.report import machine, publish
 from mmldm_scale.common.device import choose_device
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DecodingConfig, Reconstructing
 from mmldm_scale.evaluation.metrics.mel_l1 import mean_absolute_error
 from mmldm_scale.evaluation.metrics.psnr import psnr
@@ -72,10 +73,10 @@ def measure(
         index = i * len(shards) // count
         original = reconstructor.originals([decode_clip(shards[index].members)])
         given = *reconstructor.latents(original), *reconstructor.noise([index])
-        converged = reconstructor.model.decode(*given, limit)[0]
+        converged, _ = both(reconstructor.model.decode(*given, limit))
         for name, decoding in settings.items():
             began = clock(reconstructor.device)
-            made = reconstructor.model.decode(*given, decoding)
+            made = both(reconstructor.model.decode(*given, decoding))
             seconds = clock(reconstructor.device) - began
             rows[name].append({**errors(reconstructor, *made, original, converged), "seconds": seconds})
     means = {name: {key: sum(row[key] for row in found) / count for key in found[0]} for name, found in rows.items()}
@@ -90,6 +91,14 @@ def measure(
     }
 
 
+def both(decoded: tuple[torch.Tensor | None, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ``decoded`` frames and audio images; raise UserError if the autoencoder has one of them alone."""
+    frames, image = decoded
+    if frames is None or image is None:
+        raise UserError("--checkpoint: must be an autoencoder of both modalities")
+    return frames, image
+
+
 def errors(
     reconstructor: Reconstructor,
     frames: torch.Tensor,
@@ -98,9 +107,9 @@ def errors(
     converged: torch.Tensor,
 ) -> dict[str, float]:
     """Return how far one clip's decoded ``frames`` and audio ``image`` are off."""
-    mels = [reconstructor.audio_image.to_decibels(picture) for picture in (image, original.audio_image)]
+    mels = [reconstructor.audio_image.to_decibels(picture) for picture in (image, original.present["audio_image"])]
     return {
-        "psnr": float(psnr(frames, original.frames)),
+        "psnr": float(psnr(frames, original.present["frames"])),
         "mel_l1": float(mean_absolute_error(*mels)),
         "limit_psnr": float(psnr(frames, converged)),
     }

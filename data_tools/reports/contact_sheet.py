@@ -23,7 +23,7 @@ from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.json_files import DamagedSet
-from mmldm_scale.shards.latents import LatentSample, decode_latents
+from mmldm_scale.shards.latents import PARTS, LatentSample, decode_latents
 from mmldm_scale.shards.manifest import MANIFEST, PLAN, Manifest
 from mmldm_scale.shards.reader import DamagedSample, Sample, ShardSet
 
@@ -132,11 +132,7 @@ class _Latents:
 
     def __call__(self, sample: Sample) -> Card:
         latent: LatentSample = decode_latents(sample.members)
-        rows = [
-            self._row(latent.audio_mean, "audio"),
-            self._row(latent.video_mean, "video"),
-            self._row(latent.mirrored_mean, "video"),
-        ]
+        rows = [self._row(mean, PARTS[part]) for part, (mean, _) in latent.parts.items()]
         picture = Image.new("RGB", (WIDTH, sum(row.height for row in rows) + 2 * (len(rows) - 1)))
         top = 0
         for row in rows:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from mmldm_scale.common.atomic_files import write_whole
+from mmldm_scale.common.modalities import Modality
 from mmldm_scale.models.autoencoder.gaussian import LOGVAR_RANGE
 from mmldm_scale.shards.index import ShardIndex
 from mmldm_scale.shards.json_files import DamagedSet
-from mmldm_scale.shards.latents import decode_latents
+from mmldm_scale.shards.latents import PARTS, decode_latents, parts_of
 from mmldm_scale.shards.manifest import Kind, Manifest
 from mmldm_scale.shards.reader import ShardSet
 
@@ -252,25 +253,24 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
 
 def _latents(shards: ShardSet) -> dict[str, LatentStats]:
     """Return the statistics of every modality; every sample is read and its checksum looked at."""
-    measures = {"audio": _Float16(shards.manifest, "audio"), "video": _Float16(shards.manifest, "video")}
+    measures = {modality: _Float16(shards.manifest, modality) for modality in shards.manifest.shapes}
     with Progress(len(shards), "reading latents", "samples") as bar:
         for number in range(len(shards)):
             sample = contact_sheet.decoded(shards, number, lambda raw: decode_latents(raw.members))
-            measures["audio"].add(sample.audio_mean, sample.audio_logvar)
-            measures["video"].add(sample.video_mean, sample.video_logvar)
-            measures["video"].add(sample.mirrored_mean, sample.mirrored_logvar)
+            if list(sample.parts) != parts_of(measures):
+                where = f"{shards.folder}: sample {shards.key(number)}"
+                raise DamagedSet(f"{where}: has latents of {', '.join(sample.parts)} alone; run verify")
+            for part, posterior in sample.parts.items():
+                measures[PARTS[part]].add(*posterior)
             bar.update()
-    return {modality: measure.result() for modality, measure in measures.items()}
+    return {name: measure.result() for name, measure in measures.items()}
 
 
 class _Float16:
     """What float16 does to one modality, added up sample by sample."""
 
-    def __init__(self, manifest: Manifest, modality: str) -> None:
-        shape = manifest.audio_shape if modality == "audio" else manifest.video_shape
-        if shape is None:
-            raise DamagedSet(f"its manifest has no shape of {modality} latents")
-        self._shape = shape
+    def __init__(self, manifest: Manifest, modality: Modality) -> None:
+        self._shape = manifest.shapes[modality]
         self._statistics = manifest.statistics[modality]
         self._largest = np.zeros(self._shape[0])  # (C,)
         self._logvars: list[tuple[float, float, float]] = []  # smallest, mean, largest of each sample

@@ -6,6 +6,7 @@ the set, resumes a stopped run, or helps other processes that work on the same o
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,22 @@ import numpy as np
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
+from mmldm_scale.common.modalities import Modality
+from mmldm_scale.config.media import Shape
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder.gaussian import LOGVAR_RANGE
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.shards.index import ShardIndex, shard_name
-from mmldm_scale.shards.latents import LatentSample, decode_latents, encode_latents, statistics
+from mmldm_scale.shards.latents import (
+    PARTS,
+    LatentSample,
+    Part,
+    Posterior,
+    decode_latents,
+    encode_latents,
+    parts_of,
+    statistics,
+)
 from mmldm_scale.shards.manifest import Manifest, differences, read_media
 from mmldm_scale.shards.writer import ShardWriter
 
@@ -26,7 +38,7 @@ from ..launching.process_pool import batched
 from ..launching.progress import Progress
 from ..sources.files import find_files
 from ..sources.keys import unique_keys
-from .latent_files import PARTS, LatentNames, OtherShape, UnreadableLatents, read_tensor
+from .latent_files import LatentNames, OtherShape, UnreadableLatents, read_tensor
 from .latents import commit_latents, squared_errors
 from .shard_set import begin, finish, missing_shards, read_plan
 
@@ -73,14 +85,17 @@ def import_latents(folder: Path, output: Path, autoencoder: Path, options: Impor
     weights = pretrained.find(autoencoder, "autoencoder")
     read_plan(output, "latents")  # refuses another content before anything is loaded
     model = Autoencoder.from_pretrained(autoencoder)
-    shapes = {"audio": model.audio_shape, "video": model.video_shape}
+    shapes = model.shapes
     origin = {"path": str(weights.resolve()), "fingerprint": pretrained.fingerprint(weights)}
     stated = _read_statistics(options.statistics, shapes, origin["fingerprint"])
     with Leases(output) as leases:
         wanted = {"folder": str(folder.resolve()), "options": asdict(options), "autoencoder": origin}
-        plan, new = begin(output, "latents", leases, lambda: {**wanted, **_plan(folder, output, options)})
+        parts = parts_of(model.modalities)
+        if options.without_mirrored:
+            parts = [part for part in parts if part != "mirrored"]
+        plan, new = begin(output, "latents", leases, lambda: {**wanted, **_plan(folder, output, options.names, parts)})
         if not new:
-            _check(plan, {**wanted, **_plan(folder, output, options)}, output)
+            _check(plan, {**wanted, **_plan(folder, output, options.names, parts)}, output)
         reader = _Reader(folder, options, shapes, stated)
         shards = batched(plan["clips"], options.samples_per_shard)
         with Progress(len(plan["clips"]), "importing", "clips") as bar:
@@ -111,14 +126,13 @@ def import_latents(folder: Path, output: Path, autoencoder: Path, options: Impor
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 
-def _plan(folder: Path, output: Path, options: ImportOptions) -> dict[str, Any]:
-    """Return the clips with all their files, the drop rows of what is left over, and the classes."""
+def _plan(folder: Path, output: Path, names: LatentNames, parts: list[Part]) -> dict[str, Any]:
+    """Return the clips with the files of all ``parts``, the drop rows of what is left over, and the classes."""
     paths = find_files(folder)
     if output.resolve().is_relative_to(folder.resolve()):
         made = f"{output.resolve().relative_to(folder.resolve())}/"
         paths = [path for path in paths if not path.startswith(made)]
-    found = options.names.find(paths)
-    parts = PARTS[:2] if options.without_mirrored else PARTS
+    found = names.find(paths)
     clips: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     used: set[str] = set()
@@ -132,7 +146,7 @@ def _plan(folder: Path, output: Path, options: ImportOptions) -> dict[str, Any]:
         else:
             clips.append({"key": name, "files": files, "meta": _meta(folder, key)})
     if not clips:
-        wanted = ", ".join(getattr(options.names, part) for part in parts)
+        wanted = ", ".join(getattr(names, part) for part in parts)
         raise UserError(f"{folder}: holds no clip with all of {wanted} (.npy, .pt, .safetensors); see --help")
     others = [path for path in paths if path not in used]
     failed += [
@@ -177,7 +191,7 @@ def _check(plan: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:
 # --- the statistics --------------------------------------------------------------------------------------------------
 
 
-def _read_statistics(name: str, shapes: dict[str, tuple[int, int, int]], fingerprint: str) -> Moments:
+def _read_statistics(name: str, shapes: Mapping[Modality, Shape], fingerprint: str) -> Moments:
     """Return what the file ``name`` states, {} if there is none; refuse those of another autoencoder."""
     if not name:
         return {}
@@ -228,9 +242,7 @@ def _compare(name: str, stated: Moments, found: Moments) -> None:
 class _Reader:
     """Reads the latents of a clip."""
 
-    def __init__(
-        self, folder: Path, options: ImportOptions, shapes: dict[str, tuple[int, int, int]], stated: Moments
-    ) -> None:
+    def __init__(self, folder: Path, options: ImportOptions, shapes: Mapping[Modality, Shape], stated: Moments) -> None:
         self._folder, self._names, self._shapes = folder, options.names, shapes
         self._scale = stated if options.normalised else {}
 
@@ -241,13 +253,14 @@ class _Reader:
             UnreadableLatents: a file cannot be used.
             UserError: the shapes are not the autoencoder's.
         """
-        arrays = [array for part in ("audio", "video") for array in self._part(part, files[part])]
-        mirrored = self._part("mirrored", files["mirrored"]) if "mirrored" in files else arrays[2:]
-        return LatentSample(*arrays, *mirrored)
+        posteriors = {part: self._part(part, files[part]) for part in parts_of(self._shapes) if part in files}
+        if "video" in posteriors:
+            posteriors.setdefault("mirrored", posteriors["video"])
+        return LatentSample.of(posteriors)
 
-    def _part(self, part: str, path: str) -> tuple[np.ndarray, np.ndarray]:
+    def _part(self, part: Part, path: str) -> Posterior:
         """Return mean and log-variance, each (C, H, W)."""
-        modality = "audio" if part == "audio" else "video"
+        modality = PARTS[part]
         shape = self._shapes[modality]
         channels, *sides = shape
         try:

@@ -18,10 +18,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.shards.latents import PARTS
 
 SUFFIXES = (".npy", ".pt", ".safetensors")
 FILE_LIMIT = 1 << 26  # bytes of a file: the latents of a clip take some 100 KB
-PARTS = ("audio", "video", "mirrored")
 
 Shape = tuple[int, ...]
 

@@ -7,7 +7,7 @@ nothing but the rounding.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,16 @@ from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.device import choose_device
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
+from mmldm_scale.common.modalities import MODALITIES, Modality
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.pixels import to_signal
 from mmldm_scale.models import pretrained
+from mmldm_scale.models.autoencoder.gaussian import Gaussian
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.index import ShardIndex, shard_name
-from mmldm_scale.shards.latents import LatentSample, decode_latents, encode_latents, statistics, sums
+from mmldm_scale.shards.latents import LatentSample, Part, decode_latents, encode_latents, statistics, sums
 from mmldm_scale.shards.manifest import MANIFEST, Manifest, differences
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 from mmldm_scale.shards.writer import ShardWriter
@@ -42,7 +44,10 @@ ROUNDING = 0.01  # largest RMS error of float16, in standard deviations of a cha
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Some clips of one shard: frames (B, F, H, W, 3) uint8, waveforms (B, N) float32, keys and meta of each."""
+    """Some clips of one shard: frames (B, F, H, W, 3) uint8, waveforms (B, N) float32, keys and meta of each.
+
+    What the autoencoder does not encode has F = 0 or N = 0.
+    """
 
     keys: list[str]
     meta: list[dict[str, Any]]
@@ -91,18 +96,21 @@ def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, 
         encoder = Encoder(model, source.manifest.media, place)
         with Progress(len(source), "encoding", "clips") as bar:
             for numbers in missing_shards(output, sizes, leases, bar):
-                for number, batches in _load(source, numbers, batch_size, workers):
+                for number, batches in _load(source, numbers, batch_size, workers, model.modalities):
                     _write_shard(output, number, batches, encoder, bar, leases)
         return finish(output, len(sizes), leases, [], lambda indexes: _describe(source, plan, model, indexes))
 
 
 class Encoder:
-    """Clips in, posteriors of sound, picture and mirrored picture out, on one device and in float32."""
+    """Clips in, posteriors of sound, picture and mirrored picture out, on one device and in float32.
+
+    An autoencoder of one modality alone gives that modality's.
+    """
 
     def __init__(self, autoencoder: Autoencoder, media: MediaConfig, device: torch.device) -> None:
         torch.backends.cudnn.deterministic = True  # the same clips give the same bytes again
         self._autoencoder = autoencoder.to(device)
-        self._audio_image = AudioImage(media)
+        self._audio_image = AudioImage(media) if "audio" in autoencoder.modalities else None
         self._device = device
 
     @torch.inference_mode()
@@ -110,14 +118,24 @@ class Encoder:
         """Return a LatentSample, still float32, for each clip of ``batch``."""
         if not batch.keys:
             return []
-        frames = to_signal(batch.frames.to(self._device))  # (B, F, 3, S, S)
-        image = self._audio_image.encode(batch.waveforms.to(self._device))  # (B, 3, S, S)
-        straight = self._autoencoder.encode(frames, image)
-        mirrored = self._autoencoder.encode(frames.flip(-1), image).video
-        posteriors = (straight.audio, straight.video, mirrored)
-        parts = [part for posterior in posteriors for part in (posterior.mean, posterior.logvar)]
-        columns = [part.float().cpu().numpy() for part in parts]  # six of (B, C, H, W)
-        return [LatentSample(*arrays) for arrays in zip(*columns, strict=True)]
+        encode = self._autoencoder.encode
+        frames: Tensor | None = None
+        image: Tensor | None = None
+        if self._audio_image is not None:
+            image = self._audio_image.encode(batch.waveforms.to(self._device))  # (B, 3, S, S)
+        if "video" in self._autoencoder.modalities:
+            frames = to_signal(batch.frames.to(self._device))  # (B, F, 3, S, S)
+        posteriors: dict[Part, Gaussian] = {**encode(frames, image).present}
+        if frames is not None:
+            posteriors["mirrored"] = encode(frames.flip(-1), image).present["video"]
+        arrays = {
+            part: [moment.float().cpu().numpy() for moment in (posterior.mean, posterior.logvar)]  # (B, C, H, W) each
+            for part, posterior in posteriors.items()
+        }
+        return [
+            LatentSample.of({part: (mean[row], logvar[row]) for part, (mean, logvar) in arrays.items()})
+            for row in range(len(batch.keys))
+        ]
 
 
 def _begin(clips: Path, output: Path, weights: Path, leases: Leases) -> dict[str, Any]:
@@ -154,7 +172,7 @@ def _describe(source: ShardSet, plan: dict[str, Any], model: Autoencoder, indexe
 
 
 def _load(
-    source: ShardSet, numbers: Iterable[int], batch_size: int, workers: int
+    source: ShardSet, numbers: Iterable[int], batch_size: int, workers: int, modalities: Sequence[Modality]
 ) -> Iterator[tuple[int, Iterator[ClipBatch]]]:
     """Yield each of the shards ``numbers``, drawn early, with its clips in batches."""
 
@@ -164,7 +182,7 @@ def _load(
 
     def load(batches: Iterator[range]) -> DataLoader:
         return DataLoader(
-            _Clips(source),
+            _Clips(source, modalities),
             sampler=batches,
             batch_size=None,
             num_workers=workers,
@@ -224,8 +242,8 @@ def commit_latents(
 
 def squared_errors(exact: LatentSample, rounded: LatentSample) -> dict[str, np.ndarray]:
     """Return by modality the mean squared error (C,) of the ``rounded`` means against the ``exact`` ones."""
-    error = {name: vars(rounded)[name].astype(np.float64) - vars(exact)[name] for name in ("audio_mean", "video_mean")}
-    return {name.removesuffix("_mean"): (each**2).mean((1, 2)) for name, each in error.items()}
+    pairs = {name: (rounded.parts[name][0], exact.parts[name][0]) for name in MODALITIES if name in exact.parts}
+    return {name: ((near.astype(np.float64) - mean) ** 2).mean((1, 2)) for name, (near, mean) in pairs.items()}
 
 
 def check_rounding(
@@ -245,10 +263,10 @@ def check_rounding(
 
 
 class _Clips(Dataset):
-    """Item ``indices``: those clips of the set, as a batch."""
+    """Item ``indices``: those clips of the set, as a batch; only their ``modalities`` are decoded."""
 
-    def __init__(self, source: ShardSet) -> None:
-        self._source = source
+    def __init__(self, source: ShardSet, modalities: Sequence[Modality]) -> None:
+        self._source, self._modalities = source, modalities
 
     def __len__(self) -> int:
         return len(self._source)
@@ -258,7 +276,7 @@ class _Clips(Dataset):
         for index in indices:
             try:
                 samples.append(self._source[index])
-                clips.append(decode_clip(samples[-1].members))
+                clips.append(decode_clip(samples[-1].members, modalities=self._modalities))
             except DamagedSample as error:
                 return ClipBatch([], [], torch.empty(0), torch.empty(0), str(error))
             except ValueError as error:

@@ -1,6 +1,9 @@
-"""The checks of values that every dataclass of the configuration uses: ``require`` and ``require_within``."""
+"""The checks of values that the dataclasses of the configuration use: ``require``, ``require_within`` and others."""
+
+from collections.abc import Sequence
 
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.modalities import MODALITIES, Modality
 
 
 def require(valid: bool, key: str, problem: str) -> None:
@@ -14,3 +17,10 @@ def require_within(config: object, prefix: str, **limits: tuple[float, float]) -
     for key, (low, high) in limits.items():
         value = getattr(config, key)
         require(low <= value <= high, f"{prefix}.{key}", f"{value:g}: must lie in {low:g}..{high:g}")
+
+
+def require_modalities(modalities: Sequence[Modality], key: str) -> None:
+    """Raise UserError unless ``modalities``, the value of ``key``, are both, in their order, or one of them."""
+    allowed = [list(MODALITIES), ["video"], ["audio"]]
+    texts = [f"[{', '.join(names)}]" for names in (*allowed, modalities)]
+    require(list(modalities) in allowed, key, f"{texts[3]}: must be {texts[0]}, {texts[1]} or {texts[2]}")

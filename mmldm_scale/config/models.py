@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmldm_scale.config.check import require, require_within
+from mmldm_scale.common.modalities import MODALITIES, Modality
+from mmldm_scale.config.check import require, require_modalities, require_within
 
 Backend = Literal["auto", "flash", "flash4", "xformers", "sdpa", "math"]
 
@@ -56,13 +57,17 @@ class UNetConfig:
 class AutoencoderConfig:
     """The hierarchical multi-modal autoencoder (section 3.1 of the paper)."""
 
+    # what it encodes and decodes: [audio, video], or one alone, [video] or [audio] (MM-LDM-v and MM-LDM-a of Table 1);
+    # keys of the other modality then have no effect
+    modalities: list[Modality] = field(default_factory=lambda: list(MODALITIES))
     latent_channels: int = 16  # channels of a perceptual latent
     audio_encoder: EncoderConfig = field(
         default_factory=lambda: EncoderConfig(multipliers=[1, 2, 4])
     )  # the audio encoder, f_a = 4
     video_encoder: EncoderConfig = field(default_factory=EncoderConfig)  # the video encoder, f_v = 2
     shortcut: bool = False  # ours: add the KL-VAE's latents, averaged over space, to the encoders' means
-    # projectors with classification and contrastive heads, and cross-attention on the other modality's semantics
+    # projectors with classification and contrastive heads, and cross-attention on the other modality's semantics; with
+    # one modality alone (ours): its projector and the classification head, where clips have classes
     semantics: bool = True
     semantic_width: int = 768  # width of the semantic vectors and of the cross-attention
     contrastive_width: int = 256  # width of the vectors that the contrastive head compares; 0: no head
@@ -77,6 +82,7 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         frames = self.audio_encoder.key_frames
         require(not frames, "model.audio_encoder.key_frames", f"{frames}: must be empty; only videos have frames")
+        require_modalities(self.modalities, "model.modalities")
 
 
 @dataclass
@@ -115,6 +121,8 @@ class PatchDiscriminatorConfig:
 class DiTConfig:
     """The audio-video diffusion transformer (section 3.2); the presets S, B and L have the paper's sizes."""
 
+    # whose latents it generates: [audio, video], or one alone, [video] or [audio]; the shard sets must have the same
+    modalities: list[Modality] = field(default_factory=lambda: list(MODALITIES))
     depth: int = 12  # transformer blocks
     width: int = 768  # width of a token; a multiple of 4 and of heads
     heads: int = 12  # attention heads
@@ -137,6 +145,9 @@ class DiTConfig:
         require(self.width % 4 == 0, "model.width", problem)
         problem = f"{self.depth}: must be at least 2 with model.continuation, whose branch has half as many blocks"
         require(self.depth >= 2 or not self.continuation, "model.depth", problem)
+        require_modalities(self.modalities, "model.modalities")
+        problem = f"true: must be false with model.modalities=[{self.modalities[0]}]: a clip of both is continued"
+        require(len(self.modalities) > 1 or not self.continuation, "model.continuation", problem)
 
 
 @dataclass

@@ -1,11 +1,13 @@
 """Settings that the configurations of the trainables have in common, see ``mmldm_scale/trainables/*/config.py``."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from omegaconf import MISSING
 
+from mmldm_scale.common.modalities import Modality
 from mmldm_scale.config.check import require, require_within
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -150,6 +152,12 @@ class LossWeights:
             value = getattr(self, key)
             require(0 <= value < math.inf, f"loss_weights.{key}", f"{value:g}: must be at least 0, and finite")
         require(self.audio + self.video > 0, "loss_weights", "audio=0 and video=0: one must be greater than 0")
+
+    def check(self, modalities: Sequence[Modality]) -> None:
+        """Raise UserError if the model's only modality has weight 0; that of a missing one has no effect."""
+        if len(modalities) == 1:
+            key, value = f"loss_weights.{modalities[0]}", getattr(self, modalities[0])
+            require(value > 0, key, f"{value:g}: must be greater than 0, the model's only modality")
 
 
 @dataclass

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.common import rng
+from mmldm_scale.common.modalities import MODALITIES, Modality
 from mmldm_scale.config import DiffusionConfig
 
-Modality = Literal["audio", "video"]
-MODALITIES: tuple[Modality, Modality] = ("audio", "video")
 TrainingTask = Literal["svg", "a2v", "v2a"]
 
 
@@ -54,15 +53,19 @@ def conditions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         batch: as :func:`mmldm_scale.diffusion.loss.losses` takes it: clean latents "audio" and "video",
-            (B, C, H, W), and "audio_given" and "video_given", (B,) boolean. If the model continues clips,
-            "previous_audio", "previous_video", "previous_audio_given" and "previous_video_given" likewise. If it has
-            a context, "label", or "context" and "context_length", which the DiT takes as they are.
+            (B, C, H, W), and "audio_given" and "video_given", (B,) boolean, or those of one modality alone. If the
+            model continues clips, "previous_audio", "previous_video", "previous_audio_given" and
+            "previous_video_given" likewise. If it has a context, "label", or "context" and "context_length", which the
+            DiT takes as they are.
 
     Returns:
         "audio_condition" and "video_condition", and "previous_audio" and "previous_video" if ``batch`` has them: the
         clean latents, zeros (null) for samples without; the context as it is, if ``batch`` has one.
     """
-    arguments = {f"{name}_condition": batch[name] * _as_mask(batch[f"{name}_given"]) for name in MODALITIES}
+    arguments = {}
+    for name in MODALITIES:
+        if name in batch:
+            arguments[f"{name}_condition"] = batch[name] * _as_mask(batch[f"{name}_given"])
     for name in MODALITIES:
         if f"previous_{name}" in batch:
             arguments[f"previous_{name}"] = batch[f"previous_{name}"] * _as_mask(batch[f"previous_{name}_given"])

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmldm_scale.common.modalities import Modality, as_pair, by_modality
 from mmldm_scale.config import GenerationTask
-from mmldm_scale.diffusion.conditions import MODALITIES, Modality, null
+from mmldm_scale.diffusion.conditions import null
 from mmldm_scale.diffusion.network import Network
 from mmldm_scale.diffusion.noise_process import Process
 from mmldm_scale.diffusion.samplers import get_sampler
@@ -22,10 +23,15 @@ GIVEN: dict[GenerationTask, Modality | None] = {"svg": None, "a2v": "audio", "v2
 
 @dataclass(frozen=True)
 class Latents:
-    """Normalised latents of both modalities, or noise of their shapes."""
+    """Normalised latents of both modalities, or noise of their shapes; None for one that the model does not have."""
 
-    audio: Tensor  # (B, C, Ha, Wa)
-    video: Tensor  # (B, C, Hv, Wv)
+    audio: Tensor | None = None  # (B, C, Ha, Wa)
+    video: Tensor | None = None  # (B, C, Hv, Wv)
+
+    @property
+    def present(self) -> dict[Modality, Tensor]:
+        """The latents by modality, without the missing one."""
+        return by_modality(self.audio, self.video)
 
 
 @torch.no_grad()
@@ -63,15 +69,17 @@ def sample_latents(
 
     Raises:
         UserError: the sampler is unknown, or process or steps do not fit it.
-        ValueError: the task needs a condition and there is none.
+        ValueError: the task needs a condition and there is none, or a modality that the noise does not have.
     """
     given = GIVEN[task]
-    start = {"audio": noise.audio.float(), "video": noise.video.float()}
+    start = {name: latent.float() for name, latent in noise.present.items()}
     conditions = {f"previous_{name}": latent for name, latent in (previous or {}).items()} | dict(context or {})
-    fixed: dict[str, Tensor] = {}  # the given modality, clean
+    fixed: dict[Modality, Tensor] = {}  # the given modality, clean
     if given:
         if condition is None:
             raise ValueError(f"{task} needs a condition: the clean latent of its {given}")
+        if len(start) == 1:
+            raise ValueError(f"{task} needs noise of both modalities")
         fixed[given] = condition
         conditions = {f"{given}_condition": condition} | conditions
     scales = guidance if isinstance(guidance, Mapping) else dict.fromkeys(start, guidance)
@@ -90,12 +98,12 @@ def sample_latents(
     return Latents(**_unpack(sample(predict, _pack(generated), process, steps), generated), **fixed)
 
 
-def _pack(latents: Mapping[str, Tensor]) -> Tensor:
+def _pack(latents: Mapping[Modality, Tensor]) -> Tensor:
     """Return the ``latents`` of all modalities, (B, C, H, W) each, as one tensor (B, N): what a sampler works on."""
     return torch.cat([latent.flatten(1) for latent in latents.values()], dim=1)
 
 
-def _unpack(packed: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _unpack(packed: Tensor, like: Mapping[Modality, Tensor]) -> dict[Modality, Tensor]:
     """Return the latents in ``packed`` (B, N), by the names and shapes of ``like``."""
     parts = packed.split([latent[0].numel() for latent in like.values()], dim=1)
     return {
@@ -105,22 +113,23 @@ def _unpack(packed: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _predict(
     network: Network,
-    latents: Mapping[str, Tensor],
+    latents: Mapping[Modality, Tensor],
     time: int,
     conditions: dict[str, Tensor],
     guidance: Mapping[str, float],
-) -> dict[str, Tensor]:
+) -> dict[Modality, Tensor]:
     """Return the guided prediction for each modality under ``conditions``, from one forward pass, float32."""
-    audio, video = latents["audio"], latents["video"]
-    times = torch.full((len(audio),), time, device=audio.device)
+    first = next(iter(latents.values()))
+    times = torch.full((len(first),), time, device=first.device)
     if not conditions:
-        predicted = network(audio, video, times)
-        return {"audio": predicted[0].float(), "video": predicted[1].float()}
+        predicted = by_modality(*network(*as_pair(latents), times))
+        return {name: part.float() for name, part in predicted.items()}
     without = null(conditions)
     doubled = {name: torch.cat([value, without[name]]) for name, value in conditions.items()}
-    predicted = network(audio.repeat(2, 1, 1, 1), video.repeat(2, 1, 1, 1), times.repeat(2), **doubled)
-    guided: dict[str, Tensor] = {}
-    for name, pair in zip(MODALITIES, predicted, strict=True):
+    twice = {name: latent.repeat(2, 1, 1, 1) for name, latent in latents.items()}
+    predicted = by_modality(*network(*as_pair(twice), times.repeat(2), **doubled))
+    guided: dict[Modality, Tensor] = {}
+    for name, pair in predicted.items():
         conditional, unconditional = pair.float().chunk(2)
         guided[name] = guidance[name] * conditional - (guidance[name] - 1) * unconditional
     return guided

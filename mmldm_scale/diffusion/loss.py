@@ -7,15 +7,18 @@ on long videos, all samples do. Both modalities are always corrupted, with one t
 :mod:`~mmldm_scale.diffusion.noise_process` defines the target.
 """
 
+import operator
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from torch import Tensor
 
 from mmldm_scale.common import rng
+from mmldm_scale.common.modalities import MODALITIES, Modality, as_pair, by_modality
 from mmldm_scale.config import ContrastiveConfig, DiffusionConfig, LossWeights
 from mmldm_scale.config.media import Shape
-from mmldm_scale.diffusion.conditions import MODALITIES, conditions, is_continued, task_at
+from mmldm_scale.diffusion.conditions import conditions, is_continued, task_at
 from mmldm_scale.diffusion.contrastive import contrast, wrong_pairings
 from mmldm_scale.diffusion.network import Network
 from mmldm_scale.diffusion.noise_process import Process
@@ -29,19 +32,21 @@ class Draw:
     audio_given: bool  # whether the clean audio latent is the condition (a2v)
     video_given: bool  # whether the clean video latent is (v2a)
     continued: bool  # whether the previous clip is, with any task; at most one of the two above is true
-    audio_noise: np.ndarray  # n_a, float32, shaped like the audio latent
-    video_noise: np.ndarray  # n_v, likewise
+    audio_noise: np.ndarray | None  # n_a, float32, shaped like the audio latent
+    video_noise: np.ndarray | None  # n_v, likewise
 
 
-def draw(config: DiffusionConfig, audio_shape: Shape, video_shape: Shape, seed: int, position: int) -> Draw:
-    """Return the draw of the training sample at global ``position``."""
+def draw(
+    config: DiffusionConfig, audio_shape: Shape | None, video_shape: Shape | None, seed: int, position: int
+) -> Draw:
+    """Return the draw of the training sample at global ``position``; no noise where there is no shape."""
     random = rng.generator(seed, "dit/objective", position)
     time = _draw_time(config, random)
     task = task_at(config, random.random())
-    audio_noise = random.standard_normal(audio_shape, dtype=np.float32)
-    video_noise = random.standard_normal(video_shape, dtype=np.float32)
+    shapes = by_modality(audio_shape, video_shape)
+    noise = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     continued = is_continued(config, seed, position)
-    return Draw(time, task == "a2v", task == "v2a", continued, audio_noise, video_noise)
+    return Draw(time, task == "a2v", task == "v2a", continued, *as_pair(noise))
 
 
 def _draw_time(config: DiffusionConfig, random: np.random.Generator) -> int:
@@ -68,31 +73,34 @@ def losses(
     Eq. 8), unweighted, so that they can be compared from step to step. "loss" is what training minimises: half their
     sum, each with its modality's weight of ``loss_weights`` (None: no weights), multiplied by the timestep's weight. If
     ``contrastive`` has a weight, "term/contrastive" is its unweighted term, and "loss" includes it with that weight.
+    For a network of one modality alone, "loss" is that one's error, likewise with its weight and the timestep's.
 
     Args:
         batch: Clean latents "audio" (B, C, Ha, Wa) and "video" (B, C, Hv, Wv), normalised; "audio_noise" and
             "video_noise" of their shapes; "time" (B,) integer; what :func:`~.conditions.conditions` takes; and for the
             contrastive term what :func:`~.contrastive.wrong_pairings` takes.
     """
-    audio, video = errors(network, process, batch)
-    weights = loss_weights or LossWeights()
-    error = (weights.audio * audio + weights.video * video) / 2
-    values = {"loss": process.weight(batch["time"]) * error, "loss/audio": audio, "loss/video": video}
+    true, weights = errors(network, process, batch), loss_weights or LossWeights()
+    weighted = [getattr(weights, name) * error for name, error in true.items()]
+    error = reduce(operator.add, weighted) / len(weighted)
+    values = {"loss": process.weight(batch["time"]) * error}
+    values |= {f"loss/{name}": error for name, error in true.items()}
     if contrastive and contrastive.weight:
         wrong = errors(network, process, wrong_pairings(batch))
-        values["term/contrastive"] = contrast((audio, video), wrong, batch["displaced_given"], contrastive.temperature)
+        pairs = [(of_pairing["audio"], of_pairing["video"]) for of_pairing in (true, wrong)]
+        displaced = batch["displaced_given"]
+        values["term/contrastive"] = contrast(pairs[0], pairs[1], displaced, contrastive.temperature)
         values["loss"] = values["loss"] + contrastive.weight * values["term/contrastive"]
     return values
 
 
-def errors(network: Network, process: Process, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the mean squared errors of the predictions for audio and video of ``batch`` (see losses), (B,) float32."""
+def errors(network: Network, process: Process, batch: dict[str, Tensor]) -> dict[Modality, Tensor]:
+    """Return the mean squared errors of the predictions for the modalities of ``batch`` (see losses), (B,) float32."""
     time = batch["time"]
-    pairs = [(batch[name], batch[f"{name}_noise"]) for name in MODALITIES]
-    audio, video = (process.corrupt(clean, noise, time) for clean, noise in pairs)
-    predictions = network(audio, video, time, **conditions(batch))
-    audio_error, video_error = (
-        (predicted.float() - process.target(clean, noise, time).float()).square().mean(dim=(1, 2, 3))
-        for predicted, (clean, noise) in zip(predictions, pairs, strict=True)
-    )
-    return audio_error, video_error
+    pairs = {name: (batch[name], batch[f"{name}_noise"]) for name in MODALITIES if name in batch}
+    noisy = {name: process.corrupt(clean, noise, time) for name, (clean, noise) in pairs.items()}
+    predictions = by_modality(*network(*as_pair(noisy), time, **conditions(batch)))
+    return {
+        name: (predictions[name].float() - process.target(clean, noise, time).float()).square().mean(dim=(1, 2, 3))
+        for name, (clean, noise) in pairs.items()
+    }

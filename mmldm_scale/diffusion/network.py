@@ -8,8 +8,12 @@ from torch import Tensor
 class Network(Protocol):
     """Predicts what :meth:`noise_process.Diffusion.target` returns; :class:`mmldm_scale.models.dit.DiT` is one."""
 
-    def __call__(self, audio: Tensor, video: Tensor, time: Tensor, **conditions: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, audio: Tensor | None, video: Tensor | None, time: Tensor, **conditions: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Return the predictions for ``audio`` (B, C, Ha, Wa) and ``video`` (B, C, Hv, Wv), shaped like them.
+
+        A network of one modality alone takes and returns None for the other.
 
         Args:
             time: (B,) integer, each sample's timestep.

@@ -1,9 +1,10 @@
 """``mmldm reconstruct``: measures how close a trained autoencoder's reconstructions come to the original clips.
 
 Clips spread evenly over a set go through the encoders (the means of the posteriors) and the decoder. The output folder
-gets ``strip.png`` with originals above their reconstructions, pairs of mp4 files with sound of a few clips, and last
-``reconstruction.json``: the value of each metric of :data:`~mmldm_scale.evaluation.metrics.METRICS` whose weights are
-given, each clip's own values, and the settings, clips and weights that they were measured with.
+gets ``strip.png`` with originals above their reconstructions, pairs of mp4 files with sound of a few clips (wav files
+where the autoencoder has audio alone), and last ``reconstruction.json``: the value of each metric of
+:data:`~mmldm_scale.evaluation.metrics.METRICS` whose signals and weights there are, each clip's own values, and the
+settings, clips and weights that they were measured with.
 
 Each metric is measured of the reconstructions ("metrics"), of the KL-VAE and the vocoder alone ("ceiling") and, with
 ``--swap-semantics``, of clips that are decoded with another clip's semantics ("swapped_semantics").
@@ -23,7 +24,8 @@ from tqdm import tqdm
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.device import choose_device
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import MediaConfig, Reconstructing, load
+from mmldm_scale.common.modalities import Modality
+from mmldm_scale.config import Reconstructing, load
 from mmldm_scale.evaluation.comparison import STRIP, one_clip, write_comparison
 from mmldm_scale.evaluation.metrics import METRICS, build_metrics
 from mmldm_scale.evaluation.metrics.metric import Metric, MetricAccumulator, MetricBatch, MetricContext
@@ -38,6 +40,7 @@ from mmldm_scale.shards.manifest import differences
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 
 RESULTS = "reconstruction.json"
+SIGNALS: dict[Modality, tuple[str, ...]] = {"audio": ("audio_image", "waveform"), "video": ("frames",)}
 SHOWN_CLIPS = 4  # in the strip and as mp4 files
 RECONSTRUCTED, CEILING, SWAPPED = "metrics", "ceiling", "swapped_semantics"  # keys of the results
 ARROWS = {"higher": "↑", "lower": "↓"}  # which direction is better, in the table
@@ -57,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     folder = pretrained.find(args.checkpoint, "autoencoder")
     model = Autoencoder.from_pretrained(folder, DTYPES[settings.precision], device)
     _check_clips(args, shards, model)
-    metrics = _build_metrics(settings, model.media)
+    metrics = _build_metrics(settings, model)
     _make_output(args.output)
     torch.backends.cudnn.deterministic = True  # so that a second measurement gives the same values
     measurements = ClipMeasurements(Reconstructor(model, settings, device), shards, metrics, args.swap_semantics)
@@ -120,7 +123,7 @@ class ClipMeasurements:
             semantics_of = self.reconstructor.originals([self._clip(index) for index in donors])
             versions[SWAPPED] = self.reconstructor.reconstruct(originals, indices, semantics_of)
         by_clip = {
-            name: self._accumulators[name].update(MetricBatch(indices, vars(signals), vars(originals)))
+            name: self._accumulators[name].update(MetricBatch(indices, signals.present, originals.present))
             for name, signals in versions.items()
         }
         for i, index in enumerate(indices):
@@ -141,7 +144,8 @@ class ClipMeasurements:
 
     def _clip(self, index: int) -> Clip:
         try:
-            return decode_clip(self.shards[index].members, media=self.shards.manifest.media)
+            modalities = self.reconstructor.model.modalities
+            return decode_clip(self.shards[index].members, None, self.shards.manifest.media, modalities)
         except DamagedSample as error:
             raise UserError(f"{error}; data_tools/shard.py repair writes its shard again") from None
         except ValueError as error:
@@ -164,15 +168,16 @@ def _check_clips(args: argparse.Namespace, shards: ShardSet, model: Autoencoder)
     if clips != trained:
         changes = "; ".join(differences(clips, trained, ("the clips", "the autoencoder")))
         raise UserError(f"{args.input}: the format of the clips differs from the autoencoder's ({changes})")
-    if args.swap_semantics and not model.config.semantics:
-        raise UserError(f"--swap-semantics: {args.checkpoint} was trained without semantics")
+    if args.swap_semantics and not (model.config.semantics and len(model.modalities) > 1):
+        raise UserError(f"--swap-semantics: {args.checkpoint} was trained without the other modality's semantics")
 
 
-def _build_metrics(settings: Reconstructing, media: MediaConfig) -> list[Metric]:
+def _build_metrics(settings: Reconstructing, model: Autoencoder) -> list[Metric]:
     """Return the metrics that can be computed of reconstructions with the weights that ``settings`` give."""
     keys = [key for metric in METRICS.values() for key in metric.weights]
     weights = {key: path for key in keys if (path := getattr(settings, key, None))}
-    return build_metrics([field.name for field in dataclasses.fields(ClipSignals)], MetricContext(media, weights))
+    signals = [name for modality in model.modalities for name in SIGNALS[modality]]
+    return build_metrics(signals, MetricContext(model.media, weights))
 
 
 def _make_output(output: Path) -> None:

@@ -108,6 +108,14 @@ def _without_autocast(tensor: torch.Tensor) -> AbstractContextManager:
 
 def signals(clips: Sequence[Clip], audio_image: AudioImage, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the frames (B, F, 3, S, S) and audio images (B, 3, S, S) of ``clips``, in [-1, 1] on ``device``."""
-    frames = to_signal(np.stack([clip.frames for clip in clips])).to(device)
-    waveforms = torch.from_numpy(np.stack([clip.waveform for clip in clips])).to(device)  # (B, N)
-    return frames, audio_image.encode(waveforms)
+    return frame_signals(clips, device), audio_image.encode(waveforms(clips, device))
+
+
+def frame_signals(clips: Sequence[Clip], device: torch.device) -> torch.Tensor:
+    """Return the frames (B, F, 3, S, S) of ``clips`` in [-1, 1] on ``device``."""
+    return to_signal(np.stack([clip.frames for clip in clips])).to(device)
+
+
+def waveforms(clips: Sequence[Clip], device: torch.device) -> torch.Tensor:
+    """Return the waveforms (B, N) of ``clips`` on ``device``."""
+    return torch.from_numpy(np.stack([clip.waveform for clip in clips])).to(device)

@@ -7,15 +7,19 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Frames and the sound of the same time.
+    """Frames and the sound of the same time, or one of them alone.
 
     Attributes:
-        frames: (F, H, W, 3) uint8, RGB.
-        waveform: (N,) float32 in [-1, 1], mono.
+        frames: (F, H, W, 3) uint8, RGB; ``NO_FRAMES`` if the clip is sound alone.
+        waveform: (N,) float32 in [-1, 1], mono; ``NO_SOUND`` if the clip is frames alone.
     """
 
     frames: np.ndarray
     waveform: np.ndarray
+
+
+NO_FRAMES = np.zeros((0, 0, 0, 3), np.uint8)  # of a clip that is sound alone
+NO_SOUND = np.zeros(0, np.float32)  # of a clip that is frames alone
 
 
 class MediaError(Exception):

@@ -7,7 +7,8 @@ self-attention runs over the sequence::
     [context tokens] [EOS_a] [audio tokens] [EOS_v] [video tokens]
 
 Time modulates every block (adaLN-zero). A clean latent given as a condition (section 3.3) is embedded by a
-zero-initialised linear layer and added to its modality's tokens; the null condition is a latent of zeros.
+zero-initialised linear layer and added to its modality's tokens; the null condition is a latent of zeros. A model of
+one modality alone (MM-LDM-a and MM-LDM-v of Table 1) has the tokens and layers of that one only.
 ``PRESETS["L"]`` is the configuration of a preset; S, B and L are the paper's sizes.
 
 With ``config.continuation`` the model also continues a clip, as the public code does it. The previous clip's latents
@@ -22,11 +23,12 @@ Shapes: B clips, N tokens, D = ``config.width``, H heads; latents are (B, C, row
 import functools
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from mmldm_scale.common.modalities import Modality, as_pair, by_modality
 from mmldm_scale.config import DiTConfig, presets
 from mmldm_scale.config.media import Shape
 from mmldm_scale.models.attention import choose_backend
@@ -79,31 +81,48 @@ def layout_problem(description: Mapping[str, Any]) -> str | None:
     )
 
 
+def latent_shapes(config: DiTConfig, audio_shape: Shape | None, video_shape: Shape | None) -> dict[Modality, Shape]:
+    """Return the shapes (C, H, W) of the latents that a model of ``config`` has; raise ValueError if one is None."""
+    shapes = by_modality(audio_shape, video_shape)
+    missing = [name for name in config.modalities if name not in shapes]
+    if missing:
+        raise ValueError(f"the shape of the {missing[0]} latents is needed")
+    return {name: shapes[name] for name in config.modalities}
+
+
 class DiT(nn.Module):
     """Noise prediction ε(z_a^t, z_v^t, t; z_a, z_v) for latents of ``audio_shape`` and ``video_shape``, (C, H, W).
 
     Computes in the dtype of its parameters, whatever the dtype of its inputs.
 
     Args:
+        audio_shape: (C, Ha, Wa); without effect, and None if one likes, in a model without audio.
+        video_shape: (C, Hv, Wv), likewise.
         classes: number of classes that a label can name; 0: no class embedding.
+
+    Attributes:
+        latent_tokens: number of tokens of the latents, each modality's [EOS] included.
     """
 
-    def __init__(self, config: DiTConfig, audio_shape: Shape, video_shape: Shape, classes: int = 0) -> None:
+    def __init__(
+        self, config: DiTConfig, audio_shape: Shape | None, video_shape: Shape | None, classes: int = 0
+    ) -> None:
         super().__init__()
         self.config, self.classes = config, classes
-        width = config.width
-        self.embed_audio = ConditionedEmbedding(audio_shape, width)
-        self.embed_video = ConditionedEmbedding(video_shape, width)
+        width, shapes = config.width, latent_shapes(config, audio_shape, video_shape)
+        self.latent_tokens = sum(1 + rows * columns for _, rows, columns in shapes.values())
+        for name, shape in shapes.items():
+            self.add_module(f"embed_{name}", ConditionedEmbedding(shape, width))
         self.time = TimeEmbedding(width)
         self.blocks = nn.ModuleList(self._block() for _ in range(config.depth))
         if config.continuation:
-            self.embed_previous_audio = nn.Linear(audio_shape[0], config.context_width)
-            self.embed_previous_video = nn.Linear(video_shape[0], config.context_width)
-            self.embed_control = ControlEmbedding(audio_shape, video_shape, config.context_width, width)
+            for name, shape in shapes.items():
+                self.add_module(f"embed_previous_{name}", nn.Linear(shape[0], config.context_width))
+            self.embed_control = ControlEmbedding(shapes["audio"], shapes["video"], config.context_width, width)
         controls = config.depth // 2 if config.continuation else 0
         self.control = nn.ModuleList(ControlBlock(self._block(), width) for _ in range(controls))
-        self.final_audio = FinalLayer(audio_shape, width)
-        self.final_video = FinalLayer(video_shape, width)
+        for name, shape in shapes.items():
+            self.add_module(f"final_{name}", FinalLayer(shape, width))
         if config.context_tokens:
             self.null_context = nn.Parameter(torch.empty(config.context_tokens, config.context_width))
         if config.context_tokens or config.continuation:
@@ -121,8 +140,8 @@ class DiT(nn.Module):
 
     def forward(
         self,
-        audio: Tensor,
-        video: Tensor,
+        audio: Tensor | None,
+        video: Tensor | None,
         time: Tensor,
         audio_condition: Tensor | None = None,
         video_condition: Tensor | None = None,
@@ -132,8 +151,10 @@ class DiT(nn.Module):
         context_length: Tensor | None = None,
         previous_audio: Tensor | None = None,
         previous_video: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Predict the noise in ``audio`` (B, C, Ha, Wa) and ``video`` (B, C, Hv, Wv) at timestep ``time`` (B,).
+
+        The latents of a modality that the model does not have are None.
 
         Args:
             time: (B,) timesteps from 0 (nearly clean) to T - 1 (nearly or wholly noise).
@@ -148,49 +169,60 @@ class DiT(nn.Module):
             previous_video: (B, C, Hv, Wv), likewise.
 
         Returns:
-            The predicted noise of audio (B, C, Ha, Wa) and video (B, C, Hv, Wv).
+            The predicted noise of audio (B, C, Ha, Wa) and video (B, C, Hv, Wv); None for one that is missing.
 
         Raises:
-            ValueError: a label, context or previous clip is passed to a model built without them.
+            ValueError: latents are missing, or of a modality that the model does not have; or a label, context or
+                previous clip is passed to a model built without them.
         """
-        dtype = self.embed_audio.start.dtype
-        backend = choose_backend(self.config.attention, audio.device, dtype, self.config.width // self.config.heads)
+        latents, given = by_modality(audio, video), by_modality(audio_condition, video_condition)
+        if list(latents) != list(self.config.modalities):
+            raise ValueError(f"DiT.forward: latents are needed of {', '.join(self.config.modalities)}")
+        first, dtype = next(iter(latents.values())), next(self.parameters()).dtype
+        backend = choose_backend(self.config.attention, first.device, dtype, self.config.width // self.config.heads)
         modulation = self.time.embed(time, dtype)  # (B, 1, D)
-        previous = self._previous(audio, video, previous_audio, previous_video)  # (B, C, H, W) of each modality, if any
+        previous = self._previous(latents, by_modality(previous_audio, previous_video))  # (B, C, H, W) each, if any
         context_parts = [  # (B, T, W) each, if any
-            *self._context_tokens(len(audio), label, context, context_length),
+            *self._context_tokens(len(first), label, context, context_length),
             *self._previous_tokens(previous),
         ]
-        parts = [self.embed_audio(audio, audio_condition), self.embed_video(video, video_condition)]  # (B, 1 + H·W, D)
+        parts = [  # (B, 1 + H·W, D)
+            self.get_submodule(f"embed_{name}")(latent, given.get(name)) for name, latent in latents.items()
+        ]
         if context_parts:
             parts.insert(0, self.embed_context(torch.cat(context_parts, dim=1)))  # (B, T, D)
         x = torch.cat(parts, dim=1)  # (B, N, D)
         if previous:
-            start = self.embed_control(*previous, audio, video, time, torch.cat(context_parts, dim=1))
+            start = self.embed_control(*previous.values(), *latents.values(), time, torch.cat(context_parts, dim=1))
             branch, branch_modulation = start  # (B, N, D) and (B, 1, D)
         for block, control in itertools.zip_longest(self.blocks, self.control):
             x = block(x, modulation, backend)
             if control is not None:
                 branch, correction = control(branch, branch_modulation, backend)
                 x = x + correction
-        *_, audio_tokens, video_tokens = x.split([part.shape[1] for part in parts], dim=1)  # as in parts
-        return self.final_audio(audio_tokens, modulation), self.final_video(video_tokens, modulation)
+        tokens = x.split([part.shape[1] for part in parts], dim=1)[-len(latents) :]  # as in parts
+        return as_pair(
+            {
+                name: self.get_submodule(f"final_{name}")(of_modality, modulation)
+                for name, of_modality in zip(latents, tokens, strict=True)
+            }
+        )
 
     def _previous(
-        self, audio: Tensor, video: Tensor, previous_audio: Tensor | None, previous_video: Tensor | None
-    ) -> list[Tensor]:
-        """Return the previous clip's audio and video latents, zeros for None; [] if the model continues no clip."""
+        self, latents: Mapping[Modality, Tensor], previous: Mapping[Modality, Tensor]
+    ) -> dict[Modality, Tensor]:
+        """Return the previous clip's latents, zeros where there are none; {} if the model continues no clip."""
         if self.config.continuation:
-            return [or_zeros(previous_audio, audio), or_zeros(previous_video, video)]
-        if not (previous_audio is None and previous_video is None):
-            raise ValueError("DiT.forward: a previous clip needs model.continuation=true, this model has false")
-        return []
-
-    def _previous_tokens(self, previous: list[Tensor]) -> Iterator[Tensor]:
-        """Yield the context tokens (B, H·W, W) of the ``previous`` clip's audio and video latents, if there are any."""
+            return {name: or_zeros(previous.get(name), latent) for name, latent in latents.items()}
         if previous:
-            for embed, latent in zip((self.embed_previous_audio, self.embed_previous_video), previous, strict=True):
-                yield embed(by_position(latent, embed.weight.dtype))
+            raise ValueError("DiT.forward: a previous clip needs model.continuation=true, this model has false")
+        return {}
+
+    def _previous_tokens(self, previous: Mapping[Modality, Tensor]) -> Iterator[Tensor]:
+        """Yield the context tokens (B, H·W, W) of the ``previous`` clip's audio and video latents, if there are any."""
+        for name, latent in previous.items():
+            embed = cast(nn.Linear, self.get_submodule(f"embed_previous_{name}"))
+            yield embed(by_position(latent, embed.weight.dtype))
 
     def _context_tokens(
         self, batch: int, label: Tensor | None, context: Tensor | None, length: Tensor | None

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.config import DiTConfig
 from mmldm_scale.config.media import Shape
-from mmldm_scale.models.dit import PRESETS, DiT
+from mmldm_scale.models.dit import PRESETS, DiT, latent_shapes
 from mmldm_scale.models.dit_layers import FREQUENCIES
 
 # The paper's latents of 16 frames of 256 × 256 pixels and their sound: channels, rows, columns.
@@ -45,8 +45,8 @@ class DiTMacs:
         return 2 * (self.linear + self.attention)
 
 
-def dit_macs(config: DiTConfig, audio_shape: Shape, video_shape: Shape) -> DiTMacs:
-    """Return the MACs of one sample in a DiT for latents of ``audio_shape`` and ``video_shape``.
+def dit_macs(config: DiTConfig, audio_shape: Shape | None, video_shape: Shape | None) -> DiTMacs:
+    """Return the MACs of one sample in a DiT for latents of ``audio_shape`` and ``video_shape``, those that it has.
 
     A block has (4 + 2r)·d²·N + 6·d² MACs in linear layers and 2·N²·d in attention, where r is the MLP ratio, d the
     width and N the number of tokens; adaLN runs once a sample, not once a token. With ``config.continuation`` there is
@@ -54,13 +54,14 @@ def dit_macs(config: DiTConfig, audio_shape: Shape, video_shape: Shape) -> DiTMa
     followed by a linear layer, and with embeddings of its own for time, context and ⟨previous, noisy⟩ latents.
     """
     d, control_blocks = config.width, config.depth // 2 if config.continuation else 0
-    positions = [shape[1] * shape[2] for shape in (audio_shape, video_shape)]
-    tokens = config.context_tokens + sum(positions) * (2 if config.continuation else 1) + 2
+    shapes = latent_shapes(config, audio_shape, video_shape).values()
+    positions = [shape[1] * shape[2] for shape in shapes]
+    tokens = config.context_tokens + sum(positions) * (2 if config.continuation else 1) + len(positions)
     block = (4 + 2 * config.mlp_ratio) * d * d * tokens + 6 * d * d
     stems = 2 if config.continuation else 1  # each embeds time and context
     context = config.context_tokens + (sum(positions) if config.continuation else 0)
     ends = stems * (FREQUENCIES * d + d * d + context * config.context_width * d)
-    for shape, count in zip((audio_shape, video_shape), positions, strict=True):
+    for shape, count in zip(shapes, positions, strict=True):
         ends += 3 * shape[0] * d * count + 2 * d * d  # embedding, condition and output; the output's adaLN
         if config.continuation:
             ends += shape[0] * config.context_width * count  # the previous clip's context tokens
@@ -78,19 +79,20 @@ def parameters(module: nn.Module) -> int:
 def model_info() -> str:
     """Return a table of the DiT presets: parameters (millions), and linear MACs and forward FLOPs of a sample (10⁹).
 
-    Each preset has one row with context tokens and one without.
+    Each preset has a row with context tokens, one without, and one for each modality alone.
     """
     rows = [f"{'preset':<7}{'depth × width, heads':<23}{'context':>7}{'tokens':>8}{'parameters':>13}"]
-    rows[0] += f"{'linear MACs':>13}{'forward FLOPs':>15}"
+    rows[0] += f"{'linear MACs':>13}{'forward FLOPs':>15}  modalities"
     for name, preset in PRESETS.items():
-        for config in (preset, replace(preset, context_tokens=0)):
+        alone = [replace(preset, modalities=[modality]) for modality in ("video", "audio")]
+        for config in (preset, replace(preset, context_tokens=0), *alone):
             with torch.device("meta"):
                 model = DiT(config, AUDIO_SHAPE, VIDEO_SHAPE)
             macs = dit_macs(config, AUDIO_SHAPE, VIDEO_SHAPE)
-            tokens = config.context_tokens + model.embed_audio.count + model.embed_video.count
+            tokens = config.context_tokens + model.latent_tokens
             size = f"{config.depth} × {config.width}, {config.heads}"
             rows.append(
                 f"{name:<7}{size:<23}{config.context_tokens:>7}{tokens:>8}{parameters(model) / 1e6:>11.1f} M"
-                f"{macs.linear / 1e9:>11.1f} G{macs.flops / 1e9:>13.1f} G"
+                f"{macs.linear / 1e9:>11.1f} G{macs.flops / 1e9:>13.1f} G  {', '.join(config.modalities)}"
             )
     return "\n".join(rows)

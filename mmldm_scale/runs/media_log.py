@@ -63,11 +63,16 @@ class MediaWriter:
 
 
 def show(preview: Preview, tag: str, clip: Clip, media: MediaConfig) -> None:
-    """Write ``clip`` as a grid of its frames ("TAG/pictures"), as a video ("TAG/video") and as sound ("TAG/sound")."""
-    from torchvision.utils import make_grid  # slow to import, and not every training shows clips
+    """Write ``clip`` as a grid of its frames ("TAG/pictures"), as a video ("TAG/video") and as sound ("TAG/sound").
 
-    pictures = torch.from_numpy(clip.frames).permute(0, 3, 1, 2) / 255  # (F, 3, S, S)
-    grid = make_grid(pictures, nrow=math.ceil(math.sqrt(len(pictures))), padding=0)  # (3, rows·S, columns·S)
-    preview.image(f"{tag}/pictures", grid)
-    preview.video(f"{tag}/video", clip.frames, media.fps)
-    preview.audio(f"{tag}/sound", torch.from_numpy(clip.waveform), media.audio.sample_rate)
+    What the clip does not have, frames or sound, is left out.
+    """
+    if len(clip.frames):
+        from torchvision.utils import make_grid  # slow to import, and not every training shows clips
+
+        pictures = torch.from_numpy(clip.frames).permute(0, 3, 1, 2) / 255  # (F, 3, S, S)
+        grid = make_grid(pictures, nrow=math.ceil(math.sqrt(len(pictures))), padding=0)  # (3, rows·S, columns·S)
+        preview.image(f"{tag}/pictures", grid)
+        preview.video(f"{tag}/video", clip.frames, media.fps)
+    if len(clip.waveform):
+        preview.audio(f"{tag}/sound", torch.from_numpy(clip.waveform), media.audio.sample_rate)

@@ -1,4 +1,4 @@
-"""The page ``index.html`` beside sampled mp4 files, to look at them and to listen to them.
+"""The page ``index.html`` beside sampled mp4 or wav files, to look at them and to listen to them.
 
 ``write(folder)`` makes it from the names of the files that exist, and from nothing else. So every job may write it at
 its end, and folders with the same samples have the same page.
@@ -11,8 +11,8 @@ from pathlib import Path
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.pages import render
 
-SAMPLE = re.compile(r"(svg|a2v|v2a)_(\d{6,})\.mp4")
-TITLES = {"svg": "Sound and picture", "a2v": "Picture to given sound", "v2a": "Sound to given picture"}
+SAMPLE = re.compile(r"(svg|a2v|v2a)_(\d{6,})\.(mp4|wav)")
+TITLES = {"svg": "Generated without input", "a2v": "Picture to given sound", "v2a": "Sound to given picture"}
 MOST = 200  # samples of a task on the page: browsers become slow with thousands of videos
 
 
@@ -51,7 +51,7 @@ def write(folder: Path) -> Path:
 
 def _page(folder: Path) -> str:
     tasks: dict[str, list[Path]] = {}
-    for file in sorted(folder.glob("*.mp4")):
+    for file in sorted(folder.iterdir()):
         match = SAMPLE.fullmatch(file.name)
         if match:
             tasks.setdefault(match[1], []).append(file)

@@ -1,6 +1,7 @@
 """``mmldm sample``: an offline job that fills a folder with sampled videos.
 
-The folder contains ``{task}_{index:06d}.mp4`` (with sound), ``inputs/`` with the clips that a2v and v2a started from,
+The folder contains ``{task}_{index:06d}.mp4`` (with sound; of a model of video alone without, of a model of audio
+alone a .wav in its place), ``inputs/`` with the clips that a2v and v2a started from,
 ``{task}.json`` with the settings of the samples, TensorBoard events of a few samples, and a gallery page. Only missing
 samples are generated, in whole blocks of ``batch_size`` indices. So a job that was killed and run again, any number of
 array tasks that share the blocks, and several jobs on one folder end with the same files.
@@ -26,7 +27,8 @@ from mmldm_scale.common.leases import Leases
 from mmldm_scale.config import GenerationTask, MediaConfig, Sampling, arguments, load
 from mmldm_scale.diffusion.guided_sampling import GIVEN
 from mmldm_scale.media.clip import Clip, MediaError
-from mmldm_scale.media.encode import write_video
+from mmldm_scale.media.clip_file import suffix, write_clip
+from mmldm_scale.media.wav import decode_wav
 from mmldm_scale.models import pretrained
 from mmldm_scale.runs.event_file import EventFile
 from mmldm_scale.runs.media_log import MediaWriter, show
@@ -47,32 +49,77 @@ def run(args: argparse.Namespace) -> int:
     settings = load(Sampling, arguments.files(args, "sample"), args.overrides)
     _check(args)
     description = DiTDescription.read(args.checkpoint)
+    description.check_task(args.task)
     if args.label is not None:
         description.class_number(args.label)  # refuses an unknown class before anything is written
     part, parts = _parse_part(args.part) if args.part else slurm.array_share()
     videos = list_videos(args.input) if args.input else []
     _begin(args.output, args.task, _record(description, settings, videos, args.label))
+    files = SampleFiles(args.output, args.task, suffix(description.shapes))
     blocks = _blocks(args.num_samples, settings.batch_size)[part::parts]
     if args.verify:
-        _remove_damaged(args.output, args.task, blocks, description.media)
+        files.remove_damaged(blocks, description.media)
     with Leases(args.output) as leases:
-        incomplete = [block for block in blocks if _missing(args.output, args.task, block)]
+        incomplete = [block for block in blocks if files.missing(block)]
         if incomplete:
             need_sound, record = GIVEN[args.task] == "audio", args.output / f"{args.task}_inputs.json"
             needed, media = args.num_samples, description.media
             inputs = choose_inputs(record, videos, needed, media, need_sound, leases) if videos else []
             pipeline = Pipeline.from_pretrained(args.checkpoint, settings, args.autoencoder, choose_device(args.device))
-            job = SamplingJob(pipeline, args.task, args.output, inputs, leases, args.label)
+            job = SamplingJob(pipeline, files, inputs, leases, args.label)
             job.generate(incomplete, settings.batch_size)
-            if not _missing(args.output, args.task, range(args.num_samples)):
+            if not files.missing(range(args.num_samples)):
                 leases.clear()  # those of killed jobs
     try:
         gallery.write(args.output)
     except UserError as error:  # the disk is full; the samples are complete, and the next job writes the page
         print(f"the gallery is left out: {error}", file=sys.stderr, flush=True)
-    count = sum(_file(args.output, args.task, i).exists() for i in range(args.num_samples))
+    count = sum(files.file(i).exists() for i in range(args.num_samples))
     print(f"{args.task}: {count} of {args.num_samples} samples are in {args.output}; index.html there shows them")
     return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleFiles:
+    """The files of a job's samples.
+
+    Attributes:
+        folder: the output folder.
+        task: the samples' task.
+        suffix: ".mp4", or ".wav" for samples of sound alone.
+    """
+
+    folder: Path
+    task: GenerationTask
+    suffix: str
+
+    def file(self, index: int) -> Path:
+        """Return the file of sample ``index``."""
+        return self.folder / f"{self.task}_{index:06d}{self.suffix}"
+
+    def missing(self, block: range) -> bool:
+        """Return whether any sample of ``block`` is missing."""
+        return any(not self.file(index).exists() for index in block)
+
+    def remove_damaged(self, blocks: Sequence[range], media: MediaConfig) -> None:
+        """Remove those samples of ``blocks`` that do not decode whole, so that they are made again; print their names.
+
+        So are samples whose inputs, which are made with them, do not.
+        """
+        for file in [self.file(index) for block in blocks for index in block]:
+            parts = [file, self.folder / INPUTS / file.name] if GIVEN[self.task] else [file]
+            damage = [part for part in map(functools.partial(_damage, media), parts) if part] if file.is_file() else []
+            if damage:
+                print(f"{file}: damaged, is made again: {damage[0]}", file=sys.stderr, flush=True)
+                file.unlink(missing_ok=True)  # another job may have found the same
+
+    def remove_leftovers(self, indices: range) -> None:
+        """Remove what a killed job has left of samples ``indices``, which no other job makes, and of their inputs."""
+        name = re.compile(rf"\.{self.task}_(\d{{6,}})\.(?:mp4|wav)(\.\w+)?\.tmp")
+        for file in [*self.folder.glob(".*.tmp"), *(self.folder / INPUTS).glob(".*.tmp")]:
+            match = name.fullmatch(file.name)
+            if match and int(match[1]) in indices:
+                file.unlink(missing_ok=True)
 
 
 class SamplingJob:
@@ -81,13 +128,12 @@ class SamplingJob:
     def __init__(
         self,
         pipeline: Pipeline,
-        task: GenerationTask,
-        output: Path,
+        files: SampleFiles,
         inputs: list[Input],
         leases: Leases,
         label: str | None = None,
     ) -> None:
-        self.pipeline, self.task, self.output, self.inputs, self._leases = pipeline, task, output, inputs, leases
+        self.pipeline, self.files, self.inputs, self._leases = pipeline, files, inputs, leases
         self._labels = [] if label is None else [label]
         self._shown = 0
 
@@ -98,13 +144,13 @@ class SamplingJob:
         """
         terminal = sys.stderr.isatty()
         with (
-            EventFile(self.output / "tensorboard") as events,
+            EventFile(self.files.folder / "tensorboard") as events,
             tqdm(
-                total=sum(map(len, blocks)), desc=self.task, unit=" samples", mininterval=0.2 if terminal else 10
+                total=sum(map(len, blocks)), desc=self.files.task, unit=" samples", mininterval=0.2 if terminal else 10
             ) as progress,
         ):
             for block in blocks:
-                name = f"{self.task}_{block.start:06d}"
+                name = f"{self.files.task}_{block.start:06d}"
                 if self._leases.take(name):
                     self._generate(block, size, events)
                     self._leases.release(name)
@@ -113,81 +159,55 @@ class SamplingJob:
                 progress.update(len(block))
 
     def _generate(self, block: range, size: int, events: EventFile) -> None:
-        if not _missing(self.output, self.task, block):  # another job has made them meanwhile
+        if not self.files.missing(block):  # another job has made them meanwhile
             return
-        _remove_leftovers(self.output, self.task, block)
+        self.files.remove_leftovers(block)
         batch = range(block.start, block.start + size)
         sources = self._sources(batch)
-        clips = self.pipeline.generate(self.task, batch, sources, self._labels * len(batch))
+        clips = self.pipeline.generate(self.files.task, batch, sources, self._labels * len(batch))
         for position, index in enumerate(block):
             self._write(index, clips[position], sources[position] if sources else None, events)
 
     def _sources(self, block: range) -> list[Clip]:
         if not self.inputs:
             return []
-        media, need_sound = self.pipeline.media, GIVEN[self.task] == "audio"
+        media, need_sound = self.pipeline.media, GIVEN[self.files.task] == "audio"
         return [self.inputs[i % len(self.inputs)].read(media, need_sound) for i in block]
 
     def _write(self, index: int, clip: Clip, source: Clip | None, events: EventFile) -> None:
         """Write sample ``index`` if it is missing; its file is written last, so that it implies the others."""
-        file = _file(self.output, self.task, index)
+        file = self.files.file(index)
         if file.exists():
             return
         if source is not None:
-            _write_clip(self.output / INPUTS / file.name, source, self.pipeline.media)
+            _write_clip(self.files.folder / INPUTS / file.name, source, self.pipeline.media)
         _write_clip(file, clip, self.pipeline.media)
         if self._shown < SHOWN:
             self._shown += 1
-            show(MediaWriter(events, 0), f"{self.task}/{index:06d}", clip, self.pipeline.media)
+            show(MediaWriter(events, 0), f"{self.files.task}/{index:06d}", clip, self.pipeline.media)
 
 
 def _write_clip(file: Path, clip: Clip, media: MediaConfig) -> None:
     try:
-        write_video(file, clip.frames, media.fps, clip.waveform, media.audio.sample_rate)
+        write_clip(file, clip, media)
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {full_disk_reason(error) or error.strerror}") from None
 
 
-def _missing(output: Path, task: GenerationTask, block: range) -> bool:
-    """Return whether any sample of ``block`` is missing."""
-    return any(not _file(output, task, index).exists() for index in block)
-
-
-def _remove_damaged(output: Path, task: GenerationTask, blocks: Sequence[range], media: MediaConfig) -> None:
-    """Remove those samples of ``blocks`` that do not decode whole, so that they are made again; print their names.
-
-    So are samples whose inputs, which are made with them, do not.
-    """
-    for file in [_file(output, task, index) for block in blocks for index in block]:
-        parts = [file, output / INPUTS / file.name] if GIVEN[task] else [file]
-        damage = [part for part in map(functools.partial(_damage, media), parts) if part] if file.is_file() else []
-        if damage:
-            print(f"{file}: damaged, is made again: {damage[0]}", file=sys.stderr, flush=True)
-            file.unlink(missing_ok=True)  # another job may have found the same
-
-
 def _damage(media: MediaConfig, file: Path) -> str:
-    """Return why the video ``file`` does not decode whole; empty if it does."""
+    """Return why the video or sound ``file`` does not decode whole; empty if it does."""
     try:
+        if file.suffix == ".wav":
+            found = len(decode_wav(file.read_bytes()))
+            return "" if found == media.audio_samples else f"{file}: {found} samples of {media.audio_samples}"
         read_first_clip(file, media, need_sound=False)
     except MediaError as error:
         return error.detail
+    except ValueError as error:
+        return f"{file}: {error}"
     except OSError as error:
         return f"{file}: {error.strerror}"
     return ""
-
-
-def _remove_leftovers(output: Path, task: GenerationTask, indices: range) -> None:
-    """Remove what a killed job has left of the samples ``indices``, which no other job makes, and of their inputs."""
-    name = re.compile(rf"\.{task}_(\d{{6,}})\.mp4(\.\w+)?\.tmp")
-    for file in [*output.glob(".*.tmp"), *(output / INPUTS).glob(".*.tmp")]:
-        match = name.fullmatch(file.name)
-        if match and int(match[1]) in indices:
-            file.unlink(missing_ok=True)
-
-
-def _file(output: Path, task: GenerationTask, index: int) -> Path:
-    return output / f"{task}_{index:06d}.mp4"
 
 
 def _blocks(samples: int, size: int) -> list[range]:

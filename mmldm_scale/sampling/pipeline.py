@@ -19,15 +19,15 @@ from torch import Tensor
 
 from mmldm_scale.common import rng
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.modalities import Modality, as_pair, by_modality
 from mmldm_scale.config import DiffusionConfig, DiTConfig, GenerationTask, MediaConfig, Sampling
 from mmldm_scale.config.media import Shape
-from mmldm_scale.diffusion.conditions import Modality
 from mmldm_scale.diffusion.guided_sampling import GIVEN, Latents, sample_latents
 from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.diffusion.normalise import Statistics, normalise, restore
 from mmldm_scale.diffusion.samplers import get_sampler
 from mmldm_scale.media.audio_image import AudioImage, signals
-from mmldm_scale.media.clip import Clip
+from mmldm_scale.media.clip import NO_FRAMES, NO_SOUND, Clip
 from mmldm_scale.media.pixels import to_frames
 from mmldm_scale.media.vocoder import load_vocoder
 from mmldm_scale.models import pretrained
@@ -47,9 +47,9 @@ class DiTDescription:
     folder: Path
     model: DiTConfig
     diffusion: DiffusionConfig
-    audio_shape: Shape
-    video_shape: Shape
-    statistics: dict[str, Statistics]  # of "audio" and "video"
+    audio_shape: Shape | None  # None: the model has no audio
+    video_shape: Shape | None  # likewise
+    statistics: dict[Modality, Statistics]  # of the model's modalities
     media: MediaConfig
     autoencoder: dict[str, str]  # "path" and "fingerprint" of the autoencoder that made the latents
     context: str  # kind of context that the DiT was trained with: "none", "class" or "text"
@@ -68,13 +68,15 @@ class DiTDescription:
         if problem:
             raise UserError(f"{folder}: {problem}")
         try:
+            model = _parse(DiTConfig, stored["model"])
+            shapes = {name: _parse_shape(stored[f"{name}_shape"]) for name in model.modalities}
             return cls(
                 folder=folder,
-                model=_parse(DiTConfig, stored["model"]),
+                model=model,
                 diffusion=_parse(DiffusionConfig, stored["diffusion"]),
-                audio_shape=_parse_shape(stored["audio_shape"]),
-                video_shape=_parse_shape(stored["video_shape"]),
-                statistics={name: stored["statistics"][name] for name in ("audio", "video")},
+                audio_shape=shapes.get("audio"),
+                video_shape=shapes.get("video"),
+                statistics={name: stored["statistics"][name] for name in shapes},
                 media=_parse(MediaConfig, stored["media"]),
                 autoencoder={name: str(stored["autoencoder"][name]) for name in ("path", "fingerprint")},
                 context=str(stored["context"]["kind"]),
@@ -83,6 +85,16 @@ class DiTDescription:
         except (KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{folder / pretrained.CONFIG}: describes no DiT of this version: {reason}") from None
+
+    @property
+    def shapes(self) -> dict[Modality, Shape]:
+        """(C, H, W) of the latents of the model's modalities."""
+        return by_modality(self.audio_shape, self.video_shape)
+
+    def check_task(self, task: GenerationTask) -> None:
+        """Raise UserError if the model has one modality alone and ``task`` needs both."""
+        if GIVEN[task] and len(self.shapes) == 1:
+            raise UserError(f"task {task}: the model in {self.folder} has {' '.join(self.shapes)} alone; must be svg")
 
     def class_number(self, label: str) -> int:
         """Return the index of the class named ``label``; raise UserError if the model has no such class."""
@@ -103,7 +115,7 @@ class Pipeline:
         self.dit, self.autoencoder = dit, autoencoder
         self.process = noise_process(description.diffusion)
         self.audio_image = AudioImage(self.media)
-        self.vocoder = load_vocoder(settings.vocoder, self.media.audio)
+        self.vocoder = load_vocoder(settings.vocoder, self.media.audio) if "audio" in description.shapes else None
 
     @classmethod
     def from_pretrained(
@@ -155,8 +167,12 @@ class Pipeline:
             embeddings: for a model trained on texts, the embeddings of each sample's text, (n ≤ context_tokens,
                 context_width), by the encoder that was used in training; empty: no texts.
 
+        Returns:
+            One clip for each sample; of a model of one modality alone, with no frames or without sound.
+
         Raises:
-            UserError: the model has no class of that name, takes no texts, or takes embeddings of another shape.
+            UserError: the model has no class of that name, takes no texts, or takes embeddings of another shape; or the
+                task needs a modality that the model does not have.
             ValueError: ``inputs``, ``labels`` or ``embeddings`` are not one for each sample.
         """
         clips = self._decode(task, indices, self.latents(task, indices, inputs, labels, embeddings))
@@ -176,16 +192,15 @@ class Pipeline:
         embeddings: Sequence[Tensor] = (),
     ) -> Latents:
         """Return the normalised latents that :meth:`generate` decodes to clips; its arguments and errors."""
+        self.description.check_task(task)
         given, count = GIVEN[task], len(indices)
         if given and len(inputs) != count:
             raise ValueError(f"{task} needs one input for each sample: {count}, not {len(inputs)}")
         for name, values in (("labels", labels), ("embeddings", embeddings)):
             if len(values) not in (0, count):
                 raise ValueError(f"{name}: one is needed for each sample: {count}, not {len(values)}")
-        noise = Latents(
-            self._noise(f"sample/{task}/audio", indices, self.description.audio_shape),
-            self._noise(f"sample/{task}/video", indices, self.description.video_shape),
-        )
+        shapes = self.description.shapes.items()
+        noise = Latents(**{name: self._noise(f"sample/{task}/{name}", indices, shape) for name, shape in shapes})
         guidance = {"audio": self.settings.audio_guidance, "video": self.settings.video_guidance}
         condition = self._encode(inputs, given) if given else None
         context = self._context(labels, embeddings)
@@ -213,20 +228,21 @@ class Pipeline:
     def _encode(self, clips: Sequence[Clip], modality: Modality) -> Tensor:
         """Return the normalised latents (B, C, H, W) of one modality of ``clips``, the means of their posteriors."""
         posteriors = self.autoencoder.encode(*signals(clips, self.audio_image, self.device))
-        return normalise(getattr(posteriors, modality).mean, self.description.statistics[modality])
+        return normalise(posteriors.present[modality].mean, self.description.statistics[modality])
 
     def _decode(self, task: GenerationTask, indices: Sequence[int], latents: Latents) -> list[Clip]:
         statistics, shape = self.description.statistics, self.autoencoder.noise_shape
-        frames, audio_image = self.autoencoder.decode(
-            restore(latents.audio, statistics["audio"]),
-            restore(latents.video, statistics["video"]),
-            self._noise(f"decode/{task}/audio", indices, shape),
-            self._noise(f"decode/{task}/video", indices, (self.media.frames, *shape)),
-            self.settings.decoding,
-        )
-        waveforms = self.vocoder(self.audio_image.to_decibels(audio_image.float()), self.media.audio_samples)
-        arrays = to_frames(frames).cpu().numpy(), waveforms.float().cpu().numpy()  # (B, F, S, S, 3) and (B, samples)
-        return [Clip(*arrays_of_clip) for arrays_of_clip in zip(*arrays, strict=True)]
+        restored = {name: restore(latent, statistics[name]) for name, latent in latents.present.items()}
+        shapes: dict[Modality, tuple[int, ...]] = {"audio": shape, "video": (self.media.frames, *shape)}
+        noise = {name: self._noise(f"decode/{task}/{name}", indices, shapes[name]) for name in restored}
+        frames, audio_image = self.autoencoder.decode(*as_pair(restored), *as_pair(noise), self.settings.decoding)
+        pictures, sounds = [NO_FRAMES] * len(indices), [NO_SOUND] * len(indices)
+        if frames is not None:
+            pictures = list(to_frames(frames).cpu().numpy())  # (F, S, S, 3) each
+        if audio_image is not None and self.vocoder is not None:
+            waveforms = self.vocoder(self.audio_image.to_decibels(audio_image.float()), self.media.audio_samples)
+            sounds = list(waveforms.float().cpu().numpy())  # (samples,) each
+        return [Clip(*parts) for parts in zip(pictures, sounds, strict=True)]
 
     def _noise(self, stream: str, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
         """Return standard normal noise (B, *shape), a function of (seed, stream, index) for each sample."""

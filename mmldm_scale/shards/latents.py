@@ -1,7 +1,8 @@
 """Perceptual latents as members of a WebDataset sample, and their statistics over a whole set.
 
 ``encode_latents`` and ``decode_latents`` convert. A sample has three float16 arrays of shape (2, C, H, W), mean and
-log-variance of the posterior: "audio.npy", "video.npy" and "mirrored.npy" (of the horizontally flipped video). The
+log-variance of the posterior: "audio.npy", "video.npy" and "mirrored.npy" (of the horizontally flipped video). A sample
+of one modality alone has only its own: the first, or the other two. The
 :func:`sums` of all shards, added in shard order, give the per-channel :func:`statistics` of latents drawn from their
 posteriors.
 """
@@ -10,13 +11,18 @@ import functools
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-AUDIO, VIDEO, MIRRORED = "audio.npy", "video.npy", "mirrored.npy"
+from mmldm_scale.common.modalities import Modality
+
+Part = Literal["audio", "video", "mirrored"]
+Posterior = tuple[np.ndarray, np.ndarray]  # mean and log-variance, shaped alike
+
+PARTS: dict[Part, Modality] = {"audio": "audio", "video": "video", "mirrored": "video"}  # the modality of each part
 _HALF = np.dtype("<f2")
 _EXPONENT = np.uint16(0x7C00)  # bits of a float16 number
 _HEADER = re.compile(
@@ -27,14 +33,33 @@ Sums = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class LatentSample:
-    """Posteriors of one clip, float16: audio (C, Ha, Wa), video and mirrored video (C, Hv, Wv)."""
+    """Posteriors of one clip, float16: audio (C, Ha, Wa), video and mirrored video (C, Hv, Wv); None: missing."""
 
-    audio_mean: np.ndarray
-    audio_logvar: np.ndarray
-    video_mean: np.ndarray
-    video_logvar: np.ndarray
-    mirrored_mean: np.ndarray
-    mirrored_logvar: np.ndarray
+    audio_mean: np.ndarray | None = None
+    audio_logvar: np.ndarray | None = None
+    video_mean: np.ndarray | None = None
+    video_logvar: np.ndarray | None = None
+    mirrored_mean: np.ndarray | None = None
+    mirrored_logvar: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, parts: Mapping[Part, Posterior]) -> "LatentSample":
+        """Return the sample with these posteriors."""
+        return cls(
+            **{f"{part}_mean": mean for part, (mean, _) in parts.items()},
+            **{f"{part}_logvar": logvar for part, (_, logvar) in parts.items()},
+        )
+
+    @property
+    def parts(self) -> dict[Part, Posterior]:
+        """The posteriors by part, in the order of ``PARTS``, without the missing ones."""
+        pairs = {part: (getattr(self, f"{part}_mean"), getattr(self, f"{part}_logvar")) for part in PARTS}
+        return {part: pair for part, pair in pairs.items() if pair[0] is not None}
+
+
+def parts_of(modalities: Collection[str]) -> list[Part]:
+    """Return the parts of a sample of ``modalities``."""
+    return [part for part, modality in PARTS.items() if modality in modalities]
 
 
 def encode_latents(sample: LatentSample) -> dict[str, bytes]:
@@ -43,11 +68,7 @@ def encode_latents(sample: LatentSample) -> dict[str, bytes]:
     Raises:
         ValueError: a value is not finite or exceeds the range of float16, ±65,504.
     """
-    return {
-        AUDIO: _encode_array(AUDIO, sample.audio_mean, sample.audio_logvar),
-        VIDEO: _encode_array(VIDEO, sample.video_mean, sample.video_logvar),
-        MIRRORED: _encode_array(MIRRORED, sample.mirrored_mean, sample.mirrored_logvar),
-    }
+    return {_member(part): _encode_array(_member(part), *posterior) for part, posterior in sample.parts.items()}
 
 
 def decode_latents(members: Mapping[str, bytes | memoryview]) -> LatentSample:
@@ -56,12 +77,8 @@ def decode_latents(members: Mapping[str, bytes | memoryview]) -> LatentSample:
     Raises:
         ValueError: a member is missing or is not a float16 array of shape (2, C, H, W) with finite values.
     """
-    arrays = []
-    for name in (AUDIO, VIDEO, MIRRORED):
-        if name not in members:
-            raise ValueError(f"contains no latents; its members are {', '.join(members)}")
-        arrays += [*_decode_array(name, members[name])]
-    return LatentSample(*arrays)
+    arrays = {part: _decode_array(_member(part), members[_member(part)]) for part in _stored_parts(members)}
+    return LatentSample.of({part: (array[0], array[1]) for part, array in arrays.items()})
 
 
 def decode_latent_batch(batch: Sequence[Mapping[str, bytes | memoryview]]) -> LatentSample:
@@ -70,23 +87,23 @@ def decode_latent_batch(batch: Sequence[Mapping[str, bytes | memoryview]]) -> La
     Raises:
         ValueError: as :func:`decode_latents`, or the samples have different shapes.
     """
-    arrays = []
-    for name in (AUDIO, VIDEO, MIRRORED):
+    arrays: dict[Part, np.ndarray] = {}
+    for part in _stored_parts(batch[0]):
+        name = _member(part)
         try:
             contents = [members[name] for members in batch]
         except KeyError:
             raise ValueError(f"a sample contains no latents: {name} is missing") from None
-        arrays += [*_decode_arrays(name, contents)]
-    return LatentSample(*arrays)
+        arrays[part] = _decode_arrays(name, contents)
+    return LatentSample.of({part: (array[0], array[1]) for part, array in arrays.items()})
 
 
 def sums(samples: Iterable[LatentSample]) -> Sums:
     """Return the input of :func:`statistics`: float64 sums per channel; "video" includes the mirrored latents."""
     totals: Sums = {}
     for sample in samples:
-        _add(totals, "audio", sample.audio_mean, sample.audio_logvar)
-        _add(totals, "video", sample.video_mean, sample.video_logvar)
-        _add(totals, "video", sample.mirrored_mean, sample.mirrored_logvar)
+        for part, posterior in sample.parts.items():
+            _add(totals, PARTS[part], *posterior)
     return {
         modality: {name: np.asarray(value).tolist() for name, value in total.items()}
         for modality, total in totals.items()
@@ -126,6 +143,18 @@ def _add(totals: Sums, modality: str, mean: np.ndarray, logvar: np.ndarray) -> N
     total = totals.setdefault(modality, dict.fromkeys(part, 0))
     for name, value in part.items():
         total[name] = total[name] + value
+
+
+def _member(part: Part) -> str:
+    return f"{part}.npy"
+
+
+def _stored_parts(members: Mapping[str, bytes | memoryview]) -> list[Part]:
+    """Return the parts in ``members``; raise ValueError unless they are all those of the modalities that are there."""
+    stored: list[Part] = [part for part in PARTS if _member(part) in members]
+    if not stored or stored != parts_of({PARTS[part] for part in stored}):
+        raise ValueError(f"contains no latents; its members are {', '.join(members)}")
+    return stored
 
 
 def _encode_array(name: str, mean: np.ndarray, logvar: np.ndarray) -> bytes:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.modalities import Modality, by_modality
 from mmldm_scale.config import AudioImageConfig, MediaConfig
+from mmldm_scale.config.media import Shape
 from mmldm_scale.shards.index import FORMAT, ShardIndex, shard_name
 from mmldm_scale.shards.json_files import DamagedSet, check_types, read_json, write_json
 
@@ -51,7 +53,7 @@ class Manifest:
         preparation: clips: the settings (source, stride, jpeg_quality, silence_db, …) of the cutting.
         source: latents: {"path", "manifest"}: folder of the clip set relative to this one, sha256 of its manifest.
         autoencoder: latents: {"path", "fingerprint"} of the weights that encoded them.
-        audio_shape, video_shape: latents: (C, H, W) of the two latents.
+        audio_shape, video_shape: latents: (C, H, W) of the two latents; None for a modality that the set does not have.
         statistics: latents: {"audio": {"mean": [C], "std": [C]}, "video": {…}} of latents drawn from their posteriors.
     """
 
@@ -71,6 +73,11 @@ class Manifest:
     audio_shape: tuple[int, int, int] | None = None
     video_shape: tuple[int, int, int] | None = None
     statistics: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> dict[Modality, Shape]:
+        """Shapes (C, H, W) of the latents of the set's modalities; empty for clips."""
+        return by_modality(self.audio_shape, self.video_shape)
 
     def write(self, folder: Path) -> None:
         """Write ``folder/manifest.json`` atomically; the set is finished from then on."""
@@ -130,12 +137,9 @@ class Manifest:
         return None
 
     def _describes_latents(self) -> bool:
-        shapes = {"audio": self.audio_shape, "video": self.video_shape}
-        return all(
-            shape is not None
-            and min(shape) > 0
-            and all(len(self.statistics.get(name, {}).get(moment, ())) == shape[0] for moment in ("mean", "std"))
-            for name, shape in shapes.items()
+        return self.shapes.keys() == self.statistics.keys() != set() and all(
+            min(shape) > 0 and all(len(self.statistics[name].get(moment, ())) == shape[0] for moment in ("mean", "std"))
+            for name, shape in self.shapes.items()
         )
 
 

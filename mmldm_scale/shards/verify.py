@@ -16,7 +16,7 @@ from mmldm_scale.media.clip import MediaError
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.index import ShardIndex
 from mmldm_scale.shards.json_files import DamagedSet
-from mmldm_scale.shards.latents import LatentSample, Sums, decode_latents, statistics, sums
+from mmldm_scale.shards.latents import PARTS, LatentSample, Sums, decode_latents, parts_of, statistics, sums
 from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Manifest, ShardEntry
 
 Members = dict[str, bytes]
@@ -174,10 +174,12 @@ def _check_sample(manifest: Manifest, index: ShardIndex, members: Members) -> li
         decode_clip(members, media=manifest.media)
         return []
     sample = decode_latents(members)
-    for name, array in vars(sample).items():
-        shape = manifest.audio_shape if name.startswith("audio") else manifest.video_shape
-        if array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}; expected {shape}")
+    if list(sample.parts) != parts_of(manifest.shapes):
+        raise ValueError(f"has latents of {', '.join(sample.parts)}; expected {', '.join(parts_of(manifest.shapes))}")
+    for part, (mean, _) in sample.parts.items():
+        shape = manifest.shapes[PARTS[part]]
+        if mean.shape != shape:
+            raise ValueError(f"{part}_mean has shape {mean.shape}; expected {shape}")
     return [sample]
 
 

@@ -10,8 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
+from mmldm_scale.common.modalities import MODALITIES, Modality
 from mmldm_scale.config import MediaConfig, ShardTraining
-from mmldm_scale.media.clip import Clip
+from mmldm_scale.media.clip import NO_FRAMES, NO_SOUND, Clip
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.reader import Sample
 from mmldm_scale.training.data.sample_stream import SampleStream
@@ -33,14 +34,17 @@ class ClipSource(Protocol):
 
 @dataclass(frozen=True)
 class BlankClips:
-    """Black, silent clips without a class."""
+    """Black, silent clips without a class, of ``modalities`` alone."""
 
     media: MediaConfig
+    modalities: Sequence[Modality] = MODALITIES
 
     def clip(self, position: int, frames: Sequence[int] | None = None) -> Clip:
         """Return a black clip with as many frames as ``frames`` has indices (None: all)."""
         count, size = self.media.frames if frames is None else len(frames), self.media.size
-        return Clip(np.zeros((count, size, size, 3), np.uint8), np.zeros(self.media.audio_samples, np.float32))
+        pictures = np.zeros((count, size, size, 3), np.uint8) if "video" in self.modalities else NO_FRAMES
+        sound = np.zeros(self.media.audio_samples, np.float32) if "audio" in self.modalities else NO_SOUND
+        return Clip(pictures, sound)
 
     def labelled(self, position: int) -> tuple[Clip, int]:
         """Return a black clip with all frames, and -1."""
@@ -58,8 +62,19 @@ class Clips:
         UserError: as :class:`SampleStream`.
     """
 
-    def __init__(self, config: ShardTraining, classes: Sequence[str] | None = None) -> None:
-        """Open the sets of ``config``; ``classes`` names the model's classes (None: those of these sets)."""
+    def __init__(
+        self,
+        config: ShardTraining,
+        classes: Sequence[str] | None = None,
+        modalities: Sequence[Modality] = MODALITIES,
+    ) -> None:
+        """Open the sets of ``config``.
+
+        Args:
+            classes: names of the model's classes; None: those of these sets.
+            modalities: what is decoded of a clip; the other has no frames, or no samples.
+        """
+        self._modalities = modalities
         self.samples = SampleStream(config, "clips")
         names = self.samples.mixture.classes
         self.classes = list(names if classes is None else classes)
@@ -83,7 +98,7 @@ class Clips:
         return self.samples.spread(count, lambda samples: self._decode(samples[0], None))
 
     def _decode(self, sample: Sample, frames: Sequence[int] | None) -> Clip:
-        return decode_clip(sample.members, frames, self.media)
+        return decode_clip(sample.members, frames, self.media, self._modalities)
 
     def _label(self, sample: Sample) -> int:
         index = sample.meta.get("class")

@@ -10,6 +10,7 @@ from mmldm_scale import config
 from mmldm_scale.cli import main
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DiffusionConfig, presets
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.dit.config import DiTTraining
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ def test_a_name_without_a_folder_is_the_commands_own() -> None:
 @pytest.mark.parametrize(
     ("name", "folder", "offers"),
     [
-        ("XL", "dit", "must be one of B, L, S, demo, landscape, long, cluster/a800,"),
+        ("XL", "dit", "must be one of B, L, S, audio, demo, landscape, long, video, cluster/a800,"),
         ("cluster/a80", "dit", "must be one of cluster/a800, cluster/local,"),
         ("clusters/a800", "kl_vae", "must be one of demo, finetune, finetune_demo, cluster/a800,"),
         ("../presets/dit/L", "dit", "must be one of B, L,"),
@@ -86,3 +87,16 @@ def test_a_preset_is_one_file(tmp_path, monkeypatch, capsys) -> None:
     assert list(presets.dit_models()) == ["demo", "S", "B", "L", "XL"]
     assert main(["train", "dit", "--preset", "XL", "--print-config"]) == 0
     assert "depth: 40" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_one_modality_alone_is_a_preset_after_the_joint_models(modality: str) -> None:
+    names = ("landscape", f"landscape_{modality}")
+    files = [presets.path(name, "autoencoder") for name in names]
+    autoencoder = config.load(AutoencoderTraining, files, ["shards=x", "kl_vae=y"])
+    assert autoencoder.model.modalities == [modality]
+    assert autoencoder.contrastive_weight == 0
+    assert autoencoder.adversarial.weight == {"video": 0.1, "audio": 0}[modality]
+    files = [presets.path(name, "dit") for name in ("S", "landscape", modality)]
+    dit = config.load(DiTTraining, files, ["shards=x"])
+    assert dit.model == dataclasses.replace(presets.dit_models()["S"], modalities=[modality])

@@ -34,7 +34,7 @@ def test_samples_are_grouped_by_task_with_their_input_beside_them(tmp_path):
     fill(tmp_path, "tensorboard/events", "svg.json")
     page = Page(gallery.write(tmp_path))
     assert page.sources == ["svg_000000.mp4", "svg_000001.mp4", "inputs/v2a_000000.mp4", "v2a_000000.mp4"]
-    assert "Sound and picture svg, 2 samples" in page.text
+    assert "Generated without input svg, 2 samples" in page.text
     assert "Sound to given picture v2a, 1 sample\n" in page.text
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix in (".html", ".tmp")) == ["index.html"]
 

@@ -1,7 +1,8 @@
 """The tokens that the U-Net's cross-attention reads for pictures of one modality (section 3.1, Figure 3b).
 
 They are the other modality's semantic tokens, the class and the modality; cross-attention does not depend on their
-order. For classifier-free guidance null tokens replace all of them but the class.
+order. A model of one modality alone has no semantic tokens, and a class only where clips have classes. For
+classifier-free guidance null tokens replace all of them but the class.
 """
 
 import torch
@@ -12,7 +13,7 @@ class Context(nn.Module):
     """Assembles the context of one modality's pictures, and holds its learned tokens.
 
     Args:
-        semantics: T, number of the other modality's semantic tokens; 0: the context is the modality's token alone.
+        semantics: T, number of the other modality's semantic tokens; 0: there are none.
         width: D, channels of a token.
     """
 
@@ -24,11 +25,10 @@ class Context(nn.Module):
             self.null = nn.Parameter(0.02 * torch.randn(semantics + 1, width))
 
     def forward(self, tokens: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Return the tokens of N pictures, (N, T + 2, D), or (N, 1, D) if the model has no semantics.
+        """Return the tokens of N pictures, (N, T + 2, D), or (N, T + 1, D) if there is no class.
 
         Args:
-            tokens: (N, T + 1, D), the other modality's semantic tokens and, last, the class; (N, 0, D) without
-                semantics.
+            tokens: (N, T + 1, D), the other modality's semantic tokens and, last, the class; (N, T, D) without class.
             dropped: (N,) bool, the pictures that get null tokens in place of semantics and modality; None: none. The
                 null tokens are learned (ours; the public code's are zero), but without semantics zero.
         """

@@ -14,15 +14,16 @@ Shapes: B clips, K pictures of each, N = B·K pictures; KL-VAE latents are (N, c
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from mmldm_scale.common.modalities import OTHER, Modality
 from mmldm_scale.config import AutoencoderConfig, DiffusionConfig
 from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion.noise_process import Diffusion
@@ -31,9 +32,6 @@ from mmldm_scale.models.autoencoder.context import Context
 from mmldm_scale.models.autoencoder.pyramid import FeaturePyramid
 from mmldm_scale.models.autoencoder.unet import UNetInputs, build_unet, predict_inside, predict_skips
 
-Modality = Literal["audio", "video"]
-
-MODALITIES: tuple[Modality, Modality] = ("audio", "video")
 NOISE = DiffusionConfig()  # Stable Diffusion's noise schedule, predicting ε, with which the U-Net is pretrained
 ESTIMATE_VARIANCE = 0.25  # assumed variance of the error of an estimate; clean latents have variance 1
 
@@ -95,11 +93,12 @@ class SignalDecoder(nn.Module):
     """The U-Net and its conditioning: one U-Net for both modalities, or one each (``config.shared_decoder``).
 
     Each modality has its own feature pyramid, frame embeddings and context. U-Nets and class embeddings have the key
-    "shared", or else the keys "audio" and "video".
+    "shared", or else the keys "audio" and "video". A decoder of one modality alone has class embeddings only if there
+    are classes (ours).
 
     Args:
         config: configuration of the whole autoencoder.
-        audio_shape, video_shape: (C, h, w) of the perceptual latents.
+        shapes: (C, h, w) of the perceptual latent of each modality that the model has.
         noise_shape: (c, s, s) of the KL-VAE latents that it denoises.
         frames: F, number of frames of a clip.
         classes: number of classes; one more embedding stands for an unknown class.
@@ -108,8 +107,7 @@ class SignalDecoder(nn.Module):
     def __init__(
         self,
         config: AutoencoderConfig,
-        audio_shape: Shape,
-        video_shape: Shape,
+        shapes: Mapping[Modality, Shape],
         noise_shape: Shape,
         frames: int,
         classes: int,
@@ -120,22 +118,22 @@ class SignalDecoder(nn.Module):
         self.process = Diffusion(NOISE)
         self._predict = predict_inside if unet.features == "inside" else predict_skips
         self.unets, self.class_embeddings = nn.ModuleDict(), nn.ModuleDict()
-        for name in ("shared",) if config.shared_decoder else MODALITIES:
+        for name in ("shared",) if config.shared_decoder else shapes:
             self.unets[name] = build_unet(config, widths, noise_shape)
-            if config.semantics:
+            if config.semantics and (classes or len(shapes) > 1):
                 class_embedding = nn.Embedding(classes + 1, config.semantic_width)  # the last one: unknown
                 nn.init.normal_(class_embedding.weight, std=0.02)
                 self.class_embeddings[name] = class_embedding
         self.pyramids, self.contexts = nn.ModuleDict(), nn.ModuleDict()
         self.frame_embeddings, self.estimators = nn.ModuleDict(), nn.ModuleDict()
-        lengths, shapes = {"audio": 1, "video": frames}, {"audio": audio_shape, "video": video_shape}
-        for name, partner in (MODALITIES, MODALITIES[::-1]):
-            self.pyramids[name] = FeaturePyramid(config, shapes[name], noise_shape[1], lengths[name])
-            self.frame_embeddings[name] = nn.Embedding(lengths[name], unet.width)
-            semantic_tokens = math.prod(shapes[partner][1:]) if config.semantics else 0
-            self.contexts[name] = Context(semantic_tokens, config.semantic_width)
+        lengths = {"audio": 1, "video": frames}
+        for modality, shape in shapes.items():
+            self.pyramids[modality] = FeaturePyramid(config, shape, noise_shape[1], lengths[modality])
+            self.frame_embeddings[modality] = nn.Embedding(lengths[modality], unet.width)
+            partner = shapes.get(OTHER[modality]) if config.semantics else None
+            self.contexts[modality] = Context(math.prod(partner[1:]) if partner else 0, config.semantic_width)
             if unet.estimate:
-                self.estimators[name] = zeroed(nn.Conv2d(widths[0], noise_shape[0], 3, padding=1))
+                self.estimators[modality] = zeroed(nn.Conv2d(widths[0], noise_shape[0], 3, padding=1))
 
     def condition(
         self,
@@ -151,21 +149,22 @@ class SignalDecoder(nn.Module):
             modality: of the pictures.
             latent: (B, C, h, w), the perceptual latent of this modality.
             frames: (B, K) int64, the frames' indices; zeros (B, 1) for the audio image.
-            semantics: (B, T, D), the semantic tokens of the *other* modality; None if the model has no semantics.
+            semantics: (B, T, D), the semantic tokens of the *other* modality; None if the model has none.
             labels: (B,) int64, the clips' classes, -1 for unknown; None: all unknown.
         """
         name = "shared" if self.config.shared_decoder else modality
         count = frames.shape[1]
         embedding = self.frame_embeddings[modality](frames).flatten(0, 1)  # (B·K, E)
         features, finest = self.pyramids[modality](latent, frames, embedding)
-        content, tokens = embedding, embedding.new_empty(len(embedding), 0, self.config.semantic_width)
+        content = embedding
         if self.config.pooled_latent:
             pooled = latent.mean(dim=(2, 3)).repeat_interleave(count, dim=0)  # (B·K, C)
             content = torch.cat([pooled, embedding], dim=1)
-        if semantics is not None:
-            class_token = self._class_token(name, labels, semantics)  # (B, 1, D)
-            tokens = torch.cat([semantics, class_token], dim=1).repeat_interleave(count, dim=0)  # (B·K, T + 1, D)
-        context = self.contexts[modality](tokens)
+        none = embedding.new_empty(len(latent), 0, self.config.semantic_width)  # (B, 0, D)
+        tokens = none if semantics is None else semantics
+        if self.class_embeddings:
+            tokens = torch.cat([tokens, self._class_token(name, labels, latent)], dim=1)  # (B, T + 1, D)
+        context = self.contexts[modality](tokens.repeat_interleave(count, dim=0))  # (B·K, T + 2, D)
         estimate = self._estimate(modality, latent, frames, finest) if self.estimators else None
         return Condition(features, content, context, None, estimate, name)
 
@@ -218,10 +217,10 @@ class SignalDecoder(nn.Module):
             return predicted
         return predicted + self._implied_noise(noisy, time, condition.estimate)
 
-    def _class_token(self, name: str, labels: Tensor | None, semantics: Tensor) -> Tensor:
-        """Return the class embeddings (B, 1, D) of ``labels``, for the clips of ``semantics`` (B, T, D)."""
+    def _class_token(self, name: str, labels: Tensor | None, latent: Tensor) -> Tensor:
+        """Return the class embeddings (B, 1, D) of ``labels``, for the clips of ``latent`` (B, C, h, w)."""
         if labels is None:
-            labels = torch.full((len(semantics),), -1, device=semantics.device)
+            labels = torch.full((len(latent),), -1, device=latent.device)
         rows = torch.where(labels < 0, self.classes, labels)
         return self.class_embeddings[name](rows)[:, None]  # (B, D) -> (B, 1, D)
 

@@ -4,6 +4,10 @@
 posteriors that latent shards hold; :meth:`Autoencoder.decode` turns latents into frames and an audio image, from noise
 that the caller draws. At 256² pixels and f = 8 the latents are 16×8×8 (audio) and 16×16×16 (video).
 
+``config.modalities`` says which of the two a model has. Methods take and return a pair, for audio and video; a model of
+one modality alone takes and returns None for the other. That has no contrastive head (as in the public code) and no
+semantic tokens to read; where clips have classes, a class is predicted from its own semantics and read (ours).
+
 Shapes: B clips of F frames of S×S pixels; KL-VAE latents (c, s, s), s = S/f; perceptual latents (B, C, H_a, W_a) and
 (B, C, H_v, W_v); N pictures.
 """
@@ -20,11 +24,13 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.modalities import OTHER, Modality, as_pair, by_modality
 from mmldm_scale.config import AutoencoderConfig, DecodingConfig, EncoderConfig, MediaConfig
 from mmldm_scale.config.media import Shape
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
-from mmldm_scale.models.autoencoder.decoder import MODALITIES, Condition, SignalDecoder
+from mmldm_scale.models.autoencoder import pictures as pictures_of_clips
+from mmldm_scale.models.autoencoder.decoder import Condition, SignalDecoder
 from mmldm_scale.models.autoencoder.decoding import denoise
 from mmldm_scale.models.autoencoder.encoders import AudioEncoder, VideoEncoder
 from mmldm_scale.models.autoencoder.gaussian import Gaussian
@@ -40,8 +46,18 @@ REASON_LENGTH = 200  # characters of a library's message that are repeated in an
 class Posteriors:
     """Posteriors of the perceptual latents: ``audio`` (B, C, H_a, W_a) and ``video`` (B, C, H_v, W_v)."""
 
-    audio: Gaussian
-    video: Gaussian
+    audio: Gaussian | None = None
+    video: Gaussian | None = None
+
+    @property
+    def present(self) -> dict[Modality, Gaussian]:
+        """The posteriors by modality, without the missing one."""
+        return by_modality(self.audio, self.video)
+
+    @property
+    def means(self) -> tuple[Tensor | None, Tensor | None]:
+        """The means of audio and video, as :meth:`Autoencoder.decode` takes them."""
+        return as_pair({name: posterior.mean for name, posterior in self.present.items()})
 
 
 class Autoencoder(nn.Module):
@@ -50,6 +66,11 @@ class Autoencoder(nn.Module):
     Args:
         vae: the KL-VAE, which is frozen.
         classes: names of the clips' classes; empty: there is no classification head, and every class is unknown.
+
+    Attributes:
+        modalities: those that it encodes and decodes, in the order of all dictionaries by modality.
+        shapes: (C, H, W) of each modality's perceptual latent.
+        noise_shape: (c, s, s) of a picture's KL-VAE latent.
 
     Raises:
         UserError: ``media.size`` is not divisible by the reductions of KL-VAE and encoders, or a key frame is not one
@@ -63,22 +84,28 @@ class Autoencoder(nn.Module):
         self.config, self.media, self.classes = config, media, tuple(classes)
         self.kl_vae = vae.eval().requires_grad_(False)
         channels, size = vae.config["latent_channels"], _divide(media.size, kl_vae.reduction(vae), "the KL-VAE")
-        self.noise_shape: Shape = (channels, size, size)  # of a picture's KL-VAE latent
-        self.audio_shape = _latent_shape(config.audio_encoder, config.latent_channels, size, "model.audio_encoder")
-        self.video_shape = _latent_shape(config.video_encoder, config.latent_channels, size, "model.video_encoder")
-        _check_key_frames(config.video_encoder.key_frames, media.frames)
-        self.audio_encoder = AudioEncoder(config, channels)
-        self.video_encoder = VideoEncoder(config, self.noise_shape, media.frames)
-        if config.semantics:
-            self.audio_projector = Projector(self.audio_shape, config.semantic_width)
-            self.video_projector = Projector(self.video_shape, config.semantic_width)
-            if config.contrastive_width:
+        self.noise_shape: Shape = (channels, size, size)
+        self.modalities: tuple[Modality, ...] = tuple(config.modalities)
+        encoders = by_modality(config.audio_encoder, config.video_encoder)
+        self.shapes: dict[Modality, Shape] = {
+            name: _latent_shape(encoders[name], config.latent_channels, size, f"model.{name}_encoder")
+            for name in self.modalities
+        }
+        if "audio" in self.modalities:
+            self.audio_encoder = AudioEncoder(config, channels)
+        if "video" in self.modalities:
+            _check_key_frames(config.video_encoder.key_frames, media.frames)
+            self.video_encoder = VideoEncoder(config, self.noise_shape, media.frames)
+        if self.has_semantics:
+            for name, shape in self.shapes.items():
+                self.add_module(f"{name}_projector", Projector(shape, config.semantic_width))
+            if self.has_contrastive_head:
                 self.contrastive_head = ContrastiveHead(config.semantic_width, config.contrastive_width)
             if self.classes:
-                self.classification_head = ClassificationHead(config.semantic_width, len(self.classes))
-        self.decoder = SignalDecoder(
-            config, self.audio_shape, self.video_shape, self.noise_shape, media.frames, len(self.classes)
-        )
+                self.classification_head = ClassificationHead(
+                    config.semantic_width, len(self.classes), len(self.modalities)
+                )
+        self.decoder = SignalDecoder(config, self.shapes, self.noise_shape, media.frames, len(self.classes))
         if config.activation_checkpointing:
             self.kl_vae.enable_gradient_checkpointing()
 
@@ -93,9 +120,29 @@ class Autoencoder(nn.Module):
         self.__dict__["kl_vae"] = self._modules.pop("kl_vae")
 
     @property
+    def audio_shape(self) -> Shape | None:
+        """(C, H_a, W_a) of the audio latent; None if the model has no audio."""
+        return self.shapes.get("audio")
+
+    @property
+    def video_shape(self) -> Shape | None:
+        """(C, H_v, W_v) of the video latent; None if the model has no video."""
+        return self.shapes.get("video")
+
+    @property
+    def has_semantics(self) -> bool:
+        """Whether there are projectors: a single modality's would serve nothing but the classification."""
+        return self.config.semantics and (len(self.modalities) > 1 or bool(self.classes))
+
+    @property
+    def has_contrastive_head(self) -> bool:
+        """Whether there is a contrastive head, which compares two modalities."""
+        return self.config.semantics and len(self.modalities) > 1 and bool(self.config.contrastive_width)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The data type of the parameters; the KL-VAE may have another."""
-        return self.audio_encoder.stem.weight.dtype
+        return next(self.decoder.parameters()).dtype
 
     @property
     def temperature(self) -> Tensor:
@@ -114,22 +161,23 @@ class Autoencoder(nn.Module):
         """
         return kl_vae.render(self.kl_vae, latents)
 
-    def posteriors(self, frame_latents: Tensor, audio_latent: Tensor) -> Posteriors:
+    def posteriors(self, frame_latents: Tensor | None, audio_latent: Tensor | None) -> Posteriors:
         """Return the posteriors for KL-VAE latents of frames (B, F, c, s, s) and audio images (B, c, s, s)."""
-        audio = Gaussian.from_moments(self.audio_encoder(audio_latent.to(self.dtype)))
-        video = Gaussian.from_moments(self.video_encoder(frame_latents.to(self.dtype)))
-        return Posteriors(audio, video)
+        latents = self._by_modality(audio_latent, frame_latents)
+        moments = {name: self._part(name, "encoder", latent.to(self.dtype)) for name, latent in latents.items()}
+        return Posteriors(**{name: Gaussian.from_moments(part) for name, part in moments.items()})
 
-    def semantics(self, audio_latent: Tensor, video_latent: Tensor) -> Semantics | None:
+    def semantics(self, audio_latent: Tensor | None, video_latent: Tensor | None) -> Semantics | None:
         """Return the semantic tokens of latents (B, C, H_a, W_a) and (B, C, H_v, W_v).
 
-        None if ``config.semantics`` is false.
+        None if the model has no projectors (:attr:`has_semantics`).
         """
-        if not self.config.semantics:
+        if not self.has_semantics:
             return None
+        latents = self._by_modality(audio_latent, video_latent)
         if self.config.detach_projectors:
-            audio_latent, video_latent = audio_latent.detach(), video_latent.detach()
-        return Semantics(self.audio_projector(audio_latent), self.video_projector(video_latent))
+            latents = {name: latent.detach() for name, latent in latents.items()}
+        return Semantics(**{name: self._part(name, "projector", latent) for name, latent in latents.items()})
 
     def classify(self, semantics: Semantics) -> Tensor:
         """Return the logits (B, n) float32 of the model's n ``classes``; n must be at least 1."""
@@ -137,50 +185,67 @@ class Autoencoder(nn.Module):
 
     def contrast(self, semantics: Semantics) -> tuple[Tensor, Tensor]:
         """Return f_co(s_a) and f_co(s_v) of Eq. 1: vectors of length 1, each (B, config.contrastive_width) float32."""
-        return self.contrastive_head(semantics.audio), self.contrastive_head(semantics.video)
+        audio, video = (self.contrastive_head(tokens) for tokens in semantics.present.values())
+        return audio, video
 
     def conditions(
         self,
-        audio_latent: Tensor,
-        video_latent: Tensor,
-        frames: Tensor,
+        audio_latent: Tensor | None,
+        video_latent: Tensor | None,
+        frames: Tensor | None,
         semantics: Semantics | None,
         labels: Tensor | None = None,
-    ) -> tuple[Condition, Condition]:
+    ) -> tuple[Condition, ...]:
         """Return the decoder's conditions for the audio images (N = B) and for ``frames`` (N = B·K).
 
         Args:
             audio_latent: (B, C, H_a, W_a).
             video_latent: (B, C, H_v, W_v).
-            frames: (B, K) int64, indices of the frames to decode, 0 to F - 1.
+            frames: (B, K) int64, indices of the frames to decode, 0 to F - 1; None without video.
             semantics: of these latents; each modality is decoded with the other's.
             labels: (B,) int64 indices into ``classes``, -1 for unknown; None: all unknown.
+
+        Returns:
+            One condition for each of :attr:`modalities`, in this order.
         """
-        for_audio, for_video = (semantics.video, semantics.audio) if semantics else (None, None)
-        index = torch.zeros_like(frames[:, :1])  # (B, 1): an audio image is its modality's only frame
-        audio = self.decoder.condition("audio", audio_latent, index, for_audio, labels)
-        video = self.decoder.condition("video", video_latent, frames, for_video, labels)
-        return audio, video
+        latents = self._by_modality(audio_latent, video_latent)
+        tokens = semantics.present if semantics else {}
+        first = next(iter(latents.values()))
+        only = torch.zeros(len(first), 1, dtype=torch.long, device=first.device)  # an audio image is the only "frame"
+        indices = by_modality(only, frames)
+        return tuple(
+            self.decoder.condition(name, latent, indices[name], tokens.get(OTHER[name]), labels)
+            for name, latent in latents.items()
+        )
 
     @torch.no_grad()
-    def encode(self, frames: Tensor, audio_image: Tensor) -> Posteriors:
+    def encode(self, frames: Tensor | None, audio_image: Tensor | None) -> Posteriors:
         """Return the posteriors of ``frames`` (B, F, 3, S, S) and ``audio_image`` (B, 3, S, S), both in [-1, 1]."""
-        pictures = torch.cat([frames, audio_image[:, None]], dim=1)  # (B, F + 1, 3, S, S)
-        latents = self.picture_latents(pictures.flatten(0, 1))  # (B·(F + 1), c, s, s)
-        latents = latents.unflatten(0, (len(frames), -1))  # (B, F + 1, c, s, s)
-        return self.posteriors(latents[:, :-1], latents[:, -1])
+        sound = None if audio_image is None else audio_image[:, None]  # (B, 1, 3, S, S)
+        pictures = pictures_of_clips.join(self._by_modality(sound, frames))  # (B, P, 3, S, S)
+        return self.posteriors_of(self.clip_latents(pictures))
+
+    def clip_latents(self, pictures: Tensor) -> Tensor:
+        """Return the scaled KL-VAE latents (B, P, c, s, s) float32 of clips' ``pictures`` (B, P, 3, S, S)."""
+        return self.picture_latents(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
+
+    def posteriors_of(self, latents: Tensor) -> Posteriors:
+        """Return the posteriors of clips by the KL-VAE latents (B, P, c, s, s) of all their pictures."""
+        parts = pictures_of_clips.split(latents, self.modalities)
+        audio, frames = as_pair(parts)
+        return self.posteriors(frames, None if audio is None else audio.squeeze(1))
 
     @torch.no_grad()
     def decode(
         self,
-        audio_latent: Tensor,
-        video_latent: Tensor,
-        audio_noise: Tensor,
-        video_noise: Tensor,
+        audio_latent: Tensor | None,
+        video_latent: Tensor | None,
+        audio_noise: Tensor | None,
+        video_noise: Tensor | None,
         decoding: DecodingConfig,
         labels: Tensor | None = None,
         semantics: Semantics | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Decode the perceptual latents of B clips.
 
         Args:
@@ -194,32 +259,37 @@ class Autoencoder(nn.Module):
             semantics: semantic tokens to decode with; None: those of the latents.
 
         Returns:
-            Frames (B, F, 3, S, S) and audio images (B, 3, S, S), both float32 in [-1, 1].
+            Frames (B, F, 3, S, S) and audio images (B, 3, S, S), both float32 in [-1, 1]; None for a modality that the
+            model does not have, whose latents and noise are None.
         """
-        batch, frames = video_noise.shape[:2]
-        audio_latent, video_latent = audio_latent.to(self.dtype), video_latent.to(self.dtype)
-        semantics = semantics or self.semantics(audio_latent, video_latent)
+        latents = {name: part.to(self.dtype) for name, part in self._by_modality(audio_latent, video_latent).items()}
+        noise = self._by_modality(audio_noise, None if video_noise is None else video_noise.flatten(0, 1))
+        semantics = semantics or self.semantics(*as_pair(latents))
         if labels is None and semantics and self.classes:
             labels = self.classify(semantics).argmax(dim=1)
-        index = torch.arange(frames, device=video_latent.device).expand(batch, -1)  # (B, F)
-        conditions = self.conditions(audio_latent, video_latent, index, semantics, labels)
-        latents = self._denoise([audio_noise, video_noise.flatten(0, 1)], conditions, decoding)  # (B + B·F, c, s, s)
-        groups = latents.split(decoding.pictures or len(latents))
+        clips = (0, 0) if video_noise is None else video_noise.shape[:2]  # B and F
+        index = None if video_noise is None else torch.arange(clips[1], device=video_noise.device).expand(clips[0], -1)
+        conditions = self.conditions(*as_pair(latents), index, semantics, labels)
+        decoded = self._denoise(list(noise.values()), conditions, decoding)  # (B + B·F, c, s, s), audio images first
+        groups = decoded.split(decoding.pictures or len(decoded))
         pictures = torch.cat([kl_vae.decode(self.kl_vae, group) for group in groups])  # (B + B·F, 3, S, S)
-        return pictures[batch:].unflatten(0, (batch, frames)), pictures[:batch]
+        parts = dict(zip(noise, pictures.split([len(part) for part in noise.values()]), strict=True))
+        audio_image, frames = as_pair(parts)
+        return None if frames is None else frames.unflatten(0, clips), audio_image
 
     def _denoise(self, noise: list[Tensor], conditions: Sequence[Condition], decoding: DecodingConfig) -> Tensor:
         """Return the KL-VAE latents (N_a + N_v, c, s, s) of audio images and frames.
 
         Args:
-            noise: of the audio images (N_a, c, s, s) and of the frames (N_v, c, s, s), standard normal.
-            conditions: of the audio images and of the frames.
+            noise: of the audio images (N_a, c, s, s) and of the frames (N_v, c, s, s), standard normal, as far as the
+                model has them.
+            conditions: of the same.
         """
-        scales = (decoding.audio_guidance, decoding.video_guidance)
+        scales = [getattr(decoding, f"{name}_guidance") for name in self.modalities]
         guidance = [part.new_full((len(part),), scale) for part, scale in zip(noise, scales, strict=True)]
         nulls: list[Condition] = []
         if max(scales) > 1:
-            nulls = [self.decoder.null(name, part) for name, part in zip(MODALITIES, conditions, strict=True)]
+            nulls = [self.decoder.null(name, part) for name, part in zip(self.modalities, conditions, strict=True)]
         if self.config.shared_decoder:  # the U-Net processes pictures of both modalities together
             noise, guidance = [torch.cat(noise)], [torch.cat(guidance)]
             conditions, nulls = [Condition.join(conditions)], [Condition.join(nulls)] if nulls else []
@@ -228,6 +298,18 @@ class Autoencoder(nn.Module):
         return torch.cat(
             [denoise(self.decoder, start, condition, null, decoding, scale) for start, condition, null, scale in parts]
         )
+
+    def _by_modality(self, audio: Tensor | None, video: Tensor | None) -> dict[Modality, Tensor]:
+        """Return the values by modality; raise ValueError unless they are there for the model's modalities alone."""
+        values = by_modality(audio, video)
+        if tuple(values) != self.modalities:
+            raise ValueError(f"values are needed of {' and '.join(self.modalities)}, not of {' and '.join(values)}")
+        return values
+
+    def _part(self, modality: Modality, part: str, latent: Tensor) -> Tensor:
+        """Return the output of a modality's "encoder" or "projector" for its ``latent``."""
+        output: Tensor = self.get_submodule(f"{modality}_{part}")(latent)
+        return output
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the whole model, including the KL-VAE, as a weights folder of kind "autoencoder"."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmldm_scale.common.modalities import MODALITIES, Modality, by_modality
 from mmldm_scale.models.autoencoder.blocks import residual_block
 
 INITIAL_TEMPERATURE, MAXIMAL_TEMPERATURE = 1 / 0.07, 100.0  # factors of similarities; CLIP's (arXiv 2103.00020)
@@ -20,10 +21,18 @@ INITIAL_TEMPERATURE, MAXIMAL_TEMPERATURE = 1 / 0.07, 100.0  # factors of similar
 
 @dataclass(frozen=True)
 class Semantics:
-    """Semantic tokens of clips: ``audio`` (B, T_a, D) and ``video`` (B, T_v, D), in raster order of the latents."""
+    """Semantic tokens of clips: ``audio`` (B, T_a, D) and ``video`` (B, T_v, D), in raster order of the latents.
 
-    audio: Tensor
-    video: Tensor
+    None stands for a modality that the model does not have.
+    """
+
+    audio: Tensor | None = None
+    video: Tensor | None = None
+
+    @property
+    def present(self) -> dict[Modality, Tensor]:
+        """The tokens by modality, without the missing one."""
+        return by_modality(self.audio, self.video)
 
 
 class Projector(nn.Module):
@@ -44,16 +53,16 @@ class Projector(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """Semantic tokens of both modalities → logits of the clip's class."""
+    """Semantic tokens of both modalities, or of the only one → logits of the clip's class."""
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, classes: int, modalities: int = len(MODALITIES)) -> None:
         super().__init__()
-        self.hidden = nn.Linear(2 * width, width)
+        self.hidden = nn.Linear(modalities * width, width)
         self.out = nn.Linear(width, classes)
 
     def forward(self, semantics: Semantics) -> Tensor:
         """Return the logits (B, classes), float32, of ``semantics``, tokens (B, T_a, D) and (B, T_v, D)."""
-        pooled = torch.cat([semantics.audio.mean(dim=1), semantics.video.mean(dim=1)], dim=1)  # (B, 2·D)
+        pooled = torch.cat([tokens.mean(dim=1) for tokens in semantics.present.values()], dim=1)  # (B, 2·D or D)
         return self.out(F.gelu(self.hidden(pooled))).float()
 
 

@@ -48,3 +48,16 @@ class AutoencoderTraining(ShardTraining):
         for key in ("condition_dropout", "flip"):
             require(0 <= getattr(self, key) <= 1, key, f"{getattr(self, key):g}: must be in 0..1")
         require(self.frames_per_clip >= 1, "frames_per_clip", f"{self.frames_per_clip}: must be at least 1")
+        self.loss_weights.check(self.model.modalities)
+        if len(self.model.modalities) == 1:
+            self._check_one_modality()
+
+    def _check_one_modality(self) -> None:
+        """Raise UserError if the loss has terms that need the modality that the model does not have."""
+        name = self.model.modalities[0]
+        weight = self.contrastive_weight
+        problem = f"{weight:g}: must be 0 with model.modalities=[{name}]: the term compares sound with pictures"
+        require(weight == 0, "contrastive_weight", problem)
+        weight = self.adversarial.weight
+        problem = f"{weight:g}: must be 0 with model.modalities=[audio]: the discriminator judges frames"
+        require(weight == 0 or name != "audio", "adversarial.weight", problem)

@@ -18,7 +18,7 @@ class ClipDataset:
 
     def __init__(self, config: AutoencoderTraining, clips: ClipSource, model: Autoencoder) -> None:
         self.config, self.clips = config, clips
-        self.shapes = {"audio_noise": model.audio_shape, "video_noise": model.video_shape}
+        self.shapes = model.shapes
         self.noise_shape = model.noise_shape
         self.steps = DiffusionConfig().steps
 
@@ -30,16 +30,20 @@ class ClipDataset:
         """Return the sample at ``position``; :meth:`Reconstruction.forward` describes its entries."""
         random = rng.generator(self.config.training.seed, "autoencoder", position)
         total = self.clips.media.frames
-        count = min(self.config.frames_per_clip, total)
+        count = min(self.config.frames_per_clip, total) if "video" in self.shapes else 0
+        pictures = count + ("audio" in self.shapes)
         clip, label = self.clips.labelled(position)
         mirrored = random.random() < self.config.flip
-        frames = clip.frames[:, :, ::-1] if mirrored else clip.frames
         drawn = {
             "targets": random.choice(total, count, replace=False),
-            "time": random.integers(self.steps, size=count + 1),  # uniform, and independent for each picture
-            "noise": random.standard_normal((count + 1, *self.noise_shape), dtype=np.float32),
-            **{name: random.standard_normal(shape, dtype=np.float32) for name, shape in self.shapes.items()},
-            "dropped": random.random(count + 1) < self.config.condition_dropout,
+            "time": random.integers(self.steps, size=pictures),  # uniform, and independent for each picture
+            "noise": random.standard_normal((pictures, *self.noise_shape), dtype=np.float32),
+            **{f"{name}_noise": random.standard_normal(shape, dtype=np.float32) for name, shape in self.shapes.items()},
+            "dropped": random.random(pictures) < self.config.condition_dropout,
         }
-        sample = {"frames": np.ascontiguousarray(frames), "waveform": clip.waveform, "label": np.array(label), **drawn}
+        sample = {"label": np.array(label), **drawn}
+        if "video" in self.shapes:
+            sample["frames"] = np.ascontiguousarray(clip.frames[:, :, ::-1] if mirrored else clip.frames)
+        if "audio" in self.shapes:
+            sample["waveform"] = clip.waveform
         return {name: torch.from_numpy(array) for name, array in sample.items()}

@@ -21,7 +21,7 @@ from mmldm_scale.config import KLVAEConfig, MediaConfig
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.decoding import check_decoding
-from mmldm_scale.models.autoencoder.discriminator import PICTURES, AudioVideoDiscriminator
+from mmldm_scale.models.autoencoder.discriminator import FRAMES, PICTURES, AudioVideoDiscriminator
 from mmldm_scale.models.autoencoder.model import Autoencoder, save
 from mmldm_scale.models.autoencoder.stable_diffusion import load_unet
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
@@ -59,7 +59,7 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
     """
     check_decoding(config.preview, "preview.")
     vae = kl_vae.load(config.kl_vae)
-    clips = Clips(config)
+    clips = Clips(config, modalities=config.model.modalities)
     _check_frames(config, clips.media)
     frozen = {f"{FROZEN}{name}": tensor for name, tensor in vae.state_dict().items()}
     vae.to(training_device())  # type: ignore[arg-type]  # diffusers wraps the method untyped
@@ -116,7 +116,7 @@ def outline(
         group = micro_batch if contrasts(config) else 0  # clips of other processes use little of this one's memory
         module = Reconstruction(config, media, vae, [""] * classes, group)
         discriminator = _discriminator(config)
-    sample = ClipDataset(config, BlankClips(media), module.autoencoder)[0]
+    sample = ClipDataset(config, BlankClips(media, config.model.modalities), module.autoencoder)[0]
     return StepOutline(
         module=module,
         batch=repeat_sample(sample, micro_batch, device),
@@ -133,7 +133,7 @@ def outline(
 def _validation(config: AutoencoderTraining, clips: Clips, module: Reconstruction) -> ValidationSamples:
     """Return the validation clips, in whole groups of the clips that the contrastive loss compares."""
     settings = validation_set.settings(config, config.validation, flip=0.0, condition_dropout=0.0)
-    held_out = Clips(settings, clips.classes)
+    held_out = Clips(settings, clips.classes, config.model.modalities)
     dataset = ClipDataset(settings, held_out, module.autoencoder)
     mixtures = held_out.samples.mixture, clips.samples.mixture
     count = config.training.validation_samples
@@ -144,8 +144,13 @@ def _discriminator(config: AutoencoderTraining) -> Discriminator | None:
     adversarial = config.adversarial
     if not adversarial.weight:
         return None
-    network = AudioVideoDiscriminator(config.discriminator)
+    network = AudioVideoDiscriminator(config.discriminator, _judged(config))
     return Discriminator(AdversarialLoss(network, fake_arrangements, adversarial.loss), adversarial)
+
+
+def _judged(config: AutoencoderTraining) -> int:
+    """Return how many pictures the discriminator judges together: two frames, and the audio image."""
+    return PICTURES if "audio" in config.model.modalities else FRAMES
 
 
 def _check_frames(config: AutoencoderTraining, media: MediaConfig) -> None:
@@ -174,27 +179,29 @@ def forward_flops(config: AutoencoderTraining, model: Autoencoder) -> float:
     real pictures and fakes, takes full passes.
     """
     media, count = model.media, min(config.frames_per_clip, model.media.frames)
+    judged, total = _judged(config), media.frames * ("video" in model.modalities) + ("audio" in model.modalities)
     with torch.device("meta"):
         twin = Autoencoder(model.config, media, AutoencoderKL.from_config(model.kl_vae.config), model.classes)
         twin.requires_grad_(False)
-        network = AudioVideoDiscriminator(config.discriminator)
-        pictures = torch.empty(PICTURES, 3, media.size, media.size)
+        network = AudioVideoDiscriminator(config.discriminator, judged)
+        pictures = torch.empty(judged, 3, media.size, media.size)
         conditioned = media.frames if model.config.decoder.estimate else count  # frames with a condition
         targets, times = torch.empty(1, conditioned, dtype=torch.long), torch.empty(count, dtype=torch.long)
-        noisy = torch.empty(max(count, PICTURES), *model.noise_shape)
+        noisy = torch.empty(max(count, judged), *model.noise_shape)
 
     def train() -> None:
-        clean = noisy[:1]
-        posteriors = twin.posteriors(clean.expand(1, media.frames, *model.noise_shape), clean)
-        means = posteriors.audio.mean, posteriors.video.mean
-        audio, video = twin.conditions(*means, targets, twin.semantics(*means))
-        twin.decoder(noisy[:1], times[:1], audio)
-        twin.decoder(noisy[:count], times, video.select(torch.empty(count, dtype=torch.long)))
+        means = twin.posteriors_of(noisy[:1].expand(1, total, *model.noise_shape)).means
+        conditions = dict(zip(twin.modalities, twin.conditions(*means, targets, twin.semantics(*means)), strict=True))
+        if "audio" in conditions:
+            twin.decoder(noisy[:1], times[:1], conditions["audio"])
+        if "video" in conditions:
+            rows = torch.empty(count, dtype=torch.long)
+            twin.decoder(noisy[:count], times, conditions["video"].select(rows))
 
-    total = flops_of(train) + flops_of(lambda: twin.picture_latents(pictures[:1])) * (media.frames + 1) / 3
+    flops = flops_of(train) + flops_of(lambda: twin.picture_latents(pictures[:1])) * total / 3
     if config.adversarial.weight:
-        decoding = flops_of(lambda: twin.picture(noisy[:PICTURES]))
+        decoding = flops_of(lambda: twin.picture(noisy[:judged]))
         thirds = 3 if config.real_pictures == "kl_vae" else 2
         passes = 1 + len(fake_arrangements(pictures[None], pictures[None])) + 2 / 3
-        total += thirds / 3 * decoding + passes * flops_of(lambda: network(pictures[None]))
-    return total
+        flops += thirds / 3 * decoding + passes * flops_of(lambda: network(pictures[None]))
+    return flops

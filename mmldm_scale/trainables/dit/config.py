@@ -52,3 +52,17 @@ class DiTTraining(ShardTraining):
         require(valid, "diffusion.continued", f"{self.diffusion.continued:g}: needs model.continuation=true")
         valid = self.model.context_tokens > 0 or self.context.kind == "none"
         require(valid, "context.kind", f"{self.context.kind}: needs model.context_tokens of at least 1")
+        self.loss_weights.check(self.model.modalities)
+        if len(self.model.modalities) == 1:
+            self._check_one_modality()
+
+    def _check_one_modality(self) -> None:
+        """Raise UserError if a task or a term of the loss needs the modality that the model does not have."""
+        needs_both = {
+            "diffusion.audio_conditioned": self.diffusion.audio_conditioned,
+            "diffusion.video_conditioned": self.diffusion.video_conditioned,
+            "contrastive.weight": self.contrastive.weight,
+        }
+        for key, value in needs_both.items():
+            problem = f"{value:g}: must be 0 with model.modalities=[{self.model.modalities[0]}]: it needs both"
+            require(value == 0, key, problem)

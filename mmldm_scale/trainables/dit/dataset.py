@@ -5,9 +5,8 @@ posteriors or draws from them, and normalises with the set's statistics. A sampl
 position), and so is the preceding clip of a sample that continues it.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +15,12 @@ from torch import Tensor
 
 from mmldm_scale.common import rng
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.modalities import Modality, as_pair
 from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion import loss as diffusion_loss
 from mmldm_scale.diffusion.conditions import context_dropped, previous_seen
 from mmldm_scale.diffusion.normalise import Statistics, normalise
-from mmldm_scale.shards.latents import LatentSample, decode_latent_batch
+from mmldm_scale.shards.latents import PARTS, LatentSample, Part, decode_latent_batch, parts_of
 from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.shards.reader import Sample
 from mmldm_scale.trainables.dit.config import DiTTraining
@@ -51,20 +51,18 @@ class SampleMaker:
     def __init__(
         self,
         config: DiTTraining,
-        audio_shape: Shape,
-        video_shape: Shape,
-        statistics: dict[str, Statistics],
+        shapes: Mapping[Modality, Shape],
+        statistics: Mapping[str, Statistics],
         null_context: Batch,
     ) -> None:
         """Set what all samples share.
 
         Args:
-            audio_shape: (C, H, W) of the audio latents.
-            video_shape: (C, H, W) of the video latents.
+            shapes: (C, H, W) of the latents of the model's modalities.
             statistics: mean and standard deviation of each channel, by modality ("audio", "video").
             null_context: the context of a sample that has none; {} if no sample has a context.
         """
-        self._config, self._shapes = config, (audio_shape, video_shape)
+        self._config, self._shapes = config, shapes
         self._statistics, self._null_context = statistics, null_context
 
     def make(
@@ -90,19 +88,13 @@ class SampleMaker:
             (C, H, W) float32, timestep and flags ().
         """
         config, seed = self._config, self._config.training.seed
-        drawn = diffusion_loss.draw(config.diffusion, *self._shapes, seed, position)
+        drawn = diffusion_loss.draw(config.diffusion, *as_pair(self._shapes), seed, position)
         random = rng.generator(seed, "dit/latents", position)
         mirrored = random.random() < config.flip
-        audio, video = self._latents(latents, mirrored, random)
-        sample = {
-            "audio": audio,
-            "video": video,
-            "audio_noise": torch.from_numpy(drawn.audio_noise),
-            "video_noise": torch.from_numpy(drawn.video_noise),
-            "time": torch.tensor(drawn.time),
-            "audio_given": torch.tensor(drawn.audio_given),
-            "video_given": torch.tensor(drawn.video_given),
-        }
+        sample: Batch = {**self._latents(latents, mirrored, random), "time": torch.tensor(drawn.time)}
+        for name in self._shapes:
+            sample[f"{name}_noise"] = torch.from_numpy(getattr(drawn, f"{name}_noise"))
+            sample[f"{name}_given"] = torch.tensor(getattr(drawn, f"{name}_given"))
         dropped = self._null_context and context_dropped(config.context.dropout, seed, position)
         sample |= self._null_context if dropped else context
         if config.diffusion.continued:
@@ -115,53 +107,42 @@ class SampleMaker:
         """Return the preceding clip as a condition of the sample at ``position``; zeros if ``previous`` is None."""
         seed = self._config.training.seed
         seen: tuple[str, ...] = ()
-        audio, video = (torch.zeros(shape) for shape in self._shapes)
+        latents = {name: torch.zeros(shape) for name, shape in self._shapes.items()}
         if previous is not None:
             random = rng.generator(seed, "dit/previous", position)
-            audio, video = self._latents(previous, mirrored, random)
+            latents = self._latents(previous, mirrored, random)
             seen = previous_seen(self._config.diffusion, seed, position)
-        return {
-            "previous_audio": audio,
-            "previous_video": video,
-            "previous_audio_given": torch.tensor("audio" in seen),
-            "previous_video_given": torch.tensor("video" in seen),
+        return {f"previous_{name}": latent for name, latent in latents.items()} | {
+            f"previous_{name}_given": torch.tensor(name in seen) for name in latents
         }
 
     def _partners(self, position: int, other: LatentSample, displaced: LatentSample | None) -> Batch:
         """Return the mismatched latents of the contrastive loss for the sample at ``position``."""
         seed = self._config.training.seed
         random = rng.generator(seed, "dit/contrastive/other", position)
-        other_audio, other_video = self._latents(other, random.random() < self._config.flip, random)
-        displaced_audio = torch.zeros(self._shapes[0])
+        others = self._latents(other, random.random() < self._config.flip, random)
+        displaced_audio = torch.zeros(self._shapes["audio"])
         if displaced is not None:
-            displaced_audio = self._audio(displaced, rng.generator(seed, "dit/contrastive/displaced", position))
+            random = rng.generator(seed, "dit/contrastive/displaced", position)
+            displaced_audio = self._latent("audio", *displaced.parts["audio"], random)
         return {
-            "other_audio": other_audio,
-            "other_video": other_video,
+            **{f"other_{name}": latent for name, latent in others.items()},
             "displaced_audio": displaced_audio,
             "displaced_given": torch.tensor(displaced is not None),
         }
 
-    def _latents(self, latents: LatentSample, mirrored: bool, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Return normalised audio and video latents (C, H, W) of the posteriors ``latents``, as ``posterior`` says."""
-        video_mean, video_logvar = latents.video_mean, latents.video_logvar
-        if mirrored:
-            video_mean, video_logvar = latents.mirrored_mean, latents.mirrored_logvar
-        audio = self._audio(latents, random)
-        return audio, normalise(self._latent(video_mean, video_logvar, random), self._statistics["video"])
+    def _latents(self, latents: LatentSample, mirrored: bool, random: np.random.Generator) -> dict[Modality, Tensor]:
+        """Return normalised latents (C, H, W) of the posteriors ``latents`` by modality, as ``posterior`` says."""
+        parts: dict[Modality, Part] = {"audio": "audio", "video": "mirrored" if mirrored else "video"}
+        return {name: self._latent(name, *latents.parts[parts[name]], random) for name in self._shapes}
 
-    def _audio(self, latents: LatentSample, random: np.random.Generator) -> Tensor:
-        """Return the normalised audio latents (C, H, W) of the posterior in ``latents``."""
-        audio = self._latent(latents.audio_mean, latents.audio_logvar, random)
-        return normalise(audio, self._statistics["audio"])
-
-    def _latent(self, mean: np.ndarray, logvar: np.ndarray, random: np.random.Generator) -> Tensor:
-        """Return the float32 mode of N(``mean``, exp(``logvar``)) or a draw from it, all (C, H, W)."""
+    def _latent(self, modality: Modality, mean: np.ndarray, logvar: np.ndarray, random: np.random.Generator) -> Tensor:
+        """Return the normalised mode of N(``mean``, exp(``logvar``)) or a draw from it, all (C, H, W), float32."""
         latent = mean.astype(np.float32)
         if self._config.posterior == "draw":
             noise = random.standard_normal(mean.shape, dtype=np.float32)
             latent = latent + np.exp(0.5 * logvar.astype(np.float32)) * noise
-        return torch.from_numpy(latent)
+        return normalise(torch.from_numpy(latent), self._statistics[modality])
 
 
 class LatentDataset:
@@ -170,8 +151,7 @@ class LatentDataset:
     Attributes:
         samples: the clips of the shard sets.
         classes: names of the model's classes; empty unless ``context.kind`` is "class".
-        audio_shape: (C, H, W) of the audio latents.
-        video_shape: (C, H, W) of the video latents.
+        shapes: (C, H, W) of the latents of the model's modalities.
     """
 
     def __init__(
@@ -194,12 +174,10 @@ class LatentDataset:
         mixture = self.samples.mixture
         model_classes = list(mixture.classes if classes is None else classes)
         self.classes = model_classes if config.context.kind == "class" else []
-        self.audio_shape, self.video_shape = _latent_shapes(mixture.manifest)
+        self.shapes = _latent_shapes(mixture.manifest, config.model.modalities)
         self._context = build_context(config.context, config.model, mixture.classes, self.classes)
         null_context = self._context.null() if self._context else {}
-        self._maker = SampleMaker(
-            config, self.audio_shape, self.video_shape, statistics or mixture.statistics, null_context
-        )
+        self._maker = SampleMaker(config, self.shapes, statistics or mixture.statistics, null_context)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -260,24 +238,30 @@ class LatentDataset:
     def _decode(self, samples: Sequence[Sample]) -> LatentSample:
         """Return the posteriors of ``samples``, (B, C, H, W) each; raise ValueError if their shapes are wrong."""
         latents = decode_latent_batch([sample.members for sample in samples])
-        shapes = latents.audio_mean.shape[1:], latents.video_mean.shape[1:], latents.mirrored_mean.shape[1:]
-        if shapes != (self.audio_shape, self.video_shape, self.video_shape):
-            raise ValueError(f"latents of shapes {shapes}, not {self.audio_shape} and {self.video_shape}")
+        shapes = {part: mean.shape[1:] for part, (mean, _) in latents.parts.items()}
+        expected = {part: self.shapes[PARTS[part]] for part in parts_of(self.shapes)}
+        if shapes != expected:
+            raise ValueError(f"latents of shapes {shapes}, not {expected}")
         return latents
 
 
-def _latent_shapes(manifest: Manifest) -> tuple[Shape, Shape]:
-    """Return the shapes (C, H, W) of the audio and video latents of a set.
+def _latent_shapes(manifest: Manifest, modalities: Sequence[Modality]) -> dict[Modality, Shape]:
+    """Return the shapes (C, H, W) of the latents of a set, by modality.
 
     Raises:
-        UserError: the manifest does not have them.
+        UserError: the set does not have the model's ``modalities``, or others as well.
     """
-    if manifest.audio_shape is None or manifest.video_shape is None:
-        raise UserError("shards: the manifest must have audio_shape and video_shape")
-    return manifest.audio_shape, manifest.video_shape
+    if list(manifest.shapes) != list(modalities):
+        names = ["model.modalities=[" + ", ".join(names) + "]" for names in (modalities, manifest.shapes)]
+        raise UserError(f"shards: hold latents of {' and '.join(manifest.shapes)}; {names[0]} must be {names[1]}")
+    return manifest.shapes
 
 
 def _rows(latents: LatentSample) -> list[LatentSample]:
     """Return the samples (C, H, W) of the batch ``latents`` (B, C, H, W)."""
-    columns = (getattr(latents, field.name) for field in dataclasses.fields(latents))
-    return [LatentSample(*row) for row in zip(*columns, strict=True)]
+    parts = latents.parts
+    count = len(next(iter(parts.values()))[0])
+    return [
+        LatentSample.of({part: (mean[row], logvar[row]) for part, (mean, logvar) in parts.items()})
+        for row in range(count)
+    ]

@@ -23,16 +23,16 @@ class NoisePrediction(nn.Module):
     def __init__(
         self,
         config: DiTTraining,
-        audio_shape: Shape,
-        video_shape: Shape,
+        audio_shape: Shape | None,
+        video_shape: Shape | None,
         classes: int = 0,
         model: DiTConfig | None = None,
     ) -> None:
         """Build the network.
 
         Args:
-            audio_shape: (C, H, W) of the audio latents.
-            video_shape: (C, H, W) of the video latents.
+            audio_shape: (C, H, W) of the audio latents; without effect in a model without audio.
+            video_shape: (C, H, W) of the video latents, likewise.
             classes: number of classes of the class context; 0: none.
             model: the network's configuration; None: that of ``config``.
         """

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.common.device import training_device
+from mmldm_scale.common.modalities import as_pair
 from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion import contrastive
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
-from mmldm_scale.models.dit import LAYOUT
+from mmldm_scale.models.dit import LAYOUT, latent_shapes
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs
 from mmldm_scale.models.precision import DTYPES
-from mmldm_scale.shards.latents import LatentSample
+from mmldm_scale.shards.latents import PARTS, LatentSample, parts_of
 from mmldm_scale.shards.mixture import Mixture
 from mmldm_scale.trainables.dit import preview
 from mmldm_scale.trainables.dit.config import DiTTraining
@@ -45,7 +46,8 @@ def build_trainable(config: DiTTraining) -> Trainable:
     choose_backend(config.model.attention, training_device(), dtype, head_width)  # raises now if it cannot work
     dataset = LatentDataset(config)
     mixture = dataset.samples.mixture
-    module = NoisePrediction(config, dataset.audio_shape, dataset.video_shape, len(dataset.classes))
+    shapes = as_pair(dataset.shapes)
+    module = NoisePrediction(config, *shapes, len(dataset.classes))
     description = _description(config, mixture, dataset.classes)
     write_weights = functools.partial(_write_weights, description)
     return Trainable(
@@ -53,7 +55,7 @@ def build_trainable(config: DiTTraining) -> Trainable:
         module=module,
         dataset=dataset,
         inputs={"shards": mixture.fingerprint, **dataset.inputs},
-        flops_per_sample=forward_flops(config, dataset.audio_shape, dataset.video_shape),
+        flops_per_sample=forward_flops(config, *shapes),
         write_weights=write_weights,
         weights_layout=WeightsLayout(
             prefix="dit.",
@@ -79,20 +81,21 @@ def outline(
     video_shape: Shape = VIDEO_SHAPE,
     device: str = "meta",
 ) -> StepOutline:
-    """Return a micro-step of the DiT on latents of these shapes, (C, H, W), on ``device``."""
+    """Return a micro-step of the DiT on latents of these shapes, (C, H, W), on ``device``.
+
+    A model of one modality alone has that one's.
+    """
     classes = int(config.context.kind == "class")  # their number hardly counts beside the model
     backend = config.model.attention if config.model.attention == "math" else "sdpa"  # "meta" has no other
     model = dataclasses.replace(config.model, attention=backend, compile=False)
     with torch.device(device):
         module = NoisePrediction(config, audio_shape, video_shape, classes, model)
-    unit = {
-        name: {"mean": [0.0] * shape[0], "std": [1.0] * shape[0]}
-        for name, shape in (("audio", audio_shape), ("video", video_shape))
-    }
+    shapes = latent_shapes(config.model, audio_shape, video_shape)
+    unit = {name: {"mean": [0.0] * shape[0], "std": [1.0] * shape[0]} for name, shape in shapes.items()}
     context = null_context(config.context, config.model)
-    maker = SampleMaker(config, audio_shape, video_shape, unit, context)
-    audio, video = (np.zeros(shape, np.float16) for shape in (audio_shape, video_shape))
-    latents = LatentSample(audio, audio, video, video, video, video)
+    maker = SampleMaker(config, shapes, unit, context)
+    zeros = {part: np.zeros(shapes[PARTS[part]], np.float16) for part in parts_of(shapes)}
+    latents = LatentSample.of({part: (array, array) for part, array in zeros.items()})
     sample = maker.make(0, latents, context, other=latents if config.contrastive.weight else None, displaced=latents)
     return StepOutline(
         module=module,
@@ -104,7 +107,7 @@ def outline(
     )
 
 
-def forward_flops(config: DiTTraining, audio_shape: Shape, video_shape: Shape) -> float:
+def forward_flops(config: DiTTraining, audio_shape: Shape | None, video_shape: Shape | None) -> float:
     """Return a sample's forward FLOPs, of which training takes three times as many; contrastive passes are counted."""
     passes = contrastive.PASSES if config.contrastive.weight else 1
     return passes * dit_macs(config.model, audio_shape, video_shape).flops

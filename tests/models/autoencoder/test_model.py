@@ -301,3 +301,53 @@ def test_a_size_that_does_not_divide_is_refused():
             MediaConfig(size=30, audio=tiny_autoencoder.AUDIO),
             kl_vae.build(tiny_autoencoder.KL_VAE),
         )
+
+
+@pytest.mark.parametrize("own", ["audio", "video"])
+@torch.no_grad()
+def test_one_modality_alone_is_its_part_of_the_joint_model(own):
+    """Without semantics the modalities of the joint model do not affect each other."""
+    joint = tiny_autoencoder.opened(tiny_autoencoder.build(semantics=False))
+    alone = tiny_autoencoder.build(semantics=False, modalities=[own])
+    names = alone.state_dict().keys()
+    alone.load_state_dict({name: value for name, value in joint.state_dict().items() if name in names})
+    assert {name.split(".")[0] for name in names} == {"kl_vae", f"{own}_encoder", "decoder"}
+    frames, audio = tiny_autoencoder.clips(2)
+    both, one = joint.encode(frames, audio), alone.encode(*(frames, None) if own == "video" else (None, audio))
+    assert one.present.keys() == {own}
+    torch.testing.assert_close(one.present[own].mean, both.present[own].mean)
+    random = torch.Generator().manual_seed(1)
+    noise = {
+        "audio": torch.randn(2, *joint.noise_shape, generator=random),
+        "video": torch.randn(2, 4, *joint.noise_shape, generator=random),
+    }
+    decoding = DecodingConfig(steps=2, video_guidance=2.0)
+    expected = joint.decode(*both.means, *noise.values(), decoding)
+    decoded = alone.decode(*one.means, *(noise[name] if name == own else None for name in noise), decoding)
+    for part, whole, name in zip(decoded, expected, ("video", "audio"), strict=True):
+        if name == own:
+            torch.testing.assert_close(part, whole, atol=1e-4, rtol=1e-4)
+        else:
+            assert part is None
+    with pytest.raises(ValueError, match=f"values are needed of {own}, not of audio and video"):
+        alone.decode(*both.means, *noise.values(), decoding)
+
+
+def test_one_modality_alone_predicts_and_reads_classes_of_its_own():
+    model = tiny_autoencoder.build(classes=["a", "b"], modalities=["video"])
+    names = {name for name, _ in model.named_children()}
+    assert names == {"kl_vae", "video_encoder", "video_projector", "classification_head", "decoder"}
+    latent = torch.randn(2, *model.video_shape, generator=torch.Generator().manual_seed(0))
+    semantics = model.semantics(None, latent)
+    assert model.classify(semantics).shape == (2, 2)
+    (condition,) = model.conditions(None, latent, torch.zeros(2, 1, dtype=torch.long), semantics, torch.tensor([1, -1]))
+    tokens = condition.tokens
+    assert tokens.shape == (2, 2, 16)  # the class and the modality; no other modality's semantics
+    embeddings = model.decoder.class_embeddings["shared"].weight
+    assert torch.equal(tokens[:, 0], embeddings[[1, 2]])  # the last one is of unknown classes
+    null = model.decoder.null("video", condition).tokens
+    assert torch.equal(null[:, 0], tokens[:, 0])
+    assert not null[:, 1].any()
+    without = tiny_autoencoder.build(modalities=["video"])  # no class: neither projector nor class embeddings
+    assert without.semantics(None, latent) is None
+    assert not without.decoder.class_embeddings
