@@ -98,8 +98,8 @@ def sampled(trainable: Trainable, like: dict[str, Tensor]) -> dict[str, dict[str
     noise = Latents(like["audio_noise"][:SAMPLED], like["video_noise"][:SAMPLED])
     module: Any = trainable.module  # whatever the DiT's trainable builds
     made = sample_latents(module.dit.eval(), module.process, "svg", noise, SAMPLING_STEPS)
-    pairs = made.present | {"audio of data": like["audio"], "video of data": like["video"]}
-    return {name: {"mean": round(x.mean().item(), 3), "std": round(x.std().item(), 3)} for name, x in pairs.items()}
+    pairs = [*made.present.items(), *((f"{name} of data", like[name]) for name in made.present)]
+    return {name: {"mean": round(x.mean().item(), 3), "std": round(x.std().item(), 3)} for name, x in pairs}
 
 
 if __name__ == "__main__":

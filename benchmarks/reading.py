@@ -62,7 +62,7 @@ def of_latents(folder: Path) -> dict[str, object]:
         for first in range(0, len(stream), BATCH):
             positions = range(first, min(first + BATCH, len(stream)))
             batch = decode_latent_batch([sample.members for sample in stream.read(positions)])
-            yield len(batch.audio_mean)
+            yield len(batch.parts["audio"][0])
 
     def decoded() -> webdataset.WebDataset:
         names = ("audio.npy", "video.npy", "mirrored.npy")

@@ -197,7 +197,7 @@ def _read_statistics(name: str, shapes: Mapping[Modality, Shape], fingerprint: s
         return {}
     try:
         content = json.loads(Path(name).read_bytes())
-        moments = {
+        moments: Moments = {
             part: {moment: [float(value) for value in content[part][moment]] for moment in ("mean", "std")}
             for part in shapes
         }

@@ -125,7 +125,9 @@ class Encoder:
             image = self._audio_image.encode(batch.waveforms.to(self._device))  # (B, 3, S, S)
         if "video" in self._autoencoder.modalities:
             frames = to_signal(batch.frames.to(self._device))  # (B, F, 3, S, S)
-        posteriors: dict[Part, Gaussian] = {**encode(frames, image).present}
+        posteriors: dict[Part, Gaussian] = {}
+        for name, posterior in encode(frames, image).present.items():
+            posteriors[name] = posterior
         if frames is not None:
             posteriors["mirrored"] = encode(frames.flip(-1), image).present["video"]
         arrays = {

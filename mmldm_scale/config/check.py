@@ -21,6 +21,6 @@ def require_within(config: object, prefix: str, **limits: tuple[float, float]) -
 
 def require_modalities(modalities: Sequence[Modality], key: str) -> None:
     """Raise UserError unless ``modalities``, the value of ``key``, are both, in their order, or one of them."""
-    allowed = [list(MODALITIES), ["video"], ["audio"]]
-    texts = [f"[{', '.join(names)}]" for names in (*allowed, modalities)]
-    require(list(modalities) in allowed, key, f"{texts[3]}: must be {texts[0]}, {texts[1]} or {texts[2]}")
+    allowed: list[list[Modality]] = [[*MODALITIES], ["video"], ["audio"]]
+    both, video, audio, actual = (f"[{', '.join(names)}]" for names in (*allowed, list(modalities)))
+    require(list(modalities) in allowed, key, f"{actual}: must be {both}, {video} or {audio}")

@@ -82,7 +82,8 @@ def sample_latents(
             raise ValueError(f"{task} needs noise of both modalities")
         fixed[given] = condition
         conditions = {f"{given}_condition": condition} | conditions
-    scales = guidance if isinstance(guidance, Mapping) else dict.fromkeys(start, guidance)
+    names: list[str] = [*start]
+    scales = guidance if isinstance(guidance, Mapping) else dict.fromkeys(names, guidance)
     generated = {name: latent for name, latent in start.items() if name not in fixed}
 
     def predict(packed: Tensor, time: int) -> Tensor:

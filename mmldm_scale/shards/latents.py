@@ -152,8 +152,10 @@ def _member(part: Part) -> str:
 def _stored_parts(members: Mapping[str, bytes | memoryview]) -> list[Part]:
     """Return the parts in ``members``; raise ValueError unless they are all those of the modalities that are there."""
     stored: list[Part] = [part for part in PARTS if _member(part) in members]
-    if not stored or stored != parts_of({PARTS[part] for part in stored}):
-        raise ValueError(f"contains no latents; its members are {', '.join(members)}")
+    expected = parts_of({PARTS[part] for part in stored}) or list(PARTS)
+    missing = [_member(part) for part in expected if part not in stored]
+    if missing:
+        raise ValueError(f"contains no latents: {missing[0]} is missing; its members are {', '.join(members)}")
     return stored
 
 

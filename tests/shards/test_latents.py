@@ -120,3 +120,29 @@ def test_a_batch_with_a_sample_of_another_kind_is_refused(make_latent, fault):
     for batch in ([one, other], [other, one]):
         with pytest.raises(ValueError, match=r"video\.npy|not a float16 array"):
             decode_latent_batch(batch)
+
+
+@pytest.mark.parametrize("parts", [("audio",), ("video", "mirrored")])
+def test_a_sample_of_one_modality_has_its_members_alone(make_latent, parts):
+    whole = make_latent(3)
+    alone = LatentSample.of({part: whole.parts[part] for part in parts})
+    members = encode_latents(alone)
+    assert list(members) == [f"{part}.npy" for part in parts]
+    batch = decode_latent_batch([members, members])
+    for part in parts:
+        for found in (decode_latents(members).parts[part][0], batch.parts[part][0][1]):
+            np.testing.assert_array_equal(found, whole.parts[part][0].astype(np.float16))
+    assert statistics([sums([alone])]) == {
+        name: moments for name, moments in statistics([sums([whole])]).items() if name in parts
+    }
+
+
+def test_video_without_its_mirror_image_is_refused(make_latent):
+    members = encode_latents(make_latent(0))
+    for names, missing in (
+        (["video.npy"], "mirrored.npy"),
+        (["audio.npy", "mirrored.npy"], "video.npy"),
+        ([], "audio.npy"),
+    ):
+        with pytest.raises(ValueError, match=rf"^contains no latents: {missing} is missing; its members are"):
+            decode_latents({name: members[name] for name in names})

@@ -35,7 +35,7 @@ def _parts(model: Autoencoder, discriminator: nn.Module) -> dict[str, list[nn.Mo
         "KL-VAE (frozen)": [model.kl_vae],
         "audio encoder": [model.audio_encoder],
         "video encoder": [model.video_encoder],
-        "projectors": [model.audio_projector, model.video_projector],
+        "projectors": [model.get_submodule(f"{name}_projector") for name in model.modalities],
         "heads": [model.classification_head, model.contrastive_head],
         "signal decoder: U-Net": [decoder.unets],
         "signal decoder: feature pyramids": [decoder.pyramids],
@@ -50,7 +50,7 @@ def _arithmetic(model: Autoencoder) -> dict[str, int]:
     with torch.device("meta"):
         pictures = torch.empty(frames + 1, 3, size, size)
         latents = torch.empty(1, frames + 1, *model.noise_shape)
-        perceptual = torch.empty(1, *model.audio_shape), torch.empty(1, *model.video_shape)
+        perceptual = torch.empty(1, *model.shapes["audio"]), torch.empty(1, *model.shapes["video"])
         index, time = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
         _, video = model.conditions(*perceptual, index, model.semantics(*perceptual))
     return {

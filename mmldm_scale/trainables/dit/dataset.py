@@ -91,8 +91,9 @@ class SampleMaker:
         drawn = diffusion_loss.draw(config.diffusion, *as_pair(self._shapes), seed, position)
         random = rng.generator(seed, "dit/latents", position)
         mirrored = random.random() < config.flip
-        sample: Batch = {**self._latents(latents, mirrored, random), "time": torch.tensor(drawn.time)}
-        for name in self._shapes:
+        sample: Batch = {"time": torch.tensor(drawn.time)}
+        for name, latent in self._latents(latents, mirrored, random).items():
+            sample[name] = latent
             sample[f"{name}_noise"] = torch.from_numpy(getattr(drawn, f"{name}_noise"))
             sample[f"{name}_given"] = torch.tensor(getattr(drawn, f"{name}_given"))
         dropped = self._null_context and context_dropped(config.context.dropout, seed, position)

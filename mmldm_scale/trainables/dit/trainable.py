@@ -18,6 +18,7 @@ from mmldm_scale.common.device import training_device
 from mmldm_scale.common.modalities import as_pair
 from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion import contrastive
+from mmldm_scale.diffusion.normalise import Statistics
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
 from mmldm_scale.models.dit import LAYOUT, latent_shapes
@@ -91,7 +92,9 @@ def outline(
     with torch.device(device):
         module = NoisePrediction(config, audio_shape, video_shape, classes, model)
     shapes = latent_shapes(config.model, audio_shape, video_shape)
-    unit = {name: {"mean": [0.0] * shape[0], "std": [1.0] * shape[0]} for name, shape in shapes.items()}
+    unit: dict[str, Statistics] = {
+        name: {"mean": [0.0] * shape[0], "std": [1.0] * shape[0]} for name, shape in shapes.items()
+    }
     context = null_context(config.context, config.model)
     maker = SampleMaker(config, shapes, unit, context)
     zeros = {part: np.zeros(shapes[PARTS[part]], np.float16) for part in parts_of(shapes)}

@@ -204,3 +204,24 @@ def test_without_mirrored_latents(theirs, autoencoder, tmp_path, capsys):
     assert imported(theirs, tmp_path / "set", autoencoder, "--without-mirrored") == 0
     sample = decode_latents(ShardSet(tmp_path / "set")[0].members)
     np.testing.assert_array_equal(sample.mirrored_mean, sample.video_mean)
+
+
+@pytest.mark.parametrize("own", ["audio", "video"])
+def test_latents_of_one_modality_alone(own, theirs, tmp_path, capsys):
+    """Files of the other modality are not taken; a statement about it is not needed."""
+    weights = save_autoencoder(tmp_path / "weights", modalities=[own])
+    parts = {"audio": ["audio"], "video": ["video", "mirrored"]}[own]
+    stated = {own: {"mean": [3.0] * 4, "std": [2.0] * 4}}
+    (tmp_path / "stated.json").write_text(json.dumps(stated))
+    options = ["--statistics", tmp_path / "stated.json", "--normalised"]
+    assert imported(theirs, tmp_path / "set", weights, *options) == 0
+    shards = ShardSet(tmp_path / "set", "latents")
+    manifest = shards.manifest
+    assert manifest.shapes == {own: AUDIO if own == "audio" else VIDEO}
+    assert manifest.reasons == {"not_a_latent": COUNT * (3 - len(parts))}
+    for number in range(COUNT):
+        sample = decode_latents(shards[number].members)
+        assert list(sample.parts) == parts
+        for part in parts:
+            np.testing.assert_allclose(sample.parts[part][0], tensor(number, part)[0] * 2 + 3, rtol=1e-3)
+    assert main(["verify", "--input", str(tmp_path / "set")]) == 0

@@ -11,8 +11,8 @@ from mmldm_scale.models.autoencoder.model import Autoencoder
 MEDIA = MediaConfig(frames=4, size=16, audio=AudioImageConfig(sample_rate=8000, f_max=4000))
 
 
-def save_autoencoder(folder: Path, seed: int = 0, media: MediaConfig = MEDIA) -> Path:
-    """Write the weights folder ``folder`` with the weights of ``seed``, and return it."""
+def save_autoencoder(folder: Path, seed: int = 0, media: MediaConfig = MEDIA, **options: object) -> Path:
+    """Write the weights folder ``folder`` with the weights of ``seed``, and return it; ``options``: of its model."""
     torch.manual_seed(seed)
     config = AutoencoderConfig(
         latent_channels=4,
@@ -20,6 +20,7 @@ def save_autoencoder(folder: Path, seed: int = 0, media: MediaConfig = MEDIA) ->
         video_encoder=EncoderConfig(width=8, multipliers=[1, 2], blocks=1, heads=2),
         semantic_width=8,
         decoder=UNetConfig(width=8, multipliers=[1, 2], blocks=1, attention=[True, False], heads=2),
+        **options,
     )
     model = Autoencoder(config, media, kl_vae.build(KLVAEConfig(channels=[8, 8], blocks=1)))
     model.save_pretrained(folder)
