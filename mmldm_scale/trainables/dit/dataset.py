@@ -253,8 +253,8 @@ def _latent_shapes(manifest: Manifest, modalities: Sequence[Modality]) -> dict[M
         UserError: the set does not have the model's ``modalities``, or others as well.
     """
     if list(manifest.shapes) != list(modalities):
-        names = ["model.modalities=[" + ", ".join(names) + "]" for names in (modalities, manifest.shapes)]
-        raise UserError(f"shards: hold latents of {' and '.join(manifest.shapes)}; {names[0]} must be {names[1]}")
+        actual, needed = (f"[{', '.join(names)}]" for names in (modalities, manifest.shapes))
+        raise UserError(f"model.modalities: {actual}: must be {needed}, whose latents the shards hold")
     return manifest.shapes
 
 
