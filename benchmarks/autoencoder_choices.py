@@ -44,6 +44,7 @@ GUIDANCE = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # scales, of both modalities
 PRESET = presets.path("autoencoder/demo")
 DECODING = {"sampler": "dpm++", "steps": 10}
 VALIDATION_SAMPLES = 64
+VALIDATIONS = 8  # in a run
 POINTS = 20  # of a curve over the run
 DISCRIMINATOR = ("discriminator/logit_real", "discriminator/logit_fake", "discriminator/accuracy")
 
@@ -89,7 +90,7 @@ def settings(args: argparse.Namespace) -> list[str]:
     if args.no_estimate:
         overrides.append("model.decoder.estimate=false")
     batch = load(AutoencoderTraining, [PRESET], overrides[:3]).training.global_batch
-    parts = {"log_every": 2 * POINTS, "validate_every": POINTS, "checkpoint_every": 10, "preview_every": 1}
+    parts = {"log_every": 2 * POINTS, "validate_every": VALIDATIONS, "checkpoint_every": 10, "preview_every": 1}
     overrides += [f"training.{key}={max(1, args.samples // count // batch) * batch}" for key, count in parts.items()]
     load(AutoencoderTraining, [PRESET], overrides)
     return overrides
