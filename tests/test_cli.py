@@ -26,7 +26,10 @@ def test_composed_configuration_is_printed_and_nothing_started(tmp_path, capsys)
     ("arguments", "complaint"),
     [
         (["train", "dit", "shards=x", "model.dept=3"], "did you mean 'depth'?"),
-        (["train", "dit", "--preset", "XL"], "preset 'XL': must be one of B, L, S, demo, landscape, cluster/a800, "),
+        (
+            ["train", "dit", "--preset", "XL"],
+            "preset 'XL': must be one of B, L, S, audio, demo, ",
+        ),
         (["train", "gan", "shards=x"], "trainable 'gan': must be one of kl_vae, autoencoder, dit\n"),
         (["train", "dit", "shards=x", "trainable=kl_vae"], "trainable: kl_vae, but this is `mmldm train dit`"),
         (["doctor", "--trainable", "gan", "shards=x"], "trainable 'gan': must be one of"),

@@ -180,7 +180,7 @@ def test_refusals(measured, autoencoder, clips, tmp_path):
     assert "holds reconstruction.json already" in refusal(autoencoder, clips, measured[1])
     assert "nowhere: cannot be read" in refusal(autoencoder, clips, out, "lpips=nowhere")
     tiny_autoencoder.build(semantics=False).save_pretrained(tmp_path / "plain")
-    assert "trained without semantics" in refusal(tmp_path / "plain", clips, out, "--swap-semantics")
+    assert "was trained without the other modality's" in refusal(tmp_path / "plain", clips, out, "--swap-semantics")
     described = json.loads((autoencoder / pretrained.CONFIG).read_text())
     described["media"]["fps"] = 4
     shutil.copytree(autoencoder, tmp_path / "other")

@@ -67,9 +67,9 @@ def test_a_run_that_resumes_does_not_need_the_other_one(
     whole = train(f"init={source}", "training.total_samples=96", *LENGTH, name="whole")
     train(f"init={source}", "training.total_samples=32", *LENGTH, name="pieces")
     shutil.rmtree(source)
-    for given in (f"init={source}", "init=null"):
-        shutil.copytree(tmp_path / "pieces", tmp_path / given[5:8])
-        resumed = train(given, "training.total_samples=96", *LENGTH, name=given[5:8])
+    for name, given in {"named": f"init={source}", "unnamed": "init=null"}.items():
+        shutil.copytree(tmp_path / "pieces", tmp_path / name)
+        resumed = train(given, "training.total_samples=96", *LENGTH, name=name)
         assert resumed.status == 0, resumed.output
         assert "init" not in resumed.output
         assert_same_checkpoint(whole.checkpoints()[-1], resumed.checkpoints()[-1])

@@ -71,4 +71,5 @@ def test_recomputation_changes_nothing_of_what_is_learned(alone: World, stage: i
         engine.step()
         learned.append(averaged_state(engine, alone))
     for name, weight in learned[0].items():
-        torch.testing.assert_close(learned[1][name], weight, rtol=0, atol=1e-6, msg=name)
+        # Adam's step is 1e-3; where a gradient is all but 0, it makes steps of the rounding.
+        torch.testing.assert_close(learned[1][name], weight, rtol=0, atol=2e-5, msg=name)
