@@ -30,6 +30,8 @@ def test_composed_configuration_is_printed_and_nothing_started(tmp_path, capsys)
             ["train", "dit", "--preset", "XL"],
             "preset 'XL': must be one of B, L, S, audio, demo, ",
         ),
+        (["train", "dit", "shards=x", "run="], "run: '': must name a folder"),
+        (["train", "dit", "shards="], "shards: ['']: each must name a folder or a URL"),
         (["train", "gan", "shards=x"], "trainable 'gan': must be one of kl_vae, autoencoder, dit\n"),
         (["train", "dit", "shards=x", "trainable=kl_vae"], "trainable: kl_vae, but this is `mmldm train dit`"),
         (["doctor", "--trainable", "gan", "shards=x"], "trainable 'gan': must be one of"),
@@ -47,6 +49,13 @@ def test_mistake_is_one_line(arguments, complaint, capsys, monkeypatch, tmp_path
     assert complaint in error
     assert error.startswith("mmldm: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_processes_are_at_least_one(number: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "dit", "shards=x", "--processes", number])
+    assert f"argument --processes: {number}: must be a whole number, at least 1" in capsys.readouterr().err
 
 
 def test_what_a_locale_cannot_show_is_escaped(monkeypatch) -> None:

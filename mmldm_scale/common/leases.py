@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mmldm_scale.common.atomic_files import full_disk
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.processes import identity
 
 LEASES = "leases"  # subfolder that holds the lease files
 RENEWAL_INTERVAL = 10.0  # seconds between two touches of a lease by its holder
+ATTEMPTS = 100  # at making the folder, which others may remove while it is empty
 LEASE_TIMEOUT = 60.0  # seconds without a touch after which a lease has expired
 
 
@@ -50,7 +52,11 @@ class Leases:
         self._renewal = threading.Thread(target=self._renew, name="leases", daemon=True)
 
     def take(self, name: str) -> bool:
-        """Take the lease ``name``; return False if another live process holds it."""
+        """Take the lease ``name``; return False if another live process holds it.
+
+        Raises:
+            UserError: the folder cannot be made, or the disk is full.
+        """
         path = self._folder / name
         while not self._create(path):
             holder, touched = _read(path)
@@ -114,16 +120,24 @@ class Leases:
                 self._folder.parent.rmdir()
 
     def _create(self, path: Path) -> bool:
+        for _ in range(ATTEMPTS):
+            try:
+                with full_disk(path):
+                    self._make_folder()
+                    with path.open("x") as file:  # exclusive on every file system that clusters use, NFS included
+                        self._write_holder(path, file)
+            except FileExistsError:
+                return False
+            except FileNotFoundError:  # another process removed the empty folder in between
+                continue
+            return True
+        raise UserError(f"{self._folder.parent}: no folder can be made there")
+
+    def _make_folder(self) -> None:
         try:
-            with full_disk(path):
-                self._folder.mkdir(parents=True, exist_ok=True)
-                with path.open("x") as file:  # exclusive on every file system that clusters use, NFS included
-                    self._write_holder(path, file)
-        except FileExistsError:
-            return False
-        except FileNotFoundError:  # another process removed the empty folder in between
-            return self._create(path)
-        return True
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except (NotADirectoryError, FileExistsError):
+            raise UserError(f"{self._folder.parent}: must be a folder, not a file") from None
 
     def _write_holder(self, path: Path, file: TextIO) -> None:
         try:

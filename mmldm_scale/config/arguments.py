@@ -13,6 +13,13 @@ class Preset(str):
     """The name of a preset, as given with ``--preset``."""
 
 
+def at_least_1(text: str) -> int:
+    """Return the whole number that ``text`` says (for ``type``); raise argparse's error unless it is at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1")
+    return int(text)
+
+
 def add_configuration(parser: argparse.ArgumentParser, example: str, preset: str = "L") -> None:
     """Add the options to ``parser``; ``example`` is an override and ``preset`` a preset's name, for the help text."""
     parser.add_argument(

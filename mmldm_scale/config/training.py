@@ -127,7 +127,9 @@ class ShardTraining:
     def __post_init__(self) -> None:
         own = next(field.default for field in fields(self) if field.name == "trainable")
         require(self.trainable == own, "trainable", f"{self.trainable}, but this is `mmldm train {own}`")
+        require(bool(self.run), "run", "'': must name a folder")
         sets, weights = self.shards, self.weights
+        require(all(sets), "shards", f"{sets}: each must name a folder or a URL")
         require(len(sets) > 0, "shards", "[]: must name at least one set")
         require(
             len(set(sets)) == len(sets), "shards", f"{sets}: must name each set once; weights says how often it is used"

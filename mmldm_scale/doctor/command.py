@@ -12,7 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="only what takes seconds, as the first step of a job")
     add("--shards", action="append", default=[], metavar="DIR", help="a shard set to check; may be repeated")
     add("--run", dest="folder", metavar="DIR", help="the run folder to check; default runs")
-    add("--processes", type=int, metavar="N", help="start N processes on this machine, to check their communication")
+    add(
+        "--processes",
+        type=arguments.at_least_1,
+        metavar="N",
+        help="start N processes on this machine, to check their communication",
+    )
     add("--trainable", default="dit", metavar="TRAINABLE", help="whose configuration is given; default dit")
     arguments.add_configuration(parser, "shards=data/latents")
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from mmldm_scale.config import presets
-from mmldm_scale.config.arguments import add_configuration
+from mmldm_scale.config.arguments import add_configuration, at_least_1
 
 VARIANTS_FILE = presets.path("ablation/table5")
 FINETUNE_FILE = presets.path("kl_vae/finetune")
@@ -38,7 +38,7 @@ def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
     add("--input", required=True, type=Path, metavar="DIR", help="the set of clips to measure with")
     add("--num-samples", required=True, type=int, metavar="N", help="clips of that set to measure")
     add("--output", required=True, type=Path, metavar="DIR", help="folder for the variants' run folders and the table")
-    add("--processes", type=int, metavar="N", help="train in N processes on this machine")
+    add("--processes", type=at_least_1, metavar="N", help="train in N processes on this machine")
     add(
         "--under",
         default="",

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmldm_scale.config.arguments import add_configuration
+from mmldm_scale.config.arguments import add_configuration, at_least_1
 
 TRAINABLE = "what to train: kl_vae, autoencoder, dit, or a trainable that another package registers"
 
@@ -12,7 +12,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("trainable", metavar="TRAINABLE", help=TRAINABLE)
     add("--print-config", action="store_true", help="print the composed configuration and exit")
-    add("--processes", type=int, metavar="N", help="start N training processes on this machine, without SLURM")
+    add("--processes", type=at_least_1, metavar="N", help="start N training processes on this machine, without SLURM")
     add(
         "--under",
         default="",

@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         description.class_number(args.label)  # refuses an unknown class before anything is written
     part, parts = _parse_part(args.part) if args.part else slurm.array_share()
     videos = list_videos(args.input) if args.input else []
-    _begin(args.output, args.task, _record(description, settings, videos, args.label))
+    record = _record(description, settings, videos, args.label)
+    _check_record(args.output, args.task, record)
     files = SampleFiles(args.output, args.task, suffix(description.shapes))
     blocks = _blocks(args.num_samples, settings.batch_size)[part::parts]
     if args.verify:
@@ -62,10 +63,11 @@ def run(args: argparse.Namespace) -> int:
     with Leases(args.output) as leases:
         incomplete = [block for block in blocks if files.missing(block)]
         if incomplete:
-            need_sound, record = GIVEN[args.task] == "audio", args.output / f"{args.task}_inputs.json"
-            needed, media = args.num_samples, description.media
-            inputs = choose_inputs(record, videos, needed, media, need_sound, leases) if videos else []
             pipeline = Pipeline.from_pretrained(args.checkpoint, settings, args.autoencoder, choose_device(args.device))
+            _write_record(args.output, args.task, record)  # now that nothing can be refused
+            need_sound, list_file = GIVEN[args.task] == "audio", args.output / f"{args.task}_inputs.json"
+            needed, media = args.num_samples, description.media
+            inputs = choose_inputs(list_file, videos, needed, media, need_sound, leases) if videos else []
             job = SamplingJob(pipeline, files, inputs, leases, args.label)
             job.generate(incomplete, settings.batch_size)
             if not files.missing(range(args.num_samples)):
@@ -251,17 +253,16 @@ def _decisive(settings: Sampling) -> dict[str, Any]:
     return decisive
 
 
-def _begin(output: Path, task: GenerationTask, record: dict[str, Any]) -> None:
-    """Create ``output`` with its record for ``task``, or check that its samples were generated with the same record.
+def _check_record(output: Path, task: GenerationTask, record: dict[str, Any]) -> None:
+    """Check that ``output`` is a folder, and that its samples of ``task``, if any, were generated with this record.
 
     Raises:
         UserError: it contains samples of another checkpoint, settings or inputs; it cannot be written.
     """
     file = output / f"{task}.json"
     try:
-        (output / INPUTS if record["inputs"] else output).mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            write_whole(file, json.dumps(record, indent=1).encode() + b"\n")
             return
         earlier = _decisive(Sampling()) | json.loads(file.read_text())  # settings added since had their defaults
     except OSError as error:
@@ -272,3 +273,19 @@ def _begin(output: Path, task: GenerationTask, record: dict[str, Any]) -> None:
     if changed:
         keys = ", ".join(changed)
         raise UserError(f"{output}: contains {task} samples made with another {keys}; give another --output")
+
+
+def _write_record(output: Path, task: GenerationTask, record: dict[str, Any]) -> None:
+    """Write the record of ``task`` to ``output``, or check the one that another job has written meanwhile.
+
+    Raises:
+        UserError: as :func:`_check_record`.
+    """
+    try:
+        (output / INPUTS if record["inputs"] else output).mkdir(parents=True, exist_ok=True)
+        file = output / f"{task}.json"
+        if not file.exists():
+            write_whole(file, json.dumps(record, indent=1).encode() + b"\n")
+    except OSError as error:
+        raise UserError(f"{output}: cannot be used as output folder: {error.strerror}") from None
+    _check_record(output, task, record)

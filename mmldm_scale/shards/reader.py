@@ -99,7 +99,10 @@ class ShardSet:
         self.folder = self._index_folder()
         try:
             self.manifest = Manifest.read(self.folder, kind)
-        except UserError as error:  # name the location, not the folder that the indexes were copied to
+        except UserError as error:
+            if cache is None:
+                raise
+            # Name the location, not the folder that the indexes were copied to.
             raise type(error)(str(error).replace(str(self.folder), self.location)) from None
         if cache is not None and open_tars is None:
             largest = max((entry.bytes for entry in self.manifest.shards), default=1)

@@ -6,10 +6,12 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from mmldm_scale.common import leases as module
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
 
 
@@ -22,6 +24,16 @@ def test_one_holder_at_a_time_and_nothing_left(tmp_path):
         one.release("a")
         assert other.take("a")
     assert not (tmp_path / "set").exists()
+
+
+def test_a_folder_that_cannot_be_one_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    for place, says in (
+        (tmp_path / "file", "must be a folder, not a file"),
+        (Path("/proc/x"), "no folder can be made"),
+    ):
+        with Leases(place) as leases, pytest.raises(UserError, match=f"^{place}: {says}"):
+            leases.take("a")
 
 
 def test_files_of_a_part_may_be_gone_if_another_makes_it(tmp_path):

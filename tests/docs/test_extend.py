@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,3 +123,45 @@ def test_the_sampler_finds_the_data_of_an_ideal_network(extension: Path) -> None
         torch.testing.assert_close(found, data)
     finally:
         del SAMPLERS["midpoint"]
+
+
+def test_a_term_of_a_loss_takes_the_changes_on_the_page(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "mmldm_scale", tmp_path / "mmldm_scale")
+    section = PAGE.partition("\n## A term of a loss\n")[2].partition("\n## ")[0]
+    changes = re.findall(r"`(mmldm_scale/[\w/]+\.py)`:\n\n```diff\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    assert len(changes) == 2
+    for name, diff in changes:
+        apply_changes(tmp_path / name, diff)
+    program = """
+import torch
+from mmldm_scale.config import load
+from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.trainables.dit.trainable import outline
+small = ["shards=x", "model.depth=1", "model.width=16", "model.heads=2", "training.micro_batch=16"]
+outputs = []
+for weight in (0, 10):
+    torch.manual_seed(0)
+    step = outline(load(DiTTraining, [], [*small, f"late_weight={weight}"]), device="cpu")
+    step.batch["time"] = torch.arange(16) * 1000 // 16
+    outputs.append(step.module(step.batch))
+without, output = outputs
+late = output.metrics["loss/video"] * (torch.arange(16) >= 8)
+torch.testing.assert_close(output.terms["late"], late)
+torch.testing.assert_close(output.loss, without.loss + 10 * late)
+print("as expected")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "as expected\n", done.stderr
+
+
+def apply_changes(file: Path, diff: str) -> None:
+    """Change ``file`` as ``diff`` says, whose every context line has to be in the file exactly once."""
+    lines, place = file.read_text().splitlines(), 0
+    for change in diff.splitlines():
+        if change.startswith("+"):
+            lines.insert(place, change[1:])
+            place += 1
+        elif change != "…":
+            assert lines.count(change[1:]) == 1, change
+            place = lines.index(change[1:]) + 1
+    file.write_text("\n".join(lines) + "\n")

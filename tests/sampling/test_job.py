@@ -223,6 +223,12 @@ def test_what_cannot_work_is_one_line(model, tmp_path, arguments, task, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_refused_job_does_not_bind_its_folder(model, tmp_path):
+    with pytest.raises(UserError, match="--device toaster"):
+        sample(model, tmp_path / "out", "--device", "toaster", "seed=9", number=1)
+    assert sample(model, tmp_path / "out", number=1) == 0
+
+
 @pytest.mark.parametrize("change", ["seed=9", "video_guidance=7", "sampler=unipc"])
 def test_samples_of_other_settings_are_not_mixed_in(model, whole, change):
     with pytest.raises(UserError, match=f"contains svg samples made with another {change.split('=')[0]};"):
