@@ -1,9 +1,9 @@
 """Scaled dot-product attention: one function, five backends, and one table of which of them runs where.
 
 ``attention(q, k, v, backend)`` computes softmax(q kᵀ / √D) v. :func:`choose_backend` turns the configuration's value
-("auto" or a name) into the backend to use, once for each device, dtype and head width, and logs its choice. A backend
-is available when its function can be imported: packages share names (flash-attn 2 and flash-attn-4 both install
-``flash_attn``), so that a package alone says nothing.
+("auto" or a name) into the backend to use, once for each device, dtype and head width. A backend is available when its
+function can be imported: packages share names (flash-attn 2 and flash-attn-4 both install ``flash_attn``), so that a
+package alone says nothing.
 """
 
 import functools
