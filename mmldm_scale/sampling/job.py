@@ -8,12 +8,13 @@ array tasks that share the blocks, and several jobs on one folder end with the s
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,12 +262,11 @@ def _check_record(output: Path, task: GenerationTask, record: dict[str, Any]) ->
     """
     file = output / f"{task}.json"
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            return
-        earlier = _decisive(Sampling()) | json.loads(file.read_text())  # settings added since had their defaults
-    except OSError as error:
-        raise UserError(f"{output}: cannot be used as output folder: {error.strerror}") from None
+        with _output_errors(output):
+            output.mkdir(parents=True, exist_ok=True)
+            if not file.exists():
+                return
+            earlier = _decisive(Sampling()) | json.loads(file.read_text())  # settings added since had their defaults
     except (TypeError, ValueError):
         raise UserError(f"{file}: not the record of a sampling job; give another --output") from None
     changed = [key for key in record if earlier.get(key) != record[key]]
@@ -281,11 +281,19 @@ def _write_record(output: Path, task: GenerationTask, record: dict[str, Any]) ->
     Raises:
         UserError: as :func:`_check_record`.
     """
-    try:
-        (output / INPUTS if record["inputs"] else output).mkdir(parents=True, exist_ok=True)
-        file = output / f"{task}.json"
+    file = output / f"{task}.json"
+    with _output_errors(output):
+        if record["inputs"]:
+            (output / INPUTS).mkdir(exist_ok=True)
         if not file.exists():
             write_whole(file, json.dumps(record, indent=1).encode() + b"\n")
+    _check_record(output, task, record)
+
+
+@contextlib.contextmanager
+def _output_errors(output: Path) -> Iterator[None]:
+    """Turn the file system's refusals in the block into a UserError that names ``output``."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{output}: cannot be used as output folder: {error.strerror}") from None
-    _check_record(output, task, record)
