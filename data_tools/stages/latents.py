@@ -118,7 +118,6 @@ class Encoder:
         """Return a LatentSample, still float32, for each clip of ``batch``."""
         if not batch.keys:
             return []
-        encode = self._autoencoder.encode
         frames: Tensor | None = None
         image: Tensor | None = None
         if self._audio_image is not None:
@@ -126,10 +125,10 @@ class Encoder:
         if "video" in self._autoencoder.modalities:
             frames = to_signal(batch.frames.to(self._device))  # (B, F, 3, S, S)
         posteriors: dict[Part, Gaussian] = {}
-        for name, posterior in encode(frames, image).present.items():
+        for name, posterior in self._autoencoder.encode(frames, image).present.items():
             posteriors[name] = posterior
         if frames is not None:
-            posteriors["mirrored"] = encode(frames.flip(-1), image).present["video"]
+            posteriors["mirrored"] = self._autoencoder.encode_frames(frames.flip(-1))
         arrays = {
             part: [moment.float().cpu().numpy() for moment in (posterior.mean, posterior.logvar)]  # (B, C, H, W) each
             for part, posterior in posteriors.items()

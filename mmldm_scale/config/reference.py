@@ -54,6 +54,8 @@ SECTIONS = (
             ("audioset", "AudioSetOptions"),
             ("landscape", "LandscapeOptions"),
             ("aist", "AISTOptions"),
+            ("vggsound", "VGGSoundOptions"),
+            ("webdataset", "WebDatasetOptions"),
         )
     ),
     Section("Measuring videos", "`shard.py measure`", "data_tools.config:MeasureConfig"),

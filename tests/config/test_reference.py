@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from data_tools.sources.registry import SOURCES
 from mmldm_scale.config import reference
 
 PAGE = Path(__file__).parents[2] / "docs/reference.md"
@@ -20,3 +21,8 @@ def test_a_row_has_type_default_unit_and_meaning() -> None:
     assert "| `lpips` | str or null | `null` |" in reference.page()
     assert "| `preview.steps` | int | `20` |" in reference.page()  # the autoencoder's own default, not the class's
     assert "| `limits.*.min` | float or null | `null` |" in reference.page()
+
+
+def test_every_kind_of_source_has_a_table() -> None:
+    sections = {section.title for section in reference.SECTIONS}
+    assert {f"Source {kind}" for kind in SOURCES} <= sections

@@ -225,6 +225,11 @@ class Autoencoder(nn.Module):
         pictures = pictures_of_clips.join(self._by_modality(sound, frames))  # (B, P, 3, S, S)
         return self.posteriors_of(self.clip_latents(pictures))
 
+    @torch.no_grad()
+    def encode_frames(self, frames: Tensor) -> Gaussian:
+        """Return the video posterior of ``frames`` (B, F, 3, S, S) in [-1, 1], without any sound; needs video."""
+        return Gaussian.from_moments(self._part("video", "encoder", self.clip_latents(frames).to(self.dtype)))
+
     def clip_latents(self, pictures: Tensor) -> Tensor:
         """Return the scaled KL-VAE latents (B, P, c, s, s) float32 of clips' ``pictures`` (B, P, 3, S, S)."""
         return self.picture_latents(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
