@@ -31,7 +31,7 @@ KINDS = ("svg", "a2v", "v2a")
 class Array:
     """Tasks that share the samples of one folder, each in a process of its own."""
 
-    def __init__(self, tiny, inputs: Path, output: Path, task: str, size: int) -> None:  # noqa: ANN001
+    def __init__(self, tiny, inputs: Path, output: Path, task: str, size: int) -> None:
         self._model, self._output, self._task, self._size = tiny, output, task, size
         self._inputs = () if task == "svg" else ("--input", inputs)
         self.log = output.parent / f"{output.name}.log"
