@@ -13,6 +13,7 @@ from mmldm_scale.config.check import require, require_within
 Precision = Literal["fp32", "bf16", "fp16"]
 AdversarialForm = Literal["log", "hinge", "hinge_linear"]
 SHORTEST_EMA, LONGEST_EMA = 0.001, 0.28  # limits of training.ema_lengths; the plain mean of the whole past has 0.289
+REDUCE_BUCKET = 500_000_000  # numbers in DeepSpeed's buffer for gradients, its default
 
 
 @dataclass
@@ -57,6 +58,20 @@ class TrainingConfig:
         self._check_multiples()
         problem = "true: needs zero_stage 1, 2 or 3, not 0"
         require(not (self.offload_optimizer and self.zero_stage == 0), "training.offload_optimizer", problem)
+
+    def reduce_bucket(self, trained: int) -> int:
+        """Return how many numbers DeepSpeed's buffer for gradients holds, in the engine of ``trained`` parameters.
+
+        DeepSpeed allocates the whole buffer, however few gradients there are.
+
+        Raises:
+            UserError: ``deepspeed.zero_optimization.reduce_bucket_size`` is no number of at least 1.
+        """
+        zero = self.deepspeed.get("zero_optimization")
+        size = zero.get("reduce_bucket_size", REDUCE_BUCKET) if isinstance(zero, dict) else REDUCE_BUCKET
+        valid = isinstance(size, int | float) and size >= 1
+        require(valid, "training.deepspeed.zero_optimization.reduce_bucket_size", f"{size}: must be at least 1")
+        return min(int(size), trained)
 
     def _check_ranges(self) -> None:
         counts = ("total_samples", "global_batch", "micro_batch", "keep_checkpoints", "skip_limit")

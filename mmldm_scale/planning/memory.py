@@ -25,7 +25,6 @@ from mmldm_scale.training.trainable import StepInfo, StepOutline
 
 GIB = 2**30  # bytes
 FLOAT32_BYTES = 4  # bytes of a float32 number
-REDUCE_BUCKET = 500_000_000  # numbers in DeepSpeed's buffer for gradients, its default
 MAX_LIVE_PARAMETERS = 1_000_000_000  # parameters that ZeRO-3 gathers on a GPU at most, DeepSpeed's default
 
 
@@ -154,12 +153,12 @@ def _share(counts: list[int], stage: int, processes: int) -> int:
 
 def _communication_numbers(training: TrainingConfig, trained: int) -> int:
     """Return how many numbers are in DeepSpeed's buckets and gathered weights, of ``trained`` parameters."""
-    settings = training.deepspeed.get("zero_optimization", {})
     if training.zero_stage == 0:
         return 0
-    bucket = settings.get("reduce_bucket_size", REDUCE_BUCKET)
+    bucket = training.reduce_bucket(trained)
     if training.zero_stage < 3:
         return bucket
+    settings = training.deepspeed.get("zero_optimization", {})
     return bucket + min(settings.get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS), trained)
 
 

@@ -97,6 +97,7 @@ def build(module: nn.Module, config: TrainingConfig, world: World, averaged: boo
         # would add it again in the recomputation.
         settings["zero_optimization"]["memory_efficient_linear"] = False
     parameters = [p for p in module.parameters() if p.requires_grad]
+    settings["zero_optimization"]["reduce_bucket_size"] = config.reduce_bucket(sum(p.numel() for p in parameters))
     on_gpu = world.device.type == "cuda" and not config.offload_optimizer
     optimizer = EMAAdamW(
         parameters,

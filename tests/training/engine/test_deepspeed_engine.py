@@ -47,6 +47,24 @@ def test_offload_and_precision_are_passed_on() -> None:
     assert not settings["bf16"]["enabled"]
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(("size", "buffer"), [(None, 12), (500_000_000, 12), (5, 5)])
+def test_the_buffer_for_gradients_is_not_larger_than_they_are(
+    alone: World, stage: int, size: int | None, buffer: int
+) -> None:
+    """The default's would be 2 GB, for a model of any size."""
+    zero = {} if size is None else {"reduce_bucket_size": size}
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3))  # 12 parameters
+    engine = build(module, training(precision="fp32", zero_stage=stage, deepspeed={"zero_optimization": zero}), alone)
+    assert engine.optimizer.reduce_bucket_size == buffer
+
+
+def test_a_buffer_of_no_size_is_refused(alone: World) -> None:
+    settings = training(precision="fp32", deepspeed={"zero_optimization": {"reduce_bucket_size": "much"}})
+    with pytest.raises(UserError, match="zero_optimization.reduce_bucket_size: much: must be at least 1"):
+        build(torch.nn.Sequential(torch.nn.Linear(3, 3)), settings, alone)
+
+
 @pytest.mark.parametrize("recomputation", ["selective", "full"])
 @pytest.mark.parametrize("stage", [1, 3])
 def test_recomputation_changes_nothing_of_what_is_learned(alone: World, stage: int, recomputation: str) -> None:
