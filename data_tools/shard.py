@@ -57,7 +57,7 @@ if not __package__:  # `python data_tools/shard.py`: relative imports need the p
     __package__ = _PACKAGE.name
     importlib.import_module(__package__)
 
-from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.errors import UserError, refused_path
 from mmldm_scale.common.processes import prepare_command
 from mmldm_scale.config import arguments, dump, load
 from mmldm_scale.shards.manifest import DROPPED, Manifest
@@ -90,6 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.status
+    except OSError as error:
+        line = refused_path(error)
+        if line is None:
+            raise
+        print(f"{PROGRAM}: {line}", file=sys.stderr)
+        return UserError.status
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped; run the same command again to resume", file=sys.stderr)
         return 130

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from mmldm_scale.cluster import slurm
-from mmldm_scale.common.errors import LostContact, UserError
+from mmldm_scale.common.errors import LostContact, UserError, refused_path
 from mmldm_scale.common.processes import prepare_command
 from mmldm_scale.doctor import command as doctor
 from mmldm_scale.evaluation import arguments as evaluation
@@ -153,7 +153,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = " ".join(str(error).split())[:200]
         _print_once(f"mmldm: rank {slurm.rank()} has lost contact with another rank: {reason}", LOST_CONTACT_WAIT)
         return 1
-    except Exception:
+    except Exception as error:
+        line = refused_path(error) if isinstance(error, OSError) else None
+        if line:
+            _print_once(f"mmldm: {line}")
+            return UserError.status
         traceback.print_exc()
         _wait_for_srun()
         return 1

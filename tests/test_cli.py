@@ -2,15 +2,19 @@
 
 import ast
 import io
+import re
 import subprocess
 import sys
 
 import pytest
 
+import data_tools.sources.folder  # noqa: F401  (the tests' user may not read Python's own folder)
+from data_tools import shard
 from mmldm_scale import cli
 from mmldm_scale.cli import main
 from mmldm_scale.common.errors import LostContact
 from mmldm_scale.runs import status
+from tests.support.rights import without_rights
 
 
 def test_composed_configuration_is_printed_and_nothing_started(tmp_path, capsys) -> None:
@@ -49,6 +53,21 @@ def test_mistake_is_one_line(arguments, complaint, capsys, monkeypatch, tmp_path
     assert complaint in error
     assert error.startswith("mmldm: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [(main, "status"), (shard.main, "clips", "--input", ".", "--output")])
+def test_a_path_that_the_file_system_refuses_is_one_line(command, capfd, tmp_path) -> None:
+    refused = tmp_path / "refused"
+    refused.mkdir()
+    (refused / "config.yaml").write_text("")
+
+    def call() -> int:
+        run, *words = command
+        return run([*words, str(refused)])
+
+    assert without_rights(call, refused) == 2
+    error = capfd.readouterr().err
+    assert re.fullmatch(rf"(mmldm|shard\.py): {refused}/\S+: Permission denied\n", error)
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two"])

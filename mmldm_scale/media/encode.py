@@ -37,6 +37,7 @@ def write_video(
 
     Raises:
         ValueError: a shape, a type or the sample rate cannot be written.
+        OSError: the file system refuses the file; the error names ``path``.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise ValueError(f"frames must be (F, H, W, 3) uint8, not {frames.shape} {frames.dtype}")
@@ -55,6 +56,10 @@ def write_video(
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError):  # without a path
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmldm_scale.cluster import slurm
-from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.errors import UserError, refused_path
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.training.engine.distributed import World
 
@@ -74,6 +74,11 @@ def _take(run: Path, leases: Leases) -> str | None:
             time.sleep(POLL_INTERVAL)
     except UserError as error:
         return str(error)
+    except OSError as error:  # the other ranks wait for an answer
+        line = refused_path(error)
+        if line is None:
+            raise
+        return line
     return None
 
 

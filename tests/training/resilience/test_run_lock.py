@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmldm_scale.common import leases
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.runs import run_log
+from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.resilience import run_lock
 from mmldm_scale.training.resilience.run_lock import locked
+from tests.support.rights import without_rights
 from tests.support.run_results import ENVIRONMENT, command
 
 
@@ -86,3 +89,18 @@ def test_lock_of_another_node_that_is_renewed_is_respected(elsewhere: Path, alon
     with pytest.raises(UserError, match=r"process 12 on far-away \(job 17\) is training"), locked(elsewhere, alone):
         pass
     assert json.loads((elsewhere / "leases/run").read_text())["pid"] == 12
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path: Path, monkeypatch) -> None:
+    run, alone = tmp_path / "run", World(0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    run.mkdir()
+    monkeypatch.setattr(World, "broadcast_from_rank0", lambda _, value: value)  # gloo's threads are not forked
+
+    def lock() -> int:
+        try:
+            with locked(run, alone):
+                return 0
+        except UserError as error:
+            return 2 if str(error) == f"{run}/leases: Permission denied" else 1
+
+    assert without_rights(lock, run) == 2
