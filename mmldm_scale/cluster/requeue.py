@@ -41,8 +41,8 @@ def supervise(command: Sequence[str], run: Path, doctor: Sequence[str] = ()) -> 
     The job starts with the command ``doctor``, if given, and ends if that fails. If the job had been requeued before,
     it is requeued then as well: the error may be one of a node that it did not use before.
 
-    SIGUSR1, SIGUSR2 and SIGTERM are passed on. A job that receives SIGTERM is requeued only if SLURM ends it because of
-    its time limit. A cancelled job is never requeued.
+    SIGUSR1, SIGUSR2 and SIGTERM are passed on, and SIGINT as SIGTERM, since srun keeps SIGINT to itself. A job that
+    receives SIGTERM is requeued only if SLURM ends it because of its time limit. A cancelled job is never requeued.
 
     Returns: the exit status that a rank reported, else that of ``command``.
 
@@ -187,7 +187,7 @@ class _Child:
         self.got_sigterm, self._on_sigterm = False, on_sigterm
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._pass_on)
         try:
             self._process = subprocess.Popen(command, preexec_fn=lambda: die_with_parent(signal.SIGTERM))
@@ -204,6 +204,7 @@ class _Child:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         if self._ended:
             return
+        number = signal.SIGTERM if number == signal.SIGINT else number
         if self._process:
             self._process.send_signal(number)
         if number == signal.SIGTERM and not self.got_sigterm:

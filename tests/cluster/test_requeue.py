@@ -135,13 +135,13 @@ def test_a_failed_file_system_is_requeued(cluster: Cluster) -> None:
     assert cluster.requeues() == ["Incomplete 17"]
 
 
-def terminate(cluster: Cluster) -> tuple[int, str]:
-    """Send SIGTERM while the training runs; return the exit status and the standard error."""
+def terminate(cluster: Cluster, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+    """Send the signal ``number`` while the training runs; return the exit status and the standard error."""
     process = cluster.start('trap "exit 9" TERM; touch $MMLDM_EXIT_STATUS.here; sleep 60 2> /dev/null & wait')
     deadline = time.monotonic() + 30
     while not list(cluster.run.glob("*.here")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     stderr = process.communicate(timeout=30)[1]
     return process.returncode, stderr
 
@@ -153,9 +153,10 @@ def test_at_its_time_limit_a_job_is_requeued(cluster: Cluster) -> None:
     assert cluster.requeues() == ["Incomplete 17", "17"]
 
 
-def test_a_cancelled_job_is_not_requeued(cluster: Cluster) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_cancelled_job_is_not_requeued(cluster: Cluster, number: signal.Signals) -> None:
     cluster.cancel()
-    assert terminate(cluster) == (9, "")
+    assert terminate(cluster, number) == (9, "")
     assert cluster.requeues() == []
 
 
