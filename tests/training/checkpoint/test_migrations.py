@@ -80,17 +80,27 @@ def test_an_old_manifest_reads_as_one_of_today() -> None:
     assert sorted(MIGRATIONS) == list(range(min(MIGRATIONS), FORMAT))  # a way from each to the next
 
 
-@pytest.mark.parametrize("number", [1, FORMAT + 1, "3", None])
-def test_another_format_is_neither_damage_nor_skipped(forks: Forks, old_run: Path, number: object) -> None:
-    checkpoint = old_run / "checkpoints/step-000000000016"
+def write_format(checkpoint: Path, number: object) -> None:
+    """Make ``checkpoint`` one of the format ``number``, otherwise whole."""
     manifest = json.loads((checkpoint / MANIFEST).read_text()) | {"format": number}
     (checkpoint / MANIFEST).write_text(json.dumps(manifest))
     seal(checkpoint)
-    with pytest.raises(UnsupportedFormat):
-        read_manifest(checkpoint)
-    finished = resume(forks, old_run, 2)
-    assert finished.status == UserError.status
+
+
+@pytest.mark.parametrize("number", [1, FORMAT + 1, "3", None])
+def test_another_format_is_not_read(old_run: Path, number: object) -> None:
+    checkpoint = old_run / "checkpoints/step-000000000016"
+    write_format(checkpoint, number)
     reason = f"was written in checkpoint format {number!r}; this version reads formats 2 to {FORMAT}"
-    assert f"checkpoints/step-000000000016: {reason}" in finished.output
+    with pytest.raises(UnsupportedFormat, match=reason):
+        read_manifest(checkpoint)
+
+
+def test_another_format_is_neither_damage_nor_skipped(forks: Forks, old_run: Path) -> None:
+    checkpoint = old_run / "checkpoints/step-000000000016"
+    write_format(checkpoint, FORMAT + 1)
+    finished = resume(forks, old_run, 1)
+    assert finished.status == UserError.status
+    assert f"checkpoints/step-000000000016: was written in checkpoint format {FORMAT + 1};" in finished.output
     assert "damaged" not in finished.output
     assert checkpoint.is_dir()
