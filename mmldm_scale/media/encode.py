@@ -56,10 +56,10 @@ def write_video(
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
-    except av.error.FFmpegError as error:
-        if isinstance(error, OSError):  # without a path
-            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-        raise
+    except OSError as error:
+        if error.filename:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # libav's own names no file
     finally:
         temporary.unlink(missing_ok=True)
 
