@@ -57,7 +57,7 @@ def write_video(
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        if error.filename:
+        if error.filename or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # libav's own names no file
     finally:
