@@ -10,7 +10,7 @@ NOBODY = 65534  # user and group
 
 def without_rights(call: Callable[[], int], folder: Path) -> int:
     """Return what ``call()`` returns in a process without any right to ``folder``, which lies in pytest's own."""
-    for parent in [path for path in folder.parents if "pytest-of-" in str(path)]:  # pytest's own are for their owner alone
+    for parent in [path for path in folder.parents if "pytest-of-" in str(path)]:  # pytest makes them private
         parent.chmod(0o755)
     folder.chmod(0)
     child = os.fork()
