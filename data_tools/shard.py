@@ -57,7 +57,7 @@ if not __package__:  # `python data_tools/shard.py`: relative imports need the p
     __package__ = _PACKAGE.name
     importlib.import_module(__package__)
 
-from mmldm_scale.common.errors import UserError, refused_path
+from mmldm_scale.common.errors import UserError, refused_paths
 from mmldm_scale.common.processes import prepare_command
 from mmldm_scale.config import arguments, dump, load
 from mmldm_scale.shards.manifest import DROPPED, Manifest
@@ -86,16 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(args, "launcher", None):
             options = launch.Options(args.output, args.slurm, wait=not args.no_wait)
             return launch.launch(launch.command_of(arguments), args.launcher, args.jobs, options)
-        return args.run(args)
+        with refused_paths():
+            status: int = args.run(args)
+        return status
     except UserError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.status
-    except OSError as error:
-        line = refused_path(error)
-        if line is None:
-            raise
-        print(f"{PROGRAM}: {line}", file=sys.stderr)
-        return UserError.status
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped; run the same command again to resume", file=sys.stderr)
         return 130

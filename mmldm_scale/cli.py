@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from mmldm_scale.cluster import slurm
-from mmldm_scale.common.errors import LostContact, UserError, refused_path
+from mmldm_scale.common.errors import LostContact, UserError, refused_paths
 from mmldm_scale.common.processes import prepare_command
 from mmldm_scale.doctor import command as doctor
 from mmldm_scale.evaluation import arguments as evaluation
@@ -141,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["shard"]:
             return _shard(arguments[1:])
         args = _parse(arguments)
-        status: int = args.run(args)
+        with refused_paths():
+            status: int = args.run(args)
         return status
     except UserError as error:
         _print_once(f"mmldm: {error}")
@@ -153,11 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = " ".join(str(error).split())[:200]
         _print_once(f"mmldm: rank {slurm.rank()} has lost contact with another rank: {reason}", LOST_CONTACT_WAIT)
         return 1
-    except Exception as error:
-        line = refused_path(error) if isinstance(error, OSError) else None
-        if line:
-            _print_once(f"mmldm: {line}")
-            return UserError.status
+    except Exception:
         traceback.print_exc()
         _wait_for_srun()
         return 1

@@ -1,12 +1,14 @@
 """Exceptions whose message is shown to the user in one line, without a traceback.
 
 Raise :class:`UserError` when an input, a path or an option is wrong, and :class:`Outage` when a file system or another
-process fails during a run. The command line prints the message and exits with ``status``. It does the same for a path
-that the file system refuses (:func:`refused_path`). Any other exception is a programming error and keeps its traceback.
+process fails during a run. The command line prints the message and exits with ``status``, also if the file system
+refuses a path (:func:`refused_paths`). Any other exception is a programming error and keeps its traceback.
 """
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 REFUSALS = {  # errors of the operating system that are about the path itself and who may use it
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -30,11 +32,15 @@ class LostContact(Exception):
     """Another rank is gone or does not answer. This rank cannot know why; that rank or the launcher prints it."""
 
 
-def refused_path(error: OSError) -> str | None:
-    """Return, as a line, which path the file system refuses and why, such as "runs/a: Permission denied".
+@contextmanager
+def refused_paths() -> Iterator[None]:
+    """Turn an error of the block about a path that the file system refuses into a UserError: path and reason.
 
-    None if ``error`` names no path, or is of another kind.
+    An error that names no path, or is not in :data:`REFUSALS`, passes unchanged.
     """
-    if error.errno not in REFUSALS or not isinstance(error.filename, str | bytes):
-        return None
-    return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS or not isinstance(error.filename, str | bytes):
+            raise
+        raise UserError(f"{os.fsdecode(error.filename)}: {error.strerror}") from None

@@ -71,7 +71,7 @@ class TrainingConfig:
         size = zero.get("reduce_bucket_size", REDUCE_BUCKET) if isinstance(zero, dict) else REDUCE_BUCKET
         valid = isinstance(size, int | float) and size >= 1
         require(valid, "training.deepspeed.zero_optimization.reduce_bucket_size", f"{size}: must be at least 1")
-        return min(int(size), trained)
+        return int(min(size, trained))
 
     def _check_ranges(self) -> None:
         counts = ("total_samples", "global_batch", "micro_batch", "keep_checkpoints", "skip_limit")

@@ -8,18 +8,16 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from tests.sampling.conftest import model, videos  # noqa: F401  (fixtures)
 from tests.sampling.test_job import sample
 from tests.support.faults import fault_trials
+from tests.support.forked import end_with
 from tests.support.sandbox import contents
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,24 +36,16 @@ class Array:
 
     def start(self, number: int) -> int:
         """Start task ``number`` of the array; return its process."""
-        return os.fork() or self._run(number)
+        return os.fork() or end_with(lambda: self._run(number))
 
-    def _run(self, number: int) -> NoReturn:
-        status = 1
-        try:
-            os.setsid()
-            log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            settings = {"MIN": 0, "MAX": self._size - 1, "STEP": 1, "COUNT": self._size, "ID": number}
-            os.environ |= {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in settings.items()}
-            status = sample(self._model, self._output, *self._inputs, task=self._task, number=SAMPLES)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+    def _run(self, number: int) -> int:
+        os.setsid()
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        settings = {"MIN": 0, "MAX": self._size - 1, "STEP": 1, "COUNT": self._size, "ID": number}
+        os.environ |= {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in settings.items()}
+        return sample(self._model, self._output, *self._inputs, task=self._task, number=SAMPLES)
 
     def made(self) -> int:
         """Return the number of files in the folder, begun ones included."""
@@ -66,13 +56,13 @@ def wait_for(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def kill_after(dice: random.Random, array: Array, process: int, goal: int) -> bool:
+def kill_after(rng: random.Random, array: Array, process: int, goal: int) -> bool:
     """Kill ``process`` soon after there are ``goal`` files; return whether it was still at work."""
     deadline = time.monotonic() + PATIENCE
     while array.made() < goal and os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         assert time.monotonic() < deadline, array.log.read_text()
         time.sleep(0.001)
-    time.sleep(dice.choice([0.0, 0.002, 0.05]) * dice.random())
+    time.sleep(rng.choice([0.0, 0.002, 0.05]) * rng.random())
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
     return wait_for(process) == -signal.SIGKILL
@@ -98,13 +88,13 @@ def test_killed_tasks_of_an_array_end_with_the_same_files(count, model, videos, 
         expected[kind] = samples(tmp_path / kind)
 
     def trial(number: int) -> str:
-        dice = random.Random(15_000 + number)
-        kind, size, kills = KINDS[number % len(KINDS)], dice.choice([1, 2, 5]), 0
+        rng = random.Random(15_000 + number)
+        kind, size, kills = KINDS[number % len(KINDS)], rng.choice([1, 2, 5]), 0
         array = Array(model, videos, tmp_path / f"trial-{number}", kind, size)
         team = {task: array.start(task) for task in range(size)}
-        for _ in range(dice.randint(1, 4)):
-            task = dice.choice(list(team))
-            kills += kill_after(dice, array, team.pop(task), dice.randrange(len(expected[kind]) + 2))
+        for _ in range(rng.randint(1, 4)):
+            task = rng.choice(list(team))
+            kills += kill_after(rng, array, team.pop(task), rng.randrange(len(expected[kind]) + 2))
             team[task] = array.start(task)  # requeued
         assert [wait_for(process) for process in team.values()] == [0] * size, array.log.read_text()
         run_all(array, range(size))  # blocks that a living task left to one that was killed then

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -36,7 +35,6 @@ import mmldm_scale.trainables.kl_vae.trainable  # noqa: F401
 from data_tools import shard
 from mmldm_scale import cli, config
 from mmldm_scale.common import atomic_files
-from mmldm_scale.common.errors import UserError
 from mmldm_scale.trainables.dit import trainable as dit_trainable
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training import loop
@@ -45,6 +43,7 @@ from mmldm_scale.training.checkpoint.reshard import load_resharded
 from mmldm_scale.training.engine.distributed import start, stop
 from mmldm_scale.training.trainable import Dataset, Trainable
 from tests.support import toy_trainable
+from tests.support.forked import end_with
 
 LIMIT, COMMAND_LIMIT = 200, 280  # seconds after which a process is killed; below the 300 of pytest-timeout
 
@@ -225,18 +224,7 @@ def child(rank: int, size: int, port: int, output: IO[str], function: str, argum
     os.dup2(output.fileno(), 2)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    status = 1
-    try:
-        status = known()[function](*arguments)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        status = error.status
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    end_with(lambda: known()[function](*arguments))
 
 
 def free_port() -> int:

@@ -164,8 +164,7 @@ class Autoencoder(nn.Module):
     def posteriors(self, frame_latents: Tensor | None, audio_latent: Tensor | None) -> Posteriors:
         """Return the posteriors for KL-VAE latents of frames (B, F, c, s, s) and audio images (B, c, s, s)."""
         latents = self._by_modality(audio_latent, frame_latents)
-        moments = {name: self._part(name, "encoder", latent.to(self.dtype)) for name, latent in latents.items()}
-        return Posteriors(**{name: Gaussian.from_moments(part) for name, part in moments.items()})
+        return Posteriors(**{name: self._posterior(name, latent) for name, latent in latents.items()})
 
     def semantics(self, audio_latent: Tensor | None, video_latent: Tensor | None) -> Semantics | None:
         """Return the semantic tokens of latents (B, C, H_a, W_a) and (B, C, H_v, W_v).
@@ -228,7 +227,7 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Gaussian:
         """Return the video posterior of ``frames`` (B, F, 3, S, S) in [-1, 1], without any sound; needs video."""
-        return Gaussian.from_moments(self._part("video", "encoder", self.clip_latents(frames).to(self.dtype)))
+        return self._posterior("video", self.clip_latents(frames))
 
     def clip_latents(self, pictures: Tensor) -> Tensor:
         """Return the scaled KL-VAE latents (B, P, c, s, s) float32 of clips' ``pictures`` (B, P, 3, S, S)."""
@@ -310,6 +309,10 @@ class Autoencoder(nn.Module):
         if tuple(values) != self.modalities:
             raise ValueError(f"values are needed of {' and '.join(self.modalities)}, not of {' and '.join(values)}")
         return values
+
+    def _posterior(self, modality: Modality, latents: Tensor) -> Gaussian:
+        """Return a modality's posterior for the KL-VAE latents of its pictures, as :meth:`posteriors` takes them."""
+        return Gaussian.from_moments(self._part(modality, "encoder", latents.to(self.dtype)))
 
     def _part(self, modality: Modality, part: str, latent: Tensor) -> Tensor:
         """Return the output of a modality's "encoder" or "projector" for its ``latent``."""

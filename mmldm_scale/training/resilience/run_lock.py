@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmldm_scale.cluster import slurm
-from mmldm_scale.common.errors import UserError, refused_path
+from mmldm_scale.common.errors import UserError, refused_paths
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.training.engine.distributed import World
 
@@ -62,23 +62,24 @@ def locked(run: Path, world: World) -> Iterator[RunLock]:
 
 def _take(run: Path, leases: Leases) -> str | None:
     """Take the lock; return why that is impossible, or None."""
-    waiting = False
     try:
-        while not leases.take(NAME):
-            holder, is_alive = leases.rival(NAME)
-            if is_alive:
-                return f"{run}: {_describe(holder)} is training this run; end it first, or set another run="
-            if not waiting:
-                print(f"{run}: waiting to see whether {_describe(holder)} is still alive", file=sys.stderr, flush=True)
-            waiting = True
-            time.sleep(POLL_INTERVAL)
-    except UserError as error:
+        with refused_paths():
+            return _wait_for_lock(run, leases)
+    except UserError as error:  # returned, since the other ranks wait for an answer
         return str(error)
-    except OSError as error:  # the other ranks wait for an answer
-        line = refused_path(error)
-        if line is None:
-            raise
-        return line
+
+
+def _wait_for_lock(run: Path, leases: Leases) -> str | None:
+    """Take the lock, after its holder has died if there is one; return who holds it if that process lives, or None."""
+    waiting = False
+    while not leases.take(NAME):
+        holder, is_alive = leases.rival(NAME)
+        if is_alive:
+            return f"{run}: {_describe(holder)} is training this run; end it first, or set another run="
+        if not waiting:
+            print(f"{run}: waiting to see whether {_describe(holder)} is still alive", file=sys.stderr, flush=True)
+        waiting = True
+        time.sleep(POLL_INTERVAL)
     return None
 
 
