@@ -177,3 +177,11 @@ def test_a_rival_on_the_same_machine_lives_for_sure(tmp_path):
         assert not other.take("a")
         holder, lives = other.rival("a")
         assert (holder["pid"], holder["job"], lives) == (os.getpid(), "3", True)
+
+
+def test_leases_are_cleared_though_another_process_has_removed_their_folder(tmp_path):
+    with Leases(tmp_path) as one:
+        with Leases(tmp_path) as other:
+            other.take("a")
+        assert not (tmp_path / "leases").exists()
+        one.clear()
