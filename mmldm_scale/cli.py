@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from mmldm_scale.cluster import slurm
+from mmldm_scale.common.addresses import add_path, path_or_url
 from mmldm_scale.common.errors import LostContact, UserError, refused_path
 from mmldm_scale.common.processes import prepare_command
 from mmldm_scale.doctor import command as doctor
@@ -46,8 +47,15 @@ ways to start a training:
 
 def _add_export_arguments(export: argparse.ArgumentParser) -> None:
     add = export.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="a run (its newest checkpoint), a checkpoint or its weights")
-    add("--output", required=True, metavar="DIR", help="folder to write; must be missing or empty")
+    text = "a run (its newest checkpoint), a checkpoint or its weights"
+    add_path(export, "--checkpoint", required=True, metavar="DIR", help=text)
+    add(
+        "--output",
+        type=path_or_url,
+        required=True,
+        metavar="DIR",
+        help="folder or URL, missing or empty",
+    )
     add("--weights", choices=["ema", "raw"], default="ema", help="averaged (the default) or as trained")
     add("--ema", type=float, metavar="LENGTH", help="length of the average; default: the first of training.ema_lengths")
     add("--at", type=int, metavar="SAMPLES", help="with --ema: samples seen at the average's end; default: all")
@@ -65,7 +73,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _add_status_arguments(status: argparse.ArgumentParser) -> None:
-    status.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
+    add_path(status, "runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
 
 
 def _model_info(args: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ import submitit
 from mmldm_scale import config
 from mmldm_scale.cluster import code_snapshot
 from mmldm_scale.cluster.submit import Jobs, Resources, queue, read_request, require_least
+from mmldm_scale.common.addresses import is_url
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import ShardTraining, arguments
 from mmldm_scale.launch import sweep
@@ -128,7 +129,6 @@ def _check(record: Registration, schema: ShardTraining, processes: int) -> None:
             run was begun with another configuration.
     """
     from mmldm_scale.shards.manifest import Manifest
-    from mmldm_scale.shards.remote.remote import is_url
     from mmldm_scale.training import run_folder
     from mmldm_scale.training.engine import deepspeed_engine
 

@@ -22,12 +22,13 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from mmldm_scale.common.addresses import is_url
 from mmldm_scale.common.errors import Outage, UserError
 from mmldm_scale.shards.index import ShardIndex
 from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.manifest import Kind, Manifest
 from mmldm_scale.shards.remote.cache import Cache
-from mmldm_scale.shards.remote.remote import StoredTar, is_url
+from mmldm_scale.shards.remote.remote import StoredTar
 
 _FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # limit of open files of this process
 OPEN_TARS = 4096 if _FILES == resource.RLIM_INFINITY else _FILES // 2  # a mapped tar occupies a file descriptor
