@@ -62,7 +62,7 @@ if not __package__:  # `python data_tools/shard.py`: relative imports need the p
 
 from mmldm_scale.common.addresses import add_path, path_or_url
 from mmldm_scale.common.errors import UserError, refused_path
-from mmldm_scale.common.processes import prepare_command
+from mmldm_scale.common.processes import READER_GONE, end_quietly_without_reader, flushed_output, prepare_command
 from mmldm_scale.config import arguments, dump, load
 from mmldm_scale.shards.manifest import DROPPED, Manifest
 from mmldm_scale.shards.remote.remote_folder import RemoteFolder
@@ -86,20 +86,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that ``arguments`` (default: those of the process) describe; return its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        prepare_command()
-        args = _parser().parse_args(arguments)
-        _check_numbers(args)
-        uploads = _uploads(args)
-        if getattr(args, "launcher", None):
-            options = launch.Options(args.output, args.slurm, wait=not args.no_wait)
-            return launch.launch(launch.command_of(arguments), args.launcher, args.jobs, options)
-        status: int = args.run(args)
-        for upload in uploads:
-            upload.run()
-        return status
+        with flushed_output():
+            prepare_command()
+            args = _parser().parse_args(arguments)
+            _check_numbers(args)
+            uploads = _uploads(args)
+            if getattr(args, "launcher", None):
+                options = launch.Options(args.output, args.slurm, wait=not args.no_wait)
+                return launch.launch(launch.command_of(arguments), args.launcher, args.jobs, options)
+            status: int = args.run(args)
+            for upload in uploads:
+                upload.run()
+            return status
     except UserError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.status
+    except BrokenPipeError:
+        if not end_quietly_without_reader():
+            raise
+        return READER_GONE
     except OSError as error:
         line = refused_path(error)
         if line is None:

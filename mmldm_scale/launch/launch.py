@@ -31,6 +31,7 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import ShardTraining, arguments
 from mmldm_scale.launch import sweep
 from mmldm_scale.launch.sweep import Run
+from mmldm_scale.runs import launches
 from mmldm_scale.trainables.registry import Registration, registered
 
 UNLIMITED = 1_000_000  # requeues by submitit after a time-out; cluster/requeue.py limits those after failures
@@ -103,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.suppress(OSError):  # not empty: a run has begun in it
             base.rmdir()
         raise
+    launches.write(folder, {run.name: job.job_id for run, job in zip(runs, jobs.jobs, strict=True)})
     _report(record.name, runs, folder, code, request, jobs)
     return 0
 

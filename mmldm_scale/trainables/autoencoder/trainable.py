@@ -68,6 +68,7 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
     if config.unet is not None:  # its fingerprint is not in inputs, since a resumed run does not use it
         for unet in module.autoencoder.decoder.unets.values():
             load_unet(cast(UNet2DConditionModel, unet), config.unet)
+    validation = _validation(config, clips, module) if config.validation else None
     return Trainable(
         name="autoencoder",
         module=module,
@@ -87,9 +88,10 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
         term_weights=module.term_weights,
         begin_step=module.begin_step,
         preview=functools.partial(preview.show, config, clips),
-        validation=_validation(config, clips, module) if config.validation else None,
+        validation=validation,
         quarantine=clips.samples.quarantine,
         discriminator=_discriminator(config),
+        startup_messages=validation.startup_messages if validation else [],
     )
 
 

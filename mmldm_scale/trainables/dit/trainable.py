@@ -51,6 +51,7 @@ def build_trainable(config: DiTTraining) -> Trainable:
     module = NoisePrediction(config, *shapes, len(dataset.classes))
     description = _description(config, mixture, dataset.classes)
     write_weights = functools.partial(_write_weights, description)
+    validation = _validation(config, dataset) if config.validation else None
     return Trainable(
         name="dit",
         module=module,
@@ -67,11 +68,12 @@ def build_trainable(config: DiTTraining) -> Trainable:
         term_weights=module.term_weights,
         begin_step=module.begin_step,
         samples=functools.partial(preview.show_samples, config, write_weights) if config.preview.samples else None,
-        validation=_validation(config, dataset) if config.validation else None,
+        validation=validation,
         quarantine=dataset.samples.quarantine,
         startup_messages=[
             *dataset.startup_messages(),
             *preview.startup_messages(config, mixture.manifest.autoencoder.get("path", "")),
+            *(validation.startup_messages if validation else []),
         ],
     )
 

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import ReadingConfig, ShardTraining
 from mmldm_scale.shards.mixture import Mixture, mixing_problem
+from mmldm_scale.shards.reader import ShardSet
 
 SEED = 0  # of the validation samples of every run
 
@@ -52,7 +54,11 @@ def settings(config: Config, shards: list[str], **changes: Any) -> Config:
 
 
 class ValidationSamples:
-    """The first samples of a dataset, in its order."""
+    """The first samples of a dataset, in its order.
+
+    Attributes:
+        startup_messages: lines for the user: what could not be checked of the sets.
+    """
 
     def __init__(
         self, dataset: TimedDataset, held_out: Mixture, learned: Mixture, count: int, steps: int, group: int = 1
@@ -66,9 +72,10 @@ class ValidationSamples:
             group: consecutive samples that a loss compares with one another; an incomplete group is left out.
 
         Raises:
-            UserError: a set is trained on as well, or is of another kind or autoencoder; there is no complete group.
+            UserError: a set or one of its recordings is trained on as well, or it is of another kind or autoencoder;
+                there is no complete group.
         """
-        _check_sets(held_out, learned)
+        self.startup_messages = _check_sets(held_out, learned)
         self._dataset, self._steps = dataset, steps
         self._count = _whole_groups(count, len(held_out), group)
 
@@ -89,14 +96,38 @@ class ValidationSamples:
         return (places * self._steps).long().reshape(shape)
 
 
-def _check_sets(held_out: Mixture, learned: Mixture) -> None:
-    """Raise UserError if a held-out set is trained on, or differs in kind from those that are."""
+def _check_sets(held_out: Mixture, learned: Mixture) -> list[str]:
+    """Return a line for each set whose recordings are not known, which are not compared.
+
+    Raises:
+        UserError: a held-out set, or one of its recordings, is trained on, or it differs in kind from those that are.
+    """
     for shard_set in held_out.sets:
         if shard_set.fingerprint in [trained.fingerprint for trained in learned.sets]:
             raise UserError(f"validation: {shard_set.location} is also in shards; it must be a held-out set")
         problem = mixing_problem(learned.sets[0], shard_set)
         if problem:
             raise UserError(f"validation: the sets must be like those in shards: {problem}")
+        _check_recordings(shard_set, learned)
+    return [
+        f"validation: {shards.location}: {count:,} of {len(shards):,} samples do not say which recording they come "
+        "from; whether validation and shards share it is not checked"
+        for shards in (*held_out.sets, *learned.sets)
+        if (count := shards.unknown_recordings)
+    ]
+
+
+def _check_recordings(held_out: ShardSet, learned: Mixture) -> None:
+    """Raise UserError, with a count and an example, if samples of ``held_out`` come from recordings in ``learned``."""
+    for trained in learned.sets:
+        shared = np.intersect1d(held_out.recordings, trained.recordings, assume_unique=True)
+        if len(shared):
+            samples = held_out.indices_of_recordings(shared)
+            raise UserError(
+                f"validation: {len(samples):,} of {len(held_out):,} samples of {held_out.location} come from "
+                f"{len(shared):,} recordings that are also in {trained.location}, such as {held_out.key(samples[0])}; "
+                "hold out whole recordings, as shard.py select does"
+            )
 
 
 def _whole_groups(count: int, available: int, group: int) -> int:
