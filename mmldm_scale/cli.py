@@ -82,16 +82,6 @@ def _status(args: argparse.Namespace) -> int:
     return status.run(args, slurm.queued_jobs)
 
 
-def _model_info(args: argparse.Namespace) -> int:
-    from mmldm_scale.models.autoencoder.sizes import autoencoder_info
-    from mmldm_scale.models.flops import model_info
-    from mmldm_scale.planning.memory_table import memory_table
-
-    for table in (model_info, autoencoder_info, memory_table):
-        print(table(), end="\n\n", flush=True)
-    return 0
-
-
 def _run(module: str) -> Callable[[argparse.Namespace], int]:
     """Return a function that imports ``module`` and calls its ``run``."""
     return lambda args: importlib.import_module(f"mmldm_scale.{module}").run(args)
@@ -122,7 +112,12 @@ COMMANDS = (  # name, what it does, adds its options, runs it and returns the ex
     ("plan", "predict memory, traffic and time of a training", planning.add_arguments, _run("planning.report")),
     ("doctor", "check the machine, the environment and the data", doctor.add_arguments, doctor.run),
     ("status", "show the progress of runs", _add_status_arguments, _status),
-    ("model-info", "print the models' sizes, FLOPs and memory in training", lambda parser: None, _model_info),
+    (
+        "model-info",
+        "print the models' sizes, FLOPs and memory in training",
+        planning.add_model_info_arguments,
+        _run("planning.model_info"),
+    ),
 )
 
 

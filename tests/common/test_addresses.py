@@ -37,7 +37,8 @@ OPTIONS = {  # by command: its options that are paths
     ("doctor",): ("--run", "--config"),
     ("train", "dit"): ("--config",),
     ("launch", "train", "dit"): ("--config",),
-    ("plan", "--model", "S", "--gpu", "a800"): ("--config",),
+    ("plan", "--gpu", "a800"): ("--config", "--run"),
+    ("model-info",): ("--config", "--run"),
     ("status",): ("runs",),
 }
 SHARD_KEYS = {

@@ -7,9 +7,11 @@ and https require further packages, the extra ``remote``; ``hf://datasets/OWNER/
 
 import hashlib
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import fsspec
@@ -18,6 +20,7 @@ from mmldm_scale.common.addresses import is_url
 from mmldm_scale.common.atomic_files import full_disk_reason
 from mmldm_scale.common.errors import Outage, UserError
 from mmldm_scale.shards.json_files import JSON_LIMIT, DamagedSet, parse_json
+from mmldm_scale.shards.manifest import MANIFEST, Kind, Manifest
 
 CHUNK = 16 << 20  # bytes read at once
 PAUSES = (1.0, 4.0, 16.0)  # seconds before each retry
@@ -56,6 +59,22 @@ def read_checked(url: str) -> bytes:
         return data
 
     return with_retries(url, attempt)
+
+
+def read_manifest(location: str, kind: Kind | None = None) -> Manifest:
+    """Return the manifest of the finished set in the folder or at the URL ``location``.
+
+    Raises: as :meth:`Manifest.read` and :func:`read_checked`.
+    """
+    if not is_url(location):
+        return Manifest.read(location, kind)
+    content = read_checked(f"{location.rstrip('/')}/{MANIFEST}")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / MANIFEST).write_bytes(content)
+        try:
+            return Manifest.read(folder, kind)
+        except UserError as error:
+            raise type(error)(str(error).replace(folder, location)) from None
 
 
 def download(tar: StoredTar, stream: BinaryIO) -> None:

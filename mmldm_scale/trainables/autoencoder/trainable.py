@@ -24,6 +24,7 @@ from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.discriminator import FRAMES, PICTURES, AudioVideoDiscriminator
 from mmldm_scale.models.autoencoder.model import Autoencoder, save
 from mmldm_scale.models.autoencoder.stable_diffusion import load_unet
+from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
 from mmldm_scale.trainables.autoencoder import preview
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
@@ -101,6 +102,7 @@ def outline(
     classes: int = CLASSES,
     kl_vae_config: KLVAEConfig | None = None,
     device: str = "meta",
+    manifest: Manifest | None = None,
 ) -> StepOutline:
     """Return a micro-step of the autoencoder on ``device``.
 
@@ -110,7 +112,10 @@ def outline(
         media: format of a clip; None: the default.
         classes: number of classes of the data set.
         kl_vae_config: of the KL-VAE; None: Stable Diffusion's.
+        manifest: of the set whose clips it is for, instead of ``media`` and ``classes``.
     """
+    if manifest is not None:
+        media, classes = manifest.media, len(manifest.classes)
     media, micro_batch = media or MediaConfig(), config.training.micro_batch
     with torch.device(device):
         vae = kl_vae.build(kl_vae_config or KLVAEConfig())

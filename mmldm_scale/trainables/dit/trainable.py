@@ -25,11 +25,12 @@ from mmldm_scale.models.dit import LAYOUT, latent_shapes
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.latents import PARTS, LatentSample, parts_of
+from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.shards.mixture import Mixture
 from mmldm_scale.trainables.dit import preview
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.context import null_context
-from mmldm_scale.trainables.dit.dataset import LatentDataset, SampleMaker
+from mmldm_scale.trainables.dit.dataset import LatentDataset, SampleMaker, stored_shapes
 from mmldm_scale.trainables.dit.loss import NoisePrediction
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
@@ -80,14 +81,23 @@ def build_trainable(config: DiTTraining) -> Trainable:
 
 def outline(
     config: DiTTraining,
-    audio_shape: Shape = AUDIO_SHAPE,
-    video_shape: Shape = VIDEO_SHAPE,
+    audio_shape: Shape | None = AUDIO_SHAPE,
+    video_shape: Shape | None = VIDEO_SHAPE,
     device: str = "meta",
+    manifest: Manifest | None = None,
 ) -> StepOutline:
     """Return a micro-step of the DiT on latents of these shapes, (C, H, W), on ``device``.
 
     A model of one modality alone has that one's.
+
+    Args:
+        manifest: of the set whose latents it is for, instead of ``audio_shape`` and ``video_shape``.
+
+    Raises:
+        UserError: the set does not have the model's modalities.
     """
+    if manifest is not None:
+        audio_shape, video_shape = as_pair(stored_shapes(manifest, config.model.modalities))
     classes = int(config.context.kind == "class")  # their number hardly counts beside the model
     backend = config.model.attention if config.model.attention == "math" else "sdpa"  # "meta" has no other
     model = dataclasses.replace(config.model, attention=backend, compile=False)
