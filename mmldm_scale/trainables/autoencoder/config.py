@@ -41,6 +41,7 @@ class AutoencoderTraining(ShardTraining):
     frames_per_clip: int = 2  # [frames] number of frames of each clip that are decoded in a step
     flip: float = 0.5  # [0..1] share of clips that are mirrored
     validation: list[str] = field(default_factory=list)  # validation sets: folders or URLs of held-out shard sets
+    shared_recordings: bool = False  # whether validation sets may have recordings, at other times, that are trained on
     preview: DecodingConfig = field(default_factory=lambda: DecodingConfig(steps=20))  # decoding in previews
 
     def __post_init__(self) -> None:

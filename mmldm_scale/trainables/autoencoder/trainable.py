@@ -143,8 +143,8 @@ def _validation(config: AutoencoderTraining, clips: Clips, module: Reconstructio
     held_out = Clips(settings, clips.classes, config.model.modalities)
     dataset = ClipDataset(settings, held_out, module.autoencoder)
     mixtures = held_out.samples.mixture, clips.samples.mixture
-    count = config.training.validation_samples
-    return ValidationSamples(dataset, *mixtures, count, dataset.steps, group=max(1, module.group))
+    count, group = config.training.validation_samples, max(1, module.group)
+    return ValidationSamples(dataset, *mixtures, count, dataset.steps, config.shared_recordings, group)
 
 
 def _discriminator(config: AutoencoderTraining) -> Discriminator | None:

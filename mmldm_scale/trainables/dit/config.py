@@ -45,6 +45,7 @@ class DiTTraining(ShardTraining):
     # latents of a sample: the posterior's mode, which is its mean (public code), or a draw from the posterior
     posterior: Literal["mode", "draw"] = "mode"
     validation: list[str] = field(default_factory=list)  # validation sets: folders or URLs of held-out shard sets
+    shared_recordings: bool = False  # whether validation sets may have recordings, at other times, that are trained on
     preview: PreviewConfig = field(default_factory=PreviewConfig)  # previews during training
 
     def __post_init__(self) -> None:

@@ -135,7 +135,7 @@ def _validation(config: DiTTraining, dataset: LatentDataset) -> ValidationSample
     learned = dataset.samples.mixture
     held_out = LatentDataset(settings, dataset.classes, learned.statistics)
     count, steps = config.training.validation_samples, config.diffusion.steps
-    return ValidationSamples(held_out, held_out.samples.mixture, learned, count, steps)
+    return ValidationSamples(held_out, held_out.samples.mixture, learned, count, steps, config.shared_recordings)
 
 
 def _write_weights(description: dict[str, Any], folder: Path, state: dict[str, Tensor]) -> None:

@@ -57,11 +57,18 @@ class ValidationSamples:
     """The first samples of a dataset, in its order.
 
     Attributes:
-        startup_messages: lines for the user: what could not be checked of the sets.
+        startup_messages: lines for the user on recordings that are trained on as well, and on unknown ones.
     """
 
     def __init__(
-        self, dataset: TimedDataset, held_out: Mixture, learned: Mixture, count: int, steps: int, group: int = 1
+        self,
+        dataset: TimedDataset,
+        held_out: Mixture,
+        learned: Mixture,
+        count: int,
+        steps: int,
+        shared_recordings: bool = False,
+        group: int = 1,
     ) -> None:
         """Take the first ``count`` samples of ``dataset`` (fewer if it has not as many).
 
@@ -69,13 +76,15 @@ class ValidationSamples:
             held_out: the sets of ``dataset``.
             learned: the sets that the model learns from.
             steps: timesteps of the schedule.
+            shared_recordings: whether both may have samples of one recording.
             group: consecutive samples that a loss compares with one another; an incomplete group is left out.
 
         Raises:
             UserError: a set or one of its recordings is trained on as well, or it is of another kind or autoencoder;
                 there is no complete group.
         """
-        self.startup_messages = _check_sets(held_out, learned)
+        _check_sets(held_out, learned)
+        self.startup_messages = _check_recordings(held_out, learned, shared_recordings)
         self._dataset, self._steps = dataset, steps
         self._count = _whole_groups(count, len(held_out), group)
 
@@ -96,38 +105,46 @@ class ValidationSamples:
         return (places * self._steps).long().reshape(shape)
 
 
-def _check_sets(held_out: Mixture, learned: Mixture) -> list[str]:
-    """Return a line for each set whose recordings are not known, which are not compared.
-
-    Raises:
-        UserError: a held-out set, or one of its recordings, is trained on, or it differs in kind from those that are.
-    """
+def _check_sets(held_out: Mixture, learned: Mixture) -> None:
+    """Raise UserError if a held-out set is trained on, or differs in kind from those that are."""
     for shard_set in held_out.sets:
         if shard_set.fingerprint in [trained.fingerprint for trained in learned.sets]:
             raise UserError(f"validation: {shard_set.location} is also in shards; it must be a held-out set")
         problem = mixing_problem(learned.sets[0], shard_set)
         if problem:
             raise UserError(f"validation: the sets must be like those in shards: {problem}")
-        _check_recordings(shard_set, learned)
-    return [
+
+
+def _check_recordings(held_out: Mixture, learned: Mixture, may_share: bool) -> list[str]:
+    """Return a line for each set that shares recordings with one that is trained on, or does not name them.
+
+    Raises:
+        UserError: a held-out set shares recordings, unless it ``may_share`` them.
+    """
+    pairs = [(shards, trained) for shards in held_out.sets for trained in learned.sets]
+    shared = [line for shards, trained in pairs if (line := _shared_recordings(shards, trained))]
+    if shared and not may_share:
+        remedy = "hold out whole recordings, as shard.py select does, or set shared_recordings=true"
+        raise UserError(f"{shared[0]}; {remedy}")
+    unknown = [
         f"validation: {shards.location}: {count:,} of {len(shards):,} samples do not say which recording they come "
         "from; whether validation and shards share it is not checked"
         for shards in (*held_out.sets, *learned.sets)
         if (count := shards.unknown_recordings)
     ]
+    return shared + unknown
 
 
-def _check_recordings(held_out: ShardSet, learned: Mixture) -> None:
-    """Raise UserError, with a count and an example, if samples of ``held_out`` come from recordings in ``learned``."""
-    for trained in learned.sets:
-        shared = np.intersect1d(held_out.recordings, trained.recordings, assume_unique=True)
-        if len(shared):
-            samples = held_out.indices_of_recordings(shared)
-            raise UserError(
-                f"validation: {len(samples):,} of {len(held_out):,} samples of {held_out.location} come from "
-                f"{len(shared):,} recordings that are also in {trained.location}, such as {held_out.key(samples[0])}; "
-                "hold out whole recordings, as shard.py select does"
-            )
+def _shared_recordings(held_out: ShardSet, trained: ShardSet) -> str:
+    """Return how many samples of ``held_out`` come from recordings in ``trained``, with an example; "" if none do."""
+    shared = np.intersect1d(held_out.recordings, trained.recordings, assume_unique=True)
+    if not len(shared):
+        return ""
+    samples = held_out.indices_of_recordings(shared)
+    return (
+        f"validation: {len(samples):,} of {len(held_out):,} samples of {held_out.location} come from {len(shared):,} "
+        f"recordings that are also in {trained.location}, such as {held_out.key(samples[0])}"
+    )
 
 
 def _whole_groups(count: int, available: int, group: int) -> int:

@@ -1,6 +1,7 @@
 """The DiT's loss on held-out samples: it is the mean over them, for any processes, and does not change training."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -167,10 +168,13 @@ def test_recordings_that_are_trained_on_are_refused(tmp_path) -> None:
     write_latents(tmp_path / "validation_set", (4, 5), first=17, meta=origin)  # 18 to 20 are of one recording
     says = (
         rf"^validation: 4 of 9 samples of {tmp_path}/validation_set come from 2 recordings that are also in "
-        rf"{tmp_path}/learned, such as clip_017; hold out whole recordings, as shard.py select does$"
+        rf"{tmp_path}/learned, such as clip_017"
     )
-    with pytest.raises(UserError, match=says):
+    remedy = "; hold out whole recordings, as shard.py select does, or set shared_recordings=true$"
+    with pytest.raises(UserError, match=says + remedy):
         build_trainable(configure(tmp_path))
+    messages = build_trainable(configure(tmp_path, "shared_recordings=true")).startup_messages
+    assert [bool(re.fullmatch(says, line)) for line in messages if line.startswith("validation")] == [True]
 
 
 def test_recordings_that_are_not_known_are_named_once(data, tmp_path) -> None:
