@@ -13,8 +13,9 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from mmldm_scale.cluster import slurm
+from mmldm_scale.common.addresses import add_path, path_or_url
 from mmldm_scale.common.errors import LostContact, UserError, refused_path
-from mmldm_scale.common.processes import prepare_command
+from mmldm_scale.common.processes import READER_GONE, end_quietly_without_reader, flushed_output, prepare_command
 from mmldm_scale.doctor import command as doctor
 from mmldm_scale.evaluation import arguments as evaluation
 from mmldm_scale.launch import arguments as launch
@@ -46,8 +47,15 @@ ways to start a training:
 
 def _add_export_arguments(export: argparse.ArgumentParser) -> None:
     add = export.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="a run (its newest checkpoint), a checkpoint or its weights")
-    add("--output", required=True, metavar="DIR", help="folder to write; must be missing or empty")
+    text = "a run (its newest checkpoint), a checkpoint or its weights"
+    add_path(export, "--checkpoint", required=True, metavar="DIR", help=text)
+    add(
+        "--output",
+        type=path_or_url,
+        required=True,
+        metavar="DIR",
+        help="folder or URL, missing or empty",
+    )
     add("--weights", choices=["ema", "raw"], default="ema", help="averaged (the default) or as trained")
     add("--ema", type=float, metavar="LENGTH", help="length of the average; default: the first of training.ema_lengths")
     add("--at", type=int, metavar="SAMPLES", help="with --ema: samples seen at the average's end; default: all")
@@ -65,17 +73,13 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _add_status_arguments(status: argparse.ArgumentParser) -> None:
-    status.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
+    add_path(status, "runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
 
 
-def _model_info(args: argparse.Namespace) -> int:
-    from mmldm_scale.models.autoencoder.sizes import autoencoder_info
-    from mmldm_scale.models.flops import model_info
-    from mmldm_scale.planning.memory_table import memory_table
+def _status(args: argparse.Namespace) -> int:
+    from mmldm_scale.runs import status
 
-    for table in (model_info, autoencoder_info, memory_table):
-        print(table(), end="\n\n", flush=True)
-    return 0
+    return status.run(args, slurm.queued_jobs)
 
 
 def _run(module: str) -> Callable[[argparse.Namespace], int]:
@@ -107,8 +111,13 @@ COMMANDS = (  # name, what it does, adds its options, runs it and returns the ex
     ),
     ("plan", "predict memory, traffic and time of a training", planning.add_arguments, _run("planning.report")),
     ("doctor", "check the machine, the environment and the data", doctor.add_arguments, doctor.run),
-    ("status", "show the progress of runs", _add_status_arguments, _run("runs.status")),
-    ("model-info", "print the models' sizes, FLOPs and memory in training", lambda parser: None, _model_info),
+    ("status", "show the progress of runs", _add_status_arguments, _status),
+    (
+        "model-info",
+        "print the models' sizes, FLOPs and memory in training",
+        planning.add_model_info_arguments,
+        _run("planning.model_info"),
+    ),
 )
 
 
@@ -133,16 +142,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``mmldm`` with ``arguments`` (default: those of the process); return its exit status.
 
     The status is 0; 1 for an error of ours, printed with its traceback; 2 for a mistake of the user; 74 for a file
-    system that failed. A training also ends with 75 if it was stopped and with 70 if it hung.
+    system that failed; 141 if nobody reads its output any more. A training also ends with 75 if it was stopped and
+    with 70 if it hung.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        prepare_command()
-        if arguments[:1] == ["shard"]:
-            return _shard(arguments[1:])
-        args = _parse(arguments)
-        status: int = args.run(args)
-        return status
+        with flushed_output():
+            prepare_command()
+            if arguments[:1] == ["shard"]:
+                return _shard(arguments[1:])
+            args = _parse(arguments)
+            status: int = args.run(args)
+            return status
     except UserError as error:
         _print_once(f"mmldm: {error}")
         return error.status
@@ -154,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_once(f"mmldm: rank {slurm.rank()} has lost contact with another rank: {reason}", LOST_CONTACT_WAIT)
         return 1
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and end_quietly_without_reader():
+            return READER_GONE
         line = refused_path(error) if isinstance(error, OSError) else None
         if line:
             _print_once(f"mmldm: {line}")

@@ -86,7 +86,7 @@ def test_what_a_locale_cannot_show_is_escaped(monkeypatch) -> None:
 
 
 def test_lost_contact_is_one_line_with_status_1(capsys, monkeypatch) -> None:
-    def lose(args: object) -> int:
+    def lose(args: object, queued_jobs: object) -> int:
         raise LostContact("Connection closed by peer\n[127.0.0.1]:1234")
 
     monkeypatch.setattr(cli, "LOST_CONTACT_WAIT", 0.0)

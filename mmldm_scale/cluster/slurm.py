@@ -14,7 +14,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmldm_scale.common.errors import UserError
@@ -24,6 +24,7 @@ RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Below the ports that Linux uses for outgoing connections (32768 and up), above those of most services.
 FIRST_PORT, PORTS = 20_000, 12_000
 SCONTROL_TIMEOUT = 60  # seconds
+SQUEUE_TIMEOUT = 20  # seconds
 
 # slurmd signals every process of a job that it ends. Without this, scontrol may die before it prints SLURM's answer.
 _IGNORE_SIGNALS = ("sh", "-c", 'trap "" TERM USR1 USR2; exec "$@"', "sh")
@@ -156,6 +157,31 @@ def job_record(job_id: str) -> dict[str, str]:
         SlurmError: SLURM does not answer, or does not know the job.
     """
     return dict(field.split("=", 1) for field in _scontrol("show", "job", job_id, "--oneliner").split() if "=" in field)
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job in SLURM's queue: its state ("PENDING", "RUNNING", …), its nodes, and why it waits."""
+
+    state: str
+    nodes: str
+    reason: str
+
+
+def queued_jobs(ids: Sequence[str]) -> dict[str, QueuedJob] | None:
+    """Return those of the jobs ``ids`` ("17", "17_3") that are in the queue; None without SLURM or its answer."""
+    if shutil.which("squeue") is None:
+        return None
+    numbers = ",".join(sorted({job.partition("_")[0] for job in ids}))
+    command = ["squeue", "--noheader", "--array", "--format=%i|%T|%N|%r", f"--jobs={numbers}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SQUEUE_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode != 0:
+        return {} if "Invalid job id" in done.stderr else None  # SLURM forgets ended jobs after some minutes
+    jobs = (line.split("|", 3) for line in done.stdout.splitlines() if line.count("|") >= 3)
+    return {number: QueuedJob(state, nodes, reason) for number, state, nodes, reason in jobs}
 
 
 def requeue() -> bool:

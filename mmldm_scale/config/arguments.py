@@ -6,6 +6,7 @@ Presets and files apply in the order of the command line, then the overrides; la
 import argparse
 from pathlib import Path
 
+from mmldm_scale.common.addresses import add_path
 from mmldm_scale.config import presets
 
 
@@ -32,10 +33,10 @@ def add_configuration(parser: argparse.ArgumentParser, example: str, preset: str
         help=f"a configuration that comes with mmldm: one of the command's own, such as {preset}, or FOLDER/NAME, "
         "such as cluster/a800; presets and files apply in the order given, later ones win",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--config",
         dest="configuration",
-        type=Path,
         action="append",
         default=[],
         metavar="FILE",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
+from mmldm_scale.common.addresses import path_key
 from mmldm_scale.common.modalities import Modality
 from mmldm_scale.config.check import require, require_within
 
@@ -113,7 +114,7 @@ class ReadingConfig:
     """How the shards are read; of these settings only ``window`` changes what is trained, by its order."""
 
     window: int = 64  # [shards] number of shards whose samples are shuffled together
-    stage: str = ""  # folder on the node's own disk to copy shards to before use; sets at a URL need one
+    stage: str = path_key("")  # folder on the node's own disk to copy shards to before use; sets at a URL need one
     stage_gigabytes: float = 200.0  # [GB] size of that folder; the shards used longest ago are deleted first
     damaged_share: float = 0.001  # [0..1] the run stops when more of the samples are damaged; others replace them
 
@@ -129,10 +130,10 @@ class ShardTraining:
     """What the configuration of every trainable begins with: its name, its folder, its data and its training."""
 
     trainable: str = ""  # what is trained; set by the command
-    run: str = MISSING  # folder of the run
+    run: str = path_key(MISSING)  # folder of the run
     restart: bool = False  # whether a run whose checkpoints are all gone may start again from 0 samples
     # begin with these weights instead of random ones: a run, checkpoint or weights folder of this trainable; null: none
-    init: str | None = None
+    init: str | None = path_key(None)
     shards: list[str] = MISSING  # folders or URLs of finished shard sets; one alone needs no brackets
     # how often a sample is drawn from each set, relative to the others; empty: by their numbers of samples
     weights: list[float] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 import argparse
 
+from mmldm_scale.common.addresses import add_path
 from mmldm_scale.common.processes import follow_launcher
 from mmldm_scale.config import arguments
 
@@ -11,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--quick", action="store_true", help="only what takes seconds, as the first step of a job")
     add("--shards", action="append", default=[], metavar="DIR", help="a shard set to check; may be repeated")
-    add("--run", dest="folder", metavar="DIR", help="the run folder to check; default runs")
+    add_path(parser, "--run", dest="folder", metavar="DIR", help="the run folder to check; default runs")
     add(
         "--processes",
         type=arguments.at_least_1,
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from mmldm_scale.cluster import local_launcher
 
     options = [word for folder in args.shards for word in ("--shards", folder)]
-    options += ["--run", args.folder] if args.folder else []
+    options += ["--run", str(args.folder)] if args.folder else []
     options += ["--quick"] if args.quick else []
     return local_launcher.run(
         args.processes, ["doctor", "--trainable", args.trainable, *options, *arguments.words(args)]

@@ -26,10 +26,12 @@ import submitit
 from mmldm_scale import config
 from mmldm_scale.cluster import code_snapshot
 from mmldm_scale.cluster.submit import Jobs, Resources, queue, read_request, require_least
+from mmldm_scale.common.addresses import is_url
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import ShardTraining, arguments
 from mmldm_scale.launch import sweep
 from mmldm_scale.launch.sweep import Run
+from mmldm_scale.runs import launches
 from mmldm_scale.trainables.registry import Registration, registered
 
 UNLIMITED = 1_000_000  # requeues by submitit after a time-out; cluster/requeue.py limits those after failures
@@ -102,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.suppress(OSError):  # not empty: a run has begun in it
             base.rmdir()
         raise
+    launches.write(folder, {run.name: job.job_id for run, job in zip(runs, jobs.jobs, strict=True)})
     _report(record.name, runs, folder, code, request, jobs)
     return 0
 
@@ -128,7 +131,6 @@ def _check(record: Registration, schema: ShardTraining, processes: int) -> None:
             run was begun with another configuration.
     """
     from mmldm_scale.shards.manifest import Manifest
-    from mmldm_scale.shards.remote.remote import is_url
     from mmldm_scale.training import run_folder
     from mmldm_scale.training.engine import deepspeed_engine
 

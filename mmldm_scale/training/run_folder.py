@@ -46,6 +46,7 @@ FREE = {  # keys that may change when a run is resumed; so may all that begin wi
     "run",
     "restart",
     "validation",
+    "shared_recordings",
     "reading.stage",
     "reading.stage_gigabytes",
     "reading.damaged_share",

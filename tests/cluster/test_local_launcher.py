@@ -184,7 +184,7 @@ from mmldm_scale import cli
 from mmldm_scale.common.errors import LostContact, UserError
 from mmldm_scale.runs import status
 cli.OTHER_RANK_WAIT, cli.LOST_CONTACT_WAIT = 0.3, 60
-def fail(args):
+def fail(args, queued_jobs):
     raise LostContact("closed") if os.environ["RANK"] == "0" else UserError("sample 70 cannot be read")
 status.run = fail
 ready()

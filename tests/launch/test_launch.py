@@ -159,3 +159,27 @@ def test_a_snapshot_is_the_package_that_runs_here(tmp_path):
         files = {file.relative_to(copied) for file in copied.rglob(pattern)}
         assert files == {file.relative_to(original) for file in original.rglob(pattern)} != set()
     assert (code.folder / "origin.txt").read_text().splitlines()[0] == code.origin
+
+
+def test_status_knows_a_launch_while_its_jobs_wait(latents, tmp_path, monkeypatch, capsys):
+    stand_ins = {
+        "sbatch": "echo Submitted batch job 4711",
+        "squeue": "printf '4711_0|PENDING||Priority\\n4711_1|RUNNING|n2|None\\n'",
+        "srun": "",
+        "scancel": "",
+    }
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    sweep, request = ["--sweep", "training.seed=0,1"], ["--tasks-per-node", "1", f"shards={latents}"]
+    assert main(["launch", "train", "dit", *request, *sweep, f"run={tmp_path}/runs/sweep"]) == 0
+    capsys.readouterr()
+    assert main(["status", str(tmp_path / "runs")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[:2] for line in lines] == [
+        [f"{tmp_path}/runs/sweep/seed=0", "waiting"],
+        [f"{tmp_path}/runs/sweep/seed=1", "starting"],
+    ]
+    assert main(["status", str(tmp_path / "runs/sweep/seed=1")]) == 0
+    assert "  state        starting, SLURM job 4711_1 is RUNNING on n2, submitted " in capsys.readouterr().out

@@ -24,6 +24,7 @@ from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.discriminator import FRAMES, PICTURES, AudioVideoDiscriminator
 from mmldm_scale.models.autoencoder.model import Autoencoder, save
 from mmldm_scale.models.autoencoder.stable_diffusion import load_unet
+from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
 from mmldm_scale.trainables.autoencoder import preview
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
@@ -68,6 +69,7 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
     if config.unet is not None:  # its fingerprint is not in inputs, since a resumed run does not use it
         for unet in module.autoencoder.decoder.unets.values():
             load_unet(cast(UNet2DConditionModel, unet), config.unet)
+    validation = _validation(config, clips, module) if config.validation else None
     return Trainable(
         name="autoencoder",
         module=module,
@@ -87,9 +89,10 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
         term_weights=module.term_weights,
         begin_step=module.begin_step,
         preview=functools.partial(preview.show, config, clips),
-        validation=_validation(config, clips, module) if config.validation else None,
+        validation=validation,
         quarantine=clips.samples.quarantine,
         discriminator=_discriminator(config),
+        startup_messages=validation.startup_messages if validation else [],
     )
 
 
@@ -99,6 +102,7 @@ def outline(
     classes: int = CLASSES,
     kl_vae_config: KLVAEConfig | None = None,
     device: str = "meta",
+    manifest: Manifest | None = None,
 ) -> StepOutline:
     """Return a micro-step of the autoencoder on ``device``.
 
@@ -108,7 +112,10 @@ def outline(
         media: format of a clip; None: the default.
         classes: number of classes of the data set.
         kl_vae_config: of the KL-VAE; None: Stable Diffusion's.
+        manifest: of the set whose clips it is for, instead of ``media`` and ``classes``.
     """
+    if manifest is not None:
+        media, classes = manifest.media, len(manifest.classes)
     media, micro_batch = media or MediaConfig(), config.training.micro_batch
     with torch.device(device):
         vae = kl_vae.build(kl_vae_config or KLVAEConfig())
@@ -136,8 +143,8 @@ def _validation(config: AutoencoderTraining, clips: Clips, module: Reconstructio
     held_out = Clips(settings, clips.classes, config.model.modalities)
     dataset = ClipDataset(settings, held_out, module.autoencoder)
     mixtures = held_out.samples.mixture, clips.samples.mixture
-    count = config.training.validation_samples
-    return ValidationSamples(dataset, *mixtures, count, dataset.steps, group=max(1, module.group))
+    count, group = config.training.validation_samples, max(1, module.group)
+    return ValidationSamples(dataset, *mixtures, count, dataset.steps, config.shared_recordings, group)
 
 
 def _discriminator(config: AutoencoderTraining) -> Discriminator | None:

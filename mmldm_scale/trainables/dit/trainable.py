@@ -25,11 +25,12 @@ from mmldm_scale.models.dit import LAYOUT, latent_shapes
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.shards.latents import PARTS, LatentSample, parts_of
+from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.shards.mixture import Mixture
 from mmldm_scale.trainables.dit import preview
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.context import null_context
-from mmldm_scale.trainables.dit.dataset import LatentDataset, SampleMaker
+from mmldm_scale.trainables.dit.dataset import LatentDataset, SampleMaker, stored_shapes
 from mmldm_scale.trainables.dit.loss import NoisePrediction
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
@@ -51,6 +52,7 @@ def build_trainable(config: DiTTraining) -> Trainable:
     module = NoisePrediction(config, *shapes, len(dataset.classes))
     description = _description(config, mixture, dataset.classes)
     write_weights = functools.partial(_write_weights, description)
+    validation = _validation(config, dataset) if config.validation else None
     return Trainable(
         name="dit",
         module=module,
@@ -67,25 +69,35 @@ def build_trainable(config: DiTTraining) -> Trainable:
         term_weights=module.term_weights,
         begin_step=module.begin_step,
         samples=functools.partial(preview.show_samples, config, write_weights) if config.preview.samples else None,
-        validation=_validation(config, dataset) if config.validation else None,
+        validation=validation,
         quarantine=dataset.samples.quarantine,
         startup_messages=[
             *dataset.startup_messages(),
             *preview.startup_messages(config, mixture.manifest.autoencoder.get("path", "")),
+            *(validation.startup_messages if validation else []),
         ],
     )
 
 
 def outline(
     config: DiTTraining,
-    audio_shape: Shape = AUDIO_SHAPE,
-    video_shape: Shape = VIDEO_SHAPE,
+    audio_shape: Shape | None = AUDIO_SHAPE,
+    video_shape: Shape | None = VIDEO_SHAPE,
     device: str = "meta",
+    manifest: Manifest | None = None,
 ) -> StepOutline:
     """Return a micro-step of the DiT on latents of these shapes, (C, H, W), on ``device``.
 
     A model of one modality alone has that one's.
+
+    Args:
+        manifest: of the set whose latents it is for, instead of ``audio_shape`` and ``video_shape``.
+
+    Raises:
+        UserError: the set does not have the model's modalities.
     """
+    if manifest is not None:
+        audio_shape, video_shape = as_pair(stored_shapes(manifest, config.model.modalities))
     classes = int(config.context.kind == "class")  # their number hardly counts beside the model
     backend = config.model.attention if config.model.attention == "math" else "sdpa"  # "meta" has no other
     model = dataclasses.replace(config.model, attention=backend, compile=False)
@@ -123,7 +135,7 @@ def _validation(config: DiTTraining, dataset: LatentDataset) -> ValidationSample
     learned = dataset.samples.mixture
     held_out = LatentDataset(settings, dataset.classes, learned.statistics)
     count, steps = config.training.validation_samples, config.diffusion.steps
-    return ValidationSamples(held_out, held_out.samples.mixture, learned, count, steps)
+    return ValidationSamples(held_out, held_out.samples.mixture, learned, count, steps, config.shared_recordings)
 
 
 def _write_weights(description: dict[str, Any], folder: Path, state: dict[str, Tensor]) -> None:

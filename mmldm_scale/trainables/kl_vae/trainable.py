@@ -27,6 +27,7 @@ from mmldm_scale.models import lpips, pretrained
 from mmldm_scale.models.autoencoder import kl_vae, patch_discriminator
 from mmldm_scale.models.autoencoder.patch_discriminator import PatchDiscriminator
 from mmldm_scale.models.autoencoder.stable_diffusion import VAE_FOLDER, WEIGHTS
+from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
 from mmldm_scale.trainables.clip_stream import BlankClips, Clips
 from mmldm_scale.trainables.flop_count import flops_of
@@ -95,13 +96,14 @@ def _check_sizes(config: KLVAETraining, vae: AutoencoderKL, size: int) -> None:
         raise UserError(f"discriminator.layers: {layers} layers need pictures of at least {least}, not {size}")
 
 
-def outline(config: KLVAETraining, media: MediaConfig | None = None) -> StepOutline:
+def outline(config: KLVAETraining, media: MediaConfig | None = None, manifest: Manifest | None = None) -> StepOutline:
     """Return a micro-step of the KL-VAE on the device "meta"; fine-tuning is outlined for Stable Diffusion's KL-VAE.
 
     Args:
         media: format of a clip; None: the default.
+        manifest: of the set whose clips it is for, instead of ``media``.
     """
-    media = media or MediaConfig()
+    media = manifest.media if manifest else media or MediaConfig()
     with torch.device("meta"):
         vae = kl_vae.build(KLVAEConfig() if config.kl_vae else config.model)
         module = PictureReconstruction(config, vae, AudioImage(media))

@@ -10,6 +10,7 @@ import functools
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from mmldm_scale.common.atomic_files import sync
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config.training import LONGEST_EMA, SHORTEST_EMA
 from mmldm_scale.models import pretrained
+from mmldm_scale.shards.remote.remote_folder import RemoteFolder
 from mmldm_scale.training.checkpoint import ema_snapshots, read_parameters, safe_pickle
 from mmldm_scale.training.checkpoint.manifest import ENGINE, MANIFEST, WEIGHTS, DamagedCheckpoint, read_manifest, verify
 from mmldm_scale.training.engine import ema
@@ -83,18 +85,47 @@ def run(args: argparse.Namespace, prefixes: Mapping[str, str], layout: FolderLay
     Raises:
         UserError: the checkpoint does not have these weights, they are damaged, or the folder cannot be written.
     """
-    output = Path(args.output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"--output: {output} must be missing or an empty folder")
+    remote = RemoteFolder(args.output) if isinstance(args.output, str) else None
+    _check_output(args.output, remote)
     source = _open_source(args.checkpoint)
     replacement = _replacement(args, source)
     state = _replaced_state(source, replacement, prefixes) if replacement else None
-    _write(output, source, state, layout)
-    print(f"{output}: {source.kind}, {replacement.description if replacement else 'averaged, as in the checkpoint'}")
+    if remote is None:
+        _write(args.output, source, state, layout)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            _write(Path(folder) / "weights", source, state, layout)
+            _upload(Path(folder) / "weights", remote)
+    description = replacement.description if replacement else "averaged, as in the checkpoint"
+    print(f"{args.output}: {source.kind}, {description}")
     return 0
 
 
-def _open_source(path: str) -> Source:
+def _check_output(output: Path | str, remote: RemoteFolder | None) -> None:
+    """Raise UserError unless ``output``, which is ``remote`` if it is a URL, can be written and holds no export yet."""
+    if remote is not None:
+        if pretrained.SUMS in remote.names():
+            raise UserError(f"--output: {output} holds exported weights; give another URL")
+        remote.check_writable()
+    elif Path(output).exists() and not (Path(output).is_dir() and not any(Path(output).iterdir())):
+        raise UserError(f"--output: {output} must be missing or an empty folder")
+
+
+def _upload(folder: Path, remote: RemoteFolder) -> None:
+    """Upload the files of ``folder``, their sums last: until then, the same command replaces what is there.
+
+    Raises:
+        UserError: there are other files, or the URL cannot be written.
+    """
+    foreign = [name for name in remote.names() if not (folder / name).exists()]
+    if foreign:
+        raise UserError(f"--output: {remote.url} holds other files ({foreign[0]}, …); give a URL with nothing below")
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    for name in sorted(names, key=lambda name: (name == pretrained.SUMS, name)):
+        remote.put(folder / name, name)
+
+
+def _open_source(path: Path) -> Source:
     """Return the weights folder at ``path``, verified."""
     weights = pretrained.locate(path)
     checkpoint = weights.parent if (weights.parent / MANIFEST).is_file() else None

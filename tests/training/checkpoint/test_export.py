@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
@@ -52,6 +53,24 @@ def test_without_options_the_weights_folder_is_exported(undisturbed, export, cap
     assert pretrained.fingerprint(folder) == pretrained.fingerprint(inside)
     assert capsys.readouterr().out == f"{folder}: dit, averaged, as in the checkpoint\n"
     assert export(folder, name="again")[0] == 0
+
+
+def test_a_url_gets_the_same_files(undisturbed, export, capsys, monkeypatch) -> None:
+    store, url = fsspec.filesystem("memory"), "memory://export/weights"
+    command = ["export", "--checkpoint", str(undisturbed.run), "--output", url]
+    store.pipe_file(f"{url}/model.safetensors", b"cut short")  # by an export that was stopped
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"{url}: dit, averaged, as in the checkpoint\n"
+    _, folder = export(undisturbed.run)
+    names = sorted(path.name for path in folder.iterdir())
+    assert {name: store.cat_file(f"{url}/{name}") for name in names} == {n: (folder / n).read_bytes() for n in names}
+    assert sorted(path.rpartition("/")[2] for path in store.find(url)) == names
+    assert main(command) == 2
+    assert f"--output: {url} holds exported weights" in capsys.readouterr().err
+    store.rm(url, recursive=True)
+    store.pipe_file(f"{url}/a.txt", b"mine")
+    assert main(command) == 2
+    assert f"--output: {url} holds other files (a.txt, …)" in capsys.readouterr().err
 
 
 def test_raw_weights_of_two_processes_are_those_of_the_module(undisturbed, export) -> None:
