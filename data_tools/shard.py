@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepare_command()
         args = _parser().parse_args(arguments)
         _check_numbers(args)
-        if getattr(args, "launcher", None):
+        if getattr(args, "launcher", None) and not getattr(args, "check", False):
             options = launch.Options(args.output, args.slurm, wait=not args.no_wait)
             return launch.launch(launch.command_of(arguments), args.launcher, args.jobs, options)
         return args.run(args)
@@ -139,6 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (both, measure, select, clips):
         sub.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
         arguments.add_configuration(sub, "stride=1 media.fps=4", preset="landscape")
+    text = "check clips and autoencoder and exit, e.g. before submitting a job"
+    latents.add_argument("--check", action="store_true", help=text)
     for sub in (both, latents, imports):
         sub.add_argument("--autoencoder", type=Path, required=True, metavar="DIR", help="run or checkpoint")
     for sub in (both, latents, repair):
@@ -227,6 +229,12 @@ def _clips(args: argparse.Namespace) -> int:
 
 
 def _latents(args: argparse.Namespace) -> int:
+    if args.check:
+        from .stages.latents import check_inputs
+
+        source = check_inputs(args.input, args.output, args.autoencoder)
+        print(f"{args.output}: {len(source):,} clips of {args.input} can be encoded with {args.autoencoder}")
+        return 0
     _encode(args, args.input, args.output)
     return 0
 

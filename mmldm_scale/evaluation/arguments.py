@@ -20,7 +20,7 @@ def add_reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
     add("--swap-semantics", action="store_true", help="also decode each clip with another clip's semantics")
     add("--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
-    add("overrides", nargs="*", metavar="key=value", help="e.g. decoding.steps=20 lpips=alexnet.pth")
+    add("overrides", nargs="*", metavar="key=value", help="e.g. decoding.steps=20 lpips=weights/vgg16.pth")
 
 
 def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,7 @@ def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
     add("--input", required=True, type=Path, metavar="DIR", help="the set of clips to measure with")
     add("--num-samples", required=True, type=int, metavar="N", help="clips of that set to measure")
     add("--output", required=True, type=Path, metavar="DIR", help="folder for the variants' run folders and the table")
+    add("--check", action="store_true", help="check configurations, shards and weights and exit")
     add("--processes", type=at_least_1, metavar="N", help="train in N processes on this machine")
     add(
         "--under",
