@@ -12,8 +12,9 @@ export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"  # INFO prints network and topology
 
 launcher=(srun --kill-on-bad-exit=1)  # starts the tasks of a job
 # In a container that has mmldm, one of these (see docs/train.md); the batch script itself still runs outside of it:
-# launcher+=(--container-image="$project/mmldm.sqsh" --container-mounts="$PWD:$PWD" --container-workdir="$PWD") # pyxis
-# launcher+=(apptainer exec --nv --bind "$PWD" --pwd "$PWD" "$project/mmldm.sif")
+# launcher+=(--container-image="$project/mmldm.sqsh" --container-mounts="$project:$project,$PWD:$PWD" # pyxis, enroot
+#     --container-workdir="$PWD")
+# launcher+=(apptainer exec --nv --bind "$project,$PWD" --pwd "$PWD" "$project/mmldm.sif")
 # inside=mmldm
 under=$(printf '%q ' "${launcher[@]}" ${inside:-})  # the same as one text, for `mmldm train --under`
 under=${under% }

@@ -67,5 +67,5 @@ def test_the_tasks_may_run_in_a_container(project: Path, tmp_path: Path) -> None
         text = text.replace(f"\n# {line}", f"\n{line}")
     prologue.write_text(text)
     _, printed, _ = run(tmp_path, "bash", "project/slurm/train_dit_S.sh", "--check")
-    launcher = f"srun --kill-on-bad-exit=1 apptainer exec --nv --bind {tmp_path} --pwd {tmp_path}"
+    launcher = f"srun --kill-on-bad-exit=1 apptainer exec --nv --bind {tmp_path}/project\\,{tmp_path} --pwd {tmp_path}"
     assert f"--under {launcher} {tmp_path}/project/mmldm.sif mmldm --config" in printed
