@@ -35,12 +35,12 @@
 
 set -euo pipefail
 folder=$(dirname "${BASH_SOURCE[0]}")  # of this file, unless SLURM runs a copy of it: then of the file given to sbatch
-if [[ ! -f $folder/prologue.sh ]]; then
+if [[ ! -f $folder/prologue.sh && -n ${SLURM_JOB_ID:-} ]]; then
     job=$(scontrol show job "$SLURM_JOB_ID" || true)
     job=${job#*Command=}
     folder=$(dirname "${job%%[[:space:]]*}")
 fi
-[[ -f $folder/prologue.sh ]] || folder=$SLURM_SUBMIT_DIR/slurm
+[[ -f $folder/prologue.sh ]] || folder=${SLURM_SUBMIT_DIR:-.}/slurm
 source "$folder/prologue.sh"
 
 exec mmldm train kl_vae --under "$under" --config "$project/configs/kl_vae/finetune.yaml" "$@"
