@@ -8,6 +8,7 @@ Each part is read by the loader of the jobs, which runs no code of a file. Size 
 the published file; what can be read but differs is a warning.
 """
 
+import functools
 import shlex
 import warnings
 from collections.abc import Callable, Iterator
@@ -124,7 +125,7 @@ PARTS = (
 
 def checks(folder: Path) -> list[Check]:
     """Return a check for each part of the layout in ``folder``."""
-    return [Check("weights", lambda part=part: check_part(part, folder), SECONDS) for part in PARTS]
+    return [Check("weights", functools.partial(check_part, part, folder), SECONDS) for part in PARTS]
 
 
 def check_part(part: Part, folder: Path) -> Iterator[Finding]:
