@@ -91,11 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args = _parser().parse_args(arguments)
             _check_numbers(args)
             uploads = _uploads(args)
-            if getattr(args, "launcher", None):
+            if getattr(args, "launcher", None) and not getattr(args, "check", False):
                 options = launch.Options(args.output, args.slurm, wait=not args.no_wait)
                 return launch.launch(launch.command_of(arguments), args.launcher, args.jobs, options)
             status: int = args.run(args)
-            for upload in uploads:
+            for upload in () if getattr(args, "check", False) else uploads:
                 upload.run()
             return status
     except UserError as error:
@@ -159,6 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (both, measure, select, clips):
         sub.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
         arguments.add_configuration(sub, "stride=1 media.fps=4", preset="landscape")
+    text = "check clips and autoencoder and exit, e.g. before submitting a job"
+    latents.add_argument("--check", action="store_true", help=text)
     for sub in (both, latents, imports):
         add_path(sub, "--autoencoder", required=True, metavar="DIR", help="run or checkpoint")
     for sub in (both, latents, repair):
@@ -270,6 +272,12 @@ def _clips(args: argparse.Namespace) -> int:
 
 
 def _latents(args: argparse.Namespace) -> int:
+    if args.check:
+        from .stages.latents import check_inputs
+
+        source = check_inputs(args.input, args.output, args.autoencoder)
+        print(f"{args.output}: {len(source):,} clips of {args.input} can be encoded with {args.autoencoder}")
+        return 0
     _encode(args, args.input, args.output)
     return 0
 

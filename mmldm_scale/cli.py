@@ -27,14 +27,14 @@ OTHER_RANK_WAIT = 10.0  # seconds that a rank waits for rank 0 to print the same
 LOST_CONTACT_WAIT = 20.0  # seconds that a rank waits for another rank, or its launcher, to print the cause
 EPILOG = """\
 examples:
-  mmldm train dit --preset S --preset cluster/a800 shards=data/latents run=runs/dit_S
+  mmldm train dit --preset S --preset cluster/a800 shards=data/audioset/latents run=runs/dit_S
   mmldm train dit --preset demo --processes 2 shards=demo/latents
-  mmldm launch train dit --nodes 16 --gpus-per-node 8 --preset L shards=data/latents run=runs/dit_L
+  mmldm launch train dit --nodes 16 --gpus-per-node 8 --preset L shards=data/audioset/latents run=runs/dit_L
   mmldm sample --checkpoint runs/dit_S --task svg --num-samples 16 --output runs/dit_S/samples
-  mmldm reconstruct --checkpoint runs/autoencoder --input data/clips --num-samples 256 --output runs/reconstruction
+  mmldm reconstruct --checkpoint runs/autoencoder --input data/landscape/clips --num-samples 256 --output runs/quality
   mmldm export --checkpoint runs/dit_S --ema 0.08 --output weights/dit_S
   mmldm status runs/dit_S
-  mmldm doctor --shards data/latents --run runs/dit_S
+  mmldm doctor --shards data/audioset/latents --run runs/dit_S
   mmldm model-info
 
 ways to start a training:

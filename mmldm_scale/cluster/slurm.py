@@ -150,13 +150,19 @@ def array_share(env: Mapping[str, str] = os.environ) -> tuple[int, int]:
     return (task - first) // step, count
 
 
+def array_tasks(env: Mapping[str, str] = os.environ) -> int:
+    """Return the number of tasks of this process's array job; 1 outside of one."""
+    return int(env.get("SLURM_ARRAY_TASK_COUNT", "1"))
+
+
 def job_record(job_id: str) -> dict[str, str]:
     """Return what ``scontrol show job`` prints: "JobState", "Reason", "Restarts", "TimeLimit", ….
 
     Raises:
         SlurmError: SLURM does not answer, or does not know the job.
     """
-    return dict(field.split("=", 1) for field in _scontrol("show", "job", job_id, "--oneliner").split() if "=" in field)
+    records = _scontrol("show", "job", job_id, "--oneliner").splitlines()
+    return dict(field.split("=", 1) for field in records[0].split() if "=" in field)
 
 
 @dataclass(frozen=True)
@@ -206,6 +212,19 @@ def requeue() -> bool:
         _scontrol("requeue", this.id)
         return True
     return False
+
+
+def signal_step(name: str) -> None:
+    """Send the signal ``name`` ("USR1") to all tasks of this process's job step, as SLURM does before the time limit.
+
+    Raises:
+        UserError: the process belongs to no job.
+        SlurmError: SLURM refuses the request or does not answer.
+    """
+    this = job()
+    if this is None or not in_step():
+        raise UserError("only the tasks of a SLURM job step can be signalled, and this process is none")
+    _run_slurm("scancel", f"--signal={name}", f"{this.id}.{os.environ['SLURM_STEP_ID']}")
 
 
 def timed_out() -> bool:
@@ -277,9 +296,13 @@ def _resolves(host: str) -> bool:
 
 
 def _scontrol(*arguments: str) -> str:
-    if shutil.which("scontrol") is None:
-        raise SlurmError("scontrol: not found, although SLURM started this process; add it to PATH")
-    command = ["scontrol", *arguments]
+    return _run_slurm("scontrol", *arguments)
+
+
+def _run_slurm(program: str, *arguments: str) -> str:
+    if shutil.which(program) is None:
+        raise SlurmError(f"{program}: not found, although SLURM started this process; add it to PATH")
+    command = [program, *arguments]
     try:
         return subprocess.run(
             [*_IGNORE_SIGNALS, *command],

@@ -21,7 +21,7 @@ def add_reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
     add("--swap-semantics", action="store_true", help="also decode each clip with another clip's semantics")
     add_path(parser, "--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
-    add("overrides", nargs="*", metavar="key=value", help="e.g. decoding.steps=20 lpips=alexnet.pth")
+    add("overrides", nargs="*", metavar="key=value", help="e.g. decoding.steps=20 lpips=weights/vgg16.pth")
 
 
 def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +43,7 @@ def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
     add_path(
         parser, "--output", required=True, metavar="DIR", help="folder for the variants' run folders and the table"
     )
+    add("--check", action="store_true", help="check configurations, shards and weights and exit")
     add("--processes", type=at_least_1, metavar="N", help="train in N processes on this machine")
     add(
         "--under",

@@ -24,4 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="decode the samples that exist, and make those again that are damaged"
     )
+    parser.add_argument(
+        "--check", action="store_true", help="check weights, settings and inputs and exit, e.g. before submitting a job"
+    )
     add_configuration(parser, "seed=1 steps=25 video_guidance=4", preset="audioset")

@@ -29,13 +29,14 @@ from mmldm_scale.config import GenerationTask, MediaConfig, Sampling, arguments,
 from mmldm_scale.diffusion.guided_sampling import GIVEN
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.clip_file import suffix, write_clip
+from mmldm_scale.media.vocoder import load_vocoder
 from mmldm_scale.media.wav import decode_wav
 from mmldm_scale.models import pretrained
 from mmldm_scale.runs.event_file import EventFile
 from mmldm_scale.runs.media_log import MediaWriter, show
 from mmldm_scale.sampling import gallery
 from mmldm_scale.sampling.inputs import Input, choose_inputs, list_videos, read_first_clip
-from mmldm_scale.sampling.pipeline import DiTDescription, Pipeline
+from mmldm_scale.sampling.pipeline import DiTDescription, Pipeline, find_autoencoder
 
 SHOWN = 4  # number of samples of a job that are written to TensorBoard
 INPUTS = "inputs"  # folder, in the output folder, of the clips that a2v and v2a started from
@@ -57,6 +58,13 @@ def run(args: argparse.Namespace) -> int:
     videos = list_videos(args.input) if args.input else []
     record = _record(description, settings, videos, args.label)
     _check_record(args.output, args.task, record)
+    if args.check:
+        find_autoencoder(description, args.autoencoder)
+        if settings.vocoder is not None:
+            load_vocoder(settings.vocoder, description.media.audio)
+        inputs_text = f" from {len(videos)} videos in {args.input}" if videos else ""
+        print(f"{args.output}: {args.num_samples} samples of task {args.task}{inputs_text} can be made")
+        return 0
     files = SampleFiles(args.output, args.task, suffix(description.shapes))
     blocks = _blocks(args.num_samples, settings.batch_size)[part::parts]
     if args.verify:

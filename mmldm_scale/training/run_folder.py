@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -26,8 +26,11 @@ from mmldm_scale.common.checkpoint_folders import FOLDER, find_checkpoints, newe
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config.compose import read_yaml
 from mmldm_scale.runs import run_log
-from mmldm_scale.training.engine.distributed import World
-from mmldm_scale.training.resilience.run_lock import RunLock
+from mmldm_scale.training.command_record import record_command
+
+if TYPE_CHECKING:  # checking a folder before a job is submitted loads neither torch nor DeepSpeed
+    from mmldm_scale.training.engine.distributed import World
+    from mmldm_scale.training.resilience.run_lock import RunLock
 
 CONFIG = "config.yaml"
 # What a killed job leaves: checkpoints, and files of atomic_files.WholeFile, that were being written.
@@ -79,8 +82,10 @@ MOVABLE = {"shards", "kl_vae", "lpips", "unet", "init"}
 EARLIER = {"posterior": "draw"}
 
 
-def begin(run: Path, schema: Any, world: World) -> None:
+def begin(run: Path, schema: Any, world: "World") -> None:
     """Write the configuration of ``run``, or check that ``schema`` can resume it; remove what killed jobs have left.
+
+    The code and the command line of this start are recorded, too.
 
     All ranks call this together. The caller holds the run's lock.
 
@@ -91,6 +96,8 @@ def begin(run: Path, schema: Any, world: World) -> None:
     problem = world.broadcast_from_rank0(_begin(run, schema) if world.is_rank0 else None)
     if problem:
         raise UserError(problem)
+    if world.is_rank0:
+        record_command(run, world.size)
 
 
 class SameFolder:
@@ -100,7 +107,7 @@ class SameFolder:
         lock: held on the folder; None: nobody else uses it.
     """
 
-    def __init__(self, run: Path, world: World, lock: RunLock | None = None) -> None:
+    def __init__(self, run: Path, world: "World", lock: "RunLock | None" = None) -> None:
         self._run, self._world, self._lock = run, world, lock
         self._place = _place(run) if world.is_rank0 else None
 

@@ -34,7 +34,7 @@ OPTIONS = {  # by command: its options that are paths
     RECONSTRUCT: ("--checkpoint", "--input", "--output", "--config"),
     ABLATION: ("--variants", "--config", "--finetune", "--reconstruct", "--input", "--output"),
     ("export", "--checkpoint", "x", "--output", "out"): ("--checkpoint",),
-    ("doctor",): ("--run", "--config"),
+    ("doctor",): ("--run", "--weights", "--config"),
     ("train", "dit"): ("--config",),
     ("launch", "train", "dit"): ("--config",),
     ("plan", "--gpu", "a800"): ("--config", "--run"),

@@ -148,12 +148,13 @@ def test_the_first_process_of_a_job_runs_the_command(monkeypatch, capsys):
 
 def test_a_snapshot_is_the_package_that_runs_here(tmp_path):
     code = code_snapshot.take(tmp_path / "code")
-    say = "import mmldm_scale.cli; print(mmldm_scale.cli.__file__)"
+    imports = "from mmldm_scale import cli; from mmldm_scale.cluster.code_snapshot import origin"
+    say = f"{imports}; print(cli.__file__, origin())"
     environment = {"PYTHONPATH": str(code.folder), "PYTHONSAFEPATH": "1"}
     done = subprocess.run(
         [sys.executable, "-c", say], cwd=code_snapshot.PACKAGE.parent, env=environment, capture_output=True, text=True
     )
-    assert Path(done.stdout.strip()) == code.folder / "mmldm_scale/cli.py"
+    assert done.stdout == f"{code.folder}/mmldm_scale/cli.py {code.origin}\n"
     copied, original = code.folder / "mmldm_scale", code_snapshot.PACKAGE
     for pattern in ("*.py", "*.yaml"):
         files = {file.relative_to(copied) for file in copied.rglob(pattern)}

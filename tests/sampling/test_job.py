@@ -223,6 +223,16 @@ def test_what_cannot_work_is_one_line(model, tmp_path, arguments, task, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_check_finds_what_is_missing_and_writes_nothing(model, videos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert sample(model, out, "--check", "--input", videos, task="v2a") == 0
+    assert capsys.readouterr().out == f"{out}: 5 samples of task v2a from 5 videos in {videos} can be made\n"
+    for option in (["--autoencoder", "nowhere"], ["vocoder=nowhere"], ["--label", "cat"]):
+        with pytest.raises(UserError):
+            sample(model, out, "--check", *option)
+    assert list(out.iterdir()) == []  # that it can be written has been tried
+
+
 def test_a_refused_job_does_not_bind_its_folder(model, tmp_path):
     with pytest.raises(UserError, match="--device toaster"):
         sample(model, tmp_path / "out", "--device", "toaster", "seed=9", number=1)

@@ -1,11 +1,14 @@
 """The configurations with which a run's folder can be started and resumed."""
 
+import json
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from mmldm_scale import config
+from mmldm_scale.cluster import code_snapshot
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import load
 from mmldm_scale.trainables.dit.config import DiTTraining
@@ -39,6 +42,18 @@ def test_a_run_with_a_log_or_checkpoint_resumes_only_with_the_same_settings(tmp_
         with pytest.raises(UserError, match=message):
             run_folder.check(tmp_path, load(ToyTraining, overrides=[f"run={tmp_path}", *overrides]))
     assert begin(tmp_path, alone, "noise=0.2", "training.total_samples=320", "training.micro_batch=8") == begun
+
+
+def test_each_start_is_recorded_with_its_code_and_its_command(tmp_path, alone, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/mmldm", "train", "toy", "noise=0.2", "run=a b"])
+    begin(tmp_path, alone)
+    begin(tmp_path, alone)
+    records = [json.loads(line) for line in (tmp_path / "commands.jsonl").read_text().splitlines()]
+    assert len(records) == 2
+    assert records[0]["code"] == code_snapshot.origin()
+    assert (records[0]["command"], records[0]["processes"]) == ("mmldm train toy noise=0.2 'run=a b'", 1)
+    line = f"{tmp_path}: {code_snapshot.origin()}; command: mmldm train toy noise=0.2 'run=a b'\n"
+    assert capsys.readouterr().err.count(line) == 2
 
 
 def test_data_may_be_moved_once_a_checkpoint_knows_it_by_its_fingerprint(tmp_path: Path) -> None:
@@ -105,11 +120,11 @@ def test_what_killed_jobs_left_unfinished_is_removed_and_nothing_else(tmp_path, 
         (tmp_path / name).write_text("")
     begin(tmp_path, alone)
     remaining = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert remaining == {*NOT_OURS, "config.yaml"}
+    assert remaining == {*NOT_OURS, "config.yaml", "commands.jsonl"}
     removed = "step-000000000064.tmp, step-000000000064-0.08.safetensors.0123abcd.tmp, "
     assert f"{tmp_path}: removed what killed jobs have left unfinished: {removed}" in capsys.readouterr().err
     begin(tmp_path, alone)
-    assert not capsys.readouterr().err
+    assert "removed" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
