@@ -4,6 +4,7 @@
 #   sbatch slurm/sample.sh --checkpoint runs/dit_L --task svg --num-samples 2048 --output runs/dit_L/samples \
 #       --config configs/sample/audioset.yaml
 #   sbatch --array=0-31 --constraint=v100 slurm/sample.sh --checkpoint runs/dit_L --task v2a --input videos …
+#   sbatch --array=0-1 --gpus-per-node=8 --cpus-per-task=64 --mem=500G slurm/sample.sh … --processes 8
 #
 # Submit it from the project's root folder; the arguments are passed to `mmldm sample`. If it is
 # submitted again, it makes the missing samples. The samples do not depend on how many tasks share them.
