@@ -97,8 +97,7 @@ def _sample(folder: Path, file: Path, spectrograms: Spectrograms) -> _Sample:
 
 def _medium(folder: Path, file: Path, caption: str, spectrograms: Spectrograms) -> _Medium:
     picture = spectrograms.picture(file)
-    if not picture.exists():
-        spectrograms.write(file)
+    spectrograms.complete(file)
     shown = picture.relative_to(folder).as_posix() if picture.exists() else ""
     return _Medium(file.relative_to(folder).as_posix(), shown, caption)
 

@@ -3,10 +3,11 @@
 A picture is made from the sound in the sample's file, so it can be made at any time, and is the same each time.
 """
 
+import contextlib
 import io
 from pathlib import Path
 
-from mmldm_scale.common.atomic_files import write_whole
+from mmldm_scale.common.atomic_files import TEMPORARY_SUFFIX, write_whole
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.clip import MediaError
@@ -34,11 +35,31 @@ class Spectrograms:
             UserError: the disk is full.
             OSError: the picture cannot be written.
         """
+        content = self._draw(file)
+        if content:
+            picture = self.picture(file)
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process makes it too, and took ours for a leftover
+                write_whole(picture, content)
+
+    def complete(self, file: Path) -> None:
+        """Write the picture of ``file`` if it is missing, and remove what a killed process has left of it.
+
+        Raises: as :meth:`write`.
+        """
+        picture = self.picture(file)
+        if picture.exists():
+            return
+        for leftover in picture.parent.glob(f"{picture.name}.*{TEMPORARY_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
+        self.write(file)
+
+    def _draw(self, file: Path) -> bytes:
+        """Return the picture of ``file`` as PNG; empty if there is none."""
         try:
             sound = read_sound(file, self._media)
         except MediaError:  # --verify says which samples are damaged
-            return
-        picture, stream = self.picture(file), io.BytesIO()
+            return b""
+        stream = io.BytesIO()
         spectrogram(sound, self._audio_image).save(stream, "PNG")
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(picture, stream.getvalue())
+        return stream.getvalue()
