@@ -229,12 +229,10 @@ class Pipeline:
         The clips need not have the other one.
         """
         if modality == "audio":
-            images = self.audio_image.encode(waveforms(clips, self.device))  # (B, 3, S, S)
-            posteriors = self.autoencoder.posteriors(None, self.autoencoder.picture_latents(images))
+            posterior = self.autoencoder.encode_sound(self.audio_image.encode(waveforms(clips, self.device)))
         else:
-            latents = self.autoencoder.clip_latents(frame_signals(clips, self.device))  # (B, F, c, s, s)
-            posteriors = self.autoencoder.posteriors(latents, None)
-        return normalise(posteriors.present[modality].mean, self.description.statistics[modality])
+            posterior = self.autoencoder.encode_frames(frame_signals(clips, self.device))
+        return normalise(posterior.mean, self.description.statistics[modality])
 
     def _decode(self, task: GenerationTask, indices: Sequence[int], latents: Latents) -> list[Clip]:
         statistics, shape = self.description.statistics, self.autoencoder.noise_shape
