@@ -136,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
 
     both = command("all", _all, "folder of videos", "clips, then latents, into OUTPUT/clips and OUTPUT/latents")
     measure = command("measure", _measure, "folder of videos", "measure every video: one row of a table each")
-    select = command("select", _select, "folder of measures", "select among measured videos, without decoding")
+    select = command("select", _select, "folder of measures", "select among measured videos")
+    text = "candidates dropped, and kept, that the report shows for each filter; 0: none (default: %(default)s)"
+    select.add_argument("--examples", type=int, default=4, metavar="N", help=text)
     clips = command("clips", _clips, "folder of videos", "cut videos into clip shards")
     latents = command("latents", _latents, "clip set", "encode clip shards into latent shards")
     imports = command("import-latents", _import, "folder of tensors", "make a latent set of latents that there are")
@@ -166,10 +168,10 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (both, latents, repair):
         sub.add_argument("--batch-size", type=int, default=8, help="clips encoded at once (default: %(default)s)")
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    for sub in (both, measure, clips, latents, verify, repair):
+    for sub in (both, measure, select, clips, latents, verify, repair):
         cores = default_workers()
         sub.add_argument("--workers", type=int, default=cores, help="decoding processes of each (default: %(default)s)")
-    for sub in (both, measure, clips, repair):
+    for sub in (both, measure, select, clips, repair):
         text = "seconds until a decoder counts as hung (default: %(default)s)"
         sub.add_argument("--timeout", type=float, default=60, help=text)
     for sub in (both, measure, clips, latents, imports):
@@ -195,6 +197,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise UserError(f"--workers {args.workers}: must be 0 (decode in this process) or more")
     if getattr(args, "timeout", 1) <= 0:
         raise UserError(f"--timeout {args.timeout:g}: must be more than 0 seconds")
+    if getattr(args, "examples", 0) < 0:
+        raise UserError(f"--examples {args.examples}: must be 0 (none) or more")
     if getattr(args, "batch_size", 1) < 1:
         raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
 
@@ -257,7 +261,7 @@ def _select(args: argparse.Namespace) -> int:
     from .stages.select import select
 
     if config := _config(args, Selection):
-        report = select(args.input, args.output, config)
+        report = select(args.input, args.output, config, args.examples, args.workers, args.timeout)
         print(
             f"{args.output}: {report.rows} candidates: {report.train} to train on, {report.heldout} held out, "
             f"{report.dropped} dropped{counted(report.reasons)}; {args.output / 'report.html'} shows them"

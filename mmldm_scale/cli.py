@@ -24,6 +24,7 @@ from mmldm_scale.sampling import arguments as sampling
 
 OTHER_COMMANDS = "mmldm_scale.commands"  # entry points of other packages: functions of a command's arguments
 OTHER_RANK_WAIT = 10.0  # seconds that a rank waits for rank 0 to print the same error
+LOCAL_RANK_WAIT = 0.2  # seconds more for each local rank: of several that fail together the launcher hears one first
 LOST_CONTACT_WAIT = 20.0  # seconds that a rank waits for another rank, or its launcher, to print the cause
 EPILOG = """\
 examples:
@@ -202,7 +203,8 @@ def _print_once(line: str, wait: float | None = None) -> None:
         wait: seconds for that; by default none on rank 0, :data:`OTHER_RANK_WAIT` on the others.
     """
     if wait is None:
-        wait = OTHER_RANK_WAIT if slurm.rank() > 0 else 0.0
+        rank, local_rank, _ = slurm.peers()
+        wait = OTHER_RANK_WAIT + LOCAL_RANK_WAIT * local_rank if rank > 0 else 0.0
     time.sleep(wait)
     print(line, file=sys.stderr, flush=True)
     _wait_for_srun()

@@ -100,6 +100,20 @@ def rank(env: Mapping[str, str] = os.environ) -> int:
     return int(env.get("RANK", env.get("SLURM_PROCID", "0")))
 
 
+def peers(env: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
+    """Return (rank, local rank, count) of this process among those that a launcher, or ``srun``, started together.
+
+    A process that was started alone has (0, 0, 1). Unlike :func:`find_rendezvous` this asks nobody where to meet.
+    """
+    if "RANK" in env:
+        return int(env["RANK"]), int(env.get("LOCAL_RANK", "0")), int(env.get("WORLD_SIZE", "1"))
+    if in_step(env):
+        names = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+        rank, local_rank, count = (int(env.get(name, default)) for name, default in names.items())
+        return rank, local_rank, count
+    return 0, 0, 1
+
+
 def tasks_on_node(env: Mapping[str, str] = os.environ) -> int | None:
     """Return the number of tasks of this job step on this node; None outside of a step."""
     counts: list[int] = []

@@ -101,9 +101,10 @@ class Leases:
 
     def clear(self) -> None:
         """Remove all leases of other processes. Call it when every part is made: their holders are not needed."""
-        for path in self._folder.iterdir():
-            if path.name not in self._held:
-                path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has removed the empty folder
+            for path in self._folder.iterdir():
+                if path.name not in self._held:
+                    path.unlink(missing_ok=True)
 
     def __enter__(self) -> "Leases":
         self._renewal.start()

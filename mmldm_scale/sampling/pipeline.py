@@ -26,7 +26,7 @@ from mmldm_scale.diffusion.guided_sampling import GIVEN, Latents, sample_latents
 from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.diffusion.normalise import Statistics, normalise, restore
 from mmldm_scale.diffusion.samplers import get_sampler
-from mmldm_scale.media.audio_image import AudioImage, signals
+from mmldm_scale.media.audio_image import AudioImage, frame_signals, waveforms
 from mmldm_scale.media.clip import NO_FRAMES, NO_SOUND, Clip
 from mmldm_scale.media.pixels import to_frames
 from mmldm_scale.media.vocoder import load_vocoder
@@ -137,9 +137,7 @@ class Pipeline:
         settings, device = settings or Sampling(), torch.device(device)
         description = DiTDescription.read(checkpoint)
         dtype = DTYPES[settings.precision]
-        # Settings that cannot work are refused before anything is loaded.
-        get_sampler(settings.sampler, noise_process(description.diffusion), settings.steps)
-        check_decoding(settings.decoding)
+        check_settings(description, settings)
         choose_backend(settings.attention, device, dtype, description.model.width // description.model.heads)
         folder = find_autoencoder(description, autoencoder)
         model = replace(description.model, attention=settings.attention)
@@ -226,9 +224,15 @@ class Pipeline:
         return {"context": context, "context_length": torch.tensor([*map(len, embeddings)], device=self.device)}
 
     def _encode(self, clips: Sequence[Clip], modality: Modality) -> Tensor:
-        """Return the normalised latents (B, C, H, W) of one modality of ``clips``, the means of their posteriors."""
-        posteriors = self.autoencoder.encode(*signals(clips, self.audio_image, self.device))
-        return normalise(posteriors.present[modality].mean, self.description.statistics[modality])
+        """Return the normalised latents (B, C, H, W) of one modality of ``clips``, the means of their posteriors.
+
+        The clips need not have the other one.
+        """
+        if modality == "audio":
+            posterior = self.autoencoder.encode_sound(self.audio_image.encode(waveforms(clips, self.device)))
+        else:
+            posterior = self.autoencoder.encode_frames(frame_signals(clips, self.device))
+        return normalise(posterior.mean, self.description.statistics[modality])
 
     def _decode(self, task: GenerationTask, indices: Sequence[int], latents: Latents) -> list[Clip]:
         statistics, shape = self.description.statistics, self.autoencoder.noise_shape
@@ -249,6 +253,12 @@ class Pipeline:
         noise = rng.standard_normal(self.settings.seed, stream, indices, shape)
         # Copied into torch's own memory: MKL repeats its sums exactly only for arrays aligned to 64 bytes.
         return torch.from_numpy(noise).clone().to(self.device)
+
+
+def check_settings(description: DiTDescription, settings: Sampling) -> None:
+    """Raise UserError if the samplers of ``settings`` do not fit this DiT; nothing is loaded for that."""
+    get_sampler(settings.sampler, noise_process(description.diffusion), settings.steps)
+    check_decoding(settings.decoding)
 
 
 def find_autoencoder(description: DiTDescription, path: str | Path | None = None) -> Path:

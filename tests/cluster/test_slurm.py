@@ -137,6 +137,13 @@ def array(task: int, first: int, last: int, step: int, count: int) -> dict[str, 
     return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
 
 
+def test_peers_of_a_launcher_of_a_step_and_none():
+    step = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "16"}
+    assert slurm.peers({}) == slurm.peers({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == (0, 0, 1)
+    assert slurm.peers(step) == (9, 1, 16)
+    assert slurm.peers(step | {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}) == (3, 3, 4)
+
+
 def test_shares_of_an_array():
     assert slurm.array_share({}) == (0, 1)
     assert [slurm.array_share(array(task, 1, 8, 1, 8)) for task in range(1, 9)] == [(i, 8) for i in range(8)]
