@@ -6,9 +6,10 @@ and in a few of its frames; heads on the semantic features and a discriminator o
 (``dataset.py``). The weights folder holds the KL-VAE as well, but not the discriminator.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -22,7 +23,7 @@ from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.discriminator import FRAMES, PICTURES, AudioVideoDiscriminator
-from mmldm_scale.models.autoencoder.model import Autoencoder, save
+from mmldm_scale.models.autoencoder.model import OLDER_MEANING, Autoencoder, save
 from mmldm_scale.models.autoencoder.stable_diffusion import load_unet
 from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
@@ -85,6 +86,7 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
             other_parts=("kl_vae.",),
             classes=module.autoencoder.classes,
             class_tensors=CLASS_TENSORS,
+            differences=functools.partial(_differences, module.autoencoder),
         ),
         term_weights=module.term_weights,
         begin_step=module.begin_step,
@@ -174,6 +176,20 @@ def _write_weights(model: Autoencoder, frozen: dict[str, Tensor], folder: Path, 
     """Write the averaged ``state`` of a :class:`Reconstruction`, and the KL-VAE, as a weights folder."""
     weights = {name.removeprefix("autoencoder."): tensor for name, tensor in {**state, **frozen}.items()}
     save(folder, model.config, model.media, model.kl_vae, model.classes, weights)
+
+
+def _differences(model: Autoencoder, stored: dict[str, Any]) -> list[str]:
+    """Return, as parts of a line, what the tensors of ``stored``, other weights' description, belonged to otherwise.
+
+    Such differences leave the tensors' shapes as they are: where features are added, and what a clip is.
+    """
+    older = OLDER_MEANING["decoder"]["features"]
+    there = {"model.decoder.features": stored.get("model", {}).get("decoder", {}).get("features", older)}
+    here = {"model.decoder.features": model.config.decoder.features}
+    for values, media in ((there, stored.get("media", {})), (here, dataclasses.asdict(model.media))):
+        values |= {f"media.{key}": value for key, value in media.items() if key != "audio"}
+        values |= {f"media.audio.{key}": value for key, value in media.get("audio", {}).items()}
+    return [f"{key}={there[key]}, not {here[key]}" for key in here if there.get(key, here[key]) != here[key]]
 
 
 def forward_flops(config: AutoencoderTraining, model: Autoencoder) -> float:
