@@ -4,11 +4,14 @@
 origin. submitit's own snapshot needs rsync and a git clone, and leaves out new files.
 """
 
+import functools
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import mmldm_scale
 
@@ -40,6 +43,25 @@ def take(folder: Path) -> CodeSnapshot:
     if changes:
         (folder / "changes.patch").write_text(_git("diff", "HEAD", "--binary", "--", "."), "utf-8")
     return CodeSnapshot(folder, prologue, origin)
+
+
+@functools.cache
+def code_version() -> dict[str, Any]:
+    """Return "version", "commit" ("" if unknown) and "changed" of the code that this process began with.
+
+    A job's copy has the commit in its ``origin.txt``.
+    """
+    origin = PACKAGE.parent / "origin.txt"
+    if origin.is_file():
+        text = origin.read_text("utf-8", errors="replace").partition("\n")[0]
+    else:
+        text = _describe()[0] if _git("ls-files", "__init__.py") else ""  # else it is installed
+    found = re.fullmatch(r"commit ([0-9a-f]{40,64})(, with changes)?", text)
+    return {
+        "version": mmldm_scale.__version__,
+        "commit": found[1] if found else "",
+        "changed": bool(found and found[2]),
+    }
 
 
 def _describe() -> tuple[str, bool]:

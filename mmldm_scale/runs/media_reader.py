@@ -30,12 +30,20 @@ GIF = b"GIF8"  # first bytes of a GIF
 
 @dataclass(frozen=True)
 class Medium:
-    """A picture (PNG), a video (MP4, with its sound if it has one) or a sound (WAV) of a preview."""
+    """A picture, a video or a sound of a preview.
+
+    Attributes:
+        file: PNG; MP4, with its sound if it has one; or WAV.
+        gif: of a video: the same, silent, for those that play no MP4.
+        sound: of a video: its sound as WAV; None: it has none.
+    """
 
     samples_seen: int
     tag: str
     kind: Literal["picture", "video", "sound"]
     file: Path
+    gif: Path | None = None
+    sound: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -46,27 +54,27 @@ class LoggedPreview:
     values: list[Summary.Value]
 
     def media(self, folder: Path) -> Iterator[Medium]:
-        """Yield the media, each in a file in ``folder`` that is removed when the next one is asked for."""
+        """Yield the media, each in files in ``folder`` that the next one replaces."""
         sounds = {value.tag: value.audio.encoded_audio_string for value in self.values if value.HasField("audio")}
         images = {value.tag: value.image.encoded_image_string for value in self.values if value.HasField("image")}
+        picture, sound = folder / "picture.png", folder / "sound.wav"
         for tag, data in images.items():
-            if not data.startswith(GIF):
-                yield from self._medium(folder / "picture.png", tag, "picture", data)
-                continue
-            sound = sounds.pop(_sound_tag(tag), None)
-            video = folder / "video.mp4"
-            _write_video(video, data, sound)
-            yield from self._medium(video, tag, "video", None)
+            if data.startswith(GIF):
+                yield self._video(folder, tag, data, sounds.pop(_sound_tag(tag), None))
+            else:
+                picture.write_bytes(data)
+                yield Medium(self.samples_seen, tag, "picture", picture)
         for tag, data in sounds.items():
-            yield from self._medium(folder / "sound.wav", tag, "sound", data)
+            sound.write_bytes(data)
+            yield Medium(self.samples_seen, tag, "sound", sound)
 
-    def _medium(
-        self, file: Path, tag: str, kind: Literal["picture", "video", "sound"], data: bytes | None
-    ) -> Iterator[Medium]:
-        if data is not None:
-            file.write_bytes(data)
-        yield Medium(self.samples_seen, tag, kind, file)
-        file.unlink(missing_ok=True)
+    def _video(self, folder: Path, tag: str, data: bytes, wav: bytes | None) -> Medium:
+        video, gif, sound = folder / "video.mp4", folder / "video.gif", folder / "sound.wav"
+        gif.write_bytes(data)
+        if wav:
+            sound.write_bytes(wav)
+        _write_video(video, data, wav)
+        return Medium(self.samples_seen, tag, "video", video, gif, sound if wav else None)
 
 
 class MediaReader:

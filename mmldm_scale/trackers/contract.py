@@ -61,7 +61,7 @@ class Tracker(Protocol):
         """Send ``records``, in order."""
 
     def show(self, medium: Medium) -> None:
-        """Send ``medium``, whose file is removed afterwards."""
+        """Send ``medium``, whose files the next one replaces."""
 
     def close(self) -> None:
         """Wait until everything has arrived, and leave the run."""

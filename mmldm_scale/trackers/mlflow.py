@@ -49,8 +49,10 @@ class MlflowRun:
         """Store ``medium`` as the artifact ``TAG/SAMPLES.png``, ``.mp4`` or ``.wav``."""
         with _translated():
             file = medium.file.rename(medium.file.with_name(f"{medium.samples_seen:012d}{medium.file.suffix}"))
-            self._client.log_artifact(self._id, str(file), medium.tag)
-            file.unlink()
+            try:
+                self._client.log_artifact(self._id, str(file), medium.tag)
+            finally:
+                file.unlink()
 
     def close(self) -> None:
         """End the run."""

@@ -38,11 +38,11 @@ def tracker(name: str) -> "OpenRun":
     module, _, attribute = TRACKERS.get(name, "").partition(":")
     try:
         if module:
-            adapter: OpenRun = getattr(importlib.import_module(module), attribute)
-            return adapter
+            own: OpenRun = getattr(importlib.import_module(module), attribute)
+            return own
         for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
-            adapter = point.load()
-            return adapter
+            other: OpenRun = point.load()
+            return other
     except ModuleNotFoundError as error:
         install = f"pip install 'mmldm_scale[{name}]'" if module else f"install {error.name}"
         raise UserError(f"--to {name}: its package {error.name} is not installed: {install}") from None

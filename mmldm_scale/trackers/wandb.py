@@ -14,6 +14,13 @@ from mmldm_scale.runs.media_reader import Medium
 from mmldm_scale.trackers.contract import Scalars, TrackedRun
 
 STEP = "samples_seen"
+SETTINGS = {  # what W&B would record of this process tells nothing of the run
+    "console": "off",
+    "disable_git": True,
+    "quiet": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
 KINDS = {"picture": wandb.Image, "video": wandb.Video, "sound": wandb.Audio}
 
 
@@ -21,17 +28,20 @@ class WandbRun:
     """A run at W&B."""
 
     def __init__(self, run: TrackedRun) -> None:
-        settings = wandb.Settings(console="off", x_disable_stats=True)  # those of this process tell nothing of the run
-        with _translated():
-            self._run = wandb.init(
-                project=run.project,
-                id=run.id,
-                name=run.name,
-                config=run.config,
-                dir=run.folder,
-                resume="allow",
-                settings=settings,
-            )
+        try:
+            with _translated():
+                self._run = wandb.init(
+                    project=run.project,
+                    id=run.id,
+                    name=run.name,
+                    config=run.config,
+                    dir=run.folder,
+                    resume="allow",
+                    settings=wandb.Settings(**SETTINGS),
+                )
+        except Outage:
+            wandb.teardown()  # else the next attempt finds the run in use
+            raise
         offline = self._run.offline
         self.place = f"{run.folder} (offline: wandb sync sends it)" if offline else str(self._run.url)
         self.samples_seen = None if offline else self._last()
@@ -64,9 +74,7 @@ class WandbRun:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except wandb.errors.AuthenticationError as error:
-        raise UserError(f"--to wandb: {error}") from None
+    except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
+        raise UserError(f"--to wandb: {' '.join(str(error).split())}") from None
     except wandb.errors.CommError as error:
         raise Outage(str(error)) from None
-    except wandb.errors.UsageError as error:
-        raise UserError(f"--to wandb: {' '.join(str(error).split())}") from None
