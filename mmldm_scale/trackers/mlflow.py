@@ -1,4 +1,4 @@
-"""MLflow: the server or database that MLFLOW_TRACKING_URI names (sqlite:///runs/mlflow.db needs no server).
+"""MLflow: the server or database that MLFLOW_TRACKING_URI names (sqlite:///runs/mlflow.db needs none).
 
 The run is found by its tag, since MLflow draws ids itself. A project is an experiment; media are artifacts.
 """
