@@ -21,6 +21,7 @@ from mmldm_scale.evaluation import arguments as evaluation
 from mmldm_scale.launch import arguments as launch
 from mmldm_scale.planning import arguments as planning
 from mmldm_scale.sampling import arguments as sampling
+from mmldm_scale.trackers import arguments as trackers
 
 OTHER_COMMANDS = "mmldm_scale.commands"  # entry points of other packages: functions of a command's arguments
 OTHER_RANK_WAIT = 10.0  # seconds that a rank waits for rank 0 to print the same error
@@ -35,6 +36,7 @@ examples:
   mmldm reconstruct --checkpoint runs/autoencoder --input data/landscape/clips --num-samples 256 --output runs/quality
   mmldm export --checkpoint runs/dit_S --ema 0.08 --output weights/dit_S
   mmldm status runs/dit_S
+  mmldm follow runs/dit_S --to wandb
   mmldm doctor --shards data/audioset/latents --run runs/dit_S
   mmldm model-info
 
@@ -113,6 +115,12 @@ COMMANDS = (  # name, what it does, adds its options, runs it and returns the ex
     ("plan", "predict memory, traffic and time of a training", planning.add_arguments, _run("planning.report")),
     ("doctor", "check the machine, the environment and the data", doctor.add_arguments, doctor.run),
     ("status", "show the progress of runs", _add_status_arguments, _status),
+    (
+        "follow",
+        "send what a run logs to W&B, SwanLab, trackio or MLflow, while it trains or afterwards",
+        trackers.add_arguments,
+        _run("trackers.follow"),
+    ),
     (
         "model-info",
         "print the models' sizes, FLOPs and memory in training",

@@ -4,11 +4,14 @@
 origin. submitit's own snapshot needs rsync and a git clone, and leaves out new files.
 """
 
+import functools
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import mmldm_scale
 
@@ -44,10 +47,21 @@ def take(folder: Path) -> CodeSnapshot:
     return CodeSnapshot(folder, prologue, code)
 
 
+@functools.cache
+def code_version() -> dict[str, Any]:
+    """Return "version", "commit" ("" if unknown) and "changed" of the code that this process began with."""
+    found = re.fullmatch(r"commit ([0-9a-f]{40,64})(, with changes)?", origin())
+    return {
+        "version": mmldm_scale.__version__,
+        "commit": found[1] if found else "",
+        "changed": bool(found and found[2]),
+    }
+
+
 def origin() -> str:
     """Return the commit or version of the package that this process runs; of a copy by :func:`take`, what it copied."""
     if (PACKAGE.parent / ORIGIN).is_file():
-        return (PACKAGE.parent / ORIGIN).read_text("utf-8").partition("\n")[0]
+        return (PACKAGE.parent / ORIGIN).read_text("utf-8", errors="replace").partition("\n")[0]
     if not _git("ls-files", "__init__.py"):  # installed, possibly inside another project's checkout
         return f"{PACKAGE.name} {_version()}, as installed in {PACKAGE.parent}"
     return f"commit {_git('rev-parse', 'HEAD').strip()}{', with changes' if _is_changed() else ''}"

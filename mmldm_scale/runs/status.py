@@ -1,6 +1,7 @@
 """``mmldm status``: prints the state of runs, from their folders alone.
 
-One run gets a page; several runs, named or found below a folder, get a line each.
+One run gets a page; several runs, named or found below a folder, get a line each. Of exported weights it shows where
+they are from.
 """
 
 import argparse
@@ -12,7 +13,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from mmldm_scale.common import provenance
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.provenance import PROVENANCE
 from mmldm_scale.runs import run_log
 from mmldm_scale.runs.summary import (
     CONFIG,
@@ -30,7 +33,7 @@ QueuedJobs = Callable[[Sequence[str]], Mapping[str, QueuedJob] | None]
 
 
 def run(args: argparse.Namespace, queued_jobs: QueuedJobs = lambda ids: None) -> int:
-    """Print the state of the runs ``args.runs``; return 0.
+    """Print the state of the runs ``args.runs``, or the origin of weights among them; return 0.
 
     Args:
         queued_jobs: returns those of the SLURM jobs with these ids that are in the queue; None: the queue is not known.
@@ -38,7 +41,11 @@ def run(args: argparse.Namespace, queued_jobs: QueuedJobs = lambda ids: None) ->
     Raises:
         UserError: a folder is no run and contains none; the other runs are printed first.
     """
-    runs_by_path = {path: find_runs(Path(path)) for path in args.runs}
+    weights = [path for path in map(Path, args.runs) if (path / PROVENANCE).is_file()]
+    for folder in weights:
+        origin = provenance.read(folder)
+        print("\n".join([f"{folder}: weights", *(f"  {line}" for line in (origin.lines() if origin else ()))]))
+    runs_by_path = {path: find_runs(Path(path)) for path in args.runs if Path(path) not in weights}
     runs = [run for runs in runs_by_path.values() for run in runs]
     summaries = [read_summary(run) for run in runs]
     jobs = [job for summary in summaries if not summary.running for job in summary.jobs]

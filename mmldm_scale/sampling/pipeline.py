@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from mmldm_scale.common import rng
+from mmldm_scale.common import portable_paths, rng
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.modalities import Modality, as_pair, by_modality
 from mmldm_scale.config import DiffusionConfig, DiTConfig, GenerationTask, MediaConfig, Sampling
@@ -51,7 +51,7 @@ class DiTDescription:
     video_shape: Shape | None  # likewise
     statistics: dict[Modality, Statistics]  # of the model's modalities
     media: MediaConfig
-    autoencoder: dict[str, str]  # "path" and "fingerprint" of the autoencoder that made the latents
+    autoencoder: dict[str, str]  # "path" (portable) and "fingerprint" of the autoencoder that made the latents
     context: str  # kind of context that the DiT was trained with: "none", "class" or "text"
     classes: list[str]  # names of its classes, if the context is a class
 
@@ -269,7 +269,7 @@ def find_autoencoder(description: DiTDescription, path: str | Path | None = None
     """
     known = description.autoencoder
     try:
-        folder = pretrained.find(path or known["path"], "autoencoder")
+        folder = pretrained.find(path or portable_paths.find(Path(known["path"]), description.folder), "autoencoder")
     except UserError as error:
         raise UserError(
             str(error) if path else f"{error}; --autoencoder DIR names its new place (in training: preview.autoencoder)"

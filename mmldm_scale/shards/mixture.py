@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,14 @@ class Mixture:
             return self.sets[0].fingerprint
         parts = [[shards.fingerprint, weight] for shards, weight in zip(self.sets, self.weights, strict=True)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def origins(self) -> list[dict[str, Any]]:
+        """Name, number of samples and fingerprint of each set, without the path where it lies."""
+        return [
+            {"name": Path(shards.location).name, "samples": len(shards), "fingerprint": shards.fingerprint}
+            for shards in self.sets
+        ]
 
     def locate(self, position: int) -> tuple[int, int]:
         """Return (set number, position in that set's order) of global ``position``.

@@ -25,6 +25,7 @@ from mmldm_scale.training import initial_weights
 from mmldm_scale.training.checkpoint import ema_snapshots
 from mmldm_scale.training.checkpoint.manager import Checkpoints
 from mmldm_scale.training.checkpoint.manifest import DISCRIMINATOR, ENGINE, read_manifest
+from mmldm_scale.training.checkpoint.weights_origin import write_weights
 from mmldm_scale.training.data.loader import MicroBatches, load
 from mmldm_scale.training.engine import deepspeed_engine, deepspeed_internals, ema
 from mmldm_scale.training.engine.discriminator_engine import DiscriminatorEngine
@@ -343,7 +344,8 @@ class Trainer:
         """Begin to write a checkpoint, once the one before is complete."""
         self._finish_saving()
         if self.saved_at != self.samples_seen and self._has_learned:
-            self.checkpoints.save(self.engines, self.samples_seen, self.trainable.write_weights)
+            write = functools.partial(write_weights, self.trainable, self.config, self.samples_seen)
+            self.checkpoints.save(self.engines, self.samples_seen, write)
 
     def _finish_saving(self) -> None:
         """Wait for the checkpoint that is being written, if there is one."""

@@ -191,6 +191,7 @@ class Trainable:
             are. In validation (eval mode) neither probes nor discriminator inputs are returned.
         dataset: the training samples by global position.
         inputs: fingerprints of what it learns from, by configuration key; a run is not resumed with others.
+        shard_sets: the shard sets among them: {"name", "samples", "fingerprint"} each, for the weights' provenance.
         flops_per_sample: floating-point operations of one sample's forward pass (twice the MACs).
         write_weights: ``write_weights(folder, state)`` writes the averaged float32 ``state`` of ``module`` (names as in
             ``module.state_dict()``). It runs on rank 0, in another thread, while training goes on, so that it may read
@@ -213,6 +214,7 @@ class Trainable:
     inputs: dict[str, str]
     flops_per_sample: float
     write_weights: Callable[[Path, dict[str, Tensor]], None]
+    shard_sets: list[dict[str, Any]] = field(default_factory=list)
     weights_layout: WeightsLayout = WeightsLayout()
     term_weights: dict[str, float] = field(default_factory=dict)
     begin_step: Callable[[StepInfo], None] | None = None

@@ -189,6 +189,7 @@ def build_trainable(schema: ToyTraining) -> Trainable:
         module=module,
         dataset=ToyData(schema),
         inputs={"noise": "none"},
+        shard_sets=[{"name": "toys", "samples": 1000, "fingerprint": "0123456789abcdef"}],
         flops_per_sample=6.0 * WIDTH * WIDTH,
         write_weights=write_weights,
         preview=preview,

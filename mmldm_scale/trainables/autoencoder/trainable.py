@@ -79,6 +79,7 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
             "shards": clips.samples.mixture.fingerprint,
             "kl_vae": pretrained.fingerprint(kl_vae.find(Path(config.kl_vae))),
         },
+        shard_sets=clips.samples.mixture.origins,
         flops_per_sample=forward_flops(config, module.autoencoder),
         write_weights=functools.partial(_write_weights, module.autoencoder, frozen),
         weights_layout=WeightsLayout(

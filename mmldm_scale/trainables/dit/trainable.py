@@ -7,6 +7,7 @@ which autoencoder decodes the latents.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mmldm_scale.common.device import training_device
 from mmldm_scale.common.modalities import as_pair
+from mmldm_scale.common.portable_paths import portable
 from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion import contrastive
 from mmldm_scale.diffusion.normalise import Statistics
@@ -24,6 +26,7 @@ from mmldm_scale.models.attention import choose_backend
 from mmldm_scale.models.dit import LAYOUT, latent_shapes
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs
 from mmldm_scale.models.precision import DTYPES
+from mmldm_scale.runs.media_log import Preview
 from mmldm_scale.shards.latents import PARTS, LatentSample, parts_of
 from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.shards.mixture import Mixture
@@ -35,6 +38,8 @@ from mmldm_scale.trainables.dit.loss import NoisePrediction
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
 from mmldm_scale.training.trainable import StepOutline, Trainable, WeightsLayout, repeat_sample
+
+ShowSamples = Callable[[dict[str, Tensor], Preview], Iterator[None]]
 
 
 def build_trainable(config: DiTTraining) -> Trainable:
@@ -58,6 +63,7 @@ def build_trainable(config: DiTTraining) -> Trainable:
         module=module,
         dataset=dataset,
         inputs={"shards": mixture.fingerprint, **dataset.inputs},
+        shard_sets=mixture.origins,
         flops_per_sample=forward_flops(config, *shapes),
         write_weights=write_weights,
         weights_layout=WeightsLayout(
@@ -68,7 +74,7 @@ def build_trainable(config: DiTTraining) -> Trainable:
         ),
         term_weights=module.term_weights,
         begin_step=module.begin_step,
-        samples=functools.partial(preview.show_samples, config, write_weights) if config.preview.samples else None,
+        samples=_samples(config, mixture, write_weights) if config.preview.samples else None,
         validation=validation,
         quarantine=dataset.samples.quarantine,
         startup_messages=[
@@ -77,6 +83,13 @@ def build_trainable(config: DiTTraining) -> Trainable:
             *(validation.startup_messages if validation else []),
         ],
     )
+
+
+def _samples(config: DiTTraining, mixture: Mixture, write_weights: preview.WriteWeights) -> ShowSamples:
+    """Return what shows samples, decoded by the autoencoder where it was when the latents were made."""
+    autoencoder = config.preview.autoencoder or mixture.manifest.autoencoder.get("path", "")
+    located = dataclasses.replace(config, preview=dataclasses.replace(config.preview, autoencoder=autoencoder))
+    return functools.partial(preview.show_samples, located, write_weights)
 
 
 def outline(
@@ -170,5 +183,8 @@ def _description(config: DiTTraining, mixture: Mixture, classes: list[str]) -> d
         "video_shape": manifest.video_shape,
         "statistics": mixture.statistics,
         "media": dataclasses.asdict(manifest.media),
-        "autoencoder": manifest.autoencoder,
+        "autoencoder": {
+            name: portable(value, Path(config.run)) if name == "path" else value
+            for name, value in manifest.autoencoder.items()
+        },
     }

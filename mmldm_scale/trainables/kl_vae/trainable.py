@@ -70,6 +70,7 @@ def build_trainable(config: KLVAETraining) -> Trainable:
         module=module,
         dataset=PictureDataset(config, clips, vae),
         inputs=inputs,
+        shard_sets=clips.samples.mixture.origins,
         flops_per_sample=_forward_flops(config, vae, clips.media.size),
         write_weights=functools.partial(_write_weights, initial, measured, clips.media),
         weights_layout=WeightsLayout(prefix="vae.", file=f"{VAE_FOLDER}/{WEIGHTS}.safetensors"),
