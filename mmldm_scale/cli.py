@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_once(f"mmldm: {error}")
         return error.status
     except KeyboardInterrupt:
-        _print_once("mmldm: interrupted; a training resumes from its last checkpoint")
+        _print_once("mmldm: interrupted")
         return 130
     except LostContact as error:
         reason = " ".join(str(error).split())[:200]

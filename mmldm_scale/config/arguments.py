@@ -64,3 +64,11 @@ def words(args: argparse.Namespace) -> list[str]:
     """Return the configuration options of ``args`` as words of a command line, for a process that does the same."""
     options = [("--preset" if isinstance(source, Preset) else "--config", str(source)) for source in args.configuration]
     return [*(word for option in options for word in option), *args.overrides]
+
+
+def describe(args: argparse.Namespace) -> str:
+    """Return the presets and files of ``args`` as a phrase, such as "preset L, conf.yaml and 2 settings"."""
+    names = [f"preset {source}" if isinstance(source, Preset) else str(source) for source in args.configuration]
+    count = len(args.overrides)
+    names += [f"{count} setting{'s' * (count > 1)}"] if count else []
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

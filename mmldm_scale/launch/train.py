@@ -8,6 +8,7 @@ from mmldm_scale import config
 from mmldm_scale.common.processes import follow_launcher, own_command
 from mmldm_scale.config import arguments
 from mmldm_scale.trainables.registry import registered
+from mmldm_scale.training.resilience.signals import end_at_ctrl_c
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
         return local_launcher.run(args.processes, ["train", *same])
     follow_launcher()
+    end_at_ctrl_c(Path(schema.run))
     from mmldm_scale.training import loop
 
-    return loop.train(record.build, schema)
+    return loop.train(record.build, schema, arguments.describe(args))

@@ -180,6 +180,25 @@ class WeightsLayout:
     differences: Callable[[dict[str, Any]], list[str]] = _no_differences
 
 
+@dataclass(frozen=True)
+class PretrainedPart:
+    """A part that may begin with given weights, for the lines that a training prints at its start.
+
+    Attributes:
+        name: of the part.
+        key: of the configuration, which names its weights.
+        source: value of ``key``; empty: the part begins at random.
+        advice: what to give instead, and why, where the part begins at random.
+        is_frozen: whether the part is not trained; then no checkpoint has it.
+    """
+
+    name: str
+    key: str
+    source: str
+    advice: str = ""
+    is_frozen: bool = False
+
+
 @dataclass
 class Trainable:
     """What is trained, and everything that the loop needs of it.
@@ -205,6 +224,8 @@ class Trainable:
         quarantine: the samples found damaged; their number is logged.
         discriminator: a second network that learns against the module.
         startup_messages: lines for the user, printed when a run starts.
+        sets: numbers of training samples by shard set; empty: not known.
+        pretrained: parts that may begin with given weights; those that the paper takes pretrained, in any case.
     """
 
     name: str
@@ -222,3 +243,5 @@ class Trainable:
     quarantine: Sized | None = None
     discriminator: Discriminator | None = None
     startup_messages: list[str] = field(default_factory=list)
+    sets: dict[str, int] = field(default_factory=dict)
+    pretrained: list[PretrainedPart] = field(default_factory=list)

@@ -76,6 +76,7 @@ def build_trainable(config: DiTTraining) -> Trainable:
             *preview.startup_messages(config, mixture.manifest.autoencoder.get("path", "")),
             *(validation.startup_messages if validation else []),
         ],
+        sets=mixture.counts,
     )
 
 

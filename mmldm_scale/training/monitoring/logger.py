@@ -9,6 +9,7 @@ written once there is room (:mod:`mmldm_scale.runs.record_file`).
 """
 
 import json
+import math
 import re
 import sys
 import time
@@ -49,7 +50,8 @@ class Logger:
             self._log.flush()  # makes the file
 
     def scalars(self, samples_seen: int, values: dict[str, float]) -> None:
-        """Log ``values``, all finite, and the run's goodput and progress; print the losses and the time left."""
+        """Log those of ``values`` that are finite, the run's goodput and progress; print losses and the time left."""
+        values = {tag: value for tag, value in values.items() if math.isfinite(value)}
         record = {"samples_seen": samples_seen, "time": time.time(), **self._times, **values}
         self._goodput.add(record)
         values = {**values, "speed/goodput": self._goodput.share, "speed/progress": samples_seen / self._total}
@@ -61,7 +63,7 @@ class Logger:
         self._events.flush()
         self._log.append(json.dumps(record | values).encode() + b"\n")
         self._log.flush()
-        self._print(samples_seen, values)
+        self.show(samples_seen, values)
 
     def media(self, samples_seen: int) -> MediaWriter:
         """Return the writer for a preview at ``samples_seen``."""
@@ -80,7 +82,8 @@ class Logger:
         _remove_records_after(self._file, self._samples_seen)
         return self._file.open("ab", buffering=0)
 
-    def _print(self, samples_seen: int, values: dict[str, float]) -> None:
+    def show(self, samples_seen: int, values: dict[str, float]) -> None:
+        """Print the losses among ``values``, the speed and the time left, without logging them."""
         start, began = self._start
         rate = (samples_seen - start) / max(time.monotonic() - began, 1e-9)
         left = (self._total - samples_seen) / rate if rate else float("inf")
