@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from mmldm_scale.common.addresses import add_path
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import presets
 
 
@@ -58,6 +59,23 @@ def files(args: argparse.Namespace, folder: str) -> list[Path]:
     """
     given: list[Preset | Path] = args.configuration
     return [presets.path(source, folder) if isinstance(source, Preset) else source for source in given]
+
+
+def require_configuration(args: argparse.Namespace, folder: str, run: Path) -> None:
+    """Check that ``args`` name a preset or a file, or set the model by themselves: its size would be a surprise.
+
+    Args:
+        folder: as for :func:`files`.
+        run: the run's folder; that of a run to be resumed holds its configuration.
+
+    Raises:
+        UserError: they do not, and there are presets.
+    """
+    names, stored = presets.names(folder), run / "config.yaml"
+    if args.configuration or not names or any(text.startswith("model.") for text in args.overrides):
+        return
+    again = f"; to resume the run: --config {stored}" if stored.is_file() else ""
+    raise UserError(f"no configuration given: --preset NAME, of {', '.join(names)}, or --config FILE{again}")
 
 
 def words(args: argparse.Namespace) -> list[str]:

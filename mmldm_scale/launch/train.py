@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
         print(config.render(record.schema(), files, args.overrides), end="")
         return 0
     schema = config.load(record.schema(), files, args.overrides)
+    arguments.require_configuration(args, record.name, Path(schema.run))
     same = [record.name, *arguments.words(args)]
     if args.under:
         from mmldm_scale.cluster import requeue

@@ -64,9 +64,10 @@ def train(build_trainable: Callable[[Any], Trainable], config: ShardTraining, so
             trainable = initial_weights.build(build_trainable, config, world)
             sizes = Sizes.of(trainable)
             trainer = Trainer(trainable, config.training, run, world, lock)
-            if world.is_rank0 and not trainer.is_done:
+            if trainer.logger and not trainer.is_done:
                 lines = opening(trainable, sizes, config, world, trainer.samples_seen, source)
                 print(*lines, sep="\n", file=sys.stderr, flush=True)
+                trainer.logger.configuration(config)
             is_stopped = trainer.run(stop_request)
         if is_stopped:
             requeue.report_exit_status(EXIT_STOPPED)
@@ -309,7 +310,8 @@ class Trainer:
             return {}
         with self.meter.paused("validation"):
             heartbeat = functools.partial(self.watchdog.heartbeat, "validation", self.samples_seen)
-            return validation.evaluate(self.engine, held_out, self.config.micro_batch, self.world, heartbeat)
+            weights, size = self.trainable.term_weights, self.config.micro_batch
+            return validation.evaluate(self.engine, held_out, weights, size, self.world, heartbeat)
 
     def _is_logged(self, samples_seen: int) -> bool:
         """Return whether there is a record at ``samples_seen``: at the first step's end and each interval's."""

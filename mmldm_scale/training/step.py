@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mmldm_scale.training.trainable import Batch, DiscriminatorInputs, StepOutput
+from mmldm_scale.training.trainable import Batch, DiscriminatorInputs, StepOutput, weighted
 
 ADVERSARIAL = "adversarial"  # name of the discriminator's term in the model's loss
 
@@ -100,7 +100,7 @@ class MicroStep:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Accumulate the gradients of ``batch``; return the values to be logged by tag, (B,) or (B, 2) each."""
         output = self._with_adversarial_term(self._forward(batch))
-        values = output.logged() | self._gradient_norms(output)
+        values = output.logged() | weighted(output, self.term_weights) | self._gradient_norms(output)
         self._backward(output.loss.mean())
         inputs = output.discriminator_inputs
         if inputs is None or self._discriminator is None:

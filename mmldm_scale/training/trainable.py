@@ -67,6 +67,12 @@ class StepOutput:
         return {tag: value.detach() for tag, value in values.items()}
 
 
+def weighted(output: StepOutput, weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """Return the terms of ``output`` times their ``weights``, by tag: these add up to the loss, or to a part of it."""
+    known = {name: term.detach() for name, term in output.terms.items() if name in weights}
+    return {f"weighted/{name}": weights[name] * term for name, term in known.items()}
+
+
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Return the sum of weight · term over ``weights``, (B,); each of ``terms`` is (B,)."""
     return reduce(operator.add, (weight * terms[name] for name, weight in weights.items()))

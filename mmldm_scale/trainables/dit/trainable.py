@@ -7,6 +7,7 @@ which autoencoder decodes the latents.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from mmldm_scale.trainables.dit.dataset import LatentDataset, SampleMaker, store
 from mmldm_scale.trainables.dit.loss import NoisePrediction
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
-from mmldm_scale.training.trainable import StepOutline, Trainable, WeightsLayout, repeat_sample
+from mmldm_scale.training.trainable import Batch, StepOutline, Trainable, WeightsLayout, repeat_sample
 
 
 def build_trainable(config: DiTTraining) -> Trainable:
@@ -53,6 +54,7 @@ def build_trainable(config: DiTTraining) -> Trainable:
     description = _description(config, mixture, dataset.classes)
     write_weights = functools.partial(_write_weights, description)
     validation = _validation(config, dataset) if config.validation else None
+    show_samples = functools.partial(preview.show_samples, config, write_weights, _reader(validation or dataset))
     return Trainable(
         name="dit",
         module=module,
@@ -68,7 +70,7 @@ def build_trainable(config: DiTTraining) -> Trainable:
         ),
         term_weights=module.term_weights,
         begin_step=module.begin_step,
-        samples=functools.partial(preview.show_samples, config, write_weights) if config.preview.samples else None,
+        samples=show_samples if config.preview.samples else None,
         validation=validation,
         quarantine=dataset.samples.quarantine,
         startup_messages=[
@@ -127,6 +129,12 @@ def forward_flops(config: DiTTraining, audio_shape: Shape | None, video_shape: S
     """Return a sample's forward FLOPs, of which training takes three times as many; contrastive passes are counted."""
     passes = contrastive.PASSES if config.contrastive.weight else 1
     return passes * dit_macs(config.model, audio_shape, video_shape).flops
+
+
+def _reader(samples: ValidationSamples | LatentDataset) -> Callable[[int], Batch]:
+    """Return a function that reads one of ``samples`` by its number, again from the first behind the last."""
+    count = len(samples) if isinstance(samples, ValidationSamples) else len(samples.samples.mixture)
+    return lambda number: samples.__getitems__([number % count])[0]
 
 
 def _validation(config: DiTTraining, dataset: LatentDataset) -> ValidationSamples:

@@ -46,14 +46,14 @@ class IntervalMeans:
         return {"tags": [list(tags) for tags in self._sums], "sums": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the sums back, as many processes as there are now; raise TypeError or ValueError if they are none.
+        """Take the sums back; raise TypeError or ValueError if ``state`` has none.
 
-        Of another number of processes' sums, the first rank takes the total.
+        If another number of processes saved it, the first rank takes the sums of all.
         """
-        tags, rows = [tuple(map(str, names)) for names in state["tags"]], state["sums"]
-        # (ranks, 2) of each tag of each set of tags
-        parts = [[torch.tensor(sums, dtype=torch.float64).reshape(-1, 2) for sums in row] for row in rows]
-        if any([len(names) for names in tags] != [len(part) for part in row] for row in parts):
+        tags, rows = [tuple(map(str, names)) for names in state.get("tags", [None])], state.get("sums", [None])
+        # (tags, 2) of each set of tags, of each rank
+        parts = [[torch.tensor(sums, dtype=torch.float64) for sums in row] for row in rows]
+        if any([(len(names), 2) for names in tags] != [tuple(part.shape) for part in row] for row in parts):
             raise ValueError("the sums do not match the tags")
         world = self._world
         if len(parts) == world.size:
