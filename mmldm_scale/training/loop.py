@@ -65,8 +65,9 @@ def train(build_trainable: Callable[[Any], Trainable], config: ShardTraining, so
             sizes = Sizes.of(trainable)
             trainer = Trainer(trainable, config.training, run, world, lock)
             if trainer.logger and not trainer.is_done:
-                lines = opening(trainable, sizes, config, world, trainer.samples_seen, source)
-                print(*lines, sep="\n", file=sys.stderr, flush=True)
+                print(
+                    *opening(trainable, sizes, config, world, trainer.samples_seen, source), sep="\n", file=sys.stderr
+                )
                 trainer.logger.configuration(config)
             is_stopped = trainer.run(stop_request)
         if is_stopped:
@@ -118,8 +119,7 @@ class Trainer:
         self.watchdog = Watchdog(run, world, config.collective_timeout)
         self.previews = Previews(trainable, self.engine, world, self.watchdog)
         self.profiler = StepProfiler(run, config.profile_steps if world.is_rank0 else 0)
-        for message in trainable.startup_messages:
-            self._print(message)
+        self._print(*trainable.startup_messages)
         self._resume(self.checkpoints.newest())
         self.start = Start(self.samples_seen, time.monotonic())
         self.last_loss: float | None = None  # mean over the last step; None before the first
@@ -183,7 +183,9 @@ class Trainer:
                 self.checkpoints.close()
         if self.logger:
             self.logger.close()
-            self._print_end((stop_request.name or "a signal to another rank") if is_stopped else "")
+            reason = (stop_request.name or "a signal to another rank") if is_stopped else ""
+            reached = (self.samples_seen, self.config.total_samples, self.last_loss)
+            self._print(*closing(self.folder, self.start, *reached, reason))
         return is_stopped
 
     # --- one optimizer step ------------------------------------------------------------------------------------------
@@ -393,12 +395,7 @@ class Trainer:
         timeout = config.collective_timeout + GRACE
         return load(self.trainable.dataset, positions, config.workers, on_gpu, timeout, self.watchdog.worker_stacks)
 
-    def _print_end(self, reason: str) -> None:
-        """Print what the run has reached as this process ends, and the ``reason`` if it was stopped."""
-        total = self.config.total_samples
-        for line in closing(self.folder, self.start, self.samples_seen, total, self.last_loss, reason):
-            self._print(line)
-
-    def _print(self, line: str) -> None:
+    def _print(self, *lines: str) -> None:
         if self.world.is_rank0:
-            print(line, file=sys.stderr, flush=True)
+            for line in lines:
+                print(line, file=sys.stderr, flush=True)
