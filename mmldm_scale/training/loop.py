@@ -391,8 +391,7 @@ class Trainer:
         config, world = self.config, self.world
         sizes = (config.total_samples, config.global_batch, config.micro_batch, world.rank, world.size)
         positions = MicroBatches(self.samples_seen, *sizes, self.skipped_data)
-        on_gpu = world.device.type == "cuda"
-        timeout = config.collective_timeout + GRACE
+        on_gpu, timeout = world.device.type == "cuda", config.collective_timeout + GRACE
         return load(self.trainable.dataset, positions, config.workers, on_gpu, timeout, self.watchdog.worker_stacks)
 
     def _print(self, *lines: str) -> None:

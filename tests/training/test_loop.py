@@ -65,7 +65,7 @@ def test_losses_fall_and_everything_is_logged(undisturbed: Finished) -> None:
 
 def test_a_start_and_an_end_are_described(undisturbed: Finished) -> None:
     lines = undisturbed.output.splitlines()
-    assert "training dit: 0.0 M parameters, 0.0 M of them trained; a discriminator of 0.0 M" in lines
+    assert "training dit: 1,344 parameters, 1,072 of them trained; a discriminator of 289" in lines
     assert any(line.startswith("on 2 processes (CPU, ") and line.endswith("= global batch 16") for line in lines)
     assert "weights: begin at random" in lines
     intervals = "checkpoints every 16 samples and 30 min (100 kept), previews every 64 samples and 30 min"

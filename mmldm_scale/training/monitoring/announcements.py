@@ -102,9 +102,13 @@ def closing(
 
 
 def _sizes(sizes: Sizes) -> str:
-    trained = "all trained" if sizes.trained == sizes.all else f"{sizes.trained / 1e6:,.1f} M of them trained"
-    discriminator = f"; a discriminator of {sizes.discriminator / 1e6:,.1f} M" if sizes.discriminator else ""
-    return f"{sizes.all / 1e6:,.1f} M parameters, {trained}{discriminator}"
+    trained = "all trained" if sizes.trained == sizes.all else f"{_number(sizes.trained)} of them trained"
+    discriminator = f"; a discriminator of {_number(sizes.discriminator)}" if sizes.discriminator else ""
+    return f"{_number(sizes.all)} parameters, {trained}{discriminator}"
+
+
+def _number(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
 
 
 def _data(sets: dict[str, int], weights: Sequence[float], left: int) -> str:
