@@ -152,7 +152,7 @@ def _weights(parts: Sequence[PretrainedPart], config: ShardTraining, samples_see
     else:
         yield "begin at random, but for the parts below" if any(part.source for part in parts) else "begin at random"
     for part in parts:
-        if samples_seen and not part.is_frozen and stored.get(part.key) != (part.source or None):
+        if samples_seen and not part.is_frozen and (stored.get(part.key) or "") != part.source:
             continue
         when = " at the run's start" if samples_seen and not part.is_frozen else ""
         if part.source:

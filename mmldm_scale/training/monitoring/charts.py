@@ -45,11 +45,11 @@ VALIDATION = "validation/"  # prefix of the tags of the held-out samples
 
 def layout(tags: Collection[str]) -> Layout:
     """Return the charts that have at least one curve among ``tags``, in TensorBoard's format."""
-    pages = {page: dict(_charts(patterns, tags)) for page, patterns in CHARTS.items()}
+    pages: Layout = {page: dict(_charts(patterns, tags)) for page, patterns in CHARTS.items()}
     return {page: charts for page, charts in pages.items() if charts}
 
 
-def _charts(patterns: dict[str, str], tags: Collection[str]) -> Iterator[tuple[str, list[str | list[str]]]]:
+def _charts(patterns: dict[str, str], tags: Collection[str]) -> Iterator[tuple[str, Sequence[str | list[str]]]]:
     """Yield the title of each chart and its lines, as patterns that match whole tags."""
     for pattern, title in patterns.items():
         lines: dict[str, list[str]] = {}
@@ -57,4 +57,5 @@ def _charts(patterns: dict[str, str], tags: Collection[str]) -> Iterator[tuple[s
             match = re.fullmatch(pattern, tag.removeprefix(VALIDATION))
             if match:
                 lines.setdefault(match.expand(title), []).append(f"^{re.escape(tag)}$")
-        yield from ((name, ["Multiline", group]) for name, group in lines.items())
+        for name, group in lines.items():
+            yield name, ["Multiline", group]

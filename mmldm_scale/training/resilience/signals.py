@@ -54,7 +54,9 @@ class StopRequest:
     @property
     def name(self) -> str | None:
         """What the user calls the signal; None: no request."""
-        return "Ctrl-C" if self.signal == signal.SIGINT else self.signal and self.signal.name
+        if self.signal is None:
+            return None
+        return "Ctrl-C" if self.signal == signal.SIGINT else self.signal.name
 
     def watch_ctrl_c(self, run: Path) -> None:
         """From now on, let Ctrl-C request a stop, too; a second one ends this process at once, unsaved.
