@@ -56,8 +56,8 @@ def show_samples(
     """Show samples of the weights ``state``, always of the same noise and conditions; yield between two of them.
 
     They are of all tasks that the model learns, in turn. The condition of a2v and v2a, as the autoencoder restores it
-    together with the result, is beside that. The weights pass through a folder, like those that ``mmldm sample`` reads, and no model stays
-    in memory.
+    together with the result, is beside that. The weights pass through a folder, like those that ``mmldm sample`` reads,
+    and no model stays in memory.
 
     Args:
         read: returns a sample by number, with the normalised latents "audio" and "video", (C, H, W).
