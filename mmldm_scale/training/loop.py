@@ -20,7 +20,7 @@ from mmldm_scale.config import ShardTraining, TrainingConfig
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.training import initial_weights
 from mmldm_scale.training.checkpoint import ema_snapshots
-from mmldm_scale.training.checkpoint.manager import Checkpoints
+from mmldm_scale.training.checkpoint.manager import Checkpoints, HasState
 from mmldm_scale.training.checkpoint.manifest import DISCRIMINATOR, ENGINE, read_manifest
 from mmldm_scale.training.clock import Clock
 from mmldm_scale.training.data.loader import MicroBatches, load
@@ -113,7 +113,7 @@ class Trainer:
         self._build_engines()
         self.skipped_data = read_skipped_ranges_on_rank0(run, world)
         self.interval = IntervalMeans(world)
-        states = {"step_skipping": self.skipping, "interval_means": self.interval}
+        states: dict[str, HasState] = {"step_skipping": self.skipping, "interval_means": self.interval}
         self.checkpoints = Checkpoints(run, world, config, trainable.inputs, states)
         self.save_clock, self.preview_clock = Clock(config.checkpoint_minutes), Clock(config.preview_minutes)
         self.watchdog = Watchdog(run, world, config.collective_timeout)
