@@ -7,6 +7,7 @@ command runs.
 import argparse
 import importlib
 import importlib.metadata
+import itertools
 import sys
 import time
 import traceback
@@ -167,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_once(f"mmldm: {error}")
         return error.status
     except KeyboardInterrupt:
-        _print_once("mmldm: interrupted; a training resumes from its last checkpoint")
+        _print_once("mmldm: interrupted")
         return 130
     except LostContact as error:
         reason = " ".join(str(error).split())[:200]
@@ -197,11 +198,29 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse ``arguments``; unlike argparse by itself, allow overrides anywhere among the options."""
     top = parser()
     args, rest = top.parse_known_args(arguments)
+    if "trainable" in args:
+        _check_options(rest, args.trainable)
     if any(text.startswith("-") for text in rest) or (rest and "overrides" not in args):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides += rest
     return args
+
+
+def _check_options(rest: Sequence[str], trainable: str) -> None:
+    """Raise UserError, with the right form, if a word of ``rest`` is a configuration key in the form of an option."""
+    for word, following in itertools.zip_longest(rest, rest[1:], fillvalue=""):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not name:
+            continue
+        from mmldm_scale.config.compose import keys_named
+        from mmldm_scale.trainables.registry import registered
+
+        keys = keys_named(registered(trainable).schema(), name.replace("-", "_"))
+        if keys:
+            shown = value if equals else "VALUE" if following.startswith("-") else following or "VALUE"
+            forms = " or ".join(f"{key}={shown}" for key in keys)
+            raise UserError(f"{word}: no such option; settings have the form key=value, without dashes: {forms}")
 
 
 def _print_once(line: str, wait: float | None = None) -> None:

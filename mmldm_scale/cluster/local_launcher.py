@@ -5,8 +5,8 @@
 The ranks meet in a file in memory that they inherit (:mod:`mmldm_scale.cluster.rendezvous`). So no port is opened for
 that, nothing is left on the disk, and the ranks can still save if this process is killed: they receive SIGTERM then.
 
-A stop signal is handed on, and the ranks have all the time that they need to save. If one rank fails, the others are
-ended, and the failure is the last line printed, unless the rank has printed it itself.
+A stop signal is handed on, and the ranks have all the time that they need to save; a second Ctrl-C kills them. If one
+rank fails, the others are ended, and the failure is the last line printed, unless the rank has printed it itself.
 """
 
 import math
@@ -97,6 +97,9 @@ class _Ranks:
     def _print_failure(self, rank: int) -> None:
         """Print how ``rank`` ended, unless it has printed that itself."""
         process = self._processes[rank]
+        if process.returncode == -signal.SIGKILL and signal.SIGKILL in self._to_send:
+            print("mmldm: ended at once by a second Ctrl-C; only complete checkpoints are saved", file=sys.stderr)
+            return
         if process.returncode in EXPLAINED_STATUSES:
             return
         end = f"failed with status {process.returncode}"

@@ -197,8 +197,21 @@ def _explain(error: Exception, schema: type) -> str:
     if leaf.partition("[")[0] in names:  # "weights[0]" is an entry of "weights"
         return f"{key}: {message}"
     close = difflib.get_close_matches(leaf, names, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    elsewhere = keys_named(schema, leaf)
+    hint = f"did you mean '{(elsewhere or close)[0]}'? " if elsewhere or close else ""
     return f"{key}: unknown key; {hint}keys here: {', '.join(names)}"
+
+
+def keys_named(schema: type, name: str, prefix: str = "") -> list[str]:
+    """Return the keys (dotted) of ``schema`` that are ``name`` or end with it: "training.learning_rate"."""
+    keys = []
+    for field in dataclasses.fields(schema):
+        key = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            keys += keys_named(cast(type, field.type), name, f"{key}.")
+        elif key == name or key.endswith(f".{name}"):
+            keys.append(key)
+    return keys
 
 
 def _kind(schema: type, key: str) -> Any:

@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
     with _environment_restored():
         for one in runs:
             _check(one.schema, request.nodes * request.tasks_per_node())
+    arguments.require_configuration(args, record.name, base)
     folder = _new_folder(base)
     try:
         code = code_snapshot.take(folder / "code")

@@ -11,6 +11,7 @@ from mmldm_scale.common.processes import follow_launcher, own_command
 from mmldm_scale.config import ShardTraining, arguments
 from mmldm_scale.trainables.inputs import check_inputs
 from mmldm_scale.trainables.registry import Registration, registered
+from mmldm_scale.training.resilience.signals import end_at_ctrl_c
 
 PROGRAM = "mmldm"  # as the last word of --under: run what has this name there, such as a container's
 
@@ -27,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
         print(config.render(record.schema(), files, args.overrides), end="")
         return 0
     schema = config.load(record.schema(), files, args.overrides)
+    arguments.require_configuration(args, record.name, Path(schema.run))
     job = slurm.job()
     if not (args.under and job and job.restarts):  # a file system that fails now must not keep a job from its requeue
         inputs = check_inputs(record, schema)  # before the imports that take seconds
@@ -45,9 +47,10 @@ def run(args: argparse.Namespace) -> int:
 
         return local_launcher.run(args.processes, ["train", *same])
     follow_launcher()
+    end_at_ctrl_c(Path(schema.run))
     from mmldm_scale.training import loop
 
-    return loop.train(record.build, schema)
+    return loop.train(record.build, schema, arguments.describe(args))
 
 
 def _report_check(record: Registration, schema: ShardTraining, inputs: list[str]) -> int:

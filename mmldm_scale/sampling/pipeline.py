@@ -173,7 +173,7 @@ class Pipeline:
                 task needs a modality that the model does not have.
             ValueError: ``inputs``, ``labels`` or ``embeddings`` are not one for each sample.
         """
-        clips = self._decode(task, indices, self.latents(task, indices, inputs, labels, embeddings))
+        clips = self.decode(task, indices, self.latents(task, indices, inputs, labels, embeddings))
         if GIVEN[task] == "audio":
             return [replace(clip, waveform=source.waveform) for clip, source in zip(clips, inputs, strict=True)]
         if GIVEN[task] == "video":
@@ -188,11 +188,16 @@ class Pipeline:
         inputs: Sequence[Clip] = (),
         labels: Sequence[str] = (),
         embeddings: Sequence[Tensor] = (),
+        condition: Tensor | None = None,
     ) -> Latents:
-        """Return the normalised latents that :meth:`generate` decodes to clips; its arguments and errors."""
+        """Return the normalised latents that :meth:`decode` makes clips of; arguments and errors of :meth:`generate`.
+
+        Args:
+            condition: in place of ``inputs``, the normalised latents of the given modality, (B, C, H, W).
+        """
         self.description.check_task(task)
         given, count = GIVEN[task], len(indices)
-        if given and len(inputs) != count:
+        if given and condition is None and len(inputs) != count:
             raise ValueError(f"{task} needs one input for each sample: {count}, not {len(inputs)}")
         for name, values in (("labels", labels), ("embeddings", embeddings)):
             if len(values) not in (0, count):
@@ -200,7 +205,8 @@ class Pipeline:
         shapes = self.description.shapes.items()
         noise = Latents(**{name: self._noise(f"sample/{task}/{name}", indices, shape) for name, shape in shapes})
         guidance = {"audio": self.settings.audio_guidance, "video": self.settings.video_guidance}
-        condition = self._encode(inputs, given) if given else None
+        if given:
+            condition = self._encode(inputs, given) if condition is None else condition.to(self.device)
         context = self._context(labels, embeddings)
         steps, sampler = self.settings.steps, self.settings.sampler
         return sample_latents(self.dit, self.process, task, noise, steps, guidance, condition, context, sampler=sampler)
@@ -234,7 +240,9 @@ class Pipeline:
             posterior = self.autoencoder.encode_frames(frame_signals(clips, self.device))
         return normalise(posterior.mean, self.description.statistics[modality])
 
-    def _decode(self, task: GenerationTask, indices: Sequence[int], latents: Latents) -> list[Clip]:
+    @torch.no_grad()
+    def decode(self, task: GenerationTask, indices: Sequence[int], latents: Latents) -> list[Clip]:
+        """Return the clips of the normalised ``latents`` of the samples ``indices`` of ``task``."""
         statistics, shape = self.description.statistics, self.autoencoder.noise_shape
         restored = {name: restore(latent, statistics[name]) for name, latent in latents.present.items()}
         shapes: dict[Modality, tuple[int, ...]] = {"audio": shape, "video": (self.media.frames, *shape)}

@@ -74,6 +74,11 @@ class Mixture:
         return sum(map(len, self.sets))
 
     @property
+    def counts(self) -> dict[str, int]:
+        """The number of samples of each set, by its location."""
+        return {str(shards.location): len(shards) for shards in self.sets}
+
+    @property
     def manifest(self) -> Manifest:
         """The first set's manifest. Kind, media, shapes and autoencoder are the same for all sets."""
         return self.sets[0].manifest

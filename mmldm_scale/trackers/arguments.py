@@ -2,13 +2,14 @@
 
 import argparse
 
+from mmldm_scale.common.addresses import add_path
 from mmldm_scale.trackers.table import TRACKERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to ``parser``."""
     add = parser.add_argument
-    add("folder", metavar="RUN", help="a run's folder; it may be missing until its training begins")
+    add_path(parser, "folder", metavar="RUN", help="a run's folder; it may be missing until its training begins")
     add("--to", required=True, metavar="TRACKER", help=f"{', '.join(TRACKERS)}, or that of another package")
     add("--project", metavar="NAME", help="of the tracker; default: mmldm")
     add("--once", action="store_true", help="send all there is and end, instead of waiting for the training's end")

@@ -150,7 +150,7 @@ except KeyboardInterrupt:
     status, output, errors = run.end()
     # killed, or by a Ctrl-C that came when the launcher had reported that and was ending
     assert (status in (137, -signal.SIGINT), output) == (True, "")
-    assert errors.startswith("mmldm: rank 0 ")
+    assert errors.startswith("mmldm: ended at once by a second Ctrl-C")
 
 
 def test_a_killed_rank_ends_the_others_and_is_the_one_line(launched) -> None:

@@ -40,6 +40,7 @@ OPTIONS = {  # by command: its options that are paths
     ("plan", "--gpu", "a800"): ("--config", "--run"),
     ("model-info",): ("--config", "--run"),
     ("status",): ("runs",),
+    ("follow", "--to", "wandb"): ("folder",),
 }
 SHARD_KEYS = {
     ("clips", *PREPARATION): ("source.list",),

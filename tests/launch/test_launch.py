@@ -17,6 +17,8 @@ from mmldm_scale.launch.sweep import compose
 from mmldm_scale.trainables.dit.config import DiTTraining
 from tests.support.datasets.latent_sets import write_latents
 
+MODEL = ("model.depth=1",)  # a configuration of no preset
+
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory):
@@ -104,7 +106,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(latents, arguments, complaint,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     shards = [] if any(text.startswith("shards=") for text in arguments) else [f"shards={latents}"]
-    assert main(["launch", "train", "dit", *arguments, *shards, "run=run"]) == 2
+    assert main(["launch", "train", "dit", *arguments, *shards, "run=run", *MODEL]) == 2
     error = capsys.readouterr().err
     assert complaint in error
     assert error.startswith("mmldm: ")
@@ -122,7 +124,7 @@ def test_the_job_gets_the_environment_of_the_shell_and_the_user_a_few_lines(late
     for name in ("sbatch", "srun", "squeue", "scancel"):  # stand-ins: nothing is started
         (tmp_path / name).write_text(f"#!/bin/sh\nenv > {tmp_path}/{name}.env\necho Submitted batch job 4711\n")
         (tmp_path / name).chmod(0o755)
-    arguments = ["launch", "train", "dit", "--gpus-per-node", "2", f"shards={latents}", f"run={tmp_path}/run"]
+    arguments = ["launch", "train", "dit", "--gpus-per-node", "2", f"shards={latents}", f"run={tmp_path}/run", *MODEL]
     environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
     done = subprocess.run(
         [sys.executable, "-m", "mmldm_scale.cli", *arguments],

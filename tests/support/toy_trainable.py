@@ -41,6 +41,7 @@ class ToyTraining:
     run: str = "???"
     restart: bool = False
     init: str | None = None
+    weights: list[float] = field(default_factory=list)
     noise: float = 0.1
     fault: str = "loss"  # what is not finite ("loss", "gradient", "discriminator") or very high ("spike", "steep") …
     fault_at: list[int] = field(default_factory=list)  # … at these positions

@@ -12,6 +12,7 @@ from mmldm_scale.cluster import code_snapshot
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import load
 from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.training import run_folder
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.resilience.signals import StopRequest
@@ -74,6 +75,29 @@ def test_a_start_that_failed_before_its_first_step_does_not_fix_the_settings(tmp
     (tmp_path / "log.jsonl").touch()  # opened, and then there was too little memory
     (tmp_path / "checkpoints").mkdir()
     assert "noise: 0.3" in begin(tmp_path, alone, "noise=0.3")
+
+
+def test_a_start_that_is_refused_leaves_no_run(tmp_path: Path, alone) -> None:
+    schema = load(ToyTraining, overrides=[f"run={tmp_path}"])
+    with pytest.raises(UserError, match="no such shards"), run_folder.begun(tmp_path, schema, alone):
+        raise UserError(f"no such shards, {(tmp_path / 'config.yaml').read_text()}")
+    assert list(tmp_path.iterdir()) == []
+    begin(tmp_path, alone)
+    with pytest.raises(UserError), run_folder.begun(tmp_path, schema, alone):
+        raise UserError("no such shards")
+    assert (tmp_path / "config.yaml").is_file()  # of an earlier start
+
+
+@pytest.mark.parametrize("log", ["", '{"samples_seen": 16, "time": 1.0}\n'])
+def test_the_run_of_another_trainable_is_named(tmp_path: Path, alone, log: str) -> None:
+    schemas = {
+        name: load(schema, overrides=[f"run={tmp_path}", "shards=x"])
+        for name, schema in (("dit", DiTTraining), ("kl_vae", KLVAETraining))
+    }
+    run_folder.begin(tmp_path, schemas["kl_vae"], alone)
+    (tmp_path / "log.jsonl").write_text(log)
+    with pytest.raises(UserError, match=f"^{tmp_path}: is a run of `mmldm train kl_vae`, not of dit; set another run="):
+        run_folder.begin(tmp_path, schemas["dit"], alone)
 
 
 @pytest.mark.parametrize("text", ["noise: 0.3\n", "- not ours\n", "{", ""])

@@ -38,6 +38,7 @@ from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
 from mmldm_scale.training.trainable import (
     Discriminator,
+    PretrainedPart,
     StepInfo,
     StepOutline,
     Trainable,
@@ -96,6 +97,13 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
         quarantine=clips.samples.quarantine,
         discriminator=_discriminator(config),
         startup_messages=validation.startup_messages if validation else [],
+        sets=clips.samples.mixture.counts,
+        pretrained=[
+            PretrainedPart("KL-VAE", "kl_vae", config.kl_vae, is_frozen=True),
+            PretrainedPart(
+                "U-Net of the signal decoder", "unet", config.unet or "", "the paper's is Stable Diffusion's; unet=DIR"
+            ),
+        ],
     )
 
 

@@ -19,9 +19,9 @@ from mmldm_scale.config.check import require
 class PreviewConfig:
     """Previews of a DiT in training: clips sampled with the averaged weights, always from the same noise."""
 
-    samples: int = 2  # [clips] number of clips in a preview; 0: no preview
+    samples: int = 3  # [clips] number of clips in a preview, of svg, a2v and v2a in turn; 0: no preview
     steps: int = 25  # [DDIM steps] sampling steps of the DiT
-    decoding_steps: int = 20  # [DDIM steps] sampling steps of the signal decoder
+    decoding_steps: int = 10  # [DDIM steps] sampling steps of the signal decoder
     autoencoder: str = path_key("")  # folder of the autoencoder; empty: where it was when the latents were made
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ from mmldm_scale.trainables.dit.dataset import LatentDataset, SampleMaker, store
 from mmldm_scale.trainables.dit.loss import NoisePrediction
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
-from mmldm_scale.training.trainable import StepOutline, Trainable, WeightsLayout, repeat_sample
+from mmldm_scale.training.trainable import Batch, StepOutline, Trainable, WeightsLayout, repeat_sample
 
 ShowSamples = Callable[[dict[str, Tensor], Preview], Iterator[None]]
 
@@ -74,7 +74,7 @@ def build_trainable(config: DiTTraining) -> Trainable:
         ),
         term_weights=module.term_weights,
         begin_step=module.begin_step,
-        samples=_samples(config, mixture, write_weights) if config.preview.samples else None,
+        samples=_samples(config, mixture, write_weights, validation or dataset) if config.preview.samples else None,
         validation=validation,
         quarantine=dataset.samples.quarantine,
         startup_messages=[
@@ -82,14 +82,24 @@ def build_trainable(config: DiTTraining) -> Trainable:
             *preview.startup_messages(config, mixture.manifest.autoencoder.get("path", "")),
             *(validation.startup_messages if validation else []),
         ],
+        sets=mixture.counts,
     )
 
 
-def _samples(config: DiTTraining, mixture: Mixture, write_weights: preview.WriteWeights) -> ShowSamples:
-    """Return what shows samples, decoded by the autoencoder where it was when the latents were made."""
+def _samples(
+    config: DiTTraining,
+    mixture: Mixture,
+    write_weights: preview.WriteWeights,
+    conditions: ValidationSamples | LatentDataset,
+) -> ShowSamples:
+    """Return what shows samples, decoded by the autoencoder where it was when the latents were made.
+
+    Args:
+        conditions: the samples that a2v and v2a start from.
+    """
     autoencoder = config.preview.autoencoder or mixture.manifest.autoencoder.get("path", "")
     located = dataclasses.replace(config, preview=dataclasses.replace(config.preview, autoencoder=autoencoder))
-    return functools.partial(preview.show_samples, located, write_weights)
+    return functools.partial(preview.show_samples, located, write_weights, _reader(conditions))
 
 
 def outline(
@@ -139,6 +149,12 @@ def forward_flops(config: DiTTraining, audio_shape: Shape | None, video_shape: S
     """Return a sample's forward FLOPs, of which training takes three times as many; contrastive passes are counted."""
     passes = contrastive.PASSES if config.contrastive.weight else 1
     return passes * dit_macs(config.model, audio_shape, video_shape).flops
+
+
+def _reader(samples: ValidationSamples | LatentDataset) -> Callable[[int], Batch]:
+    """Return a function that reads one of ``samples`` by its number, again from the first behind the last."""
+    count = len(samples) if isinstance(samples, ValidationSamples) else len(samples.samples.mixture)
+    return lambda number: samples.__getitems__([number % count])[0]
 
 
 def _validation(config: DiTTraining, dataset: LatentDataset) -> ValidationSamples:

@@ -37,6 +37,7 @@ from mmldm_scale.trainables.kl_vae.dataset import PictureDataset
 from mmldm_scale.trainables.kl_vae.loss import PictureReconstruction
 from mmldm_scale.training.trainable import (
     Discriminator,
+    PretrainedPart,
     StepInfo,
     StepOutline,
     Trainable,
@@ -79,7 +80,15 @@ def build_trainable(config: KLVAETraining) -> Trainable:
         term_weights=module.term_weights,
         discriminator=_discriminator(config),
         begin_step=module.begin_step,
+        sets=clips.samples.mixture.counts,
+        pretrained=_pretrained(config),
     )
+
+
+def _pretrained(config: KLVAETraining) -> list[PretrainedPart]:
+    advice = "the paper's is Stable Diffusion's, its decoder fine-tuned; --preset finetune kl_vae=DIR"
+    parts = [PretrainedPart("KL-VAE", "kl_vae", config.kl_vae, advice)]
+    return parts + ([PretrainedPart("LPIPS", "lpips", config.lpips, is_frozen=True)] if config.lpips else [])
 
 
 def _check_sizes(config: KLVAETraining, vae: AutoencoderKL, size: int) -> None:

@@ -59,7 +59,7 @@ def test_the_loss_is_the_mean_over_the_held_out_samples(data, alone) -> None:
             parameter.add_(0.1)  # otherwise the network predicts zero
         expected = trainable.module.eval()(default_collate(samples)).logged()
     engine = engines.build(trainable.module.train(), config.training, alone)
-    values = validation.evaluate(engine, trainable.validation, 4, alone, lambda: None)
+    values = validation.evaluate(engine, trainable.validation, trainable.term_weights, 4, alone, lambda: None)
     assert trainable.module.training
     for name in ("loss", "loss/audio", "loss/video"):
         assert values[f"validation/{name}"] == pytest.approx(expected[name].mean().item(), rel=1e-6)
