@@ -228,7 +228,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 @contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM, from a job's script, and the first Ctrl-C set: what is logged by then is sent."""
-    stop, before = threading.Event(), {}
+    stop, before = threading.Event(), dict[int, Any]()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         stop.set()

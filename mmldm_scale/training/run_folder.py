@@ -27,7 +27,7 @@ from mmldm_scale.common.checkpoint_folders import FOLDER, find_checkpoints, newe
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config.compose import read_yaml
 from mmldm_scale.runs import run_log
-from mmldm_scale.training.command_record import record_command
+from mmldm_scale.training.command_record import COMMANDS, record_command
 
 if TYPE_CHECKING:  # checking a folder before a job is submitted loads neither torch nor DeepSpeed
     from mmldm_scale.training.engine.distributed import World
@@ -104,7 +104,7 @@ def begin(run: Path, schema: Any, world: "World") -> None:
 
 
 @contextlib.contextmanager
-def begun(run: Path, schema: Any, world: World) -> Iterator[None]:
+def begun(run: Path, schema: Any, world: "World") -> Iterator[None]:
     """Call :func:`begin`, and take its configuration back if the block raises UserError before anything is logged.
 
     So a start that was refused leaves no run behind.
@@ -115,7 +115,7 @@ def begun(run: Path, schema: Any, world: World) -> Iterator[None]:
         yield
     except UserError:
         if is_new and not _is_started(run):
-            for name in (CONFIG, run_log.LOG):  # the log is still empty
+            for name in (CONFIG, COMMANDS, run_log.LOG):  # the log is still empty
                 (run / name).unlink(missing_ok=True)
         raise
 

@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
 
 def test_a_check_loads_no_torch_and_makes_no_run_folder(latents: Path, tmp_path: Path) -> None:
     show = "import sys; from mmldm_scale.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
-    arguments = ["train", "dit", "--check", f"shards={latents}", "run=run", f"validation={latents}"]
+    arguments = ["train", "dit", "--preset", "demo", "--check", f"shards={latents}", "run=run", f"validation={latents}"]
     done = subprocess.run([sys.executable, "-c", show, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
@@ -69,7 +69,7 @@ def test_a_check_loads_no_torch_and_makes_no_run_folder(latents: Path, tmp_path:
 def test_what_is_missing_is_one_line(latents, folder, capsys, trainable, settings, complaint) -> None:
     shards = [] if settings[0].startswith("shards") else [f"shards={latents}"]
     for option in (["--check"], ["--processes", "2"], ["--under", "false"], []):
-        assert main(["train", trainable, *option, *shards, "run=new", *settings]) == 2
+        assert main(["train", trainable, "--preset", "demo", *option, *shards, "run=new", *settings]) == 2
         error = capsys.readouterr().err
         assert complaint in error
         assert error.count("\n") == 1
@@ -80,19 +80,19 @@ def test_a_truncated_tar_is_found_without_reading(latents, tmp_path, capsys) -> 
     copy = write_latents(tmp_path / "latents", (4, 3))
     with (copy / "shard-000001.tar").open("r+b") as tar:
         tar.truncate(1024)
-    assert main(["train", "dit", "--check", f"shards={copy}", f"run={tmp_path}/run"]) == 2
+    assert main(["train", "dit", "--preset", "demo", "--check", f"shards={copy}", f"run={tmp_path}/run"]) == 2
     assert "shard-000001.tar: " in (error := capsys.readouterr().err)
     assert "bytes expected, 1,024 found; the file is damaged" in error
 
 
 def test_weights_are_found_and_a_run_that_resumes_does_not_need_its_beginning(latents, folder, capsys) -> None:
     (folder / "run/checkpoints/step-000000000064").rmdir()
-    assert main(["train", "dit", "--check", f"shards={latents}", "run=run", "init=gone"]) == 2
+    assert main(["train", "dit", "--preset", "demo", "--check", f"shards={latents}", "run=run", "init=gone"]) == 2
     (folder / "run/checkpoints/step-000000000064").mkdir()
     assert "init=gone" in capsys.readouterr().err
-    assert main(["train", "dit", "--check", f"shards={latents}", "run=run", "init=gone"]) == 2
+    assert main(["train", "dit", "--preset", "demo", "--check", f"shards={latents}", "run=run", "init=gone"]) == 2
     assert "run/config.yaml: missing; copy it" in capsys.readouterr().err  # so the weights were not looked for
-    assert main(["train", "dit", "--check", f"shards={latents}", "run=other", "init=run"]) == 0
+    assert main(["train", "dit", "--preset", "demo", "--check", f"shards={latents}", "run=other", "init=run"]) == 0
     assert "   init=run: a folder with weights\n" in capsys.readouterr().out
 
 
@@ -102,5 +102,10 @@ def test_the_last_word_of_the_launcher_may_be_the_program(latents, tmp_path, mon
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     for name in ("SLURM_JOB_ID", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert main(["train", "dit", "--under", "env A=1 mmldm", f"shards={latents}", f"run={tmp_path}/run"]) == 0
-    assert capfd.readouterr().out == f"inside: train dit shards={latents} run={tmp_path}/run\n"
+    assert (
+        main(
+            ["train", "dit", "--preset", "demo", "--under", "env A=1 mmldm", f"shards={latents}", f"run={tmp_path}/run"]
+        )
+        == 0
+    )
+    assert capfd.readouterr().out == f"inside: train dit --preset demo shards={latents} run={tmp_path}/run\n"
