@@ -37,9 +37,19 @@ step mmldm train autoencoder --config configs/autoencoder/demo.yaml --processes 
     shards="$data/clips" kl_vae="$runs/kl_vae" run="$runs/autoencoder"
 step python data_tools/shard.py latents --input "$data/clips" --output "$data/latents" --autoencoder "$runs/autoencoder"
 step mmldm train dit --config configs/dit/demo.yaml --processes 2 shards="$data/latents" run="$runs/dit"
+
+shopt -s nullglob
+inputs=$videos  # what a2v and v2a start from: one video of each class, if the videos are in folders by class
+for class in "$videos"/*/; do
+    video=$(find -L "$class" -type f -iregex '.*\.\(mp4\|mov\|mkv\|webm\|avi\)' | sort | sed -n 1p)
+    [[ -n $video ]] || continue
+    inputs=$data/inputs
+    mkdir -p "$inputs/$(basename "$class")"
+    ln -sfn "$(realpath "$video")" "$inputs/$(basename "$class")/$(basename "$video")"
+done
 for task in svg a2v v2a; do
     input=()
-    [[ $task == svg ]] || input=(--input "$videos")
+    [[ $task == svg ]] || input=(--input "$inputs")
     step mmldm sample --checkpoint "$runs/dit" --task $task --num-samples 8 --output "$runs/samples" \
         --config configs/sample/demo.yaml "${input[@]}"
 done

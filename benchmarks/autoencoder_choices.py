@@ -9,8 +9,8 @@ trained on are reconstructed with the averaged weights at the end: PSNR of the f
 ("image_mel_l1", in dB) and of the vocoder's sound ("mel_l1"). "ceiling" is what KL-VAE and vocoder alone reach.
 
 Over the run, means of consecutive logged steps are recorded: losses on the held-out clips, and the discriminator's
-logits and accuracy, which stay near 0 and 0.5 as long as it is even with the decoder. At last the base reconstructs the
-same clips, from the same noise, with each scale of guidance.
+logits and accuracy, which stay near -1.4 and 0.5 as long as it is even with the decoder. At last the base reconstructs
+the same clips, from the same noise, with each scale of guidance.
 
 The same command resumes: each variant is a run of ``mmldm ablation`` in --runs, and no measurement is repeated.
 """

@@ -28,6 +28,9 @@
   python data_tools/shard.py latents --launcher local --jobs 8 --input sets/clips --output sets/latents …
   python data_tools/shard.py latents --launcher slurm --jobs 8 --slurm partition=gpu --slurm gpus=1 --input …
 
+  # into an object store; data/clips is made first, and keeps a copy
+  python data_tools/shard.py clips --input videos --output s3://bucket/clips --work data/clips --preset landscape
+
   # read everything again (checksums, members, shapes, counts); make faulty shards again; show what the set holds
   python data_tools/shard.py verify --input sets/latents
   python data_tools/shard.py repair --input sets/latents
@@ -57,10 +60,12 @@ if not __package__:  # `python data_tools/shard.py`: relative imports need the p
     __package__ = _PACKAGE.name
     importlib.import_module(__package__)
 
+from mmldm_scale.common.addresses import add_path, path_or_url
 from mmldm_scale.common.errors import UserError, refused_paths
-from mmldm_scale.common.processes import prepare_command
+from mmldm_scale.common.processes import READER_GONE, end_quietly_without_reader, flushed_output, prepare_command
 from mmldm_scale.config import arguments, dump, load
 from mmldm_scale.shards.manifest import DROPPED, Manifest
+from mmldm_scale.shards.remote.remote_folder import RemoteFolder
 from mmldm_scale.shards.verify import Findings
 
 from . import COMMAND, PROGRAM
@@ -72,6 +77,7 @@ from .sources import open_source
 from .sources.registry import SOURCES
 from .stages.clips import make_clips
 from .stages.repair import repair, verify
+from .stages.upload import Upload
 
 Schema = TypeVar("Schema")
 
@@ -80,21 +86,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that ``arguments`` (default: those of the process) describe; return its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        prepare_command()
-        args = _parser().parse_args(arguments)
-        _check_numbers(args)
-        if getattr(args, "launcher", None):
-            options = launch.Options(args.output, args.slurm, wait=not args.no_wait)
-            return launch.launch(launch.command_of(arguments), args.launcher, args.jobs, options)
-        with refused_paths():
-            status: int = args.run(args)
-        return status
+        with flushed_output():
+            prepare_command()
+            args = _parser().parse_args(arguments)
+            _check_numbers(args)
+            with refused_paths():
+                return _run(args, arguments)
     except UserError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.status
+    except BrokenPipeError:
+        if not end_quietly_without_reader():
+            raise
+        return READER_GONE
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped; run the same command again to resume", file=sys.stderr)
         return 130
+
+
+def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Run the command here, or in the processes that --launcher names; upload what it made; return its exit status."""
+    only_checks = getattr(args, "check", False)
+    uploads = _uploads(args)
+    if getattr(args, "launcher", None) and not only_checks:
+        options = launch.Options(args.output, args.slurm, wait=not args.no_wait)
+        return launch.launch(launch.command_of(arguments), args.launcher, args.jobs, options)
+    status: int = args.run(args)
+    for upload in () if only_checks else uploads:
+        upload.run()
+    return status
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -112,12 +132,14 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: Callable, content: str, summary: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=summary, description=summary)
         added.set_defaults(run=run)
-        added.add_argument("--input", type=Path, required=True, metavar="DIR", help=content)
+        add_path(added, "--input", required=True, metavar="DIR", help=content)
         return added
 
     both = command("all", _all, "folder of videos", "clips, then latents, into OUTPUT/clips and OUTPUT/latents")
     measure = command("measure", _measure, "folder of videos", "measure every video: one row of a table each")
-    select = command("select", _select, "folder of measures", "select among measured videos, without decoding")
+    select = command("select", _select, "folder of measures", "select among measured videos")
+    text = "candidates dropped, and kept, that the report shows for each filter; 0: none (default: %(default)s)"
+    select.add_argument("--examples", type=int, default=4, metavar="N", help=text)
     clips = command("clips", _clips, "folder of videos", "cut videos into clip shards")
     latents = command("latents", _latents, "clip set", "encode clip shards into latent shards")
     imports = command("import-latents", _import, "folder of tensors", "make a latent set of latents that there are")
@@ -125,25 +147,32 @@ def _parser() -> argparse.ArgumentParser:
     repair = command("repair", _repair, "shard set", "verify a set and make its faulty shards again")
     stats = command("stats", _stats, "shard set", "count what a set holds, and show samples")
     _add_import_options(imports)
-    for sub in (both, measure, select, clips, latents, imports):
-        sub.add_argument("--output", type=Path, required=True, metavar="DIR", help="new, or begun by the same command")
-    stats.add_argument("--output", type=Path, metavar="DIR", help="folder for index.html, a contact sheet")
+    for sub in (measure, select):
+        add_path(sub, "--output", required=True, metavar="DIR", help="new, or begun by the same command")
+    for sub in (both, clips, latents, imports):
+        text = "new, or begun by the same command; a URL (s3://…) takes --work"
+        sub.add_argument("--output", type=path_or_url, required=True, metavar="DIR", help=text)
+        text = "folder on a shared disk in which what goes to a URL is made; it keeps a copy"
+        add_path(sub, "--work", metavar="DIR", help=text)
+    add_path(stats, "--output", metavar="DIR", help="folder for index.html, a contact sheet")
     for sub in (both, measure, clips):
         text = f"kind of collection: {', '.join(SOURCES)} (source.kind; default: folder)"
         sub.add_argument("--source", metavar="KIND", help=text)
-        sub.add_argument("--list", metavar="FILE", help="which parts of the input to take (source.list)")
+        add_path(sub, "--list", metavar="FILE", help="which parts of the input to take (source.list)")
     for sub in (both, measure, select, clips):
         sub.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
         arguments.add_configuration(sub, "stride=1 media.fps=4", preset="landscape")
+    text = "check clips and autoencoder and exit, e.g. before submitting a job"
+    latents.add_argument("--check", action="store_true", help=text)
     for sub in (both, latents, imports):
-        sub.add_argument("--autoencoder", type=Path, required=True, metavar="DIR", help="run or checkpoint")
+        add_path(sub, "--autoencoder", required=True, metavar="DIR", help="run or checkpoint")
     for sub in (both, latents, repair):
         sub.add_argument("--batch-size", type=int, default=8, help="clips encoded at once (default: %(default)s)")
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    for sub in (both, measure, clips, latents, verify, repair):
+    for sub in (both, measure, select, clips, latents, verify, repair):
         cores = default_workers()
         sub.add_argument("--workers", type=int, default=cores, help="decoding processes of each (default: %(default)s)")
-    for sub in (both, measure, clips, repair):
+    for sub in (both, measure, select, clips, repair):
         text = "seconds until a decoder counts as hung (default: %(default)s)"
         sub.add_argument("--timeout", type=float, default=60, help=text)
     for sub in (both, measure, clips, latents, imports):
@@ -156,7 +185,7 @@ def _add_import_options(parser: argparse.ArgumentParser) -> None:
         text = "its files, without suffix; :NAME at the end: that tensor of each (default: %(default)s)"
         parser.add_argument(f"--{part}", metavar="PATTERN", default=f"{{key}}.{part}", help=text)
     text = 'JSON with their mean and std per channel: {"audio": {"mean": […], "std": […]}, "video": {…}}'
-    parser.add_argument("--statistics", metavar="FILE", default="", help=text)
+    add_path(parser, "--statistics", metavar="FILE", help=text)
     text = "undo the normalisation by --statistics (default: only compare these)"
     parser.add_argument("--normalised", action="store_true", help=text)
     text = "let the latents of the videos stand in for those of mirrored videos"
@@ -169,14 +198,39 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise UserError(f"--workers {args.workers}: must be 0 (decode in this process) or more")
     if getattr(args, "timeout", 1) <= 0:
         raise UserError(f"--timeout {args.timeout:g}: must be more than 0 seconds")
+    if getattr(args, "examples", 0) < 0:
+        raise UserError(f"--examples {args.examples}: must be 0 (none) or more")
     if getattr(args, "batch_size", 1) < 1:
         raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
+
+
+def _uploads(args: argparse.Namespace) -> list[Upload]:
+    """Return what is to be uploaded when the command is done; then ``args.output`` becomes the folder ``args.work``.
+
+    Raises:
+        UserError: only one of a URL and --work was given, or the URL cannot be written or holds something else.
+    """
+    url, work = getattr(args, "output", None), getattr(args, "work", None)
+    if not isinstance(url, str):
+        if work:
+            raise UserError(f"--work {work}: only with a URL as --output, not with {args.output}")
+        return []
+    if not work:
+        raise UserError(f"--output {url}: needs --work DIR, a folder in which the set is made before it is uploaded")
+    args.output = work
+    if getattr(args, "print_config", False):
+        return []
+    parts = ("clips", "latents") if args.run is _all else ("",)
+    uploads = [Upload(work / part, RemoteFolder(f"{url.rstrip('/')}/{part}".rstrip("/"))) for part in parts]
+    for upload in uploads:
+        upload.check()
+    return uploads
 
 
 def _config(args: argparse.Namespace, schema: type[Schema]) -> Schema | None:
     """Return the configuration of the command line; None if it was printed (``--print-config``)."""
     flags = {"kind": getattr(args, "source", None), "list": getattr(args, "list", None)}
-    shorthand = [f"source.{key}={json.dumps(value)}" for key, value in flags.items() if value]
+    shorthand = [f"source.{key}={json.dumps(str(value))}" for key, value in flags.items() if value]
     config = load(schema, arguments.files(args, "data"), [*shorthand, *args.overrides])
     if not args.print_config:
         return config
@@ -208,7 +262,7 @@ def _select(args: argparse.Namespace) -> int:
     from .stages.select import select
 
     if config := _config(args, Selection):
-        report = select(args.input, args.output, config)
+        report = select(args.input, args.output, config, args.examples, args.workers, args.timeout)
         print(
             f"{args.output}: {report.rows} candidates: {report.train} to train on, {report.heldout} held out, "
             f"{report.dropped} dropped{counted(report.reasons)}; {args.output / 'report.html'} shows them"
@@ -223,6 +277,12 @@ def _clips(args: argparse.Namespace) -> int:
 
 
 def _latents(args: argparse.Namespace) -> int:
+    if args.check:
+        from .stages.latents import check_inputs
+
+        source = check_inputs(args.input, args.output, args.autoencoder)
+        print(f"{args.output}: {len(source):,} clips of {args.input} can be encoded with {args.autoencoder}")
+        return 0
     _encode(args, args.input, args.output)
     return 0
 
@@ -233,7 +293,8 @@ def _import(args: argparse.Namespace) -> int:
 
     start = time.monotonic()
     names = LatentNames(args.audio, args.video, args.mirrored)
-    options = ImportOptions(names, args.statistics, args.normalised, args.without_mirrored, args.samples_per_shard)
+    statistics = str(args.statistics or "")
+    options = ImportOptions(names, statistics, args.normalised, args.without_mirrored, args.samples_per_shard)
     manifest = import_latents(args.input, args.output, args.autoencoder, options)
     _summarise(args.output, manifest, time.monotonic() - start)
     return 0

@@ -7,33 +7,38 @@ command runs.
 import argparse
 import importlib
 import importlib.metadata
+import itertools
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 
 from mmldm_scale.cluster import slurm
+from mmldm_scale.common.addresses import add_path, path_or_url
 from mmldm_scale.common.errors import LostContact, UserError, refused_paths
-from mmldm_scale.common.processes import prepare_command
+from mmldm_scale.common.processes import READER_GONE, end_quietly_without_reader, flushed_output, prepare_command
 from mmldm_scale.doctor import command as doctor
 from mmldm_scale.evaluation import arguments as evaluation
 from mmldm_scale.launch import arguments as launch
 from mmldm_scale.planning import arguments as planning
 from mmldm_scale.sampling import arguments as sampling
+from mmldm_scale.trackers import arguments as trackers
 
 OTHER_COMMANDS = "mmldm_scale.commands"  # entry points of other packages: functions of a command's arguments
 OTHER_RANK_WAIT = 10.0  # seconds that a rank waits for rank 0 to print the same error
+LOCAL_RANK_WAIT = 0.2  # seconds more for each local rank: of several that fail together the launcher hears one first
 LOST_CONTACT_WAIT = 20.0  # seconds that a rank waits for another rank, or its launcher, to print the cause
 EPILOG = """\
 examples:
-  mmldm train dit --preset S --preset cluster/a800 shards=data/latents run=runs/dit_S
+  mmldm train dit --preset S --preset cluster/a800 shards=data/audioset/latents run=runs/dit_S
   mmldm train dit --preset demo --processes 2 shards=demo/latents
-  mmldm launch train dit --nodes 16 --gpus-per-node 8 --preset L shards=data/latents run=runs/dit_L
+  mmldm launch train dit --nodes 16 --gpus-per-node 8 --preset L shards=data/audioset/latents run=runs/dit_L
   mmldm sample --checkpoint runs/dit_S --task svg --num-samples 16 --output runs/dit_S/samples
-  mmldm reconstruct --checkpoint runs/autoencoder --input data/clips --num-samples 256 --output runs/reconstruction
+  mmldm reconstruct --checkpoint runs/autoencoder --input data/landscape/clips --num-samples 256 --output runs/quality
   mmldm export --checkpoint runs/dit_S --ema 0.08 --output weights/dit_S
   mmldm status runs/dit_S
-  mmldm doctor --shards data/latents --run runs/dit_S
+  mmldm follow runs/dit_S --to wandb
+  mmldm doctor --shards data/audioset/latents --run runs/dit_S
   mmldm model-info
 
 ways to start a training:
@@ -46,8 +51,15 @@ ways to start a training:
 
 def _add_export_arguments(export: argparse.ArgumentParser) -> None:
     add = export.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="a run (its newest checkpoint), a checkpoint or its weights")
-    add("--output", required=True, metavar="DIR", help="folder to write; must be missing or empty")
+    text = "a run (its newest checkpoint), a checkpoint or its weights"
+    add_path(export, "--checkpoint", required=True, metavar="DIR", help=text)
+    add(
+        "--output",
+        type=path_or_url,
+        required=True,
+        metavar="DIR",
+        help="folder or URL, missing or empty",
+    )
     add("--weights", choices=["ema", "raw"], default="ema", help="averaged (the default) or as trained")
     add("--ema", type=float, metavar="LENGTH", help="length of the average; default: the first of training.ema_lengths")
     add("--at", type=int, metavar="SAMPLES", help="with --ema: samples seen at the average's end; default: all")
@@ -65,17 +77,13 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _add_status_arguments(status: argparse.ArgumentParser) -> None:
-    status.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
+    add_path(status, "runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
 
 
-def _model_info(args: argparse.Namespace) -> int:
-    from mmldm_scale.models.autoencoder.sizes import autoencoder_info
-    from mmldm_scale.models.flops import model_info
-    from mmldm_scale.planning.memory_table import memory_table
+def _status(args: argparse.Namespace) -> int:
+    from mmldm_scale.runs import status
 
-    for table in (model_info, autoencoder_info, memory_table):
-        print(table(), end="\n\n", flush=True)
-    return 0
+    return status.run(args, slurm.queued_jobs)
 
 
 def _run(module: str) -> Callable[[argparse.Namespace], int]:
@@ -107,8 +115,19 @@ COMMANDS = (  # name, what it does, adds its options, runs it and returns the ex
     ),
     ("plan", "predict memory, traffic and time of a training", planning.add_arguments, _run("planning.report")),
     ("doctor", "check the machine, the environment and the data", doctor.add_arguments, doctor.run),
-    ("status", "show the progress of runs", _add_status_arguments, _run("runs.status")),
-    ("model-info", "print the models' sizes, FLOPs and memory in training", lambda parser: None, _model_info),
+    ("status", "show the progress of runs", _add_status_arguments, _status),
+    (
+        "follow",
+        "send what a run logs to W&B, SwanLab, trackio or MLflow, while it trains or afterwards",
+        trackers.add_arguments,
+        _run("trackers.follow"),
+    ),
+    (
+        "model-info",
+        "print the models' sizes, FLOPs and memory in training",
+        planning.add_model_info_arguments,
+        _run("planning.model_info"),
+    ),
 )
 
 
@@ -133,28 +152,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``mmldm`` with ``arguments`` (default: those of the process); return its exit status.
 
     The status is 0; 1 for an error of ours, printed with its traceback; 2 for a mistake of the user; 74 for a file
-    system that failed. A training also ends with 75 if it was stopped and with 70 if it hung.
+    system that failed; 141 if nobody reads its output any more. A training also ends with 75 if it was stopped and
+    with 70 if it hung.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        prepare_command()
-        if arguments[:1] == ["shard"]:
-            return _shard(arguments[1:])
-        args = _parse(arguments)
-        with refused_paths():
-            status: int = args.run(args)
-        return status
+        with flushed_output():
+            prepare_command()
+            if arguments[:1] == ["shard"]:
+                return _shard(arguments[1:])
+            args = _parse(arguments)
+            with refused_paths():
+                status: int = args.run(args)
+            return status
     except UserError as error:
         _print_once(f"mmldm: {error}")
         return error.status
     except KeyboardInterrupt:
-        _print_once("mmldm: interrupted; a training resumes from its last checkpoint")
+        _print_once("mmldm: interrupted")
         return 130
     except LostContact as error:
         reason = " ".join(str(error).split())[:200]
         _print_once(f"mmldm: rank {slurm.rank()} has lost contact with another rank: {reason}", LOST_CONTACT_WAIT)
         return 1
-    except Exception:
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and end_quietly_without_reader():
+            return READER_GONE
         traceback.print_exc()
         _wait_for_srun()
         return 1
@@ -172,11 +195,29 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse ``arguments``; unlike argparse by itself, allow overrides anywhere among the options."""
     top = parser()
     args, rest = top.parse_known_args(arguments)
+    if "trainable" in args:
+        _check_options(rest, args.trainable)
     if any(text.startswith("-") for text in rest) or (rest and "overrides" not in args):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides += rest
     return args
+
+
+def _check_options(rest: Sequence[str], trainable: str) -> None:
+    """Raise UserError, with the right form, if a word of ``rest`` is a configuration key in the form of an option."""
+    for word, following in itertools.zip_longest(rest, rest[1:], fillvalue=""):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not name:
+            continue
+        from mmldm_scale.config.compose import keys_named
+        from mmldm_scale.trainables.registry import registered
+
+        keys = keys_named(registered(trainable).schema(), name.replace("-", "_"))
+        if keys:
+            shown = value if equals else "VALUE" if following.startswith("-") else following or "VALUE"
+            forms = " or ".join(f"{key}={shown}" for key in keys)
+            raise UserError(f"{word}: no such option; settings have the form key=value, without dashes: {forms}")
 
 
 def _print_once(line: str, wait: float | None = None) -> None:
@@ -186,7 +227,8 @@ def _print_once(line: str, wait: float | None = None) -> None:
         wait: seconds for that; by default none on rank 0, :data:`OTHER_RANK_WAIT` on the others.
     """
     if wait is None:
-        wait = OTHER_RANK_WAIT if slurm.rank() > 0 else 0.0
+        rank, local_rank, _ = slurm.peers()
+        wait = OTHER_RANK_WAIT + LOCAL_RANK_WAIT * local_rank if rank > 0 else 0.0
     time.sleep(wait)
     print(line, file=sys.stderr, flush=True)
     _wait_for_srun()

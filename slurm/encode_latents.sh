@@ -1,16 +1,18 @@
 #!/bin/bash
 # Encodes clip shards into latent shards with a trained autoencoder, on one A800 or as an array of such jobs.
 #
-#   sbatch slurm/encode_latents.sh --input data/clips --output data/latents --autoencoder runs/autoencoder
-#   sbatch --array=0-7 --constraint=v100 slurm/encode_latents.sh --input …
+#   sbatch slurm/encode_latents.sh --input data/landscape/clips --output data/landscape/latents \
+#       --autoencoder runs/landscape/autoencoder
+#   sbatch --array=0-7 slurm/encode_latents.sh --input …
 #
-# Submit it from the project's root folder; the arguments are passed to `python data_tools/shard.py latents`. The tasks
-# of an array share the shards, and any of them may fail. A stopped array resumes when it is submitted again.
+# It can be submitted from any folder: relative paths are those of that folder. The arguments are passed to `python
+# data_tools/shard.py latents`; `bash slurm/encode_latents.sh --check …` checks clips and autoencoder without a job. The
+# tasks of an array share the shards, and any of them may fail. A stopped array resumes when it is submitted again.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu
 ##SBATCH --account=my_project
-#SBATCH --constraint=a800    # your cluster's name for such nodes (sinfo --format=%f); delete the line if there is none
+##SBATCH --constraint=a800   # your cluster's name for such nodes (sinfo --format=%f), if it has several kinds
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=1
 #SBATCH --ntasks-per-node=1
@@ -25,7 +27,15 @@
 #SBATCH --requeue
 
 set -euo pipefail
-source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
+folder=$(dirname "${BASH_SOURCE[0]}")  # of this file, unless SLURM runs a copy of it: then of the file given to sbatch
+if [[ ! -f $folder/prologue.sh && -n ${SLURM_JOB_ID:-} ]]; then
+    job=$(scontrol show job "$SLURM_JOB_ID" || true)
+    job=${job#*Command=}
+    folder=$(dirname "${job%%[[:space:]]*}")
+fi
+[[ -f $folder/prologue.sh ]] || folder=${SLURM_SUBMIT_DIR:-.}/slurm
+source "$folder/prologue.sh"
 
 examine
-exec srun --kill-on-bad-exit=1 python data_tools/shard.py latents "$@"
+announce shard.py latents "$@"
+exec "${launcher[@]}" python "$project/data_tools/shard.py" latents "$@"

@@ -1,18 +1,23 @@
 #!/bin/bash
 # Trains DiT-B on latent shards, on 2 nodes of 8 A800s (ours; the paper trains on 8 A800s).
 #
-#   sbatch slurm/train_dit_B.sh shards=data/latents run=runs/dit_B
-#   sbatch --constraint=v100 --cpus-per-task=5 slurm/train_dit_B.sh --config configs/cluster/v100.yaml \
-#       shards=data/latents run=runs/dit_B
+#   sbatch slurm/train_dit_B.sh --config configs/cluster/a800.yaml shards=data/audioset/latents \
+#       run=runs/audioset/dit_B
+#   sbatch --cpus-per-task=5 slurm/train_dit_B.sh --config configs/cluster/v100.yaml shards=data/audioset/latents \
+#       run=runs/audioset/dit_B
 #
-# Submit it from the project's root folder; the arguments are passed to `mmldm train dit`. Two minutes before the
-# time limit the run saves, and the job is requeued. After a failure the job is also requeued, up to three times from
-# the same checkpoint. A run that was stopped resumes when it is submitted again.
+# The size is configs/dit/B.yaml, for AudioSet; name the cluster and, for Landscape and AIST++, the data set:
+# --config configs/dit/landscape.yaml.
+#
+# It can be submitted from any folder: relative paths are those of that folder. The arguments are passed to `mmldm train
+# dit`; `bash slurm/train_dit_B.sh --check …` with the same arguments checks them, the shards and the weights without a
+# job. Two minutes before the time limit the run saves, and the job is requeued. After a failure the job is also
+# requeued, up to three times from the same checkpoint. A run that was stopped resumes when it is submitted again.
 #
 # Edit for your cluster (or give the same options to sbatch, where they win):
 ##SBATCH --partition=gpu
 ##SBATCH --account=my_project
-#SBATCH --constraint=a800    # your cluster's name for such nodes (sinfo --format=%f); delete the line if there is none
+##SBATCH --constraint=a800   # your cluster's name for such nodes (sinfo --format=%f), if it has several kinds
 #SBATCH --nodes=2
 #SBATCH --gpus-per-node=8
 #SBATCH --ntasks-per-node=8  # one task a GPU
@@ -28,7 +33,13 @@
 #SBATCH --signal=USR1@120    # sent to the tasks 120 seconds before the time limit
 
 set -euo pipefail
-source "$SLURM_SUBMIT_DIR/slurm/prologue.sh"
+folder=$(dirname "${BASH_SOURCE[0]}")  # of this file, unless SLURM runs a copy of it: then of the file given to sbatch
+if [[ ! -f $folder/prologue.sh && -n ${SLURM_JOB_ID:-} ]]; then
+    job=$(scontrol show job "$SLURM_JOB_ID" || true)
+    job=${job#*Command=}
+    folder=$(dirname "${job%%[[:space:]]*}")
+fi
+[[ -f $folder/prologue.sh ]] || folder=${SLURM_SUBMIT_DIR:-.}/slurm
+source "$folder/prologue.sh"
 
-exec mmldm train dit --under "srun --kill-on-bad-exit=1" \
-    --config configs/dit/B.yaml --config configs/cluster/a800.yaml "$@"
+exec mmldm train dit --under "$under" --config "$project/configs/dit/B.yaml" "$@"

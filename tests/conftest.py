@@ -125,3 +125,4 @@ def restored_handlers() -> Iterator[None]:
 
     yield
     signals.restore_handlers()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's own

@@ -38,6 +38,14 @@ def test_composed_configuration_is_printed_and_nothing_started(tmp_path, capsys)
         (["train", "dit", "shards="], "shards: ['']: each must name a folder or a URL"),
         (["train", "gan", "shards=x"], "trainable 'gan': must be one of kl_vae, autoencoder, dit\n"),
         (["train", "dit", "shards=x", "trainable=kl_vae"], "trainable: kl_vae, but this is `mmldm train dit`"),
+        (
+            ["train", "dit", "--preset", "S", "--flip", "0"],
+            "--flip: no such option; settings have the form key=value, ",
+        ),
+        (["train", "dit", "--warmup-samples=8"], "without dashes: training.warmup_samples=8\n"),
+        (["train", "dit", "--learning-rate", "--processes", "2"], ": training.learning_rate=VALUE\n"),
+        (["train", "dit", "shards=x", "learning_rate=3"], "did you mean 'training.learning_rate'?"),
+        (["train", "dit", "shards=x"], "no configuration given: --preset NAME, of B, L, S, audio, demo, landscape, "),
         (["doctor", "--trainable", "gan", "shards=x"], "trainable 'gan': must be one of"),
         (["train", "dit", "--config", "nowhere.yaml"], "no such configuration file"),
         (["train", "autoencoder", "shards=x"], "kl_vae: not set"),
@@ -86,7 +94,7 @@ def test_what_a_locale_cannot_show_is_escaped(monkeypatch) -> None:
 
 
 def test_lost_contact_is_one_line_with_status_1(capsys, monkeypatch) -> None:
-    def lose(args: object) -> int:
+    def lose(args: object, queued_jobs: object) -> int:
         raise LostContact("Connection closed by peer\n[127.0.0.1]:1234")
 
     monkeypatch.setattr(cli, "LOST_CONTACT_WAIT", 0.0)

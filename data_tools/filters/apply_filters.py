@@ -26,6 +26,7 @@ class FilteredRows:
         reason, detail: (N,) objects, "" where the row is inside.
         score: (N,) float64, the rank's score in 0 to 1; NaN for rows that did not pass the limits.
         outside: by measure, how many faultless rows lie below, above or have none, whatever dropped them first.
+        like: (N,) int64, the better row that a near-duplicate is like; -1 for all others.
         crowded: rows that were not compared with all candidates for near-duplicates.
     """
 
@@ -35,6 +36,7 @@ class FilteredRows:
         self.detail = np.full(rows, "", object)
         self.score = np.full(rows, np.nan)
         self.outside: dict[str, dict[str, int]] = {}
+        self.like = np.full(rows, -1)
         self.crowded = 0
 
     def drop(self, rows: np.ndarray, reason: Any, detail: Any) -> None:
@@ -120,6 +122,7 @@ def _drop_duplicates(filtered: FilteredRows, table: pa.Table, order: np.ndarray,
     better = table.select(["path", "start"]).take(hashed[duplicates.of[worse]]).to_pylist()
     details = [f"like {row['path']} from {row['start']:g} s on" for row in better]
     filtered.drop(hashed[worse], "near_duplicate", details)
+    filtered.like[hashed[worse]] = hashed[duplicates.of[worse]]
     return order[filtered.inside[order]]
 
 

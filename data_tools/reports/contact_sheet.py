@@ -1,26 +1,26 @@
 """A set to look at and listen to: one self-contained ``index.html`` and ``contact.jpg``, some samples of the whole set.
 
-``write(shards, output, count, summary, charts)`` makes both. A clip shows its frames in a row and below them, on the
-same axis of time, its sound as mel spectrogram; on the page it can be played. A latent sample shows the channels of its
-means, the set's mean in the middle of the colour scale and three standard deviations at its ends.
+``write(shards, output, chosen, summary, charts)`` makes both of the samples that :func:`spread` chose. A clip shows its
+frames in a row and below them, on the same axis of time, its sound as mel spectrogram; on the page it can be played. A
+latent sample shows the channels of its means, the set's mean in the middle of the colour scale and three standard
+deviations at its ends.
 """
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.pages import render
-from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.audio_image import AudioImage
+from mmldm_scale.media.spectrogram import coloured
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.latents import PARTS, LatentSample, decode_latents
@@ -28,18 +28,15 @@ from mmldm_scale.shards.manifest import MANIFEST, PLAN, Manifest
 from mmldm_scale.shards.reader import DamagedSample, Sample, ShardSet
 
 from ..launching.progress import Progress
+from .clip_picture import THUMB, clip_picture
 
 FRAMES = 8  # of a clip in its row
-THUMB = 96  # pixels of a frame
-SOUND = 64  # pixels of a spectrogram's height
 WIDTH = FRAMES * THUMB  # pixels of a sample's picture
 CAPTION, GAP = 20, 10  # pixels in contact.jpg
 COLUMNS = 2  # of contact.jpg
 RANGE = 3.0  # standard deviations from the middle of the latents' colours to their ends
 
-# Anchors of the colour scales, from least to most: sound from dark to bright, latents from negative to positive.
-SOUND_COLOURS = ((13, 12, 34), (78, 22, 106), (176, 50, 90), (240, 120, 50), (252, 240, 170))
-LATENT_COLOURS = ((33, 80, 160), (140, 180, 215), (245, 245, 242), (230, 150, 110), (165, 35, 45))
+LATENT_COLOURS = ((33, 80, 160), (140, 180, 215), (245, 245, 242), (230, 150, 110), (165, 35, 45))  # least to most
 
 Decoded = TypeVar("Decoded")
 
@@ -62,19 +59,46 @@ def check_output(output: Path) -> None:
         raise UserError(f"{output}: is a shard set, which must hold nothing else; give another folder as output")
 
 
-def write(shards: ShardSet, output: Path, count: int, summary: str, charts: Mapping[str, Mapping[str, int]]) -> None:
+def spread(origins: Sequence[str], count: int) -> list[int]:
+    """Return the numbers of ``count`` samples, ascending, spread evenly over the recordings, and over each of them.
+
+    No recording has two more than another that has as many samples.
+
+    Args:
+        origins: the recording of each sample.
+    """
+    recordings: dict[str, list[int]] = {}
+    for number, origin in enumerate(origins):
+        recordings.setdefault(origin, []).append(number)
+    groups = list(recordings.values())
+    shares = [0] * len(groups)
+    left = min(count, len(origins))
+    while left:
+        open_groups = [place for place, group in enumerate(groups) if shares[place] < len(group)]
+        taken = min(left, len(open_groups))
+        for place in np.linspace(0, len(open_groups) - 1, taken).round().astype(int):
+            shares[open_groups[place]] += 1
+        left -= taken
+    return sorted(
+        group[int((i + 0.5) / share * len(group))]
+        for group, share in zip(groups, shares, strict=True)
+        for i in range(share)
+    )
+
+
+def write(
+    shards: ShardSet, output: Path, chosen: Sequence[int], summary: str, charts: Mapping[str, Mapping[str, int]]
+) -> None:
     """Write ``index.html`` and ``contact.jpg`` into the folder ``output``, each whole or not at all.
 
     Args:
-        count: samples shown, spread evenly over the set.
+        chosen: numbers of the samples that are shown.
         summary: lines of text over them.
         charts: counts by name, by title.
 
     Raises:
         UserError: the disk is full; a sample is damaged (DamagedSet).
     """
-    last = max(0, len(shards) - 1)
-    chosen = np.unique(np.linspace(0, last, min(count, len(shards))).round().astype(int)).tolist()
     draw = _Clips(shards.manifest) if shards.manifest.kind == "clips" else _Latents(shards.manifest)
     cards = []
     with Progress(len(chosen), "contact sheet", "samples") as bar:
@@ -102,23 +126,11 @@ class _Clips:
     """Turns a clip's sample into its card."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self._media: MediaConfig = manifest.media
         self._audio_image = AudioImage(manifest.media)
 
     def __call__(self, sample: Sample) -> Card:
-        clip = decode_clip(sample.members)
-        last = len(clip.frames) - 1
-        picture = Image.new("RGB", (WIDTH, THUMB + SOUND))
-        for place, number in enumerate(np.linspace(0, last, FRAMES).round().astype(int)):
-            picture.paste(Image.fromarray(clip.frames[number]).resize((THUMB, THUMB)), (place * THUMB, 0))
-        picture.paste(self._spectrogram(clip.waveform), (0, THUMB))
+        picture = clip_picture(decode_clip(sample.members), self._audio_image, FRAMES)
         return Card(sample.key, _caption(sample.meta), picture, bytes(sample.members["wav"]))
-
-    def _spectrogram(self, waveform: np.ndarray) -> Image.Image:
-        audio = self._media.audio
-        level = self._audio_image.decibels(torch.from_numpy(waveform.copy())[None])[0].numpy()  # (n_mels, T)
-        share = (level - audio.floor_db) / (audio.ceiling_db - audio.floor_db)
-        return Image.fromarray(_coloured(share[::-1], SOUND_COLOURS)).resize((WIDTH, SOUND))
 
 
 class _Latents:
@@ -144,20 +156,13 @@ class _Latents:
         """Return the channels of ``mean`` (C, H, W) side by side, a line between them."""
         middle, std = self._moments[modality]
         share = 0.5 + (mean.astype(np.float64) - middle) / np.maximum(std, 1e-12) / (2 * RANGE)  # (C, H, W)
-        colours = _coloured(share, LATENT_COLOURS)  # (C, H, W, 3)
+        colours = coloured(share, LATENT_COLOURS)  # (C, H, W, 3)
         side = WIDTH // len(colours)
         row = Image.new("RGB", (WIDTH, max(1, side - 1)))
         for place, channel in enumerate(colours):
             tile = Image.fromarray(channel).resize((max(1, side - 1), row.height), Image.Resampling.NEAREST)
             row.paste(tile, (place * side, 0))
         return row
-
-
-def _coloured(share: np.ndarray, anchors: tuple[tuple[int, int, int], ...]) -> np.ndarray:
-    """Return ``share`` (…), 0 for the first anchor to 1 for the last, as colours (…, 3) uint8."""
-    places = np.linspace(0, 1, len(anchors))
-    bounded = np.clip(share, 0, 1)
-    return np.stack([np.interp(bounded, places, channel) for channel in np.array(anchors).T], -1).astype(np.uint8)
 
 
 def _caption(meta: dict[str, Any]) -> str:

@@ -1,16 +1,57 @@
-"""The report of a selection as one HTML page: tables, and histograms drawn as SVG."""
+"""The report of a selection as one HTML page: tables, histograms drawn as SVG, and examples with their pictures."""
 
+import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmldm_scale.common.pages import render
 
+from ..filters.selection_examples import Example, ExampleGroup
 from ..filters.selection_report import Histogram, SelectionReport
 from ..filters.table import MEASURES
+from ..sources.video import Video
+from .example_pictures import SECONDS, Picture
 
 WIDTH, HEIGHT = 320, 110  # of a histogram's plot, in units of the SVG
 LABELS_SHOWN = 1000  # the most frequent; report.json has all
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The candidates that the page shows.
+
+    Attributes:
+        groups: which ones, by filter.
+        videos, pictures: of the rows that the groups name.
+        problem: why there are no pictures at all; "" if there are.
+    """
+
+    groups: Sequence[ExampleGroup]
+    videos: Mapping[int, Video]
+    pictures: Mapping[int, Picture]
+    problem: str
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """One candidate on the page; ``picture`` is a URL of data, or "" if there is none."""
+
+    name: str
+    place: str  # where the stretch begins, and its labels
+    note: str
+    picture: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """A limit in a histogram: its place along the x axis, and its label, on the side where there is room."""
+
+    x: float
+    anchor: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -31,11 +72,11 @@ class _Chart:
     name: str
     about: str
     bars: list[_Bar]
-    limits: list[float]
+    limits: list[_Limit]
     ticks: list[tuple[float, str, str]]  # x, anchor, text
 
 
-def page(report: SelectionReport) -> str:
+def page(report: SelectionReport, examples: Examples) -> str:
     """Return the whole page."""
     limits = report.selection["limits"]
     dropped = [(name, count, _percent(count, report.rows)) for name, count in report.reasons.items()]
@@ -48,6 +89,12 @@ def page(report: SelectionReport) -> str:
         dropped=[*dropped, ("together", report.dropped, "")],
         outside=outside,
         charts=[_chart(name, histogram, limits.get(name) or {}) for name, histogram in report.histograms.items()],
+        groups=[
+            (group.title, [("dropped", _figures(group.dropped, examples)), ("kept", _figures(group.kept, examples))])
+            for group in examples.groups
+        ],
+        problem=examples.problem,
+        seconds=SECONDS,
         width=WIDTH,
         height=HEIGHT,
         labels=labels,
@@ -70,9 +117,28 @@ def _chart(name: str, histogram: Histogram, limits: dict[str, float | None]) -> 
         name=name,
         about=f"{unit}{measure.meaning if measure else ''}{missing}",
         bars=[*_bars(histogram.measured, "all", 0.0), *_bars(histogram.selected, "selected", 0.25)],
-        limits=[WIDTH * (bound - low) / (high - low) for bound in limits.values() if bound is not None],
+        limits=[
+            _limit(side, bound, WIDTH * (bound - low) / (high - low))
+            for side, bound in limits.items()
+            if bound is not None
+        ],
         ticks=[(x, anchor, _tick(value, high - low)) for x, anchor, value in ticks],
     )
+
+
+def _limit(side: str, bound: float, x: float) -> _Limit:
+    label = f"{'≥' if side == 'min' else '≤'} {bound:g}"
+    return _Limit(x, "start" if x < WIDTH / 2 else "end", label)
+
+
+def _figures(chosen: Sequence[Example], examples: Examples) -> list[_Figure]:
+    figures = []
+    for example in chosen:
+        video, picture = examples.videos[example.row], examples.pictures[example.row]
+        url = f"data:image/jpeg;base64,{base64.b64encode(picture.jpeg).decode()}" if picture.jpeg else ""
+        place = ", ".join([f"from {video.start:g} s", *video.labels])
+        figures.append(_Figure(video.path, place, example.note, url, picture.problem))
+    return figures
 
 
 def _tick(value: float, extent: float) -> str:

@@ -25,6 +25,7 @@ from mmldm_scale.shards.manifest import Kind, Manifest
 from mmldm_scale.shards.reader import ShardSet
 
 from ..launching.progress import Progress
+from ..sources.video import BY_NAME
 from . import contact_sheet
 
 META_LIMIT = 1 << 20  # bytes of a "json" member
@@ -140,7 +141,7 @@ def stats(folder: Path, output: Path | None = None, samples: int = 24) -> Stats:
 
     Args:
         output: where ``stats.json``, ``index.html`` and ``contact.jpg`` go; made if missing, other files in it stay.
-        samples: how many samples the contact sheet shows, spread evenly over the set.
+        samples: how many samples the contact sheet shows, spread evenly over the recordings.
 
     Raises:
         UserError: the folder holds no finished set or a damaged one (DamagedSet); ``output`` is a file or a shard set.
@@ -161,7 +162,7 @@ def stats(folder: Path, output: Path | None = None, samples: int = 24) -> Stats:
         reasons=dict(Counter(manifest.reasons).most_common()),
         labels=_ranked(tally.labels),
         splits=_ranked(tally.splits),
-        origins=len(tally.origins),
+        origins=len(set(tally.origins)),
         shards=len(manifest.shards),
         bytes=sum(entry.bytes for entry in manifest.shards),
         shard_bytes=Spread.of([entry.bytes for entry in manifest.shards]),
@@ -173,17 +174,20 @@ def stats(folder: Path, output: Path | None = None, samples: int = 24) -> Stats:
         output.mkdir(parents=True, exist_ok=True)
         value = json.dumps(dataclasses.asdict(totals), indent=1, allow_nan=False)
         write_whole(output / "stats.json", value.encode("ascii") + b"\n")
-        contact_sheet.write(shards, output, samples, describe(totals), _charts(totals))
+        chosen = contact_sheet.spread(tally.origins, samples)
+        contact_sheet.write(shards, output, chosen, describe(totals), _charts(totals))
     return totals
 
 
 def describe(totals: Stats) -> str:
     """Return ``totals`` as a few lines of text."""
-    drops = f" ({_counts(totals.reasons)})" if totals.reasons else ""
+    reasons, others = _without_others(totals.reasons)
+    drops = f" ({_counts(reasons)})" if reasons else ""
     lines = [
         f"{totals.samples:,} {totals.kind} ({totals.seconds / 3600:,.2f} h) from {totals.origins:,} recordings",
-        f"{totals.videos:,} videos: {totals.candidates:,} candidates + {totals.failed_files:,} files without any "
-        f"= {totals.samples:,} samples + {totals.dropped:,} dropped{drops}",
+        f"{totals.videos:,} entries: {totals.candidates:,} candidates + {totals.failed_files:,} files without any "
+        f"= {totals.samples:,} samples + {totals.dropped - others:,} dropped{drops}"
+        + (f" + {others:,} other files" if others else ""),
         f"{totals.shards:,} shards, {totals.bytes / 1e6:,.1f} MB: {_spread(totals.shard_samples, '{:,.0f}')} samples, "
         f"{_spread(totals.shard_bytes, '{:,.0f}')} bytes each",
         f"labels: {_counts(totals.labels)}",
@@ -210,7 +214,7 @@ class _Tally:
     def __init__(self) -> None:
         self.labels: Counter[str] = Counter()
         self.splits: Counter[str] = Counter()
-        self.origins: set[str] = set()
+        self.origins: list[str] = []  # of each sample
         self.levels: list[float] = []
         self.unknown = 0
 
@@ -219,7 +223,7 @@ class _Tally:
         labels = meta.get("labels") or [meta.get("label") or ""]
         self.labels.update({str(label) for label in labels})
         self.splits[str(meta.get("split") or "")] += 1
-        self.origins.add(str(meta.get("origin") or meta.get("path") or ""))
+        self.origins.append(str(meta.get("origin") or meta.get("path") or ""))
         level = meta.get("rms_db")
         if isinstance(level, int | float) and np.isfinite(level):
             self.levels.append(float(level))
@@ -311,8 +315,17 @@ def _charts(totals: Stats) -> dict[str, dict[str, int]]:
     """Return the counts that the contact sheet draws as bars, by title."""
     levels = {f"{totals.levels.start + i * LEVEL_STEP:g} dB": count for i, count in enumerate(totals.levels.counts)}
     charts = {"Labels": _named(totals.labels), "Splits": _named(totals.splits)}
-    charts |= {"Dropped, by reason": _named(totals.reasons), f"RMS level, {LEVEL_STEP:g} dB a bar": levels}
+    charts |= {
+        "Dropped, by reason": _named(_without_others(totals.reasons)[0]),
+        f"RMS level, {LEVEL_STEP:g} dB a bar": levels,
+    }
     return {title: counts for title, counts in charts.items() if counts}
+
+
+def _without_others(reasons: dict[str, int]) -> tuple[dict[str, int], int]:
+    """Return ``reasons`` without those of files whose name says that they are no videos, and how many these are."""
+    others = sum(reasons.get(reason, 0) for reason in BY_NAME)
+    return {reason: count for reason, count in reasons.items() if reason not in BY_NAME}, others
 
 
 def _ranked(counts: Counter[str]) -> dict[str, int]:

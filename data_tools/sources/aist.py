@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from mmldm_scale.common.addresses import path_key
 from mmldm_scale.common.errors import UserError
 
 from .files import file_size, find_files, find_videos, folder_split
@@ -44,7 +45,7 @@ class AISTOptions(SourceOptions):
 
     kind: str = "aist"
     label: Literal["genre", "situation", "camera", "dancer", "music", "choreography"] = "genre"  # the class
-    music: str = ""  # for the original videos, which have no sound: the folder of the music files
+    music: str = path_key("")  # for the original videos, which have no sound: the folder of the music files
 
 
 class AISTSource:

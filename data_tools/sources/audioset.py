@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmldm_scale.common.addresses import path_key
 from mmldm_scale.common.errors import UserError
 
 from ..launching.progress import Progress
@@ -31,9 +32,9 @@ class AudioSetOptions(SourceOptions):
     kind: str = "audioset"
     include: list[str] = field(default_factory=list)  # only segments with one of these labels or one below them
     exclude: list[str] = field(default_factory=list)  # no segment with one of these labels or one below them
-    ontology: str = ""  # ontology.json; "": the one beside the first list or in the folder, if any
+    ontology: str = path_key("")  # ontology.json; "": the one beside the first list or in the folder, if any
     label_names: str = ""  # class_labels_indices.csv; "": as above
-    list: str = ""  # segment lists, several with "," between; "": every *_segments.csv in the folder
+    list: str = path_key("")  # segment lists, several with "," between; "": every *_segments.csv in the folder
 
 
 class AudioSetSource:

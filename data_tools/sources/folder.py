@@ -6,6 +6,7 @@ With a list (``source.list``), the stretches that the list names; see :mod:`.lis
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmldm_scale.common.addresses import path_key
 from mmldm_scale.config import require
 
 from .files import file_size, find_videos
@@ -19,8 +20,9 @@ class FolderOptions(SourceOptions):
     """Settings of ``--source folder``."""
 
     kind: str = "folder"
-    list: str = ""  # a file that lists what to take, perhaps a selection from another source; "": every media file
-    music: str = ""  # for lists with a column "audio": the folder of the sound files
+    # a file that lists what to take, perhaps a selection from another source; "": every media file
+    list: str = path_key("")
+    music: str = path_key("")  # for lists with a column "audio": the folder of the sound files
 
     def __post_init__(self) -> None:
         require(bool(self.list) or not self.music, "source.music", "only with source.list, or for source.kind=aist")

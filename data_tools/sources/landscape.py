@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from mmldm_scale.common.addresses import path_key
+
 from .files import file_size, find_videos, folder_split
 from .listing import read_labels, relative_path
 from .source import SourceOptions
@@ -37,7 +39,8 @@ class LandscapeOptions(SourceOptions):
     """Settings of ``--source landscape``."""
 
     kind: str = "landscape"
-    list: str = ""  # a table of classes: columns path (or the file's name alone) and label; "": folders and names tell
+    # a table of classes: columns path (or the file's name alone) and label; "": folders and names tell
+    list: str = path_key("")
 
 
 class LandscapeSource:

@@ -103,7 +103,7 @@ def read_options(values: SourceOptions | Mapping[str, Any]) -> SourceOptions:
             raise UserError(f"source.{key}: only for source.kind={names}, not for {kind.name}")
         if not owners:
             fitting[key] = value
-    return restore(kind.options, {**fitting, "kind": kind.name}, "source")
+    return restore(kind.options, {**fitting, "kind": kind.name}, "source", "source.")
 
 
 def open_source(options: SourceOptions, folder: Path) -> Source:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmldm_scale.common.addresses import path_key
 from mmldm_scale.common.errors import UserError
 
 from .files import find_videos
@@ -29,7 +30,7 @@ class VGGSoundOptions(SourceOptions):
     """Settings of ``--source vggsound``."""
 
     kind: str = "vggsound"
-    list: str = ""  # the list of segments; "": vggsound.csv in the input folder
+    list: str = path_key("")  # the list of segments; "": vggsound.csv in the input folder
 
 
 class VGGSoundSource:

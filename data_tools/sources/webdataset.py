@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmldm_scale.common.addresses import path_key
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.decode import SUFFIXES
 
@@ -35,7 +36,8 @@ class WebDatasetOptions(SourceOptions):
     """Settings of ``--source webdataset``."""
 
     kind: str = "webdataset"
-    list: str = ""  # tars, relative to the input: {00000..00099}.tar, train/*.tar, …; "": every tar below the input
+    # tars, relative to the input: {00000..00099}.tar, train/*.tar, …; "": every tar below the input
+    list: str = path_key("")
     label: str = ""  # key of the json member whose value is the class; "": what a member .cls says
     origin: str = ""  # key of the json member that names the recording, such as url; "": each sample is its own
 

@@ -167,6 +167,7 @@ class _Cutter:
         sample_rate = preparation.media.audio.sample_rate
         meta = {
             "path": video.path,
+            "file_bytes": video.bytes,
             "start": window.seconds(preparation.media.fps),  # seconds on the clock of media.decode
             "frames": preparation.media.frames,
             "fps": preparation.media.fps,

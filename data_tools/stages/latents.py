@@ -69,6 +69,20 @@ def check_autoencoder(path: Path, media: MediaConfig, owner: str) -> None:
         raise UserError(f"{path}: was trained on other clips ({'; '.join(changed)}); cut the clips as it needs them")
 
 
+def check_inputs(clips: Path, output: Path, autoencoder: Path) -> ShardSet:
+    """Return the clip set ``clips``, if the latent set ``output`` can be made of it with ``autoencoder``.
+
+    Raises:
+        UserError: as :func:`make_latents`.
+    """
+    source = ShardSet(clips, "clips")
+    if not len(source):
+        raise UserError(f"{clips}: holds no clips; {source.manifest.dropped} drops are in its dropped.jsonl")
+    check_autoencoder(autoencoder, source.manifest.media, "the clips")
+    read_plan(output, "latents")  # refuses another content before anything is loaded
+    return source
+
+
 def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, device: str, workers: int) -> Manifest:
     """Make the latent set ``output`` of the clip set ``clips``, or finish it; return its manifest.
 
@@ -84,11 +98,7 @@ def make_latents(clips: Path, output: Path, autoencoder: Path, batch_size: int, 
         ValueError: a latent is not finite, or too large for float16; the message names the sample.
     """
     place = choose_device(device)
-    source = ShardSet(clips, "clips")
-    if not len(source):
-        raise UserError(f"{clips}: holds no clips; {source.manifest.dropped} drops are in its dropped.jsonl")
-    check_autoencoder(autoencoder, source.manifest.media, "the clips")
-    read_plan(output, "latents")  # refuses another content before anything is loaded
+    source = check_inputs(clips, output, autoencoder)
     sizes = [len(source.shard_range(number)) for number in range(len(source.manifest.shards))]
     with Leases(output) as leases:
         plan = _begin(clips, output, pretrained.find(autoencoder, "autoencoder"), leases)

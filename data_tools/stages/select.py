@@ -1,10 +1,12 @@
 """Selects from the table of measures: lists of what to train on and what to hold out.
 
-``select(measures, output, config)`` decodes nothing. A row that passes all filters goes to ``train.parquet`` or
-``heldout.parquet``, lists that ``shard.py clips --list`` takes; every other row goes to ``dropped.parquet`` with its
-reason. ``report.json`` and ``report.html`` have counts and histograms.
+``select(measures, output, config)`` decides by the table alone. A row that passes all filters goes to ``train.parquet``
+or ``heldout.parquet``, lists that ``shard.py clips --list`` takes; every other row goes to ``dropped.parquet`` with its
+reason. ``report.json`` and ``report.html`` have counts and histograms; the page also has examples of what was kept and
+dropped, with pictures, if the media are still where they were measured.
 """
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +15,42 @@ import pyarrow.compute as pc
 
 from mmldm_scale.common.atomic_files import TEMPORARY_SUFFIX, write_whole
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import restore
+from mmldm_scale.media.clip import MediaError
 from mmldm_scale.shards.json_files import DamagedSet, read_json, write_json
+from mmldm_scale.shards.manifest import PLAN
 
-from ..config import Selection, ValidationSet
+from ..config import MeasureConfig, Selection, ValidationSet
 from ..filters.apply_filters import FilteredRows, apply_filters
 from ..filters.ranking import stable_hashes
+from ..filters.selection_examples import choose_examples
 from ..filters.selection_report import SelectionReport, describe
+from ..filters.table import KIND as KIND_OF_MEASURES
 from ..filters.table import parquet
-from ..reports.selection_page import page
+from ..launching import process_pool
+from ..launching.progress import Progress
+from ..reports.example_pictures import Picture, PictureMaker
+from ..reports.selection_page import Examples, page
+from ..sources import open_source
+from ..sources.video import Video
 from .measure import read_table
-from .shard_set import remove_asides
+from .shard_set import read_plan, remove_asides
 
 KIND = "selection"  # in report.json
 REPORT = "report.json"
 
 
-def select(measures: Path, output: Path, config: Selection) -> SelectionReport:
+def select(
+    measures: Path, output: Path, config: Selection, examples: int = 0, workers: int = 0, timeout: float = 60.0
+) -> SelectionReport:
     """Cut a selection from the table in the folder ``measures`` and write it to the folder ``output``.
 
     A selection that the folder already holds is replaced. The same table and configuration give the same files.
+
+    Args:
+        examples: how many candidates that were dropped, and that were kept, the page shows for each filter.
+        workers: processes that decode their pictures; 0 decodes here.
+        timeout: seconds for one of them, after which its decoder counts as hung.
 
     Raises:
         UserError: there is no finished table; the configuration names a column that does not hold numbers; the output
@@ -53,8 +72,42 @@ def select(measures: Path, output: Path, config: Selection) -> SelectionReport:
     if sum(counts.values()) != table.num_rows:
         raise RuntimeError(f"{output}: {counts} do not add up to the {table.num_rows} rows of {measures}")
     report = describe(measures, config, table, filtered, apart)
-    _write(output, lists, report)
+    groups = choose_examples(table, filtered, config, examples)
+    rows = list(dict.fromkeys(example.row for group in groups for example in (*group.dropped, *group.kept)))
+    videos = {row: _video(table, row) for row in rows}
+    pictures, problem = _pictures(measures, list(videos.values()), workers, timeout)
+    shown = Examples(groups, videos, dict(zip(rows, pictures, strict=True)), problem)
+    _write(output, lists, report, shown)
     return report
+
+
+def _video(table: pa.Table, row: int) -> Video:
+    """Return the stretch of a row, as its source had it."""
+    values = table.slice(row, 1).select([field.name for field in fields(Video)]).to_pylist()[0]
+    return Video(**{**values, "labels": tuple(values["labels"]), "reason": "", "detail": ""})
+
+
+def _pictures(measures: Path, videos: list[Video], workers: int, timeout: float) -> tuple[list[Picture], str]:
+    """Return a picture of each of ``videos``, and why all of them lack one ("" if they need not)."""
+    plan = read_plan(measures, KIND_OF_MEASURES) or {}
+    folder = Path(str(plan.get("folder", "")))
+    none = [Picture(b"")] * len(videos)
+    if not videos:
+        return none, ""
+    if not plan.get("folder") or not folder.is_dir():
+        return none, f"the media are not in {folder} any more"
+    options = restore(MeasureConfig, plan["measurement"], str(measures / PLAN)).source
+    try:
+        source = open_source(options, folder)
+    except UserError as error:
+        return none, str(error)
+    make = PictureMaker(source, options.audio_stream)
+    pictures = []
+    with Progress(len(videos), "pictures", "examples") as bar:
+        for made in process_pool.map(make, videos, min(workers, len(videos)), timeout):
+            pictures.append(Picture(b"", made.reason) if isinstance(made, MediaError) else made)
+            bar.update()
+    return pictures, ""
 
 
 def _held_out(table: pa.Table, inside: np.ndarray, config: ValidationSet, seed: int) -> np.ndarray:
@@ -112,7 +165,7 @@ def _check_output(folder: Path) -> None:
         )
 
 
-def _write(folder: Path, lists: dict[str, pa.Table], report: SelectionReport) -> None:
+def _write(folder: Path, lists: dict[str, pa.Table], report: SelectionReport, examples: Examples) -> None:
     """Write the selection, replacing an older one; until it is complete, ``report.json`` says unfinished."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / REPORT, {"kind": KIND, "finished": False})
@@ -121,5 +174,5 @@ def _write(folder: Path, lists: dict[str, pa.Table], report: SelectionReport) ->
     remove_asides(folder, "")
     for name, rows in lists.items():
         write_whole(folder / f"{name}.parquet", parquet(rows))
-    write_whole(folder / "report.html", page(report).encode())
+    write_whole(folder / "report.html", page(report, examples).encode())
     write_json(folder / REPORT, {"kind": KIND, "finished": True, **report.as_json()}, indent=1)

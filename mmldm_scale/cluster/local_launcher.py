@@ -5,8 +5,8 @@
 The ranks meet in a file in memory that they inherit (:mod:`mmldm_scale.cluster.rendezvous`). So no port is opened for
 that, nothing is left on the disk, and the ranks can still save if this process is killed: they receive SIGTERM then.
 
-A stop signal is handed on, and the ranks have all the time that they need to save. If one rank fails, the others are
-ended, and the failure is the last line printed, unless the rank has printed it itself.
+A stop signal is handed on, and the ranks have all the time that they need to save; a second Ctrl-C kills them. If one
+rank fails, the others are ended, and the failure is the last line printed, unless the rank has printed it itself.
 """
 
 import math
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from mmldm_scale.common.processes import LAUNCHER, own_command
@@ -23,7 +23,7 @@ from mmldm_scale.common.processes import LAUNCHER, own_command
 STORE = "MMLDM_STORE"  # environment variable of a rank: the descriptor of the file in which the ranks meet
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 STATUSES_OF_SUCCESS = (0, 75)  # 75: saved and stopped, on all ranks together
-EXPLAINED_STATUSES = (2, 70, 74, 130)  # of a rank that has printed one line: see mmldm_scale.cli
+EXPLAINED_STATUSES = (2, 70, 74, 130, 143)  # of a rank that printed one line (mmldm_scale.cli) or ended as it was told
 POLL_INTERVAL = 0.05  # seconds between two looks at the ranks
 END_DEADLINE = 15.0  # seconds after the first failure until the ranks that are left are killed
 
@@ -33,17 +33,17 @@ def run(processes: int, arguments: Sequence[str]) -> int:
     return launch([*own_command(), *arguments], processes)
 
 
-def launch(command: Sequence[str], count: int) -> int:
+def launch(command: Sequence[str], count: int, while_waiting: Callable[[], None] = lambda: None) -> int:
     """Run ``command`` as ``count`` ranks of one run, at least 1, and wait until all have ended.
 
-    A second SIGINT kills the ranks.
+    A second SIGINT kills the ranks. ``while_waiting`` is called 20 times a second until they have ended.
 
     Returns: the exit status of the rank that failed first, 128 + the signal's number if a signal ended it. If none
         failed: 75 if the run was saved and stopped, else 0.
     """
     ranks = _Ranks()
     ranks.start(command, count)
-    return ranks.wait()
+    return ranks.wait(while_waiting)
 
 
 class _Ranks:
@@ -68,7 +68,7 @@ class _Ranks:
         for number in self._to_send:
             self._send(number)
 
-    def wait(self) -> int:
+    def wait(self, while_waiting: Callable[[], None]) -> int:
         """Wait for all ranks, end the others when one fails, print that failure, and return the exit status."""
         failed: int | None = None  # the rank that failed first
         deadline = math.inf
@@ -80,6 +80,7 @@ class _Ranks:
                     self._send(signal.SIGTERM)
             if time.monotonic() > deadline:
                 self._send(signal.SIGKILL)
+            while_waiting()
             time.sleep(POLL_INTERVAL)
         failed = self._failed_rank() if failed is None else failed
         if failed is None:
@@ -96,6 +97,9 @@ class _Ranks:
     def _print_failure(self, rank: int) -> None:
         """Print how ``rank`` ended, unless it has printed that itself."""
         process = self._processes[rank]
+        if process.returncode == -signal.SIGKILL and signal.SIGKILL in self._to_send:
+            print("mmldm: ended at once by a second Ctrl-C; only complete checkpoints are saved", file=sys.stderr)
+            return
         if process.returncode in EXPLAINED_STATUSES:
             return
         end = f"failed with status {process.returncode}"

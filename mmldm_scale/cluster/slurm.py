@@ -14,7 +14,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmldm_scale.common.errors import UserError
@@ -24,6 +24,7 @@ RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Below the ports that Linux uses for outgoing connections (32768 and up), above those of most services.
 FIRST_PORT, PORTS = 20_000, 12_000
 SCONTROL_TIMEOUT = 60  # seconds
+SQUEUE_TIMEOUT = 20  # seconds
 
 # slurmd signals every process of a job that it ends. Without this, scontrol may die before it prints SLURM's answer.
 _IGNORE_SIGNALS = ("sh", "-c", 'trap "" TERM USR1 USR2; exec "$@"', "sh")
@@ -99,6 +100,20 @@ def rank(env: Mapping[str, str] = os.environ) -> int:
     return int(env.get("RANK", env.get("SLURM_PROCID", "0")))
 
 
+def peers(env: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
+    """Return (rank, local rank, count) of this process among those that a launcher, or ``srun``, started together.
+
+    A process that was started alone has (0, 0, 1). Unlike :func:`find_rendezvous` this asks nobody where to meet.
+    """
+    if "RANK" in env:
+        return int(env["RANK"]), int(env.get("LOCAL_RANK", "0")), int(env.get("WORLD_SIZE", "1"))
+    if in_step(env):
+        names = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+        rank, local_rank, count = (int(env.get(name, default)) for name, default in names.items())
+        return rank, local_rank, count
+    return 0, 0, 1
+
+
 def tasks_on_node(env: Mapping[str, str] = os.environ) -> int | None:
     """Return the number of tasks of this job step on this node; None outside of a step."""
     counts: list[int] = []
@@ -149,13 +164,44 @@ def array_share(env: Mapping[str, str] = os.environ) -> tuple[int, int]:
     return (task - first) // step, count
 
 
+def array_tasks(env: Mapping[str, str] = os.environ) -> int:
+    """Return the number of tasks of this process's array job; 1 outside of one."""
+    return int(env.get("SLURM_ARRAY_TASK_COUNT", "1"))
+
+
 def job_record(job_id: str) -> dict[str, str]:
     """Return what ``scontrol show job`` prints: "JobState", "Reason", "Restarts", "TimeLimit", ….
 
     Raises:
         SlurmError: SLURM does not answer, or does not know the job.
     """
-    return dict(field.split("=", 1) for field in _scontrol("show", "job", job_id, "--oneliner").split() if "=" in field)
+    records = _scontrol("show", "job", job_id, "--oneliner").splitlines()
+    return dict(field.split("=", 1) for field in records[0].split() if "=" in field)
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job in SLURM's queue: its state ("PENDING", "RUNNING", …), its nodes, and why it waits."""
+
+    state: str
+    nodes: str
+    reason: str
+
+
+def queued_jobs(ids: Sequence[str]) -> dict[str, QueuedJob] | None:
+    """Return those of the jobs ``ids`` ("17", "17_3") that are in the queue; None without SLURM or its answer."""
+    if shutil.which("squeue") is None:
+        return None
+    numbers = ",".join(sorted({job.partition("_")[0] for job in ids}))
+    command = ["squeue", "--noheader", "--array", "--format=%i|%T|%N|%r", f"--jobs={numbers}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SQUEUE_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode != 0:
+        return {} if "Invalid job id" in done.stderr else None  # SLURM forgets ended jobs after some minutes
+    jobs = (line.split("|", 3) for line in done.stdout.splitlines() if line.count("|") >= 3)
+    return {number: QueuedJob(state, nodes, reason) for number, state, nodes, reason in jobs}
 
 
 def requeue() -> bool:
@@ -180,6 +226,19 @@ def requeue() -> bool:
         _scontrol("requeue", this.id)
         return True
     return False
+
+
+def signal_step(name: str) -> None:
+    """Send the signal ``name`` ("USR1") to all tasks of this process's job step, as SLURM does before the time limit.
+
+    Raises:
+        UserError: the process belongs to no job.
+        SlurmError: SLURM refuses the request or does not answer.
+    """
+    this = job()
+    if this is None or not in_step():
+        raise UserError("only the tasks of a SLURM job step can be signalled, and this process is none")
+    _run_slurm("scancel", f"--signal={name}", f"{this.id}.{os.environ['SLURM_STEP_ID']}")
 
 
 def timed_out() -> bool:
@@ -251,9 +310,13 @@ def _resolves(host: str) -> bool:
 
 
 def _scontrol(*arguments: str) -> str:
-    if shutil.which("scontrol") is None:
-        raise SlurmError("scontrol: not found, although SLURM started this process; add it to PATH")
-    command = ["scontrol", *arguments]
+    return _run_slurm("scontrol", *arguments)
+
+
+def _run_slurm(program: str, *arguments: str) -> str:
+    if shutil.which(program) is None:
+        raise SlurmError(f"{program}: not found, although SLURM started this process; add it to PATH")
+    command = [program, *arguments]
     try:
         return subprocess.run(
             [*_IGNORE_SIGNALS, *command],

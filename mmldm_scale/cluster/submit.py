@@ -21,6 +21,7 @@ import submitit
 from submitit.core.utils import FailedJobError, pickle_load
 
 from mmldm_scale import config
+from mmldm_scale.common.addresses import require_local
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.processes import die_with_parent
 
@@ -66,6 +67,8 @@ def read_request(kind: type[Request], settings: Sequence[str]) -> Request:
         UserError: a key or value is not valid.
     """
     files = [text for text in settings if text.endswith((".yaml", ".yml"))]
+    for file in files:
+        require_local("--slurm", file)
     return config.load(kind, files, [text for text in settings if text not in files])
 
 

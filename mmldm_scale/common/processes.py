@@ -1,13 +1,16 @@
 """Linux process control: what a command begins with, children that end with their parent, identities of processes."""
 
+import contextlib
 import ctypes
 import io
 import multiprocessing.util
 import os
+import select
 import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +22,7 @@ LAUNCHER = "MMLDM_LAUNCHER"  # environment variable in which a launcher passes i
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 SOCKET_PATH = 107  # bytes that Linux allows for the path of a Unix socket
 SOCKET_NAME = len("/pymp-12345678/listener-12345678")  # what multiprocessing adds to the folder for temporary files
+READER_GONE = 128 + signal.SIGPIPE  # exit status of a command whose output nobody reads any more, as in a shell
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
@@ -31,6 +35,28 @@ def prepare_command() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # as Python does for standard error
         sys.stdout.reconfigure(errors="backslashreplace")
     shorten_socket_paths()
+
+
+@contextlib.contextmanager
+def flushed_output() -> Iterator[None]:
+    """Flush standard output at the end of the block: a reader that is gone raises BrokenPipeError here, not later."""
+    try:
+        yield
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+def end_quietly_without_reader() -> bool:
+    """Return whether nobody reads this process's output any more (``| head``); then discard what is left of it."""
+    poll = select.poll()
+    for number in (1, 2):  # standard output and standard error
+        poll.register(number, 0)  # POLLERR, which a pipe without a reader has, is always reported
+    gone = [number for number, events in poll.poll(0) if events & select.POLLERR]
+    for number in gone:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), number)
+    return bool(gone)
 
 
 def die_with_parent(by: signal.Signals) -> None:

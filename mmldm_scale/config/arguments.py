@@ -6,6 +6,8 @@ Presets and files apply in the order of the command line, then the overrides; la
 import argparse
 from pathlib import Path
 
+from mmldm_scale.common.addresses import add_path
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import presets
 
 
@@ -32,10 +34,10 @@ def add_configuration(parser: argparse.ArgumentParser, example: str, preset: str
         help=f"a configuration that comes with mmldm: one of the command's own, such as {preset}, or FOLDER/NAME, "
         "such as cluster/a800; presets and files apply in the order given, later ones win",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--config",
         dest="configuration",
-        type=Path,
         action="append",
         default=[],
         metavar="FILE",
@@ -59,7 +61,32 @@ def files(args: argparse.Namespace, folder: str) -> list[Path]:
     return [presets.path(source, folder) if isinstance(source, Preset) else source for source in given]
 
 
+def require_configuration(args: argparse.Namespace, folder: str, run: Path) -> None:
+    """Check that ``args`` name a preset or a file, or set the model by themselves: its size would be a surprise.
+
+    Args:
+        folder: as for :func:`files`.
+        run: the run's folder; that of a run to be resumed holds its configuration.
+
+    Raises:
+        UserError: they do not, and there are presets.
+    """
+    names, stored = presets.names(folder), run / "config.yaml"
+    if args.configuration or not names or any(text.startswith("model.") for text in args.overrides):
+        return
+    again = f"; to resume the run: --config {stored}" if stored.is_file() else ""
+    raise UserError(f"no configuration given: --preset NAME, of {', '.join(names)}, or --config FILE{again}")
+
+
 def words(args: argparse.Namespace) -> list[str]:
     """Return the configuration options of ``args`` as words of a command line, for a process that does the same."""
     options = [("--preset" if isinstance(source, Preset) else "--config", str(source)) for source in args.configuration]
     return [*(word for option in options for word in option), *args.overrides]
+
+
+def describe(args: argparse.Namespace) -> str:
+    """Return the presets and files of ``args`` as a phrase, such as "preset L, conf.yaml and 2 settings"."""
+    names = [f"preset {source}" if isinstance(source, Preset) else str(source) for source in args.configuration]
+    count = len(args.overrides)
+    names += [f"{count} setting{'s' * (count > 1)}"] if count else []
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

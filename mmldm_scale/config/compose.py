@@ -14,6 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mmldm_scale.common.addresses import is_path_key, require_local
 from mmldm_scale.common.errors import UserError
 
 MAX_DEPTH = 100  # of what a configuration file nests
@@ -27,16 +28,20 @@ def load(schema: type[Schema], files: Sequence[str | Path] = (), overrides: Sequ
 
     Raises:
         UserError: a file is missing or not valid YAML; a key is unknown, not set or of the wrong type; a value is out
-            of its range or contradicts another.
+            of its range, contradicts another, or is a URL where a path is needed.
     """
     sources = read(schema, files, overrides)
     return to_object(schema, compose(schema, sources), sources)
 
 
-def restore(schema: type[Schema], values: dict[str, Any], name: str) -> Schema:
-    """Return the ``schema`` whose ``dataclasses.asdict`` is ``values``; a UserError names ``name``."""
+def restore(schema: type[Schema], values: dict[str, Any], name: str, prefix: str = "") -> Schema:
+    """Return the ``schema`` whose ``dataclasses.asdict`` is ``values``; a UserError names ``name``.
+
+    Args:
+        prefix: of the keys in messages on their values.
+    """
     sources = [(name, values)]
-    return to_object(schema, compose(schema, sources), sources)
+    return to_object(schema, compose(schema, sources), sources, prefix)
 
 
 def read(schema: type, files: Sequence[str | Path], overrides: Sequence[str]) -> list[Source]:
@@ -70,18 +75,30 @@ def missing_keys(schema: type, config: DictConfig) -> list[str]:
         raise UserError(_explain(error, schema)) from None
 
 
-def to_object(schema: type[Schema], config: DictConfig, sources: Sequence[Source]) -> Schema:
+def to_object(schema: type[Schema], config: DictConfig, sources: Sequence[Source], prefix: str = "") -> Schema:
     """Return ``config``, composed of ``sources``, as a checked ``schema``; raise UserError as :func:`load`."""
     missing = missing_keys(schema, config)
     if missing:
         raise UserError(f"{', '.join(missing)}: not set; give {missing[0]}=VALUE or set it in a --config file")
     try:
-        return OmegaConf.to_object(config)  # type: ignore[return-value]  # it is annotated as a container
+        composed = cast(Schema, OmegaConf.to_object(config))
     except UserError as error:
         where = ", ".join(name for name, _ in sources) or "defaults"
         raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
     except OmegaConfBaseException as error:
         raise UserError(_explain(error, schema)) from None
+    _require_paths(composed, prefix)
+    return composed
+
+
+def _require_paths(config: Any, prefix: str) -> None:
+    """Raise UserError if a key of ``config``, or of a dataclass in it, must be a path and is a URL."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            _require_paths(value, f"{prefix}{field.name}.")
+        elif value and is_path_key(field.metadata):
+            require_local(f"{prefix}{field.name}", value)
 
 
 def dump(config: object) -> str:
@@ -180,8 +197,21 @@ def _explain(error: Exception, schema: type) -> str:
     if leaf.partition("[")[0] in names:  # "weights[0]" is an entry of "weights"
         return f"{key}: {message}"
     close = difflib.get_close_matches(leaf, names, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    elsewhere = keys_named(schema, leaf)
+    hint = f"did you mean '{(elsewhere or close)[0]}'? " if elsewhere or close else ""
     return f"{key}: unknown key; {hint}keys here: {', '.join(names)}"
+
+
+def keys_named(schema: type, name: str, prefix: str = "") -> list[str]:
+    """Return the keys (dotted) of ``schema`` that are ``name`` or end with it: "training.learning_rate"."""
+    keys = []
+    for field in dataclasses.fields(schema):
+        key = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            keys += keys_named(cast(type, field.type), name, f"{key}.")
+        elif key == name or key.endswith(f".{name}"):
+            keys.append(key)
+    return keys
 
 
 def _kind(schema: type, key: str) -> Any:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmldm_scale.common.addresses import path_key
 from mmldm_scale.common.modalities import MODALITIES, Modality
 from mmldm_scale.config.check import require, require_modalities, require_within
 
@@ -204,7 +205,7 @@ class ContextConfig:
     kind: Literal["none", "class", "text"] = "none"  # learned null tokens, the sample's class, or text embeddings
     dropout: float = 0.1  # [0..1] share of training samples with the null context, which guidance needs
     # kind=text: a safetensors file with one tensor (n ≤ context_tokens, context_width) for each video or label
-    embeddings: str = ""
+    embeddings: str = path_key("")
 
     def __post_init__(self) -> None:
         require(0 <= self.dropout <= 1, "context.dropout", f"{self.dropout:g}: must be in 0..1")

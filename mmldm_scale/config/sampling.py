@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmldm_scale.common.addresses import path_key
 from mmldm_scale.config.check import require
 from mmldm_scale.config.models import Backend, DecodingConfig
 from mmldm_scale.config.training import Precision
@@ -23,7 +24,7 @@ class Sampling:
     video_guidance: float = 2.5  # guidance scale of generated video latents; likewise
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     batch_size: int = 8  # samples made together
-    vocoder: str | None = None  # folder of a HiFi-GAN (the original's or transformers'); none: Griffin-Lim
+    vocoder: str | None = path_key(None)  # folder of a HiFi-GAN (the original's or transformers'); none: Griffin-Lim
     attention: Backend = "auto"  # attention backend of the DiT
     precision: Precision = "fp32"  # of DiT and autoencoder
 
@@ -39,8 +40,8 @@ class Reconstructing:
     seed: int = 0  # of the noise that decoding begins with
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     batch_size: int = 8  # clips measured together
-    vocoder: str | None = None  # folder of a HiFi-GAN (the original's or transformers'); none: Griffin-Lim
-    lpips: str | None = None  # weights of LPIPS's backbone (AlexNet or VGG); none: no LPIPS
+    vocoder: str | None = path_key(None)  # folder of a HiFi-GAN (the original's or transformers'); none: Griffin-Lim
+    lpips: str | None = path_key(None)  # weights of LPIPS's backbone (AlexNet or VGG); none: no LPIPS
     precision: Precision = "fp32"  # of the autoencoder
 
     def __post_init__(self) -> None:

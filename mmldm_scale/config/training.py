@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
+from mmldm_scale.common.addresses import path_key
 from mmldm_scale.common.modalities import Modality
 from mmldm_scale.config.check import require, require_within
 
@@ -38,14 +39,17 @@ class TrainingConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1  # DeepSpeed's ZeRO: 1 splits the optimizer state, 2 gradients, 3 weights too
     offload_optimizer: bool = False  # keep the optimizer state in host memory; needs zero_stage 1, 2 or 3
     workers: int = 4  # loader processes of each training process; 0: it loads its data itself
-    log_every: int = 1_280  # [samples] write losses and speed to the log and to TensorBoard
+    log_every: int = 1_280  # [samples] write the mean losses since the last record, and the speed, to the log
     checkpoint_every: int = 128_000  # [samples] save a checkpoint
+    checkpoint_minutes: float = 30.0  # [minutes] save one as well if so much time has passed since the last; 0: never
     preview_every: int = 128_000  # [samples] write pictures, sound and video to TensorBoard
+    preview_minutes: float = 30.0  # [minutes] write some as well if so much time has passed since the last; 0: never
     validate_every: int = 0  # [samples] measure the loss on the validation sets; 0: with each checkpoint
     # [samples] number of samples to measure it on; a power of two covers the timesteps most evenly
     validation_samples: int = 512
     profile_steps: int = 0  # [optimizer steps] trace this many with torch.profiler after each start; 0: none
-    keep_checkpoints: int = 3  # how many of the newest checkpoints to keep
+    # how many checkpoints to keep: the newest, then the newest at multiples of checkpoint_every
+    keep_checkpoints: int = 3
     keep_every: int = 0  # [samples] never delete checkpoints at multiples of this; 0: keep the newest only
     skip_limit: int = 10  # [optimizer steps] after so many skipped in a row the run returns to its last checkpoint
     # skip a step whose loss or gradient norm exceeds the median of the last steps by this factor; 0: never
@@ -80,6 +84,9 @@ class TrainingConfig:
         for key in ("ema_snapshot_every", "keep_every", "validate_every", "profile_steps"):
             require(getattr(self, key) >= 0, f"training.{key}", f"{getattr(self, key)}: must be at least 0")
         require_within(self, "training", seed=(0, 2**63 - 1), warmup_samples=(0, math.inf), workers=(0, 1024))
+        for key in ("checkpoint_minutes", "preview_minutes"):
+            minutes = getattr(self, key)
+            require(0 <= minutes < math.inf, f"training.{key}", f"{minutes:g}: must be at least 0, and finite")
         rate, factor, lengths = self.learning_rate, self.spike_factor, self.ema_lengths
         require(0 < rate < math.inf, "training.learning_rate", f"{rate:g}: must be greater than 0, and finite")
         valid = all(0 <= beta < 1 for beta in self.betas)
@@ -113,7 +120,7 @@ class ReadingConfig:
     """How the shards are read; of these settings only ``window`` changes what is trained, by its order."""
 
     window: int = 64  # [shards] number of shards whose samples are shuffled together
-    stage: str = ""  # folder on the node's own disk to copy shards to before use; sets at a URL need one
+    stage: str = path_key("")  # folder on the node's own disk to copy shards to before use; sets at a URL need one
     stage_gigabytes: float = 200.0  # [GB] size of that folder; the shards used longest ago are deleted first
     damaged_share: float = 0.001  # [0..1] the run stops when more of the samples are damaged; others replace them
 
@@ -129,10 +136,10 @@ class ShardTraining:
     """What the configuration of every trainable begins with: its name, its folder, its data and its training."""
 
     trainable: str = ""  # what is trained; set by the command
-    run: str = MISSING  # folder of the run
+    run: str = path_key(MISSING)  # folder of the run
     restart: bool = False  # whether a run whose checkpoints are all gone may start again from 0 samples
     # begin with these weights instead of random ones: a run, checkpoint or weights folder of this trainable; null: none
-    init: str | None = None
+    init: str | None = path_key(None)
     shards: list[str] = MISSING  # folders or URLs of finished shard sets; one alone needs no brackets
     # how often a sample is drawn from each set, relative to the others; empty: by their numbers of samples
     weights: list[float] = field(default_factory=list)

@@ -15,7 +15,7 @@ from typing import Literal
 from mmldm_scale import config
 from mmldm_scale.cluster import slurm
 from mmldm_scale.config import Backend, Precision, TrainingConfig, arguments
-from mmldm_scale.doctor import devices, host, ports, ranks, shards, software, storage
+from mmldm_scale.doctor import devices, host, ports, ranks, shards, signals, software, storage
 from mmldm_scale.doctor.findings import Check, Finding, report, run_check, worst_level
 from mmldm_scale.doctor.ranks import Ranks
 from mmldm_scale.models.precision import DTYPES
@@ -59,6 +59,12 @@ def run(args: argparse.Namespace) -> int:
         UserError: the configuration is not valid.
     """
     request = read_request(args)
+    with signals.listening():
+        return _examine(request)
+
+
+def _examine(request: Request) -> int:
+    """Run the checks with all ranks, and print the findings; return 0, or 1 if one is an error."""
     (join_finding, *_), here = _join()
     if here is None:
         print(join_finding.line(), file=sys.stderr, flush=True)
@@ -159,9 +165,15 @@ def checks(request: Request, here: Ranks) -> list[Check]:
         ]
     if here.size == 1:
         single = Finding("ok", "ranks", "one process; srun or --processes 2 also checks the communication of ranks")
-        return [*chosen, Check("ranks", lambda: [single]), Check("ports", ports.open_ports)]
+        return [
+            *chosen,
+            Check("signals", lambda: signals.delivery(here)),
+            Check("ranks", lambda: [single]),
+            Check("ports", ports.open_ports),
+        ]
     return [
         *chosen,
+        Check("signals", lambda: signals.delivery(here), 60.0),
         Check("GPU", lambda: ranks.separate_gpus(here), 60.0),
         Check("agreement", lambda: ranks.agreement(here), 120.0),
         Check("clocks", lambda: ranks.clocks(here), 60.0),

@@ -65,6 +65,16 @@ def run_check(check: Check) -> list[Finding]:
     return findings
 
 
+def report_at_once(checks: Iterable[Check]) -> int:
+    """Run ``checks`` in this process alone, print each finding as it comes; return 1 if one is an error, else 0."""
+    status = 0
+    for check in checks:
+        for finding in run_check(check):
+            print(finding.line(), flush=True)
+            status = max(status, finding.level == "error")
+    return int(status)
+
+
 def report(by_rank: list[list[Finding]], hosts: list[str]) -> list[str]:
     """Return the lines for the findings of all ranks, which ran on ``hosts``; equal findings make one line."""
     hosts_of: dict[Finding, list[str]] = {}

@@ -29,8 +29,11 @@ def processors(processes: int, workers: int) -> Iterator[Finding]:
     usable = min(usable, allocated * processes) if allocated else usable
     needed = processes * (1 + workers)
     text = f"{usable} for {processes} process(es) with {workers} loader workers each"
-    if needed > usable and workers:
-        fewer = max(0, usable // processes - 1)
+    if usable < processes:
+        remedy = f"use --cpus-per-task={1 + workers}, or at most {usable} process(es) with training.workers=0"
+        yield Finding("warning", "processors", text, remedy)
+    elif needed > usable:
+        fewer = usable // processes - 1
         yield Finding("warning", "processors", text, f"use --cpus-per-task={1 + workers} or training.workers={fewer}")
     else:
         yield Finding("ok", "processors", text)
@@ -124,11 +127,15 @@ def slurm_job() -> Iterator[Finding]:
     except slurm.SlurmError as error:
         yield Finding("warning", "SLURM", str(error)[:200])
         return
-    yield from check_job(record, slurm.gpus_on_node(), slurm.tasks_on_node())
+    yield from check_job(record, slurm.gpus_on_node(), slurm.tasks_on_node(), slurm.array_tasks())
 
 
-def check_job(record: Mapping[str, str], gpus: int, tasks: int | None) -> Iterator[Finding]:
-    """Check ``record``, as ``scontrol show job`` prints it, and the numbers of GPUs and of tasks on this node."""
+def check_job(record: Mapping[str, str], gpus: int, tasks: int | None, array_tasks: int = 1) -> Iterator[Finding]:
+    """Check ``record``, as ``scontrol show job`` prints it, and the numbers of GPUs and of tasks on this node.
+
+    Args:
+        array_tasks: number of tasks of the array that the job is one of.
+    """
     problems = []
     if record.get("Requeue") == "0":
         problems.append(("SLURM does not requeue it after a node failure", "#SBATCH --requeue"))
@@ -143,6 +150,8 @@ def check_job(record: Mapping[str, str], gpus: int, tasks: int | None) -> Iterat
         yield Finding("warning", "SLURM", text, remedy)
     if not problems:
         job, nodes, limit = (record.get(key) for key in ("JobId", "NumNodes", "TimeLimit"))
+        if "ArrayTaskId" in record:
+            job = f"{record['ArrayJobId']}_{record['ArrayTaskId']}, one of {array_tasks} of its array"
         yield Finding("ok", "SLURM", f"job {job}, {nodes} node(s), time limit {limit}")
 
 

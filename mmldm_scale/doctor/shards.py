@@ -10,12 +10,12 @@ import fsspec
 import numpy as np
 
 from mmldm_scale.common import rng
+from mmldm_scale.common.addresses import is_url
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.doctor.findings import Finding
 from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.manifest import MANIFEST, Manifest, ShardEntry
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
-from mmldm_scale.shards.remote.remote import is_url
 
 REPAIR = "copy it again, or `python data_tools/shard.py repair`"
 CHUNK = 4 << 20  # bytes read at once

@@ -26,6 +26,8 @@ from mmldm_scale.evaluation.arguments import FINETUNE_FILE
 from mmldm_scale.evaluation.reconstruction import RECONSTRUCTED, RESULTS
 from mmldm_scale.models import pretrained
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
+from mmldm_scale.trainables.inputs import check_inputs, check_set
+from mmldm_scale.trainables.registry import registered
 
 FINETUNED_RUN = "kl_vae"  # folder of the fine-tuned KL-VAE's run, in the output folder
 TABLE, TABLE_DATA = "ablation.md", "ablation.json"
@@ -67,12 +69,20 @@ def run(args: argparse.Namespace) -> int:
     """Run the ablation that ``args`` (of :mod:`mmldm_scale.evaluation.arguments`) describe; return the exit status.
 
     Raises:
-        UserError: the file of variants or the configuration of one of them is not valid.
+        UserError: the file of variants or the configuration of one of them is not valid, or its inputs are missing.
     """
     variants = load(Ablation, [args.variants]).variants
-    for variant in variants:  # before any training: a mistake in the last one would show only after days
-        load(AutoencoderTraining, arguments.files(args, "autoencoder"), _overrides(args, variant))
+    files = arguments.files(args, "autoencoder")
+    # All before any training: a mistake in the last one would show only after days.
+    schemas = [load(AutoencoderTraining, files, _overrides(args, variant)) for variant in variants]
+    for variant, schema in zip(variants, schemas, strict=True):
         _check_earlier_results(args, variant)
+        if not variant.finetuned:  # else its KL-VAE is trained first
+            check_inputs(registered("autoencoder"), schema)
+    check_set(str(args.input), "clips")
+    if args.check:
+        print(f"{args.output}: {len(variants)} variants can be trained, and measured on {args.input}")
+        return 0
     rows = []
     for number, variant in enumerate(variants, start=1):
         print(f"variant {number} of {len(variants)}: {variant.name} ({variant.title})", file=sys.stderr, flush=True)

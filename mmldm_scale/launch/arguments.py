@@ -12,13 +12,19 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("trainable", metavar="TRAINABLE", help=TRAINABLE)
     add("--print-config", action="store_true", help="print the composed configuration and exit")
+    add(
+        "--check",
+        action="store_true",
+        help="check configuration, shards, weights and run folder, print them and exit, e.g. before submitting a job",
+    )
     add("--processes", type=at_least_1, metavar="N", help="start N training processes on this machine, without SLURM")
     add(
         "--under",
         default="",
         metavar="COMMAND",
         help="inside a SLURM job: train under this command, e.g. srun, which starts the job's tasks, and requeue the "
-        "job after a failure (the scripts in slurm/ do this; to submit a job, see `mmldm launch`)",
+        "job after a failure (the scripts in slurm/ do this; to submit a job, see `mmldm launch`); if its last word is "
+        "mmldm, the program of that name is run in place of this one, such as a container's",
     )
     add_configuration(parser, "training.seed=1")
 
@@ -47,4 +53,4 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=V,V",
         help="one run for each of the values; several --sweep are combined",
     )
-    add_configuration(parser, "shards=data/latents; run= is the folder of a whole sweep")
+    add_configuration(parser, "shards=data/audioset/latents; run= is the folder of a whole sweep")

@@ -1,6 +1,6 @@
 """``mmldm launch``: submits a training, or a sweep of them, as SLURM jobs, through submitit.
 
-    mmldm launch train dit --nodes 16 --gpus-per-node 8 --preset L shards=data/latents run=runs/dit_L
+    mmldm launch train dit --nodes 16 --gpus-per-node 8 --preset L shards=data/audioset/latents run=runs/dit_L
 
 ``RUN/launch-1/`` (the next time ``launch-2``) holds what a job needs: its configuration, a copy of the code, submitit's
 files and the log.
@@ -30,7 +30,9 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import ShardTraining, arguments
 from mmldm_scale.launch import sweep
 from mmldm_scale.launch.sweep import Run
-from mmldm_scale.trainables.registry import Registration, registered
+from mmldm_scale.runs import launches
+from mmldm_scale.trainables.inputs import check_inputs
+from mmldm_scale.trainables.registry import registered
 
 UNLIMITED = 1_000_000  # requeues by submitit after a time-out; cluster/requeue.py limits those after failures
 
@@ -82,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     """Submit what the arguments of ``mmldm launch`` ask for, print the jobs, and return the exit status.
 
     Raises:
-        UserError: the request, a configuration, the shards or a run's folder are not valid, or SLURM refuses.
+        UserError: the request, a configuration, its inputs or a run's folder are not valid, or SLURM refuses.
     """
     record = registered(args.trainable)
     flags = {"nodes": args.nodes, "gpus": args.gpus_per_node, "tasks": args.tasks_per_node}
@@ -90,9 +92,12 @@ def run(args: argparse.Namespace) -> int:
     request = read_request(TrainingRequest, [*args.slurm, *settings])
     files = arguments.files(args, record.name)
     base, runs = sweep.compose(record.name, files, args.overrides, args.sweep)
+    for one in runs:
+        check_inputs(record, one.schema)  # before the imports that take seconds
     with _environment_restored():
         for one in runs:
-            _check(record, one.schema, request.nodes * request.tasks_per_node())
+            _check(one.schema, request.nodes * request.tasks_per_node())
+    arguments.require_configuration(args, record.name, base)
     folder = _new_folder(base)
     try:
         code = code_snapshot.take(folder / "code")
@@ -102,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.suppress(OSError):  # not empty: a run has begun in it
             base.rmdir()
         raise
+    launches.write(folder, {run.name: job.job_id for run, job in zip(runs, jobs.jobs, strict=True)})
     _report(record.name, runs, folder, code, request, jobs)
     return 0
 
@@ -120,21 +126,15 @@ def _environment_restored() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _check(record: Registration, schema: ShardTraining, processes: int) -> None:
+def _check(schema: ShardTraining, processes: int) -> None:
     """Check now what would stop the job when it starts.
 
     Raises:
-        UserError: the shards are missing or of another kind, the batch does not divide over the ``processes``, or the
-            run was begun with another configuration.
+        UserError: the batch does not divide over the ``processes``, or the run was begun with another configuration.
     """
-    from mmldm_scale.shards.manifest import Manifest
-    from mmldm_scale.shards.remote.remote import is_url
     from mmldm_scale.training import run_folder
     from mmldm_scale.training.engine import deepspeed_engine
 
-    for location in schema.shards:
-        if not is_url(location):
-            Manifest.read(location, record.shards)
     deepspeed_engine.deepspeed_config(schema.training, processes)
     run_folder.check(Path(schema.run), schema)
 

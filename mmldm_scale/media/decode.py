@@ -1,6 +1,7 @@
 """Decoding: media files into clips, picture and sound cut by presentation time on one clock.
 
-``probe(path)`` returns what a file contains; ``read_clips(path, starts, media)`` yields one clip for each start. Time
+``probe(path)`` returns what a file contains; ``read_clips(path, starts, media)`` yields one clip for each start;
+``read_sound(path, media)`` returns the sound at the beginning of a file that may have no picture. Time
 zero, from which ``starts`` and ``MediaInfo.seconds`` count, is the first moment that has both picture and sound, so
 that both cover [0, seconds] whatever the offset of the streams; ``MediaInfo.start`` is that moment on the container's
 own clock. If the sound is in a separate file (``sound=``), both files begin at the same moment. Nothing is guessed: a
@@ -37,7 +38,12 @@ from mmldm_scale.media.track import (
 _RARE = (
     ".3g2 .3gp .asf .divx .dv .f4v .flv .gxf .m1v .m2ts .m2v .mpe .mts .mxf .nut .ogm .ogv .qt .rm .rmvb .ts .vob .wmv"
 )
+_SOUND = (
+    ".aac .ac3 .aif .aifc .aiff .amr .ape .au .caf .dts .eac3 .flac .m4a .m4b .mka .mp2 .mp3 .mpga .oga .ogg .opus "
+    ".snd .spx .tta .w64 .wav .wave .weba .wma .wv"
+)
 SUFFIXES = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", *_RARE.split()])  # of videos
+SOUND_SUFFIXES = frozenset(_SOUND.split())  # of files that are sound alone
 MAX_SECONDS = 48 * 3600.0  # longest duration; a file that claims more is refused
 MIN_BYTES = 16.0  # bytes per second that a file claims, at least; one black picture a second and silence take 300
 
@@ -158,6 +164,42 @@ def read_clips(
                 yield waveform
             else:
                 yield Clip(frames, waveform)
+
+
+def has_picture(path: Path) -> bool:
+    """Return whether ``path`` is a video; cover art in a sound file is no picture of one.
+
+    Raises:
+        MediaError: missing_file, empty_file, unreadable, not_media.
+    """
+    with open_container(Path(path)) as container:
+        return find_stream(container, "video") is not None
+
+
+def read_sound(path: Path, media: MediaConfig) -> np.ndarray:
+    """Return the sound at the beginning of ``path``, which may have no picture: (media.audio_samples,) float32, mono.
+
+    Raises:
+        MediaError: missing_file, empty_file, unreadable, not_media, no_audio_stream, unsupported_codec, encrypted,
+            too_short, truncated, corrupt, clock_jumps or unsupported_sound.
+    """
+    path = Path(path)
+    with closing(AudioTrack(path)) as track:
+        _refuse_encrypted(path, track.stream)
+    with closing(AudioTrack(path)) as track:  # anew, since a packet was read
+        first = next(track.entries(0.0), None)
+        if first is None:
+            raise MediaError("corrupt", f"{path}: no sound can be decoded at its beginning")
+        if isinstance(first.content, MediaError):
+            raise first.content
+        _, end = _span(path, track.stream)
+        if end - first.time < media.seconds - END_TOLERANCE:  # its own start would count what encoders put before it
+            text = f"{path}: {media.seconds:g} s of sound are needed; it has {end - first.time:.3f} s"
+            raise MediaError("too_short", text)
+        waveform = next(window_sounds(track, [0.0], first.time, media))
+    if isinstance(waveform, MediaError):
+        raise waveform
+    return waveform
 
 
 def _refuse_encrypted(path: Path, *streams: Stream | None) -> None:

@@ -32,8 +32,8 @@ av.logging.set_level(None)
 
 # The formats that are opened. Others are rare, or are lists of further files, which must not be opened.
 FORMATS = (
-    "3gp,aac,ac3,aiff,asf,avi,caf,dhav,dv,eac3,flac,flv,gif,gxf,h264,hevc,ivf,kux,m4v,matroska,mov,mp3,mp4,mpeg,mpegts,"
-    "mpegvideo,mxf,nsv,nut,nuv,obu,ogg,pva,rm,ty,vc1,w64,wav,webm,wtv,yuv4mpegpipe"
+    "3gp,aac,ac3,aiff,amr,ape,asf,au,avi,caf,dhav,dts,dv,eac3,flac,flv,gif,gxf,h264,hevc,ivf,kux,m4v,matroska,mov,mp3,"
+    "mp4,mpeg,mpegts,mpegvideo,mxf,nsv,nut,nuv,obu,ogg,pva,rm,tta,ty,vc1,w64,wav,webm,wtv,wv,yuv4mpegpipe"
 )
 MAX_PIXELS = 8192 * 8192  # pixels of a picture; a larger one could fill the memory
 RATES = range(1_000, 768_001)  # Hz, sample rates; with others the header is wrong, and resampling fails

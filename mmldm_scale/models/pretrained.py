@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.checkpoint_folders import find_checkpoints
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.provenance import PROVENANCE
 
 CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "weights.sha256"
 REASON_LENGTH = 300  # characters of a library's message that are repeated in an error
@@ -48,6 +49,13 @@ def seal(folder: Path) -> None:
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
     lines = [f"{sha256(file)}  {name}\n" for name, file in files.items() if file.name != SUMS]
     (folder / SUMS).write_text("".join(lines))
+
+
+def add_sum(folder: Path, file: Path) -> None:
+    """Name ``file``, written into ``folder`` after the sums, in these; a folder without sums stays without."""
+    if (folder / SUMS).is_file():
+        with (folder / SUMS).open("a") as sums:
+            sums.write(f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n")
 
 
 def verify(folder: Path) -> None:
@@ -168,10 +176,10 @@ def load_into(module: torch.nn.Module, folder: Path) -> None:
 def fingerprint(path: Path) -> str:
     """Return the sha256 (64 hex digits) of all names and contents in a weights folder: the identity of a model.
 
-    For a single file it covers that file and, if there is one, the config.json beside it. The sums beside the files do
-    not count: folders that older versions wrote have none.
+    For a single file it covers that file and, if there is one, the config.json beside it. The sums beside the files and
+    the provenance do not count: folders that older versions wrote have none.
     """
-    contents = (file for file in path.rglob("*") if file.name != SUMS)
+    contents = (file for file in path.rglob("*") if file.name not in (SUMS, PROVENANCE))
     paths = sorted(contents) if path.is_dir() else [path, path.with_name(CONFIG)]
     root = path if path.is_dir() else path.parent
     digest = hashlib.sha256()

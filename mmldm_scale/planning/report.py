@@ -12,8 +12,10 @@ from mmldm_scale.config import arguments, presets
 from mmldm_scale.planning.hardware import CLUSTERS
 from mmldm_scale.planning.memory import GIB
 from mmldm_scale.planning.planner import FRAGMENTATION, RUNTIME_BYTES, Fleet, Plan, find_plans
+from mmldm_scale.planning.sizes import load_run, read_sizes
 from mmldm_scale.planning.workload import Workload, load_config, make_workload
 from mmldm_scale.trainables import registry
+from mmldm_scale.trainables.registry import Registration, registered
 
 MAX_ROWS = 8  # plans in the table
 SECONDS_PER_DAY = 86_400
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--samples {args.samples}: must be at least 1")
     if args.network is not None and not 0 < args.network < math.inf:
         raise UserError(f"--network {args.network:g}: GB/s between two nodes must be above 0")
-    workload = _workload(args)
+    workload, sizes = _workload(args)
     cluster = CLUSTERS[args.gpu]
     if args.network is not None:
         cluster = replace(cluster, network=args.network)
@@ -43,11 +45,30 @@ def run(args: argparse.Namespace) -> int:
         remedy = "a smaller contrastive_batch" if workload.samples_together > 1 else "more nodes"
         raise UserError(f"--gpu {args.gpu}: {workload.label} does not fit into {cluster.name}; {remedy} may help")
     print(report(workload, fleet, plans, args.samples or workload.training.total_samples))
+    print(f"sizes: {sizes}")
     return 0
 
 
-def _workload(args: argparse.Namespace) -> Workload:
-    """Return the training of ``--model``: a trainable, whose configuration is given, or else a DiT's preset."""
+def _workload(args: argparse.Namespace) -> tuple[Workload, str]:
+    """Return the training of ``--run`` or ``--model``, and the sizes of its samples for the user."""
+    record, config, label = _training(args)
+    sizes = read_sizes(record, config)
+    config = _with_global_batch(config, args.global_batch)
+    return make_workload(record.name, config, label, sizes.manifest), sizes.description
+
+
+def _training(args: argparse.Namespace) -> tuple[Registration, Any, str]:
+    """Return what ``--run`` trains, its configuration and label; or those of ``--model``.
+
+    The latter names a trainable, whose configuration is given, or else a DiT's preset.
+    """
+    if (args.model is None) == (args.run_folder is None):
+        raise UserError("give either --model NAME or --run DIR")
+    if args.run_folder is not None:
+        if args.configuration:
+            raise UserError(f"--run {args.run_folder}: has its own configuration; give no other beside it")
+        record, config = load_run(args.run_folder, args.overrides)
+        return record, config, f"{args.run_folder} ({record.name})"
     files: list[Path] = []
     if args.model in registry.names():
         trainable, label = args.model, args.model
@@ -57,7 +78,7 @@ def _workload(args: argparse.Namespace) -> Workload:
         trainable, label = "dit", f"DiT-{args.model}"
         files.append(presets.path(args.model, "dit"))
     config = load_config(trainable, [*files, *arguments.files(args, trainable)], args.overrides)
-    return make_workload(trainable, _with_global_batch(config, args.global_batch), label)
+    return registered(trainable), config, label
 
 
 def _with_global_batch(config: Any, size: int | None) -> Any:

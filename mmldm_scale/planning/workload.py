@@ -6,6 +6,7 @@ count_flops(outline)  # {torch.bfloat16: …, torch.float32: …} floating-point
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,10 +25,12 @@ from mmldm_scale.models.recompute import Recomputation
 from mmldm_scale.planning.hardware import Cluster
 from mmldm_scale.planning.memory import FLOAT32_BYTES, run_step, trained_networks, working_outline
 from mmldm_scale.planning.meta_operators import call, fused_attention
+from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.trainables.registry import registered
 from mmldm_scale.training.monitoring.throughput import TRAINING
 from mmldm_scale.training.trainable import StepOutline
 
+PLACEHOLDER = "DIR"  # value of required paths that are not set
 CHECKPOINTING = "activation_checkpointing"  # key of ``model`` in the configuration of a trainable that has it
 ON_OR_OFF: dict[Recomputation, bool] = {"none": False, "full": True}  # values where that key is a bool
 
@@ -84,30 +87,31 @@ class Workload:
 
 
 def load_config(trainable: str, files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Any:
-    """Return the configuration of ``trainable``, with "DIR" for each required path: the planner reads no data.
+    """Return the configuration of ``trainable``, with PLACEHOLDER for each required path that is not set.
 
     Raises:
         UserError: as :func:`mmldm_scale.config.load`.
     """
     schema = registered(trainable).schema()
-    placeholders = [f"{field.name}=DIR" for field in dataclasses.fields(schema) if field.default == MISSING]
+    placeholders = [f"{field.name}={PLACEHOLDER}" for field in dataclasses.fields(schema) if field.default == MISSING]
     return load(schema, files, [*placeholders, *overrides])
 
 
-def make_workload(trainable: str, config: Any, label: str) -> Workload:
+def make_workload(trainable: str, config: Any, label: str, manifest: Manifest | None = None) -> Workload:
     """Return the training of ``trainable`` that ``config`` describes.
 
     Args:
         trainable: name of its record in the registry.
         config: its configuration.
         label: name of the model in the report.
+        manifest: of the set whose samples it is trained on; None: samples of the paper's sizes.
     """
-    record = registered(trainable)
-    outline = record.outline(config)
+    make_outline = functools.partial(registered(trainable).outline, manifest=manifest)
+    outline = make_outline(config)
     return Workload(
         label=label,
         config=config,
-        outline=record.outline,
+        outline=make_outline,
         recomputations=_recomputations(config),
         flops_per_sample=TRAINING * outline.count_flops(),
         samples_together=outline.samples_together,

@@ -1,20 +1,27 @@
 """``mmldm status``: prints the state of runs, from their folders alone.
 
-One run gets a page; several runs, named or found below a folder, get a line each.
+One run gets a page; several runs, named or found below a folder, get a line each. Of exported weights it shows where
+they are from.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from mmldm_scale.common import provenance
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.provenance import PROVENANCE
 from mmldm_scale.runs import run_log
 from mmldm_scale.runs.summary import (
     CONFIG,
+    TREND_RECORDS,
     Curve,
+    QueuedJob,
     RunSummary,
     SavedCheckpoint,
     find_runs,
@@ -22,23 +29,38 @@ from mmldm_scale.runs.summary import (
     read_summary,
 )
 
+QueuedJobs = Callable[[Sequence[str]], Mapping[str, QueuedJob] | None]
 
-def run(args: argparse.Namespace) -> int:
-    """Print the state of the runs ``args.runs``; return 0.
+
+def run(args: argparse.Namespace, queued_jobs: QueuedJobs = lambda ids: None) -> int:
+    """Print the state of the runs ``args.runs``, or the origin of weights among them; return 0.
+
+    Args:
+        queued_jobs: returns those of the SLURM jobs with these ids that are in the queue; None: the queue is not known.
 
     Raises:
         UserError: a folder is no run and contains none; the other runs are printed first.
     """
-    runs_by_path = {path: find_runs(Path(path)) for path in args.runs}
+    weights = [path for path in map(Path, args.runs) if (path / PROVENANCE).is_file()]
+    for folder in weights:
+        origin = provenance.read(folder)
+        print("\n".join([f"{folder}: weights", *(f"  {line}" for line in (origin.lines() if origin else ()))]))
+    runs_by_path = {path: find_runs(Path(path)) for path in args.runs if Path(path) not in weights}
     runs = [run for runs in runs_by_path.values() for run in runs]
-    if len(runs) == 1:
-        print("\n".join(page(read_summary(runs[0]))))
-    elif runs:
-        print("\n".join(table([read_summary(run) for run in runs])))
+    summaries = [read_summary(run) for run in runs]
+    jobs = [job for summary in summaries if not summary.running for job in summary.jobs]
+    queue = queued_jobs(jobs) if jobs else None
+    summaries = [dataclasses.replace(summary, queue=queue) for summary in summaries]
+    if len(summaries) == 1:
+        print("\n".join(page(summaries[0])))
+    elif summaries:
+        print("\n".join(table(summaries)))
     sys.stdout.flush()
     for path, runs_below in runs_by_path.items():
         if not runs_below:
-            raise UserError(f"{path}: is no run and contains none: no {CONFIG} in it or up to two levels below")
+            raise UserError(
+                f"{path}: is no run and contains none: no {CONFIG} or launch in it or up to two levels below"
+            )
     return 0
 
 
@@ -84,7 +106,9 @@ def page(summary: RunSummary) -> list[str]:
 
 def table(summaries: Sequence[RunSummary]) -> list[str]:
     """Return a heading and a line for each run."""
-    rows = [("run", "state", "samples", "", "per s", "left", "loss", "trend", "MFU", "goodput", "last record")]
+    rows = [
+        ("run", "state", "samples", "", "per s", "left", "loss", "trend", "validation", "MFU", "goodput", "last record")
+    ]
     for summary in summaries:
         last, rate, loss = summary.curve.last, summary.curve.rate(), finite_number(summary.curve.last, "loss")
         left = summary.seconds_left if summary.running else None
@@ -98,6 +122,7 @@ def table(summaries: Sequence[RunSummary]) -> list[str]:
                 "" if left is None else _duration(left),
                 "" if loss is None else f"{loss:.4f}",
                 _percent(summary.curve.trend("loss")),
+                _values(summary.validation.last, ("", "validation/loss", "{:.4f}")),
                 _values(last, ("", "speed/mfu", "{:.1%}")),
                 _values(last, ("", "speed/goodput", "{:.1%}")),
                 "" if summary.silence is None else f"{_duration(summary.silence)} ago",
@@ -138,8 +163,27 @@ def _state(summary: RunSummary) -> str:
         process = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
         process += f", SLURM job {holder['job']}" if holder.get("job") else ""
         parts.append(process if alive else f"{process} died and left its lock")
-    parts += [f"last record {_duration(silence)} ago"] if silence is not None else ["nothing logged"]
+    if not summary.running:
+        parts += _job(summary)
+    if silence is not None:
+        parts.append(f"last record {_duration(silence)} ago")
+    elif not summary.queued:
+        parts.append("nothing logged" if summary.is_begun or summary.running else "nothing logged or saved yet")
     return ", ".join(parts)
+
+
+def _job(summary: RunSummary) -> list[str]:
+    """Return what is known of the job of a run that does not run, as parts of a line."""
+    launch = summary.launch
+    submitted = f", submitted {_duration(time.time() - launch.submitted)} ago" if launch else ""
+    if summary.queued:
+        job, queued = summary.queued
+        where = f"on {queued.nodes}" if queued.nodes else f"({queued.reason})"
+        return [f"SLURM job {job} is {queued.state} {where}{submitted if launch and launch.job == job else ''}"]
+    if launch and not summary.is_begun:
+        gone = " and is not in the queue any more" if summary.queue is not None else ""
+        return [f"SLURM job {launch.job}{submitted}{gone}; its log is in {launch.config.parent}"]
+    return []
 
 
 def _losses(curve: Curve, tag: str) -> str:
@@ -150,8 +194,12 @@ def _losses(curve: Curve, tag: str) -> str:
         if value is not None:
             label = "" if name == tag else f"{name.removeprefix(f'{tag}/')} "
             values.append(f"{label}{value:.4f}{f' ({change})' if change else ''}")
-    compared = f", over the last tenth of the run (means of {len(curve.recent)})" if curve.earlier else ""
-    return ", ".join(values) + compared if values else ""
+    if not values:
+        return ""
+    if curve.earlier:
+        return f"{', '.join(values)}, over {curve.distance:,.0f} samples (means of {len(curve.recent)} records)"
+    number = f"{curve.count} record" + ("s" if curve.count > 1 else "")
+    return f"{', '.join(values)} ({number} so far; a trend takes {TREND_RECORDS})"
 
 
 def _percent(change: float | None) -> str:

@@ -9,29 +9,39 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
 from mmldm_scale.common import leases
 from mmldm_scale.common.checkpoint_folders import find_checkpoints
-from mmldm_scale.runs import run_log
+from mmldm_scale.runs import launches, run_log
+from mmldm_scale.runs.launches import Launch
 
 CONFIG = "config.yaml"
-SMOOTHING = 10  # maximum number of records in the means that a trend compares
+SMOOTHING = 10  # maximum number of records in each of the two means that a trend compares
+TREND_RECORDS = 10  # records that a log needs for a trend
 SILENT_AFTER = 5.0  # a running run is silent after this many times its usual interval between records,
 SHORTEST_SILENCE = 60.0  # and at least this many seconds
 
 
 def find_runs(folder: Path) -> list[Path]:
     """Return ``[folder]`` if it is a run, else the runs in it, at most two levels down."""
-    if (folder / CONFIG).is_file():
+    if _is_run(folder):
         return [folder]
-    return sorted(file.parent for pattern in ("*", "*/*") for file in folder.glob(f"{pattern}/{CONFIG}"))
+    begun = {file.parent for pattern in ("*", "*/*") for file in folder.glob(f"{pattern}/{CONFIG}")}
+    bases = {file.parent.parent for pattern in ("", "*/") for file in folder.glob(f"{pattern}launch-*/{launches.JOBS}")}
+    launched = {run for base in bases for run in launches.runs_below(base)}
+    return sorted(run for run in begun | launched if not launches.is_launch(run))
+
+
+def _is_run(folder: Path) -> bool:
+    is_begun = (folder / CONFIG).is_file() and not launches.is_launch(folder)
+    return is_begun or launches.last_launch(folder) is not None
 
 
 def finite_number(record: dict[str, Any], key: str) -> float | None:
@@ -41,22 +51,30 @@ def finite_number(record: dict[str, Any], key: str) -> float | None:
 
 
 class Curve:
-    """The last records of a log, and those that were logged a tenth of the run earlier.
+    """The last records of a log, and those that were logged a tenth of the run, or of the log's records, earlier.
 
     Args:
         lines: of the log.
         total: length of the run, in samples.
+
+    Attributes:
+        count: number of records.
+        recent: the last of them.
+        earlier: as many from before; empty if there are fewer than TREND_RECORDS.
     """
 
     def __init__(self, lines: Sequence[bytes], total: float) -> None:
+        self.count = len(lines)
         self.recent: list[run_log.Record] = _records(lines, len(lines), 1)
         self.earlier: list[run_log.Record] = []
         if not self.recent:
             return
         samples_earlier = self.recent[0]["samples_seen"] - total / 10
         end = bisect.bisect_right(lines, samples_earlier, key=_samples_seen)
-        count = max(1, min(SMOOTHING, len(lines) - end))
-        self.recent, self.earlier = _records(lines, len(lines), count), _records(lines, end, count)
+        size = max(1, min(SMOOTHING, max(TREND_RECORDS // 2, self.count - end), self.count // 2))
+        self.recent = _records(lines, self.count, size)
+        if self.count >= TREND_RECORDS:
+            self.earlier = _records(lines, min(end, self.count - size) if end >= size else self.count - size, size)
 
     @property
     def last(self) -> run_log.Record:
@@ -71,6 +89,12 @@ class Curve:
         )
         return fmean(recent) / fmean(earlier) - 1 if recent and earlier and fmean(earlier) else None
 
+    @property
+    def distance(self) -> float:
+        """Samples between the records that a trend compares."""
+        samples: float = self.recent[-1]["samples_seen"] - self.earlier[-1]["samples_seen"]
+        return samples
+
     def rate(self) -> float | None:
         """Return the recent samples per second of wall-clock time, pauses included."""
         same_start = [r for r in self.recent if r.get(run_log.START) == self.last.get(run_log.START)]
@@ -79,6 +103,19 @@ class Curve:
             samples: float = same_start[-1]["samples_seen"] - same_start[0]["samples_seen"]
             return samples / seconds
         return finite_number(self.last, "speed/samples_per_second")
+
+
+class QueuedJob(Protocol):
+    """A job in SLURM's queue: its state ("PENDING", …), its nodes, and why it waits."""
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def nodes(self) -> str: ...
+
+    @property
+    def reason(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -102,6 +139,8 @@ class RunSummary:
         starts: the records of starts.jsonl, which SLURM jobs write.
         hangs: the folders of hangs, oldest first.
         weights_bytes: size of the newest checkpoint's weights, which are float32.
+        launch: the last ``mmldm launch`` of the run, if there was one.
+        queue: the run's jobs that SLURM's queue holds, by id; None: the queue is not known.
     """
 
     run: Path
@@ -114,6 +153,8 @@ class RunSummary:
     starts: list[dict[str, Any]]
     hangs: list[Path]
     weights_bytes: int | None
+    launch: Launch | None = None
+    queue: Mapping[str, QueuedJob] | None = None
 
     @property
     def samples_seen(self) -> float:
@@ -137,14 +178,41 @@ class RunSummary:
         """Seconds since the last record."""
         return time.time() - self.curve.last["time"] if self.curve.last else None
 
+    @property
+    def jobs(self) -> list[str]:
+        """The ids of the SLURM jobs that may run it: of its last launch, and of its last start."""
+        ids = [self.launch.job] if self.launch else []
+        return list(dict.fromkeys(ids + [str(start["job"]) for start in self.starts[-1:] if start.get("job")]))
+
+    @property
+    def queued(self) -> tuple[str, QueuedJob] | None:
+        """The run's job in SLURM's queue and its id, if there is one."""
+        return next(((job, (self.queue or {})[job]) for job in self.jobs if job in (self.queue or {})), None)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the run has logged or saved anything."""
+        return bool(self.curve.last or self.checkpoints)
+
     def state(self) -> str:
-        """Return "running", "finished", "stopped" or "silent": running, but without new records for too long."""
+        """Return the state of the run in one or two words.
+
+        "running", or "silent" without new records for too long; "finished"; "waiting" for SLURM or "starting", if its
+        job is in the queue; "submitted" by a launch, if the queue is not known; "not started", if there is only a
+        configuration; else "stopped".
+        """
         if self.running:
             times = [record["time"] for record in self.curve.recent]
             interval = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else math.inf
             limit = max(SHORTEST_SILENCE, SILENT_AFTER * interval)
             return "silent" if self.silence and self.silence > limit else "running"
-        return "finished" if self.total_samples and self.samples_seen >= self.total_samples else "stopped"
+        if self.total_samples and self.samples_seen >= self.total_samples:
+            return "finished"
+        if self.queued:
+            return "waiting" if self.queued[1].state == "PENDING" else "starting"
+        if not self.is_begun:
+            return "submitted" if self.launch and not self.starts and self.queue is None else "not started"
+        return "stopped"
 
     def section(self, key: str) -> dict[str, Any]:
         """Return the mapping ``key`` of the configuration; empty if it has none."""
@@ -155,8 +223,10 @@ class RunSummary:
 def read_summary(run: Path) -> RunSummary:
     """Return the state of the run in the folder ``run``."""
     config: dict[str, Any] = {}
+    launch = launches.last_launch(run)
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
-        content = yaml.safe_load((run / CONFIG).read_text("utf-8"))
+        file = run / CONFIG
+        content = yaml.safe_load((launch.config if launch and not file.exists() else file).read_text("utf-8"))
         config = content if isinstance(content, dict) else {}
     training = config.get("training")
     total = (finite_number(training, "total_samples") if isinstance(training, dict) else None) or 0.0
@@ -181,6 +251,7 @@ def read_summary(run: Path) -> RunSummary:
         starts=_starts(run),
         hangs=sorted(run.glob("hangs/*")),
         weights_bytes=_weights_bytes(run),
+        launch=launch,
     )
 
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from mmldm_scale.common import rng
+from mmldm_scale.common import portable_paths, rng
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.modalities import Modality, as_pair, by_modality
 from mmldm_scale.config import DiffusionConfig, DiTConfig, GenerationTask, MediaConfig, Sampling
@@ -26,7 +26,7 @@ from mmldm_scale.diffusion.guided_sampling import GIVEN, Latents, sample_latents
 from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.diffusion.normalise import Statistics, normalise, restore
 from mmldm_scale.diffusion.samplers import get_sampler
-from mmldm_scale.media.audio_image import AudioImage, signals
+from mmldm_scale.media.audio_image import AudioImage, frame_signals, waveforms
 from mmldm_scale.media.clip import NO_FRAMES, NO_SOUND, Clip
 from mmldm_scale.media.pixels import to_frames
 from mmldm_scale.media.vocoder import load_vocoder
@@ -51,7 +51,7 @@ class DiTDescription:
     video_shape: Shape | None  # likewise
     statistics: dict[Modality, Statistics]  # of the model's modalities
     media: MediaConfig
-    autoencoder: dict[str, str]  # "path" and "fingerprint" of the autoencoder that made the latents
+    autoencoder: dict[str, str]  # "path" (portable) and "fingerprint" of the autoencoder that made the latents
     context: str  # kind of context that the DiT was trained with: "none", "class" or "text"
     classes: list[str]  # names of its classes, if the context is a class
 
@@ -137,9 +137,7 @@ class Pipeline:
         settings, device = settings or Sampling(), torch.device(device)
         description = DiTDescription.read(checkpoint)
         dtype = DTYPES[settings.precision]
-        # Settings that cannot work are refused before anything is loaded.
-        get_sampler(settings.sampler, noise_process(description.diffusion), settings.steps)
-        check_decoding(settings.decoding)
+        check_settings(description, settings)
         choose_backend(settings.attention, device, dtype, description.model.width // description.model.heads)
         folder = find_autoencoder(description, autoencoder)
         model = replace(description.model, attention=settings.attention)
@@ -175,7 +173,7 @@ class Pipeline:
                 task needs a modality that the model does not have.
             ValueError: ``inputs``, ``labels`` or ``embeddings`` are not one for each sample.
         """
-        clips = self._decode(task, indices, self.latents(task, indices, inputs, labels, embeddings))
+        clips = self.decode(task, indices, self.latents(task, indices, inputs, labels, embeddings))
         if GIVEN[task] == "audio":
             return [replace(clip, waveform=source.waveform) for clip, source in zip(clips, inputs, strict=True)]
         if GIVEN[task] == "video":
@@ -190,11 +188,16 @@ class Pipeline:
         inputs: Sequence[Clip] = (),
         labels: Sequence[str] = (),
         embeddings: Sequence[Tensor] = (),
+        condition: Tensor | None = None,
     ) -> Latents:
-        """Return the normalised latents that :meth:`generate` decodes to clips; its arguments and errors."""
+        """Return the normalised latents that :meth:`decode` makes clips of; arguments and errors of :meth:`generate`.
+
+        Args:
+            condition: in place of ``inputs``, the normalised latents of the given modality, (B, C, H, W).
+        """
         self.description.check_task(task)
         given, count = GIVEN[task], len(indices)
-        if given and len(inputs) != count:
+        if given and condition is None and len(inputs) != count:
             raise ValueError(f"{task} needs one input for each sample: {count}, not {len(inputs)}")
         for name, values in (("labels", labels), ("embeddings", embeddings)):
             if len(values) not in (0, count):
@@ -202,7 +205,8 @@ class Pipeline:
         shapes = self.description.shapes.items()
         noise = Latents(**{name: self._noise(f"sample/{task}/{name}", indices, shape) for name, shape in shapes})
         guidance = {"audio": self.settings.audio_guidance, "video": self.settings.video_guidance}
-        condition = self._encode(inputs, given) if given else None
+        if given:
+            condition = self._encode(inputs, given) if condition is None else condition.to(self.device)
         context = self._context(labels, embeddings)
         steps, sampler = self.settings.steps, self.settings.sampler
         return sample_latents(self.dit, self.process, task, noise, steps, guidance, condition, context, sampler=sampler)
@@ -226,11 +230,19 @@ class Pipeline:
         return {"context": context, "context_length": torch.tensor([*map(len, embeddings)], device=self.device)}
 
     def _encode(self, clips: Sequence[Clip], modality: Modality) -> Tensor:
-        """Return the normalised latents (B, C, H, W) of one modality of ``clips``, the means of their posteriors."""
-        posteriors = self.autoencoder.encode(*signals(clips, self.audio_image, self.device))
-        return normalise(posteriors.present[modality].mean, self.description.statistics[modality])
+        """Return the normalised latents (B, C, H, W) of one modality of ``clips``, the means of their posteriors.
 
-    def _decode(self, task: GenerationTask, indices: Sequence[int], latents: Latents) -> list[Clip]:
+        The clips need not have the other one.
+        """
+        if modality == "audio":
+            posterior = self.autoencoder.encode_sound(self.audio_image.encode(waveforms(clips, self.device)))
+        else:
+            posterior = self.autoencoder.encode_frames(frame_signals(clips, self.device))
+        return normalise(posterior.mean, self.description.statistics[modality])
+
+    @torch.no_grad()
+    def decode(self, task: GenerationTask, indices: Sequence[int], latents: Latents) -> list[Clip]:
+        """Return the clips of the normalised ``latents`` of the samples ``indices`` of ``task``."""
         statistics, shape = self.description.statistics, self.autoencoder.noise_shape
         restored = {name: restore(latent, statistics[name]) for name, latent in latents.present.items()}
         shapes: dict[Modality, tuple[int, ...]] = {"audio": shape, "video": (self.media.frames, *shape)}
@@ -251,6 +263,12 @@ class Pipeline:
         return torch.from_numpy(noise).clone().to(self.device)
 
 
+def check_settings(description: DiTDescription, settings: Sampling) -> None:
+    """Raise UserError if the samplers of ``settings`` do not fit this DiT; nothing is loaded for that."""
+    get_sampler(settings.sampler, noise_process(description.diffusion), settings.steps)
+    check_decoding(settings.decoding)
+
+
 def find_autoencoder(description: DiTDescription, path: str | Path | None = None) -> Path:
     """Return the weights folder of the autoencoder that made the DiT's latents, at ``path`` or its path at that time.
 
@@ -259,7 +277,7 @@ def find_autoencoder(description: DiTDescription, path: str | Path | None = None
     """
     known = description.autoencoder
     try:
-        folder = pretrained.find(path or known["path"], "autoencoder")
+        folder = pretrained.find(path or portable_paths.find(Path(known["path"]), description.folder), "autoencoder")
     except UserError as error:
         raise UserError(
             str(error) if path else f"{error}; --autoencoder DIR names its new place (in training: preview.autoencoder)"

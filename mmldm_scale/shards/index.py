@@ -46,6 +46,7 @@ class ShardIndex:
         crc32: (n,) int64, over each sample's span of the tar, from its first header to its last padding.
         offsets, sizes: (n, m) int64, offset and size in bytes of each member's content in the tar.
         dropped: one row per dropped candidate: key, path, reason, detail.
+        recordings: (n,) uint64, ids of the samples' recordings (:mod:`.recordings`); None: of an earlier version.
         statistics: latent shards: sums over the samples, from which the set's statistics are computed.
     """
 
@@ -58,6 +59,7 @@ class ShardIndex:
     offsets: np.ndarray
     sizes: np.ndarray
     dropped: list[dict[str, str]] = field(default_factory=list)
+    recordings: np.ndarray | None = None
     statistics: dict[str, Any] | None = None
 
     def __len__(self) -> int:
@@ -84,6 +86,9 @@ class ShardIndex:
             "offsets": self.offsets.tolist(),
             "sizes": self.sizes.tolist(),
             "dropped": self.dropped,
+            "recordings": None
+            if self.recordings is None
+            else [f"{number:016x}" for number in self.recordings.tolist()],
             "statistics": self.statistics,
         }
         write_json(folder / f"{self.name}.json", value)
@@ -107,6 +112,7 @@ class ShardIndex:
                 offsets=np.array(value["offsets"], np.int64).reshape(count, width),
                 sizes=np.array(value["sizes"], np.int64).reshape(count, width),
                 dropped=[{column: str(row[column]) for column in DROP_COLUMNS} for row in value["dropped"]],
+                recordings=_read_recordings(value.get("recordings"), count),
                 statistics=value["statistics"],
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -146,3 +152,8 @@ class ShardIndex:
         ends = (self.offsets + padded(self.sizes)).reshape(-1)
         begins = self.offsets.reshape(-1) - BLOCK
         return bool(begins[0] == 0 and np.array_equal(begins[1:], ends[:-1]) and ends[-1] <= self.bytes)
+
+
+def _read_recordings(ids: list[str] | None, count: int) -> np.ndarray | None:
+    """Return the ids, of 16 hex digits each; raise ValueError, OverflowError or TypeError if they are not ``count``."""
+    return None if ids is None else np.array([int(text, 16) for text in ids], np.uint64).reshape(count)

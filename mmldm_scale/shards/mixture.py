@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,11 @@ class Mixture:
         return sum(map(len, self.sets))
 
     @property
+    def counts(self) -> dict[str, int]:
+        """The number of samples of each set, by its location."""
+        return {str(shards.location): len(shards) for shards in self.sets}
+
+    @property
     def manifest(self) -> Manifest:
         """The first set's manifest. Kind, media, shapes and autoencoder are the same for all sets."""
         return self.sets[0].manifest
@@ -84,6 +90,14 @@ class Mixture:
             return self.sets[0].fingerprint
         parts = [[shards.fingerprint, weight] for shards, weight in zip(self.sets, self.weights, strict=True)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def origins(self) -> list[dict[str, Any]]:
+        """Name, number of samples and fingerprint of each set, without the path where it lies."""
+        return [
+            {"name": Path(shards.location).name, "samples": len(shards), "fingerprint": shards.fingerprint}
+            for shards in self.sets
+        ]
 
     def locate(self, position: int) -> tuple[int, int]:
         """Return (set number, position in that set's order) of global ``position``.

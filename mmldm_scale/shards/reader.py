@@ -22,12 +22,14 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from mmldm_scale.common.addresses import is_url
 from mmldm_scale.common.errors import Outage, UserError
 from mmldm_scale.shards.index import ShardIndex
 from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.manifest import Kind, Manifest
+from mmldm_scale.shards.recordings import UNKNOWN
 from mmldm_scale.shards.remote.cache import Cache
-from mmldm_scale.shards.remote.remote import StoredTar, is_url
+from mmldm_scale.shards.remote.remote import StoredTar
 
 _FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # limit of open files of this process
 OPEN_TARS = 4096 if _FILES == resource.RLIM_INFINITY else _FILES // 2  # a mapped tar occupies a file descriptor
@@ -72,6 +74,8 @@ class ShardSet:
         manifest: its contents and origin.
         members: member names of every sample.
         sizes: number of samples of each shard.
+        recordings: (m,) uint64, sorted: the ids of the recordings that its samples come from, as far as known.
+        unknown_recordings: number of samples whose recording is not known.
     """
 
     def __init__(
@@ -124,6 +128,10 @@ class ShardSet:
         self._spans = np.concatenate([np.empty((0, 2), np.int64), *(index.spans for index in filled)])  # (n, 2)
         ranges = (np.stack([index.offsets, index.offsets + index.sizes], axis=-1) for index in filled)
         self._ranges = np.concatenate([np.empty((0, width, 2), np.int64), *ranges])  # (n, m, 2): each member's
+        of_samples = [index.recordings for index in indexes if index.recordings is not None]
+        known = np.concatenate([np.empty(0, np.uint64), *of_samples])  # (n,)
+        known = known[known != UNKNOWN]
+        self.recordings, self.unknown_recordings = np.unique(known), len(self._keys) - len(known)
         self._open: OrderedDict[int, memoryview] = OrderedDict()  # mapped tars by shard, least recently used first
 
     def __len__(self) -> int:
@@ -187,6 +195,15 @@ class ShardSet:
     def shard_of(self, index: int) -> str:
         """Return the name of the shard that contains sample ``index``."""
         return self.manifest.shards[int(np.searchsorted(self._ends, index, side="right"))].name
+
+    def indices_of_recordings(self, ids: np.ndarray) -> list[int]:
+        """Return the indices of the samples that come from the recordings ``ids``, (m,) uint64; reads all indexes."""
+        found: list[int] = []
+        for shard in range(len(self.sizes)):
+            of_samples = ShardIndex.read(self.folder, shard).recordings
+            if of_samples is not None:
+                found += (np.flatnonzero(np.isin(of_samples, ids)) + self.shard_range(shard).start).tolist()
+        return found
 
     def stored_tar(self, shard: int) -> StoredTar:
         """Return location, size and sha256 of the tar of shard number ``shard``."""

@@ -18,6 +18,7 @@ from mmldm_scale.shards.index import ShardIndex
 from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.latents import PARTS, LatentSample, Sums, decode_latents, parts_of, statistics, sums
 from mmldm_scale.shards.manifest import DROPPED, MANIFEST, PLAN, Manifest, ShardEntry
+from mmldm_scale.shards.recordings import recording_id
 
 Members = dict[str, bytes]
 
@@ -113,6 +114,7 @@ def _check_shard(folder: Path, manifest: Manifest, entry: ShardEntry, index: Sha
     indexed = ShardEntry.of(index)
     faults = [] if entry == indexed else [f"the index has {indexed}, the manifest {entry}"]
     keys: list[str] = []
+    recordings: list[int] = []
     latents: list[LatentSample] = []
     if not index.bytes:  # everything was dropped, and there is no tar
         return faults, sums(latents)
@@ -125,12 +127,15 @@ def _check_shard(folder: Path, manifest: Manifest, entry: ShardEntry, index: Sha
             keys.append(key)
             try:
                 latents += _check_sample(manifest, index, members)
+                recordings.append(recording_id(json.loads(members["json"])))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 faults.append(f"sample {key}: {error}")
     except (OSError, tarfile.TarError) as error:
         raise DamagedSet(f"{tar}: cannot be read to its end: {error}") from None
     if keys != index.keys:
         faults.append(f"the {len(keys)} samples of the tar differ from the {len(index)} of the index")
+    elif not faults and index.recordings is not None and recordings != index.recordings.tolist():
+        faults.append("the recordings in its index differ from those of its samples")
     part = sums(latents)
     if manifest.kind == "latents" and index.statistics != part:
         faults.append("the sums in its index differ from those of its samples")

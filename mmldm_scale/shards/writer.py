@@ -21,6 +21,7 @@ import numpy as np
 
 from mmldm_scale.common.atomic_files import WholeFile
 from mmldm_scale.shards.index import BLOCK, KEY, MEMBER, ShardIndex, padded, shard_name
+from mmldm_scale.shards.recordings import recording_id
 
 _END = bytes(2 * BLOCK)  # two empty blocks end a tar
 
@@ -35,6 +36,7 @@ class ShardWriter:
         self._digest = hashlib.sha256()
         self._members: list[str] = []
         self._rows: dict[str, tuple[int, list[int], list[int]]] = {}  # key: CRC-32, offsets, sizes
+        self._recordings: list[int] = []
         self._dropped: list[dict[str, str]] = []
 
     def add(self, key: str, members: dict[str, bytes], meta: dict[str, Any]) -> None:
@@ -53,6 +55,7 @@ class ShardWriter:
         data = b"".join(blocks)
         self._write(data)
         self._rows[key] = (zlib.crc32(data), offsets, [len(content) for content in members.values()])
+        self._recordings.append(recording_id(meta))
 
     def drop(self, key: str, path: str, reason: str, detail: str) -> None:
         """Record a candidate that does not become a sample."""
@@ -79,6 +82,7 @@ class ShardWriter:
             offsets=np.array([offsets for _, offsets, _ in self._rows.values()], np.int64).reshape(shape),
             sizes=np.array([sizes for _, _, sizes in self._rows.values()], np.int64).reshape(shape),
             dropped=self._dropped,
+            recordings=np.array(self._recordings, np.uint64),
             statistics=statistics,
         )
         if self._rows:

@@ -5,6 +5,7 @@ wraps a network that distinguishes real pictures from the model's. The training 
 discriminator's loss, and its ``generator_loss`` for the adversarial term of the model's loss.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -56,8 +57,8 @@ class AdversarialLoss(nn.Module):
 
         Returns:
             "loss", "logit_real", "logit_fake" and "accuracy", each (B,) float32. The accuracy is the share of logits
-            with the right sign, of the real and of the model's pictures in equal parts: 0.5 if it cannot tell them
-            apart.
+            on the right side of those of a discriminator that cannot tell them apart, of the real and of the model's
+            pictures in equal parts: 0.5 for such a one.
         """
         fakes = self.arrangements(real, fake)
         real_logits, *fake_logits = self._logits(torch.cat([real, *fakes])).split(len(real))
@@ -66,7 +67,8 @@ class AdversarialLoss(nn.Module):
         else:
             losses = [functional.relu(1 - real_logits), *(functional.relu(1 + logits) for logits in fake_logits)]
         parts = torch.stack([part.mean(dim=1) for part in losses])  # (B, n) each -> (1 + fakes, B)
-        right = torch.stack([real_logits > 0, fake_logits[0] < 0]).float()  # (2, B, n)
+        even = self._even_logit(len(fakes))
+        right = torch.stack([real_logits > even, fake_logits[0] < even]).float()  # (2, B, n)
         return {
             "loss": parts.mean(dim=0) if self.loss == "hinge" else parts.sum(dim=0),
             "logit_real": real_logits.detach().mean(dim=1),
@@ -82,6 +84,15 @@ class AdversarialLoss(nn.Module):
         else:
             losses = functional.relu(1 - logits) if self.loss == "hinge" else -logits
         return losses.mean(dim=1)
+
+    def _even_logit(self, fakes: int) -> float:
+        """Return the logit that has the least loss where a picture is as likely real as each of ``fakes`` fakes.
+
+        In the hinge forms all logits in -1..1 are alike with one fake; with more, -1 is the best.
+        """
+        if self.loss == "log":
+            return -math.log(fakes)
+        return -1.0 if fakes > 1 else 0.0
 
     def _logits(self, pictures: Tensor) -> Tensor:
         """Return float32 logits (N, n) of ``pictures`` (N, P, 3, S, S); the network runs in its own precision."""

@@ -13,6 +13,7 @@ calls these functions itself may call :func:`register` instead.
 
 import importlib
 import importlib.metadata
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from mmldm_scale.common.errors import UserError
 
 if TYPE_CHECKING:  # a command line that is only parsed imports neither
     from mmldm_scale.config import ShardTraining
-    from mmldm_scale.shards.manifest import Kind
+    from mmldm_scale.shards.manifest import Kind, Manifest
 
 ENTRY_POINTS = "mmldm_scale.trainables"  # group of the entry points of other packages
 
@@ -35,7 +36,8 @@ class Registration:
         build_path: "module:attribute" of ``build_trainable(config)``, which returns a
             :class:`mmldm_scale.training.trainable.Trainable`.
         outline_path: "module:attribute" of ``outline(config)``, which returns a step of it on shapes alone
-            (:class:`mmldm_scale.training.trainable.StepOutline`); the planner runs that.
+            (:class:`mmldm_scale.training.trainable.StepOutline`); the planner runs that. A parameter ``manifest``, if
+            it has one, is the Manifest of the set whose samples the step is for.
         shards: kind of the shard sets that it learns from.
         weights: kind of the weights folders that it writes.
         weights_prefix: what the names of the exported parameters begin with in the trained module.
@@ -58,9 +60,18 @@ class Registration:
         """Return the trainable that ``config`` describes; raise UserError if data or settings cannot work."""
         return _resolve(self.build_path)(config)
 
-    def outline(self, config: Any) -> Any:
-        """Return one step of the trainable on the device "meta"."""
-        return _resolve(self.outline_path)(config)
+    def outline(self, config: Any, manifest: "Manifest | None" = None) -> Any:
+        """Return one step of the trainable on the device "meta".
+
+        Args:
+            manifest: of the set whose samples the step is for; None: the trainable's own sizes, those of the paper.
+        """
+        outline = _resolve(self.outline_path)
+        return outline(config) if manifest is None else outline(config, manifest=manifest)
+
+    def takes_manifest(self) -> bool:
+        """Return whether :meth:`outline` can be for the samples of a given set."""
+        return "manifest" in inspect.signature(_resolve(self.outline_path)).parameters
 
 
 def _record(name: str, schema: str, shards: "Kind", weights_prefix: str) -> Registration:

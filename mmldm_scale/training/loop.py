@@ -5,33 +5,33 @@ when ``training.total_samples`` samples are seen or a signal asks it to stop. Re
 """
 
 import functools
-import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmldm_scale.cluster import requeue, slurm
 from mmldm_scale.common.errors import LostContact, UserError
 from mmldm_scale.config import ShardTraining, TrainingConfig
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.training import initial_weights
-from mmldm_scale.training.checkpoint import ema_snapshots
-from mmldm_scale.training.checkpoint.manager import Checkpoints
+from mmldm_scale.training.checkpoint import ema_snapshots, weights_origin
+from mmldm_scale.training.checkpoint.manager import Checkpoints, HasState
 from mmldm_scale.training.checkpoint.manifest import DISCRIMINATOR, ENGINE, read_manifest
+from mmldm_scale.training.clock import Clock
 from mmldm_scale.training.data.loader import MicroBatches, load
 from mmldm_scale.training.engine import deepspeed_engine, deepspeed_internals, ema
 from mmldm_scale.training.engine.discriminator_engine import DiscriminatorEngine
 from mmldm_scale.training.engine.distributed import GRACE, World, is_lost_contact, start, stop
 from mmldm_scale.training.engine.optimizer import learning_rate
 from mmldm_scale.training.engine.step_guard import StepGuard
-from mmldm_scale.training.monitoring import metric_means, throughput, validation
+from mmldm_scale.training.monitoring import scalars, throughput, validation
+from mmldm_scale.training.monitoring.announcements import Sizes, Start, closing, opening
+from mmldm_scale.training.monitoring.interval_means import IntervalMeans, step_means
 from mmldm_scale.training.monitoring.logger import Logger
 from mmldm_scale.training.monitoring.previews import Previews
 from mmldm_scale.training.monitoring.profiler import StepProfiler
@@ -39,13 +39,16 @@ from mmldm_scale.training.resilience.run_lock import RunLock, locked
 from mmldm_scale.training.resilience.signals import EXIT_STOPPED, StopRequest, restore_handlers
 from mmldm_scale.training.resilience.step_skipping import StepSkipping, read_skipped_ranges_on_rank0
 from mmldm_scale.training.resilience.watchdog import Watchdog
-from mmldm_scale.training.run_folder import SameFolder, begin
-from mmldm_scale.training.step import MicroStep
+from mmldm_scale.training.run_folder import SameFolder, begun
+from mmldm_scale.training.step import MicroStep, Step
 from mmldm_scale.training.trainable import Batch, StepInfo, Trainable
 
 
-def train(build_trainable: Callable[[Any], Trainable], config: ShardTraining) -> int:
+def train(build_trainable: Callable[[Any], Trainable], config: ShardTraining, source: str = "") -> int:
     """Train what ``build_trainable(config)`` returns, in the folder ``config.run``; return the exit status.
+
+    Args:
+        source: where the configuration comes from, such as "preset L"; printed at the start.
 
     Raises:
         UserError: the configuration, data or checkpoints cannot work.
@@ -57,10 +60,15 @@ def train(build_trainable: Callable[[Any], Trainable], config: ShardTraining) ->
         run = Path(config.run)
         torch.manual_seed(config.training.seed)  # of the initial weights; all else is keyed by position
         torch.backends.cudnn.deterministic = True
-        with locked(run, world) as lock:
-            begin(run, config, world)
+        with locked(run, world) as lock, begun(run, config, world):
             trainable = initial_weights.build(build_trainable, config, world)
+            sizes = Sizes.of(trainable)
             trainer = Trainer(trainable, config.training, run, world, lock)
+            if trainer.logger and not trainer.is_done:
+                print(
+                    *opening(trainable, sizes, config, world, trainer.samples_seen, source), sep="\n", file=sys.stderr
+                )
+                trainer.logger.configuration(config)
             is_stopped = trainer.run(stop_request)
         if is_stopped:
             requeue.report_exit_status(EXIT_STOPPED)
@@ -78,26 +86,13 @@ def train(build_trainable: Callable[[Any], Trainable], config: ShardTraining) ->
 
 
 def _requeue_job(stop_request: StopRequest, world: World) -> None:
-    """Requeue the SLURM job, unless SIGTERM asked to stop: then somebody cancelled it.
+    """Requeue the SLURM job, unless SIGTERM or Ctrl-C asked to stop: then somebody cancelled it.
 
     All ranks wait for rank 0, since srun ends them all as soon as one of them exits.
     """
-    if world.any(stop_request.signal not in (None, signal.SIGTERM)) and world.is_rank0 and slurm.job():
+    if world.any(stop_request.signal not in (None, signal.SIGTERM, signal.SIGINT)) and world.is_rank0 and slurm.job():
         slurm.requeue()
     world.barrier()
-
-
-@dataclass
-class Step:
-    """One optimizer step.
-
-    Attributes:
-        values: what is logged by tag: each micro-batch's per-sample values, still on the device.
-        must_stop: whether a signal asked any process to stop.
-    """
-
-    values: dict[str, list[Tensor]] = field(default_factory=dict)
-    must_stop: bool = False
 
 
 class Trainer:
@@ -117,13 +112,17 @@ class Trainer:
         self.validate_every = (config.validate_every or config.checkpoint_every) if trainable.validation else 0
         self._build_engines()
         self.skipped_data = read_skipped_ranges_on_rank0(run, world)
-        self.checkpoints = Checkpoints(run, world, config, trainable.inputs, states={"step_skipping": self.skipping})
+        self.interval = IntervalMeans(world)
+        states: dict[str, HasState] = {"step_skipping": self.skipping, "interval_means": self.interval}
+        self.checkpoints = Checkpoints(run, world, config, trainable.inputs, states)
+        self.save_clock, self.preview_clock = Clock(config.checkpoint_minutes), Clock(config.preview_minutes)
         self.watchdog = Watchdog(run, world, config.collective_timeout)
         self.previews = Previews(trainable, self.engine, world, self.watchdog)
         self.profiler = StepProfiler(run, config.profile_steps if world.is_rank0 else 0)
-        for message in trainable.startup_messages:
-            self._print(message)
+        self._print(*trainable.startup_messages)
         self._resume(self.checkpoints.newest())
+        self.start = Start(self.samples_seen, time.monotonic())
+        self.last_loss: float | None = None  # mean over the last step; None before the first
 
     def _build_engines(self) -> None:
         """Build the model's engine and the discriminator's, and what takes a step with them."""
@@ -150,7 +149,7 @@ class Trainer:
         """Set everything to ``checkpoint``, or to the start of the run if it is None."""
         config, world = self.config, self.world
         self.samples_seen = self.checkpoints.load(self.engines, checkpoint) if checkpoint else 0
-        self.saved_at = self.samples_seen
+        self.saved_at = self.started_at = self.samples_seen
         self.logger = Logger(self.folder, self.samples_seen, config.total_samples) if world.is_rank0 else None
         self.batches = self._micro_batches()
         peak = throughput.peak_flops(world.device, DTYPES[config.precision]) * world.size  # FLOP/s
@@ -165,18 +164,17 @@ class Trainer:
             UserError: too many steps in a row were skipped, and going back to a checkpoint cannot help; or a checkpoint
                 cannot be written, for another reason than a full disk.
         """
+        is_stopped = False
         with self.watchdog:
             try:
-                while self.samples_seen < self.config.total_samples:
+                while not (self.is_done or is_stopped):
                     step = self._step(stop_request)
                     self.profiler.step(self.samples_seen)
                     if self.skipping.must_go_back:
                         self._go_back()
                         continue
                     self._between_steps(step)
-                    if step.must_stop and not self._is_done:
-                        self._print_stop(stop_request)
-                        return True
+                    is_stopped = step.must_stop and not self.is_done
             except BaseException:
                 restore_handlers()  # as in train(); a checkpoint being written is finished unless the launcher kills us
                 raise
@@ -185,7 +183,10 @@ class Trainer:
                 self.checkpoints.close()
         if self.logger:
             self.logger.close()
-        return False
+            reason = (stop_request.name or "a signal to another rank") if is_stopped else ""
+            reached = (self.samples_seen, self.config.total_samples, self.last_loss)
+            self._print(*closing(self.folder, self.start, *reached, reason))
+        return is_stopped
 
     # --- one optimizer step ------------------------------------------------------------------------------------------
 
@@ -199,12 +200,13 @@ class Trainer:
                 step.values.setdefault(tag, []).append(value)
             self.guard.watch(step.values["loss"][-1])
             if micro == accumulation - 1:
-                step.must_stop = self._decide(step.values["loss"], stop_request)
+                self._decide(step, stop_request)
             self.engine.step()
             if self.discriminator:
                 self.discriminator.step()
         self.samples_seen += self.config.global_batch
-        self._finish_step()
+        if self._finish_step():
+            self.interval.add(step.values)
         return step
 
     def _begin_step(self) -> None:
@@ -218,15 +220,9 @@ class Trainer:
         self.skipping.begin_step()
         if self.discriminator:
             self.discriminator.begin_step(self.samples_seen)
-        intervals = (config.log_every, config.checkpoint_every, self.validate_every, config.total_samples)
         if self.trainable.begin_step:
-            self.trainable.begin_step(
-                StepInfo(
-                    self.samples_seen,
-                    logged=any(interval and end % interval == 0 for interval in intervals),
-                    adversarial=self.discriminator is not None and self.discriminator.is_active,
-                )
-            )
+            adversarial = self.discriminator is not None and self.discriminator.is_active
+            self.trainable.begin_step(StepInfo(self.samples_seen, self._is_logged(end), adversarial))
 
     def _next_batch(self) -> Batch:
         began = time.perf_counter()
@@ -236,56 +232,69 @@ class Trainer:
         self.meter.add_data_wait(time.perf_counter() - began)
         return {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def _decide(self, losses: list[Tensor], stop_request: StopRequest) -> bool:
-        """Decide with all processes, in one exchange, whether the step is skipped; return whether any must stop.
+    def _decide(self, step: Step, stop_request: StopRequest) -> None:
+        """Decide with all processes, in one exchange, whether ``step`` is skipped, and what follows it.
+
+        The first process's clock is the one that counts.
 
         Raises:
             UserError: a checkpoint that was being written cannot be.
         """
-        is_finite = self.skipping.is_finite()
-        loss = torch.stack(losses).double().sum().item() if is_finite else 0.0
-        stop_requests, non_finite_ranks, failures, total = self.world.sum(
-            [stop_request.signal is not None, not is_finite, self.checkpoints.failed, loss]
-        )
+        is_finite, is_rank0 = self.skipping.is_finite(), self.world.is_rank0
+        loss = torch.stack(step.values["loss"]).double().sum().item() if is_finite else 0.0
+        must_save = is_rank0 and self.save_clock.is_due and not self.checkpoints.is_writing
+        must_show = is_rank0 and self.preview_clock.is_due
+        flags = [stop_request.signal is not None, must_save, must_show, self.checkpoints.failed]
+        *sums, failures, non_finite_ranks, total = self.world.sum([*flags, not is_finite, loss])
+        step.must_stop, step.must_save, step.must_show = (count > 0 for count in sums)
+        stop_request.watch_ctrl_c(self.folder)  # from the first step on, in which all processes are by now
         if failures:
             self._finish_saving()  # raises on all processes, since all know of the failure by now
-        self.skipping.decide(int(non_finite_ranks), total / self.config.global_batch)
-        return stop_requests > 0
+        self.last_loss = total / self.config.global_batch
+        self.skipping.decide(int(non_finite_ranks), self.last_loss)
 
-    def _finish_step(self) -> None:
-        """Record the step, and print why it was skipped if it was."""
+    def _finish_step(self) -> bool:
+        """Record the step, and print why it was skipped if it was; return whether it was taken."""
         # Without spike_factor nothing depends on the norm, and to ask for it is to wait for the device.
         norm = deepspeed_engine.gradient_norm(self.engine) if self.config.spike_factor else None
         reason = self.skipping.finish_step(norm)
         if reason:
             count = self.skipping.consecutive_skips
             self._print(f"skipped the step to {self.samples_seen:,} samples: {reason} ({count} in a row)")
+        return reason is None
 
     # --- between two steps -------------------------------------------------------------------------------------------
 
     def _between_steps(self, step: Step) -> None:
         """Validate, log, save and show what is due after ``step``."""
-        config, is_ending = self.config, self._is_done or step.must_stop
-        must_save = is_ending or (self._is_due(config.checkpoint_every) and not self.skipping.consecutive_skips)
+        config, is_ending = self.config, self.is_done or step.must_stop
+        is_due_to_save = step.must_save or self._is_due(config.checkpoint_every)
+        must_save = is_ending or (is_due_to_save and not self.skipping.consecutive_skips)
         validated = self._validate()
-        if must_save or validated or self._is_due(config.log_every):
-            self._log(step.values, validated)
+        if self._is_logged(self.samples_seen):
+            self._log(validated)
+        elif self.samples_seen == self.started_at + config.global_batch:
+            self._print_first_step(step)
         if config.ema_snapshot_every and self._is_due(config.ema_snapshot_every) and self._has_learned:
             ema_snapshots.write(self.folder, self.engine, self.samples_seen, self.world)
         if must_save:
             with self.meter.paused("saving"):
                 self._save()
-        if self._is_due(config.preview_every) and not step.must_stop:  # while the checkpoint is being written
+        if (
+            step.must_show or self._is_due(config.preview_every)
+        ) and not step.must_stop:  # while a checkpoint is written
             with self.meter.paused("preview"):
                 self.previews.show(self.samples_seen, self.logger, averaged=self._has_learned)
+            self.preview_clock.restart()
         if is_ending:
             self._finish_saving()
-        if self._is_done and self.saved_at != self.samples_seen and self._has_learned:
+        if self.is_done and self.saved_at != self.samples_seen and self._has_learned:
             raise UserError(f"{self.folder}: the end is not saved; run the same command again to resume")
 
     @property
-    def _is_done(self) -> bool:
-        return self.samples_seen == self.config.total_samples
+    def is_done(self) -> bool:
+        """Whether the run has seen all of its samples."""
+        return self.samples_seen >= self.config.total_samples
 
     @property
     def _has_learned(self) -> bool:
@@ -294,7 +303,7 @@ class Trainer:
 
     def _is_due(self, interval: int) -> bool:
         """Return whether an action that is done every ``interval`` samples, and at the end, is due."""
-        return self._is_done or self.samples_seen % interval == 0
+        return self.is_done or self.samples_seen % interval == 0
 
     def _validate(self) -> dict[str, float]:
         """Return the losses on the held-out samples, if they are due."""
@@ -303,39 +312,39 @@ class Trainer:
             return {}
         with self.meter.paused("validation"):
             heartbeat = functools.partial(self.watchdog.heartbeat, "validation", self.samples_seen)
-            return validation.evaluate(self.engine, held_out, self.config.micro_batch, self.world, heartbeat)
+            weights, size = self.trainable.term_weights, self.config.micro_batch
+            return validation.evaluate(self.engine, held_out, weights, size, self.world, heartbeat)
 
-    def _log(self, values: dict[str, list[Tensor]], validated: dict[str, float]) -> None:
-        """Log the means over the global batch of the last step, where they are finite, and the throughput."""
+    def _is_logged(self, samples_seen: int) -> bool:
+        """Return whether there is a record at ``samples_seen``: at the first step's end and each interval's."""
+        config = self.config
+        intervals = (config.log_every, config.checkpoint_every, self.validate_every, config.total_samples)
+        is_first = samples_seen == config.global_batch
+        return is_first or any(interval and samples_seen % interval == 0 for interval in intervals)
+
+    def _log(self, validated: dict[str, float]) -> None:
+        """Log the means over the samples since the last record, and what is known of the last step."""
         self.same_folder.check()
-        tags = sorted(values)
-        sums = torch.stack([metric_means.sums(values[tag]) for tag in tags])  # (tags, 2), still on the device
-        means = metric_means.means(tags, self.world.sum(sums.flatten().tolist()))
+        means = self.interval.take()
         if self.logger:
-            logged = means | validated | self._scalars() | self.meter.read(self.samples_seen)
-            finite = {tag: value for tag, value in logged.items() if math.isfinite(value)}  # a skipped step's are not
-            self.logger.scalars(self.samples_seen, finite)
+            self.logger.scalars(self.samples_seen, means | validated | self._scalars())
 
     def _scalars(self) -> dict[str, float]:
-        """Return what is logged of the last step besides the module's values."""
-        group = self.optimizer.param_groups[0]
-        decays = zip(self.config.ema_lengths, group["ema_decays"], strict=True)
+        """Return what is logged besides the module's values."""
         before = self.samples_seen - self.config.global_batch
-        training = {
-            "learning_rate": group["lr"],
-            "gradient_norm": deepspeed_engine.gradient_norm(self.engine),
-            **{f"ema_decay_{length}": decay for length, decay in decays},
-            "loss_scale": deepspeed_engine.loss_scale(self.engine),
-            "skipped_steps": float(self.skipping.skipped_steps),
-            "skipped_samples": float(self.skipped_data.count_skipped(before)),
-        }
-        scalars = {f"training/{name}": value for name, value in training.items() if value is not None}
-        scalars |= {f"weight/{name}": weight for name, weight in self.micro_step.term_weights.items()}
+        values = scalars.of_engine(self.engine, self.config.ema_lengths, self.micro_step.term_weights)
+        values |= scalars.of_skipping(self.skipping.skipped_steps, self.skipped_data.count_skipped(before))
         if self.discriminator:
-            scalars |= self.discriminator.scalars()
+            values |= self.discriminator.scalars()
         if self.trainable.quarantine is not None:
-            scalars["data/quarantined"] = float(len(self.trainable.quarantine))
-        return scalars
+            values["data/quarantined"] = float(len(self.trainable.quarantine))
+        return values | self.meter.read(self.samples_seen)
+
+    def _print_first_step(self, step: Step) -> None:
+        """Print the losses of the first step after a start, unless it was skipped; the log does not have it."""
+        means = step_means(step.values, self.world)
+        if self.logger and not self.skipping.consecutive_skips:
+            self.logger.show(self.samples_seen, means)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -343,7 +352,9 @@ class Trainer:
         """Begin to write a checkpoint, once the one before is complete."""
         self._finish_saving()
         if self.saved_at != self.samples_seen and self._has_learned:
-            self.checkpoints.save(self.engines, self.samples_seen, self.trainable.write_weights)
+            write = functools.partial(weights_origin.write_weights, self.trainable, self.config, self.samples_seen)
+            self.checkpoints.save(self.engines, self.samples_seen, write)
+            self.save_clock.restart()
 
     def _finish_saving(self) -> None:
         """Wait for the checkpoint that is being written, if there is one."""
@@ -379,24 +390,11 @@ class Trainer:
 
     def _micro_batches(self) -> Iterator[Batch]:
         config, world = self.config, self.world
-        positions = MicroBatches(
-            self.samples_seen,
-            config.total_samples,
-            config.global_batch,
-            config.micro_batch,
-            world.rank,
-            world.size,
-            self.skipped_data,
-        )
-        on_gpu = world.device.type == "cuda"
-        timeout = config.collective_timeout + GRACE
+        sizes = (config.total_samples, config.global_batch, config.micro_batch, world.rank, world.size)
+        positions = MicroBatches(self.samples_seen, *sizes, self.skipped_data)
+        on_gpu, timeout = world.device.type == "cuda", config.collective_timeout + GRACE
         return load(self.trainable.dataset, positions, config.workers, on_gpu, timeout, self.watchdog.worker_stacks)
 
-    def _print_stop(self, stop_request: StopRequest) -> None:
-        name = stop_request.signal.name if stop_request.signal else "a signal to another rank"
-        saved = "saved" if self.saved_at == self.samples_seen else "not saved"
-        self._print(f"stopping at {self.samples_seen:,} samples after {name}; {saved}")
-
-    def _print(self, line: str) -> None:
-        if self.world.is_rank0:
-            print(line, file=sys.stderr, flush=True)
+    def _print(self, *lines: str) -> None:
+        if self.world.is_rank0 and lines:
+            print(*lines, sep="\n", file=sys.stderr, flush=True)

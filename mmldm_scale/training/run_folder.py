@@ -15,8 +15,9 @@ import dataclasses
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -26,8 +27,11 @@ from mmldm_scale.common.checkpoint_folders import FOLDER, find_checkpoints, newe
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config.compose import read_yaml
 from mmldm_scale.runs import run_log
-from mmldm_scale.training.engine.distributed import World
-from mmldm_scale.training.resilience.run_lock import RunLock
+from mmldm_scale.training.command_record import COMMANDS, record_command
+
+if TYPE_CHECKING:  # checking a folder before a job is submitted loads neither torch nor DeepSpeed
+    from mmldm_scale.training.engine.distributed import World
+    from mmldm_scale.training.resilience.run_lock import RunLock
 
 CONFIG = "config.yaml"
 # What a killed job leaves: checkpoints, and files of atomic_files.WholeFile, that were being written.
@@ -46,6 +50,7 @@ FREE = {  # keys that may change when a run is resumed; so may all that begin wi
     "run",
     "restart",
     "validation",
+    "shared_recordings",
     "reading.stage",
     "reading.stage_gigabytes",
     "reading.damaged_share",
@@ -54,7 +59,9 @@ FREE = {  # keys that may change when a run is resumed; so may all that begin wi
     "training.workers",
     "training.log_every",
     "training.checkpoint_every",
+    "training.checkpoint_minutes",
     "training.preview_every",
+    "training.preview_minutes",
     "training.validate_every",
     "training.validation_samples",
     "training.profile_steps",
@@ -78,8 +85,10 @@ MOVABLE = {"shards", "kl_vae", "lpips", "unet", "init"}
 EARLIER = {"posterior": "draw"}
 
 
-def begin(run: Path, schema: Any, world: World) -> None:
+def begin(run: Path, schema: Any, world: "World") -> None:
     """Write the configuration of ``run``, or check that ``schema`` can resume it; remove what killed jobs have left.
+
+    The code and the command line of this start are recorded, too.
 
     All ranks call this together. The caller holds the run's lock.
 
@@ -90,6 +99,25 @@ def begin(run: Path, schema: Any, world: World) -> None:
     problem = world.broadcast_from_rank0(_begin(run, schema) if world.is_rank0 else None)
     if problem:
         raise UserError(problem)
+    if world.is_rank0:
+        record_command(run, world.size)
+
+
+@contextlib.contextmanager
+def begun(run: Path, schema: Any, world: "World") -> Iterator[None]:
+    """Call :func:`begin`, and take its configuration back if the block raises UserError before anything is logged.
+
+    So a start that was refused leaves no run behind.
+    """
+    is_new = world.is_rank0 and not (run / CONFIG).exists()
+    begin(run, schema, world)
+    try:
+        yield
+    except UserError:
+        if is_new and not _is_started(run):
+            for name in (CONFIG, COMMANDS, run_log.LOG):  # the log is still empty
+                (run / name).unlink(missing_ok=True)
+        raise
 
 
 class SameFolder:
@@ -99,7 +127,7 @@ class SameFolder:
         lock: held on the folder; None: nobody else uses it.
     """
 
-    def __init__(self, run: Path, world: World, lock: RunLock | None = None) -> None:
+    def __init__(self, run: Path, world: "World", lock: "RunLock | None" = None) -> None:
         self._run, self._world, self._lock = run, world, lock
         self._place = _place(run) if world.is_rank0 else None
 
@@ -197,6 +225,10 @@ def _check_own(file: Path, schema: Any) -> None:
     """Raise UserError if ``file`` exists and is not as :func:`begin` has written it: it would be replaced."""
     if not file.is_file():
         return
+    stored = None
+    with contextlib.suppress(UserError):
+        stored = read_yaml(file)
+    _check_trainable(file, stored, schema)
     with contextlib.suppress(UserError):
         if config.dump(config.load(type(schema), [file])) == file.read_text(errors="replace"):
             return
@@ -219,8 +251,18 @@ def _check_checkpoints(run: Path, schema: Any) -> None:
     )
 
 
+def _check_trainable(file: Path, stored: Any, schema: Any) -> None:
+    """Raise UserError if ``stored``, read from ``file``, is the configuration of another trainable's run."""
+    own = getattr(schema, "trainable", None)
+    other = stored.get("trainable") if OmegaConf.is_dict(stored) else None
+    if own and other and other != own:
+        raise UserError(f"{file.parent}: is a run of `mmldm train {other}`, not of {own}; set another run=")
+
+
 def _check_same(file: Path, schema: Any) -> None:
-    lacking = {field.name for field in dataclasses.fields(schema)} - set(read_yaml(file))
+    content = read_yaml(file)
+    _check_trainable(file, content, schema)
+    lacking = {field.name for field in dataclasses.fields(schema)} - set(content)
     stored = config.load(type(schema), [file], [f"{key}={value}" for key, value in EARLIER.items() if key in lacking])
     old, new = (_flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (stored, schema))
     free = FREE | MOVABLE if find_checkpoints(file.parent) else FREE

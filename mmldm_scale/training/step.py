@@ -6,15 +6,32 @@ values = take(batch)  # gradients are accumulated; values to be logged by tag
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mmldm_scale.training.trainable import Batch, DiscriminatorInputs, StepOutput
+from mmldm_scale.training.trainable import Batch, DiscriminatorInputs, StepOutput, weighted
 
 ADVERSARIAL = "adversarial"  # name of the discriminator's term in the model's loss
+
+
+@dataclass
+class Step:
+    """One optimizer step.
+
+    Attributes:
+        values: what is logged by tag: each micro-batch's per-sample values, still on the device.
+        must_stop: whether a signal asked any process to stop.
+        must_save: whether a checkpoint is due by the clock.
+        must_show: whether a preview is due by the clock.
+    """
+
+    values: dict[str, list[Tensor]] = field(default_factory=dict)
+    must_stop: bool = False
+    must_save: bool = False
+    must_show: bool = False
 
 
 class Forward(Protocol):
@@ -83,7 +100,7 @@ class MicroStep:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Accumulate the gradients of ``batch``; return the values to be logged by tag, (B,) or (B, 2) each."""
         output = self._with_adversarial_term(self._forward(batch))
-        values = output.logged() | self._gradient_norms(output)
+        values = output.logged() | weighted(output, self.term_weights) | self._gradient_norms(output)
         self._backward(output.loss.mean())
         inputs = output.discriminator_inputs
         if inputs is None or self._discriminator is None:

@@ -67,6 +67,12 @@ class StepOutput:
         return {tag: value.detach() for tag, value in values.items()}
 
 
+def weighted(output: StepOutput, weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """Return the terms of ``output`` times their ``weights``, by tag: these add up to the loss, or to a part of it."""
+    known = {name: term.detach() for name, term in output.terms.items() if name in weights}
+    return {f"weighted/{name}": weights[name] * term for name, term in known.items()}
+
+
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Return the sum of weight · term over ``weights``, (B,); each of ``terms`` is (B,)."""
     return reduce(operator.add, (weight * terms[name] for name, weight in weights.items()))
@@ -180,6 +186,25 @@ class WeightsLayout:
     differences: Callable[[dict[str, Any]], list[str]] = _no_differences
 
 
+@dataclass(frozen=True)
+class PretrainedPart:
+    """A part that may begin with given weights, for the lines that a training prints at its start.
+
+    Attributes:
+        name: of the part.
+        key: of the configuration, which names its weights.
+        source: value of ``key``; empty: the part begins at random.
+        advice: what to give instead, and why, where the part begins at random.
+        is_frozen: whether the part is not trained; then no checkpoint has it.
+    """
+
+    name: str
+    key: str
+    source: str
+    advice: str = ""
+    is_frozen: bool = False
+
+
 @dataclass
 class Trainable:
     """What is trained, and everything that the loop needs of it.
@@ -191,6 +216,7 @@ class Trainable:
             are. In validation (eval mode) neither probes nor discriminator inputs are returned.
         dataset: the training samples by global position.
         inputs: fingerprints of what it learns from, by configuration key; a run is not resumed with others.
+        shard_sets: the shard sets among them: {"name", "samples", "fingerprint"} each, for the weights' provenance.
         flops_per_sample: floating-point operations of one sample's forward pass (twice the MACs).
         write_weights: ``write_weights(folder, state)`` writes the averaged float32 ``state`` of ``module`` (names as in
             ``module.state_dict()``). It runs on rank 0, in another thread, while training goes on, so that it may read
@@ -205,6 +231,8 @@ class Trainable:
         quarantine: the samples found damaged; their number is logged.
         discriminator: a second network that learns against the module.
         startup_messages: lines for the user, printed when a run starts.
+        sets: numbers of training samples by shard set; empty: not known.
+        pretrained: parts that may begin with given weights; those that the paper takes pretrained, in any case.
     """
 
     name: str
@@ -213,6 +241,7 @@ class Trainable:
     inputs: dict[str, str]
     flops_per_sample: float
     write_weights: Callable[[Path, dict[str, Tensor]], None]
+    shard_sets: list[dict[str, Any]] = field(default_factory=list)
     weights_layout: WeightsLayout = WeightsLayout()
     term_weights: dict[str, float] = field(default_factory=dict)
     begin_step: Callable[[StepInfo], None] | None = None
@@ -222,3 +251,5 @@ class Trainable:
     quarantine: Sized | None = None
     discriminator: Discriminator | None = None
     startup_messages: list[str] = field(default_factory=list)
+    sets: dict[str, int] = field(default_factory=dict)
+    pretrained: list[PretrainedPart] = field(default_factory=list)

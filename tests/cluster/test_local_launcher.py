@@ -150,7 +150,7 @@ except KeyboardInterrupt:
     status, output, errors = run.end()
     # killed, or by a Ctrl-C that came when the launcher had reported that and was ending
     assert (status in (137, -signal.SIGINT), output) == (True, "")
-    assert errors.startswith("mmldm: rank 0 ")
+    assert errors.startswith("mmldm: ended at once by a second Ctrl-C")
 
 
 def test_a_killed_rank_ends_the_others_and_is_the_one_line(launched) -> None:
@@ -184,7 +184,7 @@ from mmldm_scale import cli
 from mmldm_scale.common.errors import LostContact, UserError
 from mmldm_scale.runs import status
 cli.OTHER_RANK_WAIT, cli.LOST_CONTACT_WAIT = 0.3, 60
-def fail(args):
+def fail(args, queued_jobs):
     raise LostContact("closed") if os.environ["RANK"] == "0" else UserError("sample 70 cannot be read")
 status.run = fail
 ready()

@@ -15,7 +15,7 @@ from mmldm_scale.cluster import requeue
 from mmldm_scale.common.errors import Outage
 
 PROGRAM = "import sys; from mmldm_scale.cli import main; sys.exit(main())"
-TRAIN = ("train", "dit", "shards=data")
+TRAIN = ("train", "dit", "--preset", "S", "shards=data")
 
 
 class Cluster:

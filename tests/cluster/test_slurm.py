@@ -23,11 +23,11 @@ TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "h
 
 @pytest.fixture
 def scontrol(tmp_path, monkeypatch):
-    """Put a stand-in for scontrol on PATH, of the given shell text; return the file that lists its calls."""
+    """Put a stand-in for scontrol, or another command, on PATH, of the given shell text; return its calls' file."""
 
-    def install(body: str) -> Path:
+    def install(body: str, name: str = "scontrol") -> Path:
         calls = tmp_path / "calls"
-        program = tmp_path / "scontrol"
+        program = tmp_path / name
         program.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n{body}\n')
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -137,6 +137,13 @@ def array(task: int, first: int, last: int, step: int, count: int) -> dict[str, 
     return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
 
 
+def test_peers_of_a_launcher_of_a_step_and_none():
+    step = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "16"}
+    assert slurm.peers({}) == slurm.peers({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == (0, 0, 1)
+    assert slurm.peers(step) == (9, 1, 16)
+    assert slurm.peers(step | {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}) == (3, 3, 4)
+
+
 def test_shares_of_an_array():
     assert slurm.array_share({}) == (0, 1)
     assert [slurm.array_share(array(task, 1, 8, 1, 8)) for task in range(1, 9)] == [(i, 8) for i in range(8)]
@@ -230,3 +237,24 @@ def test_the_place_on_the_node():
     assert slurm.cpus_per_task({"SLURM_CPUS_PER_TASK": "6"}) == 6
     assert slurm.node_name({"SLURMD_NODENAME": "gpu02"}) == "gpu02"
     assert slurm.node_name({}) == socket.gethostname()
+
+
+def test_jobs_in_the_queue_have_state_nodes_and_reason(scontrol):
+    calls = scontrol("printf '17|PENDING||Resources\\n18_1|RUNNING|n[1-2]|None\\n'", "squeue")
+    assert slurm.queued_jobs(["18_1", "17", "18_0"]) == {
+        "17": slurm.QueuedJob("PENDING", "", "Resources"),
+        "18_1": slurm.QueuedJob("RUNNING", "n[1-2]", "None"),
+    }
+    assert calls.read_text() == "--noheader --array --format=%i|%T|%N|%r --jobs=17,18\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "jobs"),
+    [
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", {}),  # ended some minutes ago
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", None),
+    ],
+)
+def test_a_queue_without_the_job_is_not_one_that_does_not_answer(scontrol, body, jobs):
+    scontrol(body, "squeue")
+    assert slurm.queued_jobs(["17"]) == jobs

@@ -34,7 +34,7 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_the_page_holds_a_file_of_each_kind() -> None:
     names = {Path(name).stem for name in FILES}
-    assert names == {"loudness", "prefixed", "frame_error", "midpoint", "__main__"}
+    assert names == {"loudness", "prefixed", "frame_error", "midpoint", "csv_tracker", "__main__"}
 
 
 def mmldm(extension: Path, *arguments: str) -> str:
@@ -64,6 +64,9 @@ def test_the_trainable_trains_resumes_and_says_what_it_is(extension: Path) -> No
     assert (extension / "run/config.yaml").read_text().startswith("trainable: loudness\n")
     assert (extension / "run/checkpoints/step-000000000064/weights/config.json").exists()
     assert "loudness" in mmldm(extension, "status", "run")
+    assert "csv: sent 8 records and 0 media of run" in mmldm(extension, "follow", "run", "--to", "csv", "--once")
+    (table,) = extension.glob("mmldm-*.csv")
+    assert [int(line.split(",")[0]) for line in table.read_text().splitlines()] == list(range(8, 65, 8))
 
 
 def test_the_trainables_outline_is_a_step_that_the_planner_can_take(extension: Path) -> None:

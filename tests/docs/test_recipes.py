@@ -12,7 +12,10 @@ from mmldm_scale import cli
 from tests.support.recipes import ROOT, carry_out, commands, costs, put_videos, small_world
 
 PAGES = sorted((ROOT / "docs/recipes").glob("*.md"))
-AIST = ["{}/gBR_sBM_cAll_d04_mBR0_ch01.mp4", "{}/gPO_sBM_cAll_d10_mPO1_ch02.mp4"]
+AIST = [  # no dance is in both
+    *("train/gBR_sBM_cAll_d04_mBR0_ch01.mp4", "train/gPO_sBM_cAll_d10_mPO1_ch02.mp4"),
+    *("test/gBR_sBM_cAll_d05_mBR1_ch01.mp4", "test/gPO_sBM_cAll_d11_mPO2_ch02.mp4"),
+]
 IDS = [f"{letter * 11}" for letter in "abcdef"]
 LISTS = {
     "unbalanced_train_segments.csv": "# Segments csv\n# num_ytids=6\n"
@@ -29,7 +32,7 @@ LISTS = {
 def world(tmp_path_factory) -> Path:
     """A project in small, with what the recipes say is needed."""
     folder = small_world(tmp_path_factory.mktemp("project"))
-    put_videos(folder / "data/aist/videos", [name.format(part) for part in ("train", "test") for name in AIST])
+    put_videos(folder / "data/aist/videos", AIST)
     put_videos(folder / "data/audioset/videos", [f"{name}.mp4" for name in IDS])
     (folder / "data/audioset/lists").mkdir()
     for name, text in LISTS.items():

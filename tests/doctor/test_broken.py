@@ -236,6 +236,15 @@ def test_more_workers_than_processors(doctor: Doctor, tmp_path: Path) -> None:
     assert "1 for 1 process(es) with 3 loader workers each; use --cpus-per-task=4 or training.workers=0" in line
 
 
+def test_fewer_processors_than_processes(monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    (finding,) = host.processors(8, 0)
+    assert (finding.level, finding.text) == ("warning", "2 for 8 process(es) with 0 loader workers each")
+    assert finding.remedy == "use --cpus-per-task=1, or at most 2 process(es) with training.workers=0"
+    assert [f.level for f in host.processors(2, 0)] == ["ok"]
+
+
 def test_a_kernel_with_wrong_results(doctor: Doctor, monkeypatch) -> None:
     right = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(kernels.F, "scaled_dot_product_attention", lambda q, k, v: right(q, k, v, scale=0.1))
@@ -285,6 +294,9 @@ def test_memory_errors_of_a_gpu_are_read_from_the_drivers_table() -> None:
 def test_the_slurm_job() -> None:
     record = {"JobId": "7", "NumNodes": "2", "TimeLimit": "1-00:00:00", "Requeue": "1"}
     assert [f.level for f in host.check_job(record, gpus=8, tasks=8)] == ["ok"]
+    task = record | {"ArrayJobId": "5", "ArrayTaskId": "2"}
+    (finding,) = host.check_job(task, gpus=8, tasks=8, array_tasks=4)
+    assert finding.text == "job 5_2, one of 4 of its array, 2 node(s), time limit 1-00:00:00"
     record |= {"TimeLimit": "00:05:00", "Requeue": "0"}
     assert list(host.check_job(record, gpus=8, tasks=1)) == [
         Finding("warning", "SLURM", "SLURM does not requeue it after a node failure", "#SBATCH --requeue"),

@@ -111,6 +111,13 @@ def arguments(data: Path, samples: int = 2, launch: str = "env") -> list[str]:
 
 @pytest.mark.timeout(600)
 def test_the_real_command_resumes_after_a_variant_that_failed(data, forks, capsys):
+    assert cli.main([*arguments(data), "--check"]) == 0
+    told = f"{data / 'out'}: 2 variants can be trained, and measured on {data / 'clips'}\n"
+    assert capsys.readouterr().out == told
+    assert cli.main([*arguments(data), "--check", "unet=nowhere"]) == 2
+    assert "unet=nowhere: no such file or folder" in capsys.readouterr().err
+    assert not (data / "out").exists()
+
     status, output = forks(1, "command", str(data), "mmldm", *arguments(data, launch="sh -c 'exit 3'"))
     assert status == 3
     assert "variant first ended with status 3" in output

@@ -17,6 +17,8 @@ from mmldm_scale.launch.sweep import compose
 from mmldm_scale.trainables.dit.config import DiTTraining
 from tests.support.datasets.latent_sets import write_latents
 
+MODEL = ("model.depth=1",)  # a configuration of no preset
+
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory):
@@ -104,7 +106,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(latents, arguments, complaint,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     shards = [] if any(text.startswith("shards=") for text in arguments) else [f"shards={latents}"]
-    assert main(["launch", "train", "dit", *arguments, *shards, "run=run"]) == 2
+    assert main(["launch", "train", "dit", *arguments, *shards, "run=run", *MODEL]) == 2
     error = capsys.readouterr().err
     assert complaint in error
     assert error.startswith("mmldm: ")
@@ -122,7 +124,7 @@ def test_the_job_gets_the_environment_of_the_shell_and_the_user_a_few_lines(late
     for name in ("sbatch", "srun", "squeue", "scancel"):  # stand-ins: nothing is started
         (tmp_path / name).write_text(f"#!/bin/sh\nenv > {tmp_path}/{name}.env\necho Submitted batch job 4711\n")
         (tmp_path / name).chmod(0o755)
-    arguments = ["launch", "train", "dit", "--gpus-per-node", "2", f"shards={latents}", f"run={tmp_path}/run"]
+    arguments = ["launch", "train", "dit", "--gpus-per-node", "2", f"shards={latents}", f"run={tmp_path}/run", *MODEL]
     environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
     done = subprocess.run(
         [sys.executable, "-m", "mmldm_scale.cli", *arguments],
@@ -148,14 +150,42 @@ def test_the_first_process_of_a_job_runs_the_command(monkeypatch, capsys):
 
 def test_a_snapshot_is_the_package_that_runs_here(tmp_path):
     code = code_snapshot.take(tmp_path / "code")
-    say = "import mmldm_scale.cli; print(mmldm_scale.cli.__file__)"
+    imports = "from mmldm_scale import cli; from mmldm_scale.cluster.code_snapshot import origin"
+    say = f"{imports}; print(cli.__file__, origin())"
     environment = {"PYTHONPATH": str(code.folder), "PYTHONSAFEPATH": "1"}
     done = subprocess.run(
         [sys.executable, "-c", say], cwd=code_snapshot.PACKAGE.parent, env=environment, capture_output=True, text=True
     )
-    assert Path(done.stdout.strip()) == code.folder / "mmldm_scale/cli.py"
+    assert done.stdout == f"{code.folder}/mmldm_scale/cli.py {code.origin}\n"
     copied, original = code.folder / "mmldm_scale", code_snapshot.PACKAGE
     for pattern in ("*.py", "*.yaml"):
         files = {file.relative_to(copied) for file in copied.rglob(pattern)}
         assert files == {file.relative_to(original) for file in original.rglob(pattern)} != set()
     assert (code.folder / "origin.txt").read_text().splitlines()[0] == code.origin
+
+
+def test_status_knows_a_launch_while_its_jobs_wait(latents, tmp_path, monkeypatch, capsys):
+    stand_ins = {
+        "sbatch": "echo Submitted batch job 4711",
+        "squeue": "printf '4711_0|PENDING||Priority\\n4711_1|RUNNING|n2|None\\n'",
+        "srun": "",
+        "scancel": "",
+    }
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    sweep, request = (
+        ["--sweep", "training.seed=0,1"],
+        ["--preset", "demo", "--tasks-per-node", "1", f"shards={latents}"],
+    )
+    assert main(["launch", "train", "dit", *request, *sweep, f"run={tmp_path}/runs/sweep"]) == 0
+    capsys.readouterr()
+    assert main(["status", str(tmp_path / "runs")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[:2] for line in lines] == [
+        [f"{tmp_path}/runs/sweep/seed=0", "waiting"],
+        [f"{tmp_path}/runs/sweep/seed=1", "starting"],
+    ]
+    assert main(["status", str(tmp_path / "runs/sweep/seed=1")]) == 0
+    assert "  state        starting, SLURM job 4711_1 is RUNNING on n2, submitted " in capsys.readouterr().out

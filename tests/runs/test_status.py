@@ -1,18 +1,21 @@
 """What ``mmldm status`` prints of complete runs, damaged runs and folders that are no runs."""
 
+import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import pytest
 
 from mmldm_scale.cli import main
 from mmldm_scale.common.leases import Leases
-from mmldm_scale.runs import status
+from mmldm_scale.runs import launches, status
 from mmldm_scale.runs.summary import read_summary
 
 CONFIG = """\
@@ -61,7 +64,8 @@ def test_a_running_run_is_summarised(tmp_path, capsys) -> None:
     assert f"running, process {os.getpid()} on " in output
     assert ", SLURM job 7, last record " in output
     before = (1 - 0.355) / 1 + 0.0  # the mean of 310 to 400 samples
-    assert f"0.5000 ({(1 - 0.455) / before - 1:+.1%}), audio 2.0000 (+0.0%)" in output
+    loss = f"0.5000 ({(1 - 0.455) / before - 1:+.1%}), audio 2.0000 (+0.0%), over 100 samples (means of 10 records)"
+    assert loss in output
     assert "MFU 38.1%, goodput 93.4%" in output
     assert "last at 400 (0 s ago, 3.00 GB); 2 kept (100 400), 6.00 GB" in output
     assert "2 by SLURM, the last one (job 7)" in output
@@ -83,6 +87,98 @@ def test_the_state_follows_from_the_lock_and_the_last_record(tmp_path) -> None:
         assert "elsewhere died and left its lock" in page(run)
     assert "finished" in page(write_run(tmp_path / "whole", until=1000))
     assert "100.0%" in page(write_run(tmp_path / "shorter", until=200, total=200))  # than its config.yaml says
+
+
+@pytest.mark.parametrize(
+    ("until", "loss"),
+    [
+        (90, "0.9100, audio 2.0000 (9 records so far; a trend takes 10)"),
+        (10, "0.9900, audio 2.0000 (1 record so far; a trend takes 10)"),
+        (100, f"0.9000 ({0.92 / 0.97 - 1:+.1%}), audio 2.0000 (+0.0%), over 50 samples (means of 5 records)"),
+    ],
+)
+def test_a_trend_takes_ten_records(until: int, loss: str, tmp_path: Path) -> None:
+    assert f"  loss         {loss}\n" in page(write_run(tmp_path / "run", until))
+
+
+def test_validation_is_shown_with_its_own_trend(tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "runs/a")
+    write_run(tmp_path / "runs/b")
+    lines = (run / "log.jsonl").read_text().splitlines()
+    for number in range(4, len(lines), 5):  # each 50 samples
+        lines[number] = json.dumps(json.loads(lines[number]) | {"validation/loss": 2.0 + number % 10})
+    (run / "log.jsonl").write_text("\n".join(lines) + "\n")
+    assert "  validation   11.0000 (+12.5%), over 250 samples (means of 5 records)" in page(run)
+    assert main(["status", str(tmp_path / "runs")]) == 0
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert first[head.index("validation") :].split()[0] == "11.0000"
+    assert second[head.index("validation") : head.index("MFU")].strip() == ""
+
+
+class Queued(NamedTuple):
+    state: str
+    nodes: str = ""
+    reason: str = "None"
+
+
+def states(folder: Path, queue: dict[str, Queued] | None, capsys) -> str:
+    """Return what is printed of the runs below ``folder`` while SLURM's queue is ``queue``."""
+    asked: list[str] = []
+    status.run(argparse.Namespace(runs=[folder]), lambda jobs: asked.extend(jobs) or queue)
+    return capsys.readouterr().out
+
+
+def test_a_launched_run_is_known_before_its_job_begins(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run/launch-2"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(CONFIG)
+    launches.write(folder, {"": "17"})
+    out = states(tmp_path / "run", None, capsys)
+    assert f"{tmp_path}/run: dit, 12 × 768, batch 10" in out
+    assert f"submitted, SLURM job 17, submitted 0 s ago; its log is in {folder}, nothing logged or saved yet" in out
+    out = states(tmp_path, {"17": Queued("PENDING", reason="Resources")}, capsys)
+    assert "waiting, SLURM job 17 is PENDING (Resources), submitted 0 s ago\n" in out
+    assert "starting, SLURM job 17 is RUNNING on n[1-2], submitted" in states(
+        tmp_path, {"17": Queued("RUNNING", "n[1-2]")}, capsys
+    )
+    out = states(tmp_path, {}, capsys)
+    assert "not started, SLURM job 17, submitted 0 s ago and is not in the queue any more; its log is in " in out
+
+
+def test_the_runs_of_a_sweep_are_known_before_they_begin(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "runs/sweep/launch-1"
+    (folder / "code").mkdir(parents=True)
+    launches.write(folder, {"seed=0": "18_0", "seed=1": "18_1", "../x": "18_2", "..": "18_3"})
+    write_run(tmp_path / "runs/sweep/seed=0")
+    (tmp_path / "runs/sweep/seed=0/starts.jsonl").write_text('{"job": "18_0"}\n')
+    queue = {"18_0": Queued("PENDING", reason="BeginTime"), "18_1": Queued("PENDING", reason="Priority")}
+    _, *lines = states(tmp_path / "runs", queue, capsys).splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        [f"{tmp_path}/runs/sweep/seed=0", "waiting", "500"],  # was requeued
+        [f"{tmp_path}/runs/sweep/seed=1", "waiting", "0"],
+    ]
+    assert "waiting, SLURM job 18_1 is PENDING (Priority)" in states(tmp_path / "runs/sweep/seed=1", queue, capsys)
+
+
+def test_a_refused_start_is_not_started(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(CONFIG)
+    assert "  state        not started, nothing logged or saved yet\n" in page(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["mmldm_scale.cli", "train", "dit", "shards=x", "--print-config"],
+        ["data_tools.shard", "clips", "--input", "x", "--output", "y", "--print-config"],
+    ],
+)
+def test_a_reader_that_is_gone_is_no_traceback(command: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", *command], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_several_runs_get_a_line_each(tmp_path, capsys) -> None:

@@ -1,14 +1,23 @@
 """The inputs of a2v and v2a: found in a fixed order, looked at once for all tasks of a job, and not changed since."""
 
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.stream import Disposition
+from av.video.frame import VideoFrame
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
+from mmldm_scale.common.modalities import Modality
 from mmldm_scale.config import MediaConfig
-from mmldm_scale.sampling.inputs import choose_inputs, list_videos, read_first_clip
+from mmldm_scale.media.encode import write_video
+from mmldm_scale.sampling.inputs import choose_inputs, list_inputs, read_first_clip, read_input
 
 MEDIA = MediaConfig(frames=4, fps=10, size=32)
 
@@ -17,22 +26,22 @@ MEDIA = MediaConfig(frames=4, fps=10, size=32)
 def select(tmp_path: Path):
     """Choose among videos with a new record; return their names."""
 
-    def run(videos: list[Path], needed: int, media: MediaConfig = MEDIA, need_sound: bool = True) -> list[str]:
+    def run(videos: list[Path], needed: int, media: MediaConfig = MEDIA, given: Modality = "audio") -> list[str]:
         with Leases(tmp_path) as leases:
             record = tmp_path / "inputs.json"
-            return [Path(part.path).name for part in choose_inputs(record, videos, needed, media, need_sound, leases)]
+            return [Path(part.path).name for part in choose_inputs(record, videos, needed, media, given, leases)]
 
     return run
 
 
 def test_videos_are_found_anywhere_below_a_folder_in_a_fixed_order(videos):
-    names = [video.relative_to(videos).as_posix() for video in list_videos(videos)]
+    names = [video.relative_to(videos).as_posix() for video in list_inputs(videos, "audio")]
     assert names == ["a.mp4", "m_broken.mp4", "n_silent.mp4", "sub/b.mp4", "z.mp4"]
-    assert list_videos(videos / "a.mp4") == [videos / "a.mp4"]
+    assert list_inputs(videos / "a.mp4", "audio") == [videos / "a.mp4"]
 
 
 def test_an_unusable_video_is_skipped_with_its_reason_in_one_line(videos, select, capfd):
-    assert select(list_videos(videos), 10) == ["a.mp4", "b.mp4", "z.mp4"]
+    assert select(list_inputs(videos, "audio"), 10) == ["a.mp4", "b.mp4", "z.mp4"]
     told = [line for line in capfd.readouterr().err.splitlines() if "skipped" in line]
     assert len(told) == 2
     assert told[0].startswith("skipped (not_media): ")
@@ -42,47 +51,109 @@ def test_an_unusable_video_is_skipped_with_its_reason_in_one_line(videos, select
 
 
 def test_silent_videos_do_where_only_pictures_are_needed(videos, select):
-    assert select(list_videos(videos), 10, need_sound=False) == ["a.mp4", "n_silent.mp4", "b.mp4", "z.mp4"]
+    assert select(list_inputs(videos, "audio"), 10, given="video") == ["a.mp4", "n_silent.mp4", "b.mp4", "z.mp4"]
     clip = read_first_clip(videos / "n_silent.mp4", MEDIA, need_sound=False)
     assert clip.frames.mean() == pytest.approx(200, abs=3)
     assert not clip.waveform.any()
 
 
 def test_no_more_are_looked_at_than_needed_and_none_twice(videos, select, capfd):
-    assert select(list_videos(videos), 1) == ["a.mp4"]
+    assert select(list_inputs(videos, "audio"), 1) == ["a.mp4"]
     assert "skipped" not in capfd.readouterr().err
-    assert select(list_videos(videos), 2) == ["a.mp4", "b.mp4"]
+    assert select(list_inputs(videos, "audio"), 2) == ["a.mp4", "b.mp4"]
     assert capfd.readouterr().err.count("skipped") == 2
-    assert select(list_videos(videos), 1) == ["a.mp4"]
-    assert select(list_videos(videos), 10) == ["a.mp4", "b.mp4", "z.mp4"]
+    assert select(list_inputs(videos, "audio"), 1) == ["a.mp4"]
+    assert select(list_inputs(videos, "audio"), 10) == ["a.mp4", "b.mp4", "z.mp4"]
     assert "skipped" not in capfd.readouterr().err
 
 
 def test_what_the_first_task_saw_is_what_all_use(videos, tmp_path):
     shutil.copytree(videos, tmp_path / "videos")
-    listed, record = list_videos(tmp_path / "videos"), tmp_path / "inputs.json"
+    listed, record = list_inputs(tmp_path / "videos", "audio"), tmp_path / "inputs.json"
     with Leases(tmp_path) as leases:
-        first, *_ = choose_inputs(record, listed, 3, MEDIA, True, leases)
-        assert first.read(MEDIA, True).frames.shape == (4, 32, 32, 3)
+        first, *_ = choose_inputs(record, listed, 3, MEDIA, "audio", leases)
+        assert first.read(MEDIA, "audio").frames.shape == (4, 32, 32, 3)
         content = listed[0].read_bytes()
         for change in (b"", content[:-1], None):
             listed[0].unlink() if change is None else listed[0].write_bytes(change)
-            assert choose_inputs(record, listed, 3, MEDIA, True, leases)[0] == first
+            assert choose_inputs(record, listed, 3, MEDIA, "audio", leases)[0] == first
             with pytest.raises(UserError, match=f"^--input: {listed[0]}: changed since this job's first task looked"):
-                first.read(MEDIA, True)
+                first.read(MEDIA, "audio")
         record.write_text("[1]")
         with pytest.raises(UserError, match="not the record of a sampling job's inputs"):
-            choose_inputs(record, listed, 3, MEDIA, True, leases)
+            choose_inputs(record, listed, 3, MEDIA, "audio", leases)
 
 
-def test_nothing_usable_is_an_error(videos, select, tmp_path):
+def test_nothing_usable_is_an_error(videos, select, tmp_path, capfd):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no such file or folder"):
-        list_videos(tmp_path / "nowhere")
+        list_inputs(tmp_path / "nowhere", "audio")
+    with pytest.raises(UserError, match="contains no video and no sound file; allowed endings: .*flac.*mp4"):
+        list_inputs(tmp_path / "empty", "audio")
     with pytest.raises(UserError, match="contains no video; allowed endings: .*mp4"):
-        list_videos(tmp_path / "empty")
-    with pytest.raises(UserError, match=r"none of 1 videos can be used; .*no_audio_stream"):
+        list_inputs(tmp_path / "empty", "video")
+    with pytest.raises(UserError, match=r"none of 1 files can be used; .*no_audio_stream"):
         select([videos / "n_silent.mp4"], 3)
-    (tmp_path / "inputs.json").unlink()
-    with pytest.raises(UserError, match=r"none of 3 videos can be used; .*too_short"):
-        select(list_videos(videos / "sub") * 3, 3, MediaConfig(frames=400, fps=10, size=32))
+    assert "skipped" not in capfd.readouterr().err  # the error is the one line
+    with pytest.raises(UserError, match=r"none of 3 files can be used; .*too_short"):
+        select(list_inputs(videos / "sub", "audio") * 3, 3, MediaConfig(frames=400, fps=10, size=32))
+
+
+def test_the_record_of_a_job_that_was_refused_later_does_not_count(videos, select):
+    assert select([videos / "z.mp4"], 1) == ["z.mp4"]
+    assert select([videos / "a.mp4"], 1) == ["a.mp4"]
+
+
+def write_sound(path: Path, codec: str, seconds: float, cover: bool = False) -> None:
+    """Write a tone of 440 Hz, at 48 kHz in stereo; with ``cover`` art, as music files have it."""
+    tone = np.sin(2 * np.pi * 440 * np.arange(round(48_000 * seconds)) / 48_000) / 2
+    path.parent.mkdir(exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=48_000, layout="stereo")
+        art = container.add_stream("mjpeg", rate=1) if cover else None
+        if art is not None:
+            art.width = art.height = 16
+            art.pix_fmt = "yuvj420p"
+            art.disposition = Disposition.attached_pic
+            container.mux(art.encode(VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
+        resampler = AudioResampler(format=stream.format, layout="stereo", rate=48_000, frame_size=stream.frame_size)
+        frame = AudioFrame.from_ndarray(np.stack([tone, tone]).astype(np.float32), format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
+        for part in (*resampler.resample(frame), *resampler.resample(None)):
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory) -> Path:
+    """A folder of sound files, one too short, one that is none, and a video."""
+    folder = tmp_path_factory.mktemp("sounds")
+    codecs = {"a.wav": "pcm_s16le", "b.flac": "flac", "d.ogg": "libopus", "e.opus": "libopus", "f.m4a": "aac"}
+    for name, codec in codecs.items():
+        write_sound(folder / name, codec, 1.0)
+    write_sound(folder / "c.mp3", "libmp3lame", 1.0, cover=True)
+    write_sound(folder / "g_short.wav", "pcm_s16le", 0.2)
+    (folder / "h_none.mp3").write_bytes(b"no sound")
+    write_video(folder / "i.mp4", np.zeros((10, 32, 32, 3), np.uint8), 10, np.zeros(8000, np.float32), 8000)
+    return folder
+
+
+def test_a2v_takes_sound_files_and_v2a_does_not(sounds, select, capfd):
+    listed = list_inputs(sounds, "audio")
+    assert select(listed, 10) == ["a.wav", "b.flac", "c.mp3", "d.ogg", "e.opus", "f.m4a", "i.mp4"]
+    said = [line for line in capfd.readouterr().err.splitlines() if "skipped" in line]
+    assert len(said) == 2
+    assert said[0] == f"skipped (too_short): {sounds}/g_short.wav: 0.4 s of sound are needed; it has 0.200 s"
+    assert said[1].startswith(f"skipped (not_media): {sounds}/h_none.mp3: ")
+    assert list_inputs(sounds, "video") == [sounds / "i.mp4"]
+    with pytest.raises(UserError, match=r"none of 1 files can be used; .*no_video_stream"):
+        select([sounds / "a.wav"], 1, given="video")
+
+
+def test_the_sound_of_a_file_without_picture_is_that_of_its_beginning(sounds):
+    tone = np.sin(2 * np.pi * 440 * np.arange(MEDIA.audio_samples) / MEDIA.audio.sample_rate)
+    for name in ("a.wav", "b.flac", "c.mp3", "d.ogg", "e.opus", "f.m4a"):
+        clip = read_input(sounds / name, MEDIA, "audio")
+        assert clip.frames.shape[0] == 0
+        assert clip.waveform.shape == (MEDIA.audio_samples,)
+        assert np.corrcoef(clip.waveform[500:], tone[500:])[0, 1] > 0.98, name

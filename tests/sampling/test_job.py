@@ -3,6 +3,7 @@ import hashlib
 import json
 import re
 import shutil
+import signal
 import warnings
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mmldm_scale import __version__
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.media.decode import probe, read_clips
+from mmldm_scale.media.wav import decode_wav, write_wav
+from mmldm_scale.models import pretrained
 from mmldm_scale.sampling import arguments as arguments_of_sample
-from mmldm_scale.sampling import job
+from mmldm_scale.sampling import job, processes
 from tests.support.small_disk import mount_small_disk
 from tests.support.tiny_models.weights_folders import MEDIA, TinyModel, with_context
 
@@ -36,13 +40,19 @@ def videos_in(folder: Path) -> dict[str, str]:
     return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+def records_in(folder: Path) -> dict[str, bytes]:
+    """Return the JSON beside each sample in ``folder``."""
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("???_0*.json"))}
+
+
 def assert_same_samples(one: Path, other: Path) -> None:
-    """Hold the samples in two folders against one another byte for byte.
+    """Hold the samples in two folders, and the JSON beside them, against one another byte for byte.
 
     Where a machine's arithmetic is not the same twice, it says so, and the pictures have to be the same but for
     rounding. Not the sound: of a difference of 1e-7 Griffin-Lim makes another one.
     """
     digests = videos_in(other)
+    assert records_in(one) == records_in(other)
     assert videos_in(one).keys() == digests.keys()
     for name in (name for name, digest in videos_in(one).items() if digests[name] != digest):
         a, b = (next(read_clips(folder / name, [0.0], MEDIA)) for folder in (one, other))
@@ -69,6 +79,123 @@ def test_every_sample_is_a_video_with_sound(whole):
     assert not list(whole.rglob("*.tmp"))
 
 
+def test_the_json_beside_a_sample_says_what_made_it(model, whole):
+    assert list(records_in(whole)) == [f"svg_{i:06d}.json" for i in range(5)]
+    assert json.loads(records_in(whole)["svg_000003.json"]) == {
+        "name": "svg_000003",
+        "task": "svg",
+        "index": 3,
+        "seed": 0,
+        "guidance": {"audio": 2.5, "video": 2.5},
+        "sampler": "ddim",
+        "steps": 2,
+        "decoding": {"sampler": "ddim", "steps": 2, "audio_guidance": 1.0, "video_guidance": 1.0},
+        "vocoder": "griffin-lim",
+        "precision": "fp32",
+        "class": None,
+        "prompt": None,
+        "checkpoint": {"fingerprint": pretrained.fingerprint(model.dit)},
+        "autoencoder": {"fingerprint": pretrained.fingerprint(model.autoencoder)},
+        "input": None,
+        "version": __version__,
+    }
+
+
+def test_missing_jsons_are_written_and_the_samples_stay(model, whole, tmp_path, capsys):
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("*.mp4")}
+    (folder / "svg_000003.json").unlink()
+    assert sample(model, folder, "--autoencoder", tmp_path / "nowhere") == 0
+    assert "1 svg samples had no JSON beside them" in capsys.readouterr().err
+    assert_same_samples(folder, whole)
+    for file in [*folder.glob("svg_*.json"), *(folder / "spectrograms").iterdir()]:
+        file.unlink()
+    record = json.loads((folder / "svg.json").read_text())
+    del record["version"]  # as in folders of versions that wrote no JSON
+    (folder / "svg.json").write_text(json.dumps(record))
+    assert sample(model, folder, "--autoencoder", tmp_path / "nowhere") == 0
+    assert "5 svg samples had no JSON beside them (older versions wrote none" in capsys.readouterr().err
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("*.mp4")} == before
+    for name, content in records_in(whole).items():
+        assert json.loads(records_in(folder)[name]) == json.loads(content) | {"version": None}
+    assert len(list((folder / "spectrograms").iterdir())) == 5
+
+
+def test_verify_writes_a_wrong_json_again(model, whole, tmp_path, capsys):
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    (folder / "svg_000001.json").write_text("{")
+    (folder / "svg_000002.json").write_bytes((whole / "svg_000004.json").read_bytes())
+    assert sample(model, folder, "--verify") == 0
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        f"{folder}/svg_000001.json: damaged, is written again",
+        f"{folder}/svg_000002.json: another name, index than this folder's, is written again",
+    ]
+    assert_same_samples(folder, whole)
+
+
+def test_processes_of_a_launcher_share_the_work_and_one_speaks(model, whole, tmp_path, forks):
+    status, output = forks(2, "command", str(tmp_path), *command(model, "out"))
+    assert status == 0, output
+    assert_same_samples(tmp_path / "out", whole)
+    assert output.count("samples are in out; index.html there shows them") == 1
+    assert "another job" not in output
+    assert len(list((tmp_path / "out/tensorboard").iterdir())) == 1
+
+
+def command(model: TinyModel, output: str, *more: str, number: int = 5) -> list[str]:
+    return [
+        *("mmldm", "sample", "--checkpoint", str(model.dit), "--task", "svg", "--output", output, "--device", "cpu"),
+        *("--num-samples", str(number), *more, *FAST),
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_job_with_a_line_and_without_leftovers(model, whole, tmp_path, forks, number):
+    sight = str(tmp_path / "out/svg_000000.mp4")
+    words = [str(tmp_path), *command(model, "out", number=500)]
+    status, output = forks(1, "signalled", 0, number, sight, "command", *words)
+    assert status == 128 + number, output
+    last = output.splitlines()[-1]
+    assert re.fullmatch(
+        rf"mmldm: stopped by {number.name}: \d+ of 500 samples are in out; the same command makes the others", last
+    )
+    left = {
+        file.suffix for file in (tmp_path / "out").rglob("*") if file.is_file() and file.parent.name != "tensorboard"
+    }
+    assert left <= {".mp4", ".json", ".png"}
+    assert not (tmp_path / "out/leases").exists()
+
+
+def test_processes_of_our_own_end_together_and_what_they_made_is_whole(model, whole, tmp_path, forks):
+    sight = str(tmp_path / "out/svg_000003.mp4")
+    words = [str(tmp_path), *command(model, "out", "--processes", "2", number=500)]
+    status, output = forks(1, "signalled", 0, signal.SIGINT, sight, "command", *words)
+    assert status == 130, output
+    said = [line for line in re.split(r"[\r\n]+", output) if line and not line.startswith("svg: ")]
+    assert len(said) == 1
+    assert said[0].startswith("mmldm: stopped by SIGINT: ")
+    assert "500/500" not in output
+    assert "/500 [" in output  # the bar
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert not (tmp_path / "out/leases").exists()
+    made, expected = videos_in(tmp_path / "out"), videos_in(whole)
+    assert made.items() & expected.items() >= {("svg_000003.mp4", expected["svg_000003.mp4"])}
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for visible in (1, 4):
+        monkeypatch.setattr("torch.cuda.device_count", lambda visible=visible: visible)
+        with pytest.raises(UserError, match=f"{visible} GPU"):
+            processes.check_processes(8, "auto")
+    with pytest.raises(UserError, match="--device cuda:1: is one device; with --processes 8 it must be auto, cuda or"):
+        processes.check_processes(8, "cuda:1")
+    processes.check_processes(4, "cuda")
+    processes.check_processes(8, "cpu")
+
+
 @pytest.mark.parametrize("parts", [2, 3, 7])
 def test_any_number_of_parts_makes_the_same_files(model, whole, tmp_path, parts):
     for part in range(parts, 0, -1):
@@ -91,8 +218,9 @@ def test_run_again_it_makes_only_what_is_missing_and_the_same(model, whole, tmp_
     shutil.copytree(whole, folder)
     for index in (1, 4):
         (folder / f"svg_{index:06d}.mp4").unlink()
+        (folder / f"svg_{index:06d}.json").unlink()
     (folder / "inputs").mkdir()
-    for name in (".svg_000001.mp4.tmp", "inputs/.svg_000001.mp4.tmp", ".svg_000000.mp4.tmp"):
+    for name in (".svg_000001.mp4.tmp", "inputs/.svg_000001.mp4.tmp", "svg_000000.json.0a.tmp", ".svg_000000.mp4.tmp"):
         (folder / name).write_bytes(b"left by a job that was killed")
     before = (folder / "svg_000000.mp4").stat().st_mtime_ns
     sample(model, folder)
@@ -107,6 +235,7 @@ def test_a_sample_does_not_depend_on_how_many_are_asked_for(model, whole, tmp_pa
     shutil.copytree(whole, tmp_path / "first")
     for index in (3, 4):
         (tmp_path / f"first/svg_{index:06d}.mp4").unlink()
+        (tmp_path / f"first/svg_{index:06d}.json").unlink()
     assert_same_samples(tmp_path / "out", tmp_path / "first")
 
 
@@ -169,10 +298,34 @@ def test_a2v_keeps_the_sound_and_shows_the_input(model, videos, tmp_path):
         assert np.corrcoef(given.waveform[200:-200], made.waveform[200:-200])[0, 1] > 0.95  # twice through AAC
         shown = next(read_clips(folder / f"inputs/a2v_{index:06d}.mp4", [0.0], model.media))
         assert np.abs(given.frames.astype(int) - shown.frames.astype(int)).mean() < 8
+    record = json.loads((folder / "a2v_000001.json").read_text())
+    assert record["input"] == {
+        "name": "b.mp4",
+        "set": None,
+        "key": None,
+        "path": "sub/b.mp4",
+        "window": [0.0, 0.4],
+        "sha256": hashlib.sha256((videos / "sub/b.mp4").read_bytes()).hexdigest(),
+    }
     first, fourth = (videos_in(folder)[f"a2v_{i:06d}.mp4"] for i in (0, 3))
     assert first != fourth  # of the same input, with noise of their own
     page = (folder / "index.html").read_text()
     assert 'src="inputs/a2v_000000.mp4"' in page
+
+
+def test_a2v_starts_from_a_sound_file(model, tmp_path):
+    given = (0.5 * np.sin(2 * np.pi * 300 * np.arange(8000) / 8000)).astype(np.float32)
+    write_wav(tmp_path / "tone.wav", given, 8000)
+    assert sample(model, tmp_path / "out", "--input", tmp_path / "tone.wav", task="a2v", number=1) == 0
+    made = next(read_clips(tmp_path / "out/a2v_000000.mp4", [0.0], model.media))
+    assert np.corrcoef(given[200:3000], made.waveform[200:3000])[0, 1] > 0.95
+    shown = decode_wav((tmp_path / "out/inputs/a2v_000000.wav").read_bytes())
+    assert np.abs(shown - given[: len(shown)]).max() < 0.01
+    assert json.loads((tmp_path / "out/a2v_000000.json").read_text())["input"]["path"] == "tone.wav"
+    (tmp_path / "out/inputs/a2v_000000.wav").write_bytes(b"cut")
+    arguments = ("--input", tmp_path / "tone.wav", "--verify")
+    assert sample(model, tmp_path / "out", *arguments, task="a2v", number=1) == 0
+    assert len(decode_wav((tmp_path / "out/inputs/a2v_000000.wav").read_bytes())) == len(shown)
 
 
 def test_verify_makes_a_sample_again_with_its_input(model, videos, tmp_path):
@@ -221,6 +374,16 @@ def test_what_cannot_work_is_one_line(model, tmp_path, arguments, task, says):
     with pytest.raises(UserError, match=says) as caught:
         sample(model, tmp_path / "out", *arguments, task=task)
     assert "\n" not in str(caught.value)
+
+
+def test_a_check_finds_what_is_missing_and_writes_nothing(model, videos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert sample(model, out, "--check", "--input", videos, task="v2a") == 0
+    assert capsys.readouterr().out == f"{out}: 5 samples of task v2a from 5 files in {videos} can be made\n"
+    for option in (["--autoencoder", "nowhere"], ["vocoder=nowhere"], ["--label", "cat"]):
+        with pytest.raises(UserError):
+            sample(model, out, "--check", *option)
+    assert list(out.iterdir()) == []  # that it can be written has been tried
 
 
 def test_a_refused_job_does_not_bind_its_folder(model, tmp_path):

@@ -124,6 +124,7 @@ def losses(run):
 def test_a_run_is_launched_with_all_that_it_needs_in_its_folder(signalled):
     launch = signalled.run / "launch-1"
     assert (launch / "config.yaml").read_text() == (signalled.run / "config.yaml").read_text()
+    assert json.loads((launch / "jobs.json").read_text()) == {"": str(job_id(signalled.printed))}
     assert (launch / "code/mmldm_scale/cluster/submit.py").is_file()
     script = next(launch.glob("*_submission.sh")).read_text()
     for line in ("nodes=2", "gpus-per-node=1", "ntasks-per-node=1", "signal=USR2@120", "requeue", "time=1440"):

@@ -153,8 +153,12 @@ def test_a_run_without_progress_is_not_requeued_for_ever(two_nodes, submit, tmp_
 
 
 def test_a_users_mistake_is_not_requeued(two_nodes, submit, latents, tmp_path):
-    job = submit(tmp_path, "training.total_samples=80", f"shards={latents}-elsewhere")
+    job = submit(tmp_path, "training.total_samples=80", "training.validate_every=16", f"shards={latents}")
     result = two_nodes.wait(job, 90)
     assert (result.state, result.exit_code) == ("FAILED", 2), result.output
     assert "requeued" not in result.output
-    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["config.yaml", "starts.jsonl"]
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [
+        "commands.jsonl",
+        "config.yaml",
+        "starts.jsonl",
+    ]

@@ -23,6 +23,7 @@ from tests.support.tiny_models import tiny_autoencoder
 from tests.support.tiny_models.backbones import random_features
 
 ROOT = Path(__file__).parents[2]
+DOWNLOADERS = ("hf", "curl")
 FEWER = {"--num-samples": "3"}  # in place of what a recipe gives with these options
 MEDIA = {
     "media": {
@@ -66,12 +67,16 @@ SMALL: dict[str, dict[str, Any]] = {  # by file or folder of configs/: what is s
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Return the words of each command in the bash blocks of ``page``, in order, with fewer samples."""
+    """Return the words of each command in the bash blocks of ``page``, in order, with fewer samples.
+
+    Those that download, and the doctor's look at what was downloaded, are left out.
+    """
     found = []
     for block in re.findall(r"^```bash\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            found += [_fewer(words)] if words else []
+            left_out = not words or words[0] in DOWNLOADERS or words[:2] == ["mmldm", "doctor"]
+            found += [] if left_out else [_fewer(words)]
     return found
 
 
@@ -92,9 +97,9 @@ def inner(project: Path, words: list[str]) -> list[str]:
     """Return the words of the command that an sbatch command has each task of its job run."""
     _, script, arguments = job(project, words)
     text = (project / script).read_text().replace("\\\n", " ")
-    line = shlex.split(re.search(r"^exec (.*)$", text, re.MULTILINE)[1])
-    if line[0] == "srun":
-        line = line[2:]
+    line = shlex.split(re.search(r"^exec (.*)$", text, re.MULTILINE)[1].replace("$project/", ""))
+    if line[0] == "${launcher[@]}":
+        line = line[1:]
     if "--under" in line:
         place = line.index("--under")
         line = line[:place] + line[place + 2 :]
@@ -128,8 +133,8 @@ def small_world(folder: Path) -> Path:
     torch.manual_seed(0)
     model = tiny_autoencoder.build()
     published = model.decoder.unets["shared"].config | {"class_embed_type": None}
-    UNet2DConditionModel.from_config(published).save_pretrained(folder / "weights/sd/unet")
-    model.kl_vae.save_pretrained(folder / "weights/sd/vae")
+    UNet2DConditionModel.from_config(published).save_pretrained(folder / "weights/sd15/unet")
+    model.kl_vae.save_pretrained(folder / "weights/sd15/vae")
     torch.save(random_features("vgg16"), folder / "weights/vgg16.pth")
     return folder
 

@@ -47,10 +47,14 @@ class SignalledRun:
             )
         sight = run / (f"checkpoints/step-{every:012d}" if every else "log.jsonl")
         deadline = time.monotonic() + LIMIT
-        while not sight.exists() and self.process.poll() is None and time.monotonic() < deadline:
+        while (
+            not (sight.exists() and sight.stat().st_size)
+            and self.process.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
         self.ranks = [] if launcher == "alone" else children(self.process.pid)
-        assert sight.exists(), self.output
+        assert _has_content(sight), self.output
 
     @property
     def output(self) -> str:
@@ -91,3 +95,7 @@ class SignalledRun:
 def children(pid: int) -> list[int]:
     """Return the processes that the main thread of ``pid`` started."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0

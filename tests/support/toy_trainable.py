@@ -41,6 +41,7 @@ class ToyTraining:
     run: str = "???"
     restart: bool = False
     init: str | None = None
+    weights: list[float] = field(default_factory=list)
     noise: float = 0.1
     fault: str = "loss"  # what is not finite ("loss", "gradient", "discriminator") or very high ("spike", "steep") …
     fault_at: list[int] = field(default_factory=list)  # … at these positions
@@ -189,6 +190,7 @@ def build_trainable(schema: ToyTraining) -> Trainable:
         module=module,
         dataset=ToyData(schema),
         inputs={"noise": "none"},
+        shard_sets=[{"name": "toys", "samples": 1000, "fingerprint": "0123456789abcdef"}],
         flops_per_sample=6.0 * WIDTH * WIDTH,
         write_weights=write_weights,
         preview=preview,

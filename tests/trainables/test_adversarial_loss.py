@@ -66,10 +66,36 @@ def test_both_losses_are_those_of_equation_2_or_their_hinge_forms(form: str, pat
                 hinges = [max(0, 1 - truth), *(max(0, 1 + logit) for logit in fakes)]
                 expected += sum(hinges) / 5 if form == "hinge" else sum(hinges)
                 model += max(0, 1 - fakes[0]) if form == "hinge" else -fakes[0]
-            right += ((truth > 0) + (fakes[0] < 0)) / 2
+            even = -log(4) if form == "log" else -1
+            right += ((truth > even) + (fakes[0] < even)) / 2
         assert values["loss"][sample].item() == pytest.approx(expected / patches, rel=1e-5)
         assert values["accuracy"][sample].item() == pytest.approx(right / patches)
         assert generator_losses[sample].item() == pytest.approx(model / patches, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("form", ["log", "hinge", "hinge_linear"])
+@pytest.mark.parametrize("fakes", [1, 4])
+def test_the_accuracy_is_a_half_beside_the_best_logit_for_equal_pictures_and_one_if_they_lie_apart(
+    form: str, fakes: int
+) -> None:
+    """With four fakes for each real picture that logit is negative, so that signs would call everything fake."""
+
+    class Shown(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            return self.scale * pictures[:, 0, 0, 0, 0]
+
+    loss = AdversarialLoss(Shown(), lambda real, fake: [fake] * fakes, form)
+    logits = torch.linspace(-4, 4, 8001)  # all pictures alike, at each logit
+    pictures = logits[:, None, None, None, None].expand(-1, 3, 3, 1, 1)
+    values = loss(pictures, pictures)
+    best = logits[values["loss"] <= values["loss"].min() + 1e-4].mean()
+    assert values["accuracy"].eq(0.5).float().mean() > 0.99
+    apart = loss(pictures[:1] * 0 + best + 0.1, pictures[:1] * 0 + best - 0.1)
+    assert apart["accuracy"].item() == 1
 
 
 def being_fake(logit: float) -> float:

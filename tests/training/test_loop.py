@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,22 @@ from tests.support.run_results import ENVIRONMENT, EVERY_STEP, Finished, assert_
 
 def weights(run: Path, step: int = 160) -> dict[str, torch.Tensor]:
     return load_file(run / f"checkpoints/step-{step:012d}/weights/model.safetensors")
+
+
+def means(finished: Finished, step: int, before: int) -> dict[str, float]:
+    """Return the values of a record at ``step``, if the record before it is at ``before``, that all steps have."""
+    of_steps = [values for seen, values in finished.values().items() if before < seen <= step]
+    names = [name for name in of_steps[-1] if name.startswith(("loss", "term/", "weighted/", "discriminator/lo"))]
+    known = {name: [values[name] for values in of_steps if name in values] for name in names}
+    return {name: sum(values) / len(values) for name, values in known.items()}
+
+
+def assert_means(run: Finished, of: Finished, rel: float) -> None:
+    """Assert that the records of ``run`` have the means of those of ``of``, which logged each step up to 160."""
+    seen = [0, *(step for step in run.values() if step <= 160)]
+    for before, step in pairwise(seen):
+        expected = means(of, step, before)
+        assert {name: run.values()[step][name] for name in expected} == pytest.approx(expected, rel=rel)
 
 
 def assert_same_run(one: Finished, other: Finished) -> None:
@@ -37,11 +54,25 @@ def test_losses_fall_and_everything_is_logged(undisturbed: Finished) -> None:
         [0, 0, 0, 0.05, 0.1, 0.15, 0.2, 0.2, 0.2, 0.2]
     )
     assert log[0]["data/quarantined"] == 0
+    terms = sum(log[-1][f"weighted/{name}"] for name in ("mse", "size", "adversarial"))
+    assert terms == pytest.approx(log[-1]["loss"], rel=1e-5)
     assert log[0]["loss/half"] == pytest.approx(log[0]["loss"] / 2)
     events = EventAccumulator(str(undisturbed.run / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     for shown in ("network", "averages/net.0.weight", "averages/net.2.weight"):
         assert [event.step for event in events.Images(shown)] == [64, 128, 160]
+
+
+def test_a_start_and_an_end_are_described(undisturbed: Finished) -> None:
+    lines = undisturbed.output.splitlines()
+    assert "training dit: 1,344 parameters, 1,072 of them trained; a discriminator of 289" in lines
+    assert any(line.startswith("on 2 processes (CPU, ") and line.endswith("= global batch 16") for line in lines)
+    assert "weights: begin at random" in lines
+    intervals = "checkpoints every 16 samples and 30 min (100 kept), previews every 64 samples and 30 min"
+    assert f"writes to {undisturbed.run}: log every 16 samples, {intervals}" in lines
+    assert "ends at 160 samples: 160 samples, 10 steps from here" in lines
+    (end,) = [line for line in lines if line.startswith("finished: 160 of 160 samples; 160 of them in ")]
+    assert end.endswith(f"weights in {undisturbed.run}/checkpoints/step-000000000160/weights")
 
 
 def test_status_shows_the_progress_of_the_run(undisturbed: Finished) -> None:
@@ -51,7 +82,8 @@ def test_status_shows_the_progress_of_the_run(undisturbed: Finished) -> None:
     assert said["progress"].startswith("160 of 160 samples (100.0%)")
     assert said["state"].startswith("finished, last record")
     loss = undisturbed.losses()
-    assert f"{loss[160]:.4f} ({loss[160] / loss[144] - 1:+.1%})" in said["loss"]
+    recent, earlier = (sum(loss[at] for at in range(first, first + 80, 16)) for first in (96, 16))
+    assert said["loss"].startswith(f"{loss[160]:.4f} ({recent / earlier - 1:+.1%})")
     assert said["checkpoints"].startswith("last at 160 (")
     assert "10 kept (16 … 128 144 160)" in said["checkpoints"]
 
@@ -71,20 +103,26 @@ def test_killed_while_saving_and_while_training_ends_with_the_same_weights(tmp_p
     assert_same_run(finished, undisturbed)
 
 
+# A record, but for the first, after several steps; a save and a preview after any step, as the clock has it.
+RARELY = ("training.log_every=48", "training.checkpoint_minutes=1e-6", "training.preview_minutes=1e-6")
+
+
 def test_signal_to_one_rank_saves_on_all_and_resumes(tmp_path, forks, train, undisturbed) -> None:
     run = tmp_path / "run"
     how = (1, signal.SIGUSR1, f"{run}/log.jsonl")
-    status, said = forks(2, "signalled", *how, "train", f"run={run}", "training.total_samples=1600")
+    status, said = forks(2, "signalled", *how, "train", f"run={run}", "training.total_samples=1600", *RARELY)
     assert status == EXIT_STOPPED, said
     assert said.count("stopping at") == 1
     assert "Traceback" not in said
     saved = sorted((run / "checkpoints").iterdir())[-1]
     at = int(saved.name.removeprefix("step-"))
     assert at < 1600
-    finished = train("training.total_samples=160") if at < 160 else train("training.total_samples=1600")
+    finished = train(f"training.total_samples={160 if at < 160 else 1600}", *RARELY)
     assert finished.status == 0, finished.output
-    early = {k: v for k, v in finished.losses().items() if k <= 160}
-    assert early == undisturbed.losses()
+    assert [record["samples_seen"] for record in finished.log()][:3] == [16, 48, 64]
+    assert_means(finished, undisturbed, rel=1e-9)
+    if at < 160:
+        assert_same_checkpoint(finished.checkpoints()[-1], undisturbed.checkpoints()[-1])
 
 
 @pytest.mark.parametrize(
@@ -101,9 +139,13 @@ def test_number_of_processes_micro_batches_and_workers_changes_nothing(
     other = train(*overrides, processes=processes)
     assert other.status == 0, other.output
     assert 160 in other.losses()
+    assert_means(other, undisturbed, rel=1e-5)
     for step, values in other.values().items():
-        assert values == pytest.approx(undisturbed.values()[step], rel=1e-5)
-        assert other.losses()[step] == pytest.approx(undisturbed.losses()[step], rel=1e-6)
+        gradients = {name for name in values if name.startswith(("gradient_norm/", "training/", "weight/"))}
+        expected = undisturbed.values()[step]
+        assert {name: values[name] for name in gradients} == pytest.approx(
+            {name: expected[name] for name in gradients}, rel=1e-5
+        )
     for name, value in weights(undisturbed.run).items():
         torch.testing.assert_close(weights(other.run)[name], value, rtol=1e-4, atol=1e-6)
 
@@ -145,6 +187,7 @@ def test_finished_run_started_again_does_nothing(forks, undisturbed: Finished) -
     before = {p: p.stat().st_mtime_ns for p in (undisturbed.run / "checkpoints").rglob("*")}
     status, said = forks(2, "train", f"run={undisturbed.run}", *EVERY_STEP)
     assert status == 0, said
+    assert f"finished before, nothing to do: 160 of 160 samples; weights in {undisturbed.run}/checkpoints/" in said
     assert {p: p.stat().st_mtime_ns for p in (undisturbed.run / "checkpoints").rglob("*")} == before
     assert len(undisturbed.log()) == 10
 

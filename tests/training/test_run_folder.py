@@ -1,14 +1,18 @@
 """The configurations with which a run's folder can be started and resumed."""
 
+import json
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from mmldm_scale import config
+from mmldm_scale.cluster import code_snapshot
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import load
 from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.training import run_folder
 from mmldm_scale.training.loop import Trainer
 from mmldm_scale.training.resilience.signals import StopRequest
@@ -41,6 +45,18 @@ def test_a_run_with_a_log_or_checkpoint_resumes_only_with_the_same_settings(tmp_
     assert begin(tmp_path, alone, "noise=0.2", "training.total_samples=320", "training.micro_batch=8") == begun
 
 
+def test_each_start_is_recorded_with_its_code_and_its_command(tmp_path, alone, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/mmldm", "train", "toy", "noise=0.2", "run=a b"])
+    begin(tmp_path, alone)
+    begin(tmp_path, alone)
+    records = [json.loads(line) for line in (tmp_path / "commands.jsonl").read_text().splitlines()]
+    assert len(records) == 2
+    assert records[0]["code"] == code_snapshot.origin()
+    assert (records[0]["command"], records[0]["processes"]) == ("mmldm train toy noise=0.2 'run=a b'", 1)
+    line = f"{tmp_path}: {code_snapshot.origin()}; command: mmldm train toy noise=0.2 'run=a b'\n"
+    assert capsys.readouterr().err.count(line) == 2
+
+
 def test_data_may_be_moved_once_a_checkpoint_knows_it_by_its_fingerprint(tmp_path: Path) -> None:
     def schema(shards: str) -> DiTTraining:
         return load(DiTTraining, overrides=[f"run={tmp_path}", f"shards={shards}"])
@@ -59,6 +75,29 @@ def test_a_start_that_failed_before_its_first_step_does_not_fix_the_settings(tmp
     (tmp_path / "log.jsonl").touch()  # opened, and then there was too little memory
     (tmp_path / "checkpoints").mkdir()
     assert "noise: 0.3" in begin(tmp_path, alone, "noise=0.3")
+
+
+def test_a_start_that_is_refused_leaves_no_run(tmp_path: Path, alone) -> None:
+    schema = load(ToyTraining, overrides=[f"run={tmp_path}"])
+    with pytest.raises(UserError, match="no such shards"), run_folder.begun(tmp_path, schema, alone):
+        raise UserError(f"no such shards, {(tmp_path / 'config.yaml').read_text()}")
+    assert list(tmp_path.iterdir()) == []
+    begin(tmp_path, alone)
+    with pytest.raises(UserError), run_folder.begun(tmp_path, schema, alone):
+        raise UserError("no such shards")
+    assert (tmp_path / "config.yaml").is_file()  # of an earlier start
+
+
+@pytest.mark.parametrize("log", ["", '{"samples_seen": 16, "time": 1.0}\n'])
+def test_the_run_of_another_trainable_is_named(tmp_path: Path, alone, log: str) -> None:
+    schemas = {
+        name: load(schema, overrides=[f"run={tmp_path}", "shards=x"])
+        for name, schema in (("dit", DiTTraining), ("kl_vae", KLVAETraining))
+    }
+    run_folder.begin(tmp_path, schemas["kl_vae"], alone)
+    (tmp_path / "log.jsonl").write_text(log)
+    with pytest.raises(UserError, match=f"^{tmp_path}: is a run of `mmldm train kl_vae`, not of dit; set another run="):
+        run_folder.begin(tmp_path, schemas["dit"], alone)
 
 
 @pytest.mark.parametrize("text", ["noise: 0.3\n", "- not ours\n", "{", ""])
@@ -105,11 +144,11 @@ def test_what_killed_jobs_left_unfinished_is_removed_and_nothing_else(tmp_path, 
         (tmp_path / name).write_text("")
     begin(tmp_path, alone)
     remaining = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert remaining == {*NOT_OURS, "config.yaml"}
+    assert remaining == {*NOT_OURS, "config.yaml", "commands.jsonl"}
     removed = "step-000000000064.tmp, step-000000000064-0.08.safetensors.0123abcd.tmp, "
     assert f"{tmp_path}: removed what killed jobs have left unfinished: {removed}" in capsys.readouterr().err
     begin(tmp_path, alone)
-    assert not capsys.readouterr().err
+    assert "removed" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,11 @@ class Autoencoder(nn.Module):
         """Return the video posterior of ``frames`` (B, F, 3, S, S) in [-1, 1], without any sound; needs video."""
         return self._posterior("video", self.clip_latents(frames))
 
+    @torch.no_grad()
+    def encode_sound(self, audio_image: Tensor) -> Gaussian:
+        """Return the audio posterior of ``audio_image`` (B, 3, S, S) in [-1, 1], without any frames; needs audio."""
+        return self._posterior("audio", self.picture_latents(audio_image))
+
     def clip_latents(self, pictures: Tensor) -> Tensor:
         """Return the scaled KL-VAE latents (B, P, c, s, s) float32 of clips' ``pictures`` (B, P, 3, S, S)."""
         return self.picture_latents(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])

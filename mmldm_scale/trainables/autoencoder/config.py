@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmldm_scale.common.addresses import path_key
 from mmldm_scale.config import (
     AdversarialConfig,
     AutoencoderConfig,
@@ -19,9 +20,10 @@ class AutoencoderTraining(ShardTraining):
     """``mmldm train autoencoder``: encoders, projectors and signal decoder, on clip shards; λ: weights in Eq. 3."""
 
     trainable: str = "autoencoder"
-    run: str = "runs/autoencoder"
-    kl_vae: str = "???"  # the KL-VAE: Stable Diffusion's, as a folder or a file, or a kl_vae run
-    unet: str | None = None  # Stable Diffusion's U-Net, as a folder or a file, to start the decoder from; null: random
+    run: str = path_key("runs/autoencoder")
+    kl_vae: str = path_key("???")  # the KL-VAE: Stable Diffusion's, as a folder or a file, or a kl_vae run
+    # Stable Diffusion's U-Net, as a folder or a file, to start the decoder from; null: random
+    unet: str | None = path_key(None)
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)  # encoders, projectors and decoder
     loss_weights: LossWeights = field(default_factory=LossWeights)  # weights of the audio image and the frames in L_MSE
     kl_weight: float = 1e-9  # λ_kl; the paper: 1e-9 for Landscape, 1e-8 for AIST++
@@ -39,6 +41,7 @@ class AutoencoderTraining(ShardTraining):
     frames_per_clip: int = 2  # [frames] number of frames of each clip that are decoded in a step
     flip: float = 0.5  # [0..1] share of clips that are mirrored
     validation: list[str] = field(default_factory=list)  # validation sets: folders or URLs of held-out shard sets
+    shared_recordings: bool = False  # whether validation sets may have recordings, at other times, that are trained on
     preview: DecodingConfig = field(default_factory=lambda: DecodingConfig(steps=20))  # decoding in previews
 
     def __post_init__(self) -> None:

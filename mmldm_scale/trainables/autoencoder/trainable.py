@@ -6,9 +6,10 @@ and in a few of its frames; heads on the semantic features and a discriminator o
 (``dataset.py``). The weights folder holds the KL-VAE as well, but not the discriminator.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -22,8 +23,9 @@ from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.discriminator import FRAMES, PICTURES, AudioVideoDiscriminator
-from mmldm_scale.models.autoencoder.model import Autoencoder, save
+from mmldm_scale.models.autoencoder.model import OLDER_MEANING, Autoencoder, save
 from mmldm_scale.models.autoencoder.stable_diffusion import load_unet
+from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
 from mmldm_scale.trainables.autoencoder import preview
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
@@ -36,6 +38,7 @@ from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
 from mmldm_scale.training.trainable import (
     Discriminator,
+    PretrainedPart,
     StepInfo,
     StepOutline,
     Trainable,
@@ -68,6 +71,7 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
     if config.unet is not None:  # its fingerprint is not in inputs, since a resumed run does not use it
         for unet in module.autoencoder.decoder.unets.values():
             load_unet(cast(UNet2DConditionModel, unet), config.unet)
+    validation = _validation(config, clips, module) if config.validation else None
     return Trainable(
         name="autoencoder",
         module=module,
@@ -76,6 +80,7 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
             "shards": clips.samples.mixture.fingerprint,
             "kl_vae": pretrained.fingerprint(kl_vae.find(Path(config.kl_vae))),
         },
+        shard_sets=clips.samples.mixture.origins,
         flops_per_sample=forward_flops(config, module.autoencoder),
         write_weights=functools.partial(_write_weights, module.autoencoder, frozen),
         weights_layout=WeightsLayout(
@@ -83,13 +88,22 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
             other_parts=("kl_vae.",),
             classes=module.autoencoder.classes,
             class_tensors=CLASS_TENSORS,
+            differences=functools.partial(_differences, module.autoencoder),
         ),
         term_weights=module.term_weights,
         begin_step=module.begin_step,
         preview=functools.partial(preview.show, config, clips),
-        validation=_validation(config, clips, module) if config.validation else None,
+        validation=validation,
         quarantine=clips.samples.quarantine,
         discriminator=_discriminator(config),
+        startup_messages=validation.startup_messages if validation else [],
+        sets=clips.samples.mixture.counts,
+        pretrained=[
+            PretrainedPart("KL-VAE", "kl_vae", config.kl_vae, is_frozen=True),
+            PretrainedPart(
+                "U-Net of the signal decoder", "unet", config.unet or "", "the paper's is Stable Diffusion's; unet=DIR"
+            ),
+        ],
     )
 
 
@@ -99,6 +113,7 @@ def outline(
     classes: int = CLASSES,
     kl_vae_config: KLVAEConfig | None = None,
     device: str = "meta",
+    manifest: Manifest | None = None,
 ) -> StepOutline:
     """Return a micro-step of the autoencoder on ``device``.
 
@@ -108,7 +123,10 @@ def outline(
         media: format of a clip; None: the default.
         classes: number of classes of the data set.
         kl_vae_config: of the KL-VAE; None: Stable Diffusion's.
+        manifest: of the set whose clips it is for, instead of ``media`` and ``classes``.
     """
+    if manifest is not None:
+        media, classes = manifest.media, len(manifest.classes)
     media, micro_batch = media or MediaConfig(), config.training.micro_batch
     with torch.device(device):
         vae = kl_vae.build(kl_vae_config or KLVAEConfig())
@@ -136,8 +154,8 @@ def _validation(config: AutoencoderTraining, clips: Clips, module: Reconstructio
     held_out = Clips(settings, clips.classes, config.model.modalities)
     dataset = ClipDataset(settings, held_out, module.autoencoder)
     mixtures = held_out.samples.mixture, clips.samples.mixture
-    count = config.training.validation_samples
-    return ValidationSamples(dataset, *mixtures, count, dataset.steps, group=max(1, module.group))
+    count, group = config.training.validation_samples, max(1, module.group)
+    return ValidationSamples(dataset, *mixtures, count, dataset.steps, config.shared_recordings, group)
 
 
 def _discriminator(config: AutoencoderTraining) -> Discriminator | None:
@@ -167,6 +185,20 @@ def _write_weights(model: Autoencoder, frozen: dict[str, Tensor], folder: Path, 
     """Write the averaged ``state`` of a :class:`Reconstruction`, and the KL-VAE, as a weights folder."""
     weights = {name.removeprefix("autoencoder."): tensor for name, tensor in {**state, **frozen}.items()}
     save(folder, model.config, model.media, model.kl_vae, model.classes, weights)
+
+
+def _differences(model: Autoencoder, stored: dict[str, Any]) -> list[str]:
+    """Return, as parts of a line, what the tensors of ``stored``, other weights' description, belonged to otherwise.
+
+    Such differences leave the tensors' shapes as they are: where features are added, and what a clip is.
+    """
+    older = OLDER_MEANING["decoder"]["features"]
+    there = {"model.decoder.features": stored.get("model", {}).get("decoder", {}).get("features", older)}
+    here = {"model.decoder.features": model.config.decoder.features}
+    for values, media in ((there, stored.get("media", {})), (here, dataclasses.asdict(model.media))):
+        values |= {f"media.{key}": value for key, value in media.items() if key != "audio"}
+        values |= {f"media.audio.{key}": value for key, value in media.get("audio", {}).items()}
+    return [f"{key}={there[key]}, not {here[key]}" for key in here if there.get(key, here[key]) != here[key]]
 
 
 def forward_flops(config: AutoencoderTraining, model: Autoencoder) -> float:

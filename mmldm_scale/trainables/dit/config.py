@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmldm_scale.common.addresses import path_key
 from mmldm_scale.config import (
     ContextConfig,
     ContrastiveConfig,
@@ -18,10 +19,10 @@ from mmldm_scale.config.check import require
 class PreviewConfig:
     """Previews of a DiT in training: clips sampled with the averaged weights, always from the same noise."""
 
-    samples: int = 2  # [clips] number of clips in a preview; 0: no preview
+    samples: int = 3  # [clips] number of clips in a preview, of svg, a2v and v2a in turn; 0: no preview
     steps: int = 25  # [DDIM steps] sampling steps of the DiT
-    decoding_steps: int = 20  # [DDIM steps] sampling steps of the signal decoder
-    autoencoder: str = ""  # folder of the autoencoder; empty: where it was when the latents were made
+    decoding_steps: int = 10  # [DDIM steps] sampling steps of the signal decoder
+    autoencoder: str = path_key("")  # folder of the autoencoder; empty: where it was when the latents were made
 
     def __post_init__(self) -> None:
         for key, least in (("samples", 0), ("steps", 1), ("decoding_steps", 1)):
@@ -34,7 +35,7 @@ class DiTTraining(ShardTraining):
     """``mmldm train dit``: the diffusion transformer, on latent shards."""
 
     trainable: str = "dit"
-    run: str = "runs/dit"
+    run: str = path_key("runs/dit")
     model: DiTConfig = field(default_factory=DiTConfig)  # the transformer
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)  # noise, objective and tasks
     context: ContextConfig = field(default_factory=ContextConfig)  # the context tokens
@@ -44,6 +45,7 @@ class DiTTraining(ShardTraining):
     # latents of a sample: the posterior's mode, which is its mean (public code), or a draw from the posterior
     posterior: Literal["mode", "draw"] = "mode"
     validation: list[str] = field(default_factory=list)  # validation sets: folders or URLs of held-out shard sets
+    shared_recordings: bool = False  # whether validation sets may have recordings, at other times, that are trained on
     preview: PreviewConfig = field(default_factory=PreviewConfig)  # previews during training
 
     def __post_init__(self) -> None:

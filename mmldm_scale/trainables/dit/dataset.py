@@ -175,7 +175,7 @@ class LatentDataset:
         mixture = self.samples.mixture
         model_classes = list(mixture.classes if classes is None else classes)
         self.classes = model_classes if config.context.kind == "class" else []
-        self.shapes = _latent_shapes(mixture.manifest, config.model.modalities)
+        self.shapes = stored_shapes(mixture.manifest, config.model.modalities)
         self._context = build_context(config.context, config.model, mixture.classes, self.classes)
         null_context = self._context.null() if self._context else {}
         self._maker = SampleMaker(config, self.shapes, statistics or mixture.statistics, null_context)
@@ -246,7 +246,7 @@ class LatentDataset:
         return latents
 
 
-def _latent_shapes(manifest: Manifest, modalities: Sequence[Modality]) -> dict[Modality, Shape]:
+def stored_shapes(manifest: Manifest, modalities: Sequence[Modality]) -> dict[Modality, Shape]:
     """Return the shapes (C, H, W) of the latents of a set, by modality.
 
     Raises:

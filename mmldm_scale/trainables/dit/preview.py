@@ -4,6 +4,7 @@ import gc
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,12 +13,18 @@ from torch import Tensor
 
 from mmldm_scale.common.device import training_device
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import DecodingConfig, Sampling
+from mmldm_scale.common.modalities import Modality
+from mmldm_scale.config import DecodingConfig, GenerationTask, MediaConfig, Sampling
+from mmldm_scale.diffusion.guided_sampling import GIVEN
+from mmldm_scale.media.clip import NO_FRAMES, NO_SOUND, Clip
 from mmldm_scale.models import pretrained
 from mmldm_scale.runs.media_log import Preview, show
 from mmldm_scale.trainables.dit.config import DiTTraining
+from mmldm_scale.training.trainable import Batch
 
 WriteWeights = Callable[[Path, dict[str, Tensor]], None]
+ReadSample = Callable[[int], Batch]
+CONDITIONAL: tuple[GenerationTask, ...] = ("a2v", "v2a")
 
 
 def startup_messages(config: DiTTraining, autoencoder: str) -> list[str]:
@@ -44,11 +51,16 @@ def startup_messages(config: DiTTraining, autoencoder: str) -> list[str]:
 
 
 def show_samples(
-    config: DiTTraining, write_weights: WriteWeights, state: dict[str, Tensor], writer: Preview
+    config: DiTTraining, write_weights: WriteWeights, read: ReadSample, state: dict[str, Tensor], writer: Preview
 ) -> Iterator[None]:
-    """Show samples of the weights ``state``, always of the same noise; yield between two of them.
+    """Show samples of the weights ``state``, always of the same noise and conditions; yield between two of them.
 
-    The weights pass through a folder, like those that ``mmldm sample`` reads, and no model stays in memory.
+    They are of all tasks that the model learns, in turn. The condition of a2v and v2a, as the autoencoder restores it
+    together with the result, is beside that. The weights pass through a folder, like those that ``mmldm sample`` reads,
+    and no model stays in memory.
+
+    Args:
+        read: returns a sample by number, with the normalised latents "audio" and "video", (C, H, W).
 
     Raises:
         UserError: the autoencoder is missing, or the settings cannot work.
@@ -70,10 +82,12 @@ def show_samples(
         yield
         pipeline = Pipeline.from_pretrained(folder, settings, config.preview.autoencoder or None, device)
         yield
-        for index in range(config.preview.samples):
+        for task, index in _shown(config):
+            given = GIVEN[task]
+            condition = read(index)[given][None] if given else None  # (1, C, H, W)
             with _uncompiled(config):
-                (clip,) = pipeline.generate("svg", [index])
-            show(writer, f"svg/{index}", clip, pipeline.media)
+                (clip,) = pipeline.decode(task, [index], pipeline.latents(task, [index], condition=condition))
+            _show(writer, f"{task}/{index}", clip, given, pipeline.media)
             yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -81,6 +95,23 @@ def show_samples(
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _shown(config: DiTTraining) -> list[tuple[GenerationTask, int]]:
+    """Return the tasks and numbers of the samples of a preview: svg first, then the others that the model learns."""
+    shares = {"a2v": config.diffusion.audio_conditioned, "v2a": config.diffusion.video_conditioned}
+    tasks: list[GenerationTask] = ["svg", *(task for task in CONDITIONAL if shares[task])]
+    return [(tasks[number % len(tasks)], number // len(tasks)) for number in range(config.preview.samples)]
+
+
+def _show(writer: Preview, tag: str, clip: Clip, given: Modality | None, media: MediaConfig) -> None:
+    """Show what of ``clip`` is generated as ``tag``, and what is given as "TAG/given"."""
+    audio, video = replace(clip, frames=NO_FRAMES), replace(clip, waveform=NO_SOUND)
+    if given is None:
+        show(writer, tag, clip, media)
+        return
+    show(writer, tag, audio if given == "video" else video, media)
+    show(writer, f"{tag}/given", audio if given == "audio" else video, media)
 
 
 def _uncompiled(config: DiTTraining) -> AbstractContextManager[object]:

@@ -7,6 +7,7 @@ which autoencoder decodes the latents.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mmldm_scale.common.device import training_device
 from mmldm_scale.common.modalities import as_pair
+from mmldm_scale.common.portable_paths import portable
 from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion import contrastive
 from mmldm_scale.diffusion.normalise import Statistics
@@ -24,16 +26,20 @@ from mmldm_scale.models.attention import choose_backend
 from mmldm_scale.models.dit import LAYOUT, latent_shapes
 from mmldm_scale.models.flops import AUDIO_SHAPE, VIDEO_SHAPE, dit_macs
 from mmldm_scale.models.precision import DTYPES
+from mmldm_scale.runs.media_log import Preview
 from mmldm_scale.shards.latents import PARTS, LatentSample, parts_of
+from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.shards.mixture import Mixture
 from mmldm_scale.trainables.dit import preview
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.context import null_context
-from mmldm_scale.trainables.dit.dataset import LatentDataset, SampleMaker
+from mmldm_scale.trainables.dit.dataset import LatentDataset, SampleMaker, stored_shapes
 from mmldm_scale.trainables.dit.loss import NoisePrediction
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
-from mmldm_scale.training.trainable import StepOutline, Trainable, WeightsLayout, repeat_sample
+from mmldm_scale.training.trainable import Batch, StepOutline, Trainable, WeightsLayout, repeat_sample
+
+ShowSamples = Callable[[dict[str, Tensor], Preview], Iterator[None]]
 
 
 def build_trainable(config: DiTTraining) -> Trainable:
@@ -51,11 +57,13 @@ def build_trainable(config: DiTTraining) -> Trainable:
     module = NoisePrediction(config, *shapes, len(dataset.classes))
     description = _description(config, mixture, dataset.classes)
     write_weights = functools.partial(_write_weights, description)
+    validation = _validation(config, dataset) if config.validation else None
     return Trainable(
         name="dit",
         module=module,
         dataset=dataset,
         inputs={"shards": mixture.fingerprint, **dataset.inputs},
+        shard_sets=mixture.origins,
         flops_per_sample=forward_flops(config, *shapes),
         write_weights=write_weights,
         weights_layout=WeightsLayout(
@@ -66,26 +74,53 @@ def build_trainable(config: DiTTraining) -> Trainable:
         ),
         term_weights=module.term_weights,
         begin_step=module.begin_step,
-        samples=functools.partial(preview.show_samples, config, write_weights) if config.preview.samples else None,
-        validation=_validation(config, dataset) if config.validation else None,
+        samples=_samples(config, mixture, write_weights, validation or dataset) if config.preview.samples else None,
+        validation=validation,
         quarantine=dataset.samples.quarantine,
         startup_messages=[
             *dataset.startup_messages(),
             *preview.startup_messages(config, mixture.manifest.autoencoder.get("path", "")),
+            *(validation.startup_messages if validation else []),
         ],
+        sets=mixture.counts,
     )
+
+
+def _samples(
+    config: DiTTraining,
+    mixture: Mixture,
+    write_weights: preview.WriteWeights,
+    conditions: ValidationSamples | LatentDataset,
+) -> ShowSamples:
+    """Return what shows samples, decoded by the autoencoder where it was when the latents were made.
+
+    Args:
+        conditions: the samples that a2v and v2a start from.
+    """
+    autoencoder = config.preview.autoencoder or mixture.manifest.autoencoder.get("path", "")
+    located = dataclasses.replace(config, preview=dataclasses.replace(config.preview, autoencoder=autoencoder))
+    return functools.partial(preview.show_samples, located, write_weights, _reader(conditions))
 
 
 def outline(
     config: DiTTraining,
-    audio_shape: Shape = AUDIO_SHAPE,
-    video_shape: Shape = VIDEO_SHAPE,
+    audio_shape: Shape | None = AUDIO_SHAPE,
+    video_shape: Shape | None = VIDEO_SHAPE,
     device: str = "meta",
+    manifest: Manifest | None = None,
 ) -> StepOutline:
     """Return a micro-step of the DiT on latents of these shapes, (C, H, W), on ``device``.
 
     A model of one modality alone has that one's.
+
+    Args:
+        manifest: of the set whose latents it is for, instead of ``audio_shape`` and ``video_shape``.
+
+    Raises:
+        UserError: the set does not have the model's modalities.
     """
+    if manifest is not None:
+        audio_shape, video_shape = as_pair(stored_shapes(manifest, config.model.modalities))
     classes = int(config.context.kind == "class")  # their number hardly counts beside the model
     backend = config.model.attention if config.model.attention == "math" else "sdpa"  # "meta" has no other
     model = dataclasses.replace(config.model, attention=backend, compile=False)
@@ -116,6 +151,12 @@ def forward_flops(config: DiTTraining, audio_shape: Shape | None, video_shape: S
     return passes * dit_macs(config.model, audio_shape, video_shape).flops
 
 
+def _reader(samples: ValidationSamples | LatentDataset) -> Callable[[int], Batch]:
+    """Return a function that reads one of ``samples`` by its number, again from the first behind the last."""
+    count = len(samples) if isinstance(samples, ValidationSamples) else len(samples.samples.mixture)
+    return lambda number: samples.__getitems__([number % count])[0]
+
+
 def _validation(config: DiTTraining, dataset: LatentDataset) -> ValidationSamples:
     """Return the held-out samples, normalised as the training samples are."""
     context = dataclasses.replace(config.context, dropout=0.0)
@@ -123,7 +164,7 @@ def _validation(config: DiTTraining, dataset: LatentDataset) -> ValidationSample
     learned = dataset.samples.mixture
     held_out = LatentDataset(settings, dataset.classes, learned.statistics)
     count, steps = config.training.validation_samples, config.diffusion.steps
-    return ValidationSamples(held_out, held_out.samples.mixture, learned, count, steps)
+    return ValidationSamples(held_out, held_out.samples.mixture, learned, count, steps, config.shared_recordings)
 
 
 def _write_weights(description: dict[str, Any], folder: Path, state: dict[str, Tensor]) -> None:
@@ -158,5 +199,8 @@ def _description(config: DiTTraining, mixture: Mixture, classes: list[str]) -> d
         "video_shape": manifest.video_shape,
         "statistics": mixture.statistics,
         "media": dataclasses.asdict(manifest.media),
-        "autoencoder": manifest.autoencoder,
+        "autoencoder": {
+            name: portable(value, Path(config.run)) if name == "path" else value
+            for name, value in manifest.autoencoder.items()
+        },
     }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmldm_scale.common.addresses import path_key
 from mmldm_scale.config import AdversarialConfig, KLVAEConfig, PatchDiscriminatorConfig, ShardTraining
 from mmldm_scale.config.check import require
 
@@ -15,13 +16,15 @@ class KLVAETraining(ShardTraining):
     """
 
     trainable: str = "kl_vae"
-    run: str = "runs/kl_vae"
-    kl_vae: str = ""  # KL-VAE to fine-tune: a folder, a file or a kl_vae run; its encoder stays fixed; empty: none
+    run: str = path_key("runs/kl_vae")
+    # KL-VAE to fine-tune: a folder, a file or a kl_vae run; its encoder stays fixed; empty: none
+    kl_vae: str = path_key("")
     model: KLVAEConfig = field(default_factory=KLVAEConfig)  # the network, if it is trained from scratch
     audio_share: float = 0.25  # [0..1] share of samples that are audio images; the others are video frames
     reconstruction: Literal["l1", "l2"] = "l2"  # error between a picture and its reconstruction
     kl_weight: float = 1e-6  # weight of the KL divergence, if it is trained from scratch
-    lpips: str | None = None  # file with the weights of LPIPS's backbone, AlexNet or VGG16; null: no LPIPS term
+    # file with the weights of LPIPS's backbone, AlexNet or VGG16; null: no LPIPS term
+    lpips: str | None = path_key(None)
     lpips_weight: float = 1.0  # weight of the LPIPS term
     discriminator: PatchDiscriminatorConfig = field(default_factory=PatchDiscriminatorConfig)  # its network
     adversarial: AdversarialConfig = field(default_factory=lambda: AdversarialConfig(weight=0.0))  # its training

@@ -27,6 +27,7 @@ from mmldm_scale.models import lpips, pretrained
 from mmldm_scale.models.autoencoder import kl_vae, patch_discriminator
 from mmldm_scale.models.autoencoder.patch_discriminator import PatchDiscriminator
 from mmldm_scale.models.autoencoder.stable_diffusion import VAE_FOLDER, WEIGHTS
+from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
 from mmldm_scale.trainables.clip_stream import BlankClips, Clips
 from mmldm_scale.trainables.flop_count import flops_of
@@ -36,6 +37,7 @@ from mmldm_scale.trainables.kl_vae.dataset import PictureDataset
 from mmldm_scale.trainables.kl_vae.loss import PictureReconstruction
 from mmldm_scale.training.trainable import (
     Discriminator,
+    PretrainedPart,
     StepInfo,
     StepOutline,
     Trainable,
@@ -69,6 +71,7 @@ def build_trainable(config: KLVAETraining) -> Trainable:
         module=module,
         dataset=PictureDataset(config, clips, vae),
         inputs=inputs,
+        shard_sets=clips.samples.mixture.origins,
         flops_per_sample=_forward_flops(config, vae, clips.media.size),
         write_weights=functools.partial(_write_weights, initial, measured, clips.media),
         weights_layout=WeightsLayout(prefix="vae.", file=f"{VAE_FOLDER}/{WEIGHTS}.safetensors"),
@@ -77,7 +80,15 @@ def build_trainable(config: KLVAETraining) -> Trainable:
         term_weights=module.term_weights,
         discriminator=_discriminator(config),
         begin_step=module.begin_step,
+        sets=clips.samples.mixture.counts,
+        pretrained=_pretrained(config),
     )
+
+
+def _pretrained(config: KLVAETraining) -> list[PretrainedPart]:
+    advice = "the paper's is Stable Diffusion's, its decoder fine-tuned; --preset finetune kl_vae=DIR"
+    parts = [PretrainedPart("KL-VAE", "kl_vae", config.kl_vae, advice)]
+    return parts + ([PretrainedPart("LPIPS", "lpips", config.lpips, is_frozen=True)] if config.lpips else [])
 
 
 def _check_sizes(config: KLVAETraining, vae: AutoencoderKL, size: int) -> None:
@@ -95,13 +106,14 @@ def _check_sizes(config: KLVAETraining, vae: AutoencoderKL, size: int) -> None:
         raise UserError(f"discriminator.layers: {layers} layers need pictures of at least {least}, not {size}")
 
 
-def outline(config: KLVAETraining, media: MediaConfig | None = None) -> StepOutline:
+def outline(config: KLVAETraining, media: MediaConfig | None = None, manifest: Manifest | None = None) -> StepOutline:
     """Return a micro-step of the KL-VAE on the device "meta"; fine-tuning is outlined for Stable Diffusion's KL-VAE.
 
     Args:
         media: format of a clip; None: the default.
+        manifest: of the set whose clips it is for, instead of ``media``.
     """
-    media = media or MediaConfig()
+    media = manifest.media if manifest else media or MediaConfig()
     with torch.device("meta"):
         vae = kl_vae.build(KLVAEConfig() if config.kl_vae else config.model)
         module = PictureReconstruction(config, vae, AudioImage(media))

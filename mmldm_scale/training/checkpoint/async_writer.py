@@ -50,6 +50,11 @@ class AsyncWriter(Generic[Result]):
         """Whether the task has raised. Ranks may see this at different times, and must agree before acting on it."""
         return self._task is not None and self._task.done() and self._task.exception() is not None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the task is running. Ranks may see its end at different times."""
+        return self._task is not None and not self._task.done()
+
     def wait(self) -> Result | None:
         """Wait for the task, if there is one, and return what it returned or raise what it raised."""
         task, self._task = self._task, None

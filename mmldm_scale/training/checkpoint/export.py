@@ -10,6 +10,7 @@ import functools
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmldm_scale.common import provenance
 from mmldm_scale.common.atomic_files import sync
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.provenance import Provenance
 from mmldm_scale.config.training import LONGEST_EMA, SHORTEST_EMA
 from mmldm_scale.models import pretrained
+from mmldm_scale.shards.remote.remote_folder import RemoteFolder
 from mmldm_scale.training.checkpoint import ema_snapshots, read_parameters, safe_pickle
 from mmldm_scale.training.checkpoint.manifest import ENGINE, MANIFEST, WEIGHTS, DamagedCheckpoint, read_manifest, verify
 from mmldm_scale.training.engine import ema
@@ -66,9 +70,14 @@ class TrainedState:
 
 @dataclass(frozen=True)
 class Replacement:
-    """The parameters that are exported instead of those in the weights folder; ``description`` is for the user."""
+    """The parameters that are exported instead of those in the weights folder; ``description`` is for the user.
+
+    They are those at ``samples_seen``, or their average of ``length`` that ends there.
+    """
 
     description: str
+    samples_seen: int
+    length: float | None
     names: list[str]
     read: ReadParameter
 
@@ -83,18 +92,52 @@ def run(args: argparse.Namespace, prefixes: Mapping[str, str], layout: FolderLay
     Raises:
         UserError: the checkpoint does not have these weights, they are damaged, or the folder cannot be written.
     """
-    output = Path(args.output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"--output: {output} must be missing or an empty folder")
+    remote = RemoteFolder(args.output) if isinstance(args.output, str) else None
+    _check_output(args.output, remote)
     source = _open_source(args.checkpoint)
     replacement = _replacement(args, source)
     state = _replaced_state(source, replacement, prefixes) if replacement else None
-    _write(output, source, state, layout)
-    print(f"{output}: {source.kind}, {replacement.description if replacement else 'averaged, as in the checkpoint'}")
+    origin = provenance.read(source.weights)  # None: the checkpoint is of an older version
+    if origin and replacement:
+        origin = origin.of_other_weights(replacement.samples_seen, replacement.length)
+    if remote is None:
+        _write(args.output, source, state, origin, layout)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            _write(Path(folder) / "weights", source, state, origin, layout)
+            _upload(Path(folder) / "weights", remote)
+    description = replacement.description if replacement else "averaged, as in the checkpoint"
+    print(f"{args.output}: {source.kind}, {description}")
+    for line in origin.lines() if origin else ():
+        print(f"  {line}")
     return 0
 
 
-def _open_source(path: str) -> Source:
+def _check_output(output: Path | str, remote: RemoteFolder | None) -> None:
+    """Raise UserError unless ``output``, which is ``remote`` if it is a URL, can be written and holds no export yet."""
+    if remote is not None:
+        if pretrained.SUMS in remote.names():
+            raise UserError(f"--output: {output} holds exported weights; give another URL")
+        remote.check_writable()
+    elif Path(output).exists() and not (Path(output).is_dir() and not any(Path(output).iterdir())):
+        raise UserError(f"--output: {output} must be missing or an empty folder")
+
+
+def _upload(folder: Path, remote: RemoteFolder) -> None:
+    """Upload the files of ``folder``, their sums last: until then, the same command replaces what is there.
+
+    Raises:
+        UserError: there are other files, or the URL cannot be written.
+    """
+    foreign = [name for name in remote.names() if not (folder / name).exists()]
+    if foreign:
+        raise UserError(f"--output: {remote.url} holds other files ({foreign[0]}, …); give a URL with nothing below")
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    for name in sorted(names, key=lambda name: (name == pretrained.SUMS, name)):
+        remote.put(folder / name, name)
+
+
+def _open_source(path: Path) -> Source:
     """Return the weights folder at ``path``, verified."""
     weights = pretrained.locate(path)
     checkpoint = weights.parent if (weights.parent / MANIFEST).is_file() else None
@@ -125,7 +168,8 @@ def _replacement(args: argparse.Namespace, source: Source) -> Replacement | None
     if raw:
         trained = _read_trained(source)
         read = functools.partial(trained.parameters.tensor, key=read_parameters.MASTER)
-        return Replacement(f"not averaged, at {trained.samples_seen:,} samples", trained.parameters.names, read)
+        description = f"not averaged, at {trained.samples_seen:,} samples"
+        return Replacement(description, trained.samples_seen, None, trained.parameters.names, read)
     return None if args.ema is None else _average(_read_trained(source), args.ema, args.at)
 
 
@@ -161,7 +205,7 @@ def _average(trained: TrainedState, length: float, at: int | None) -> Replacemen
             stored[AveragingProfile(at, own_length)] = read
     target, description = AveragingProfile(at, length), f"averaged with length {length} at {at:,} samples"
     if target in stored:
-        return Replacement(description, trained.parameters.names, stored[target])
+        return Replacement(description, at, length, trained.parameters.names, stored[target])
     coefficients, error = _combine(list(stored), target)
     description += f", combined from {len(stored)} averages (error {error:.1%})"
     parts = list(zip(coefficients, stored.values(), strict=True))
@@ -169,7 +213,7 @@ def _average(trained: TrainedState, length: float, at: int | None) -> Replacemen
     def combined(name: str) -> Tensor:
         return functools.reduce(torch.add, (factor * read(name).double() for factor, read in parts))
 
-    return Replacement(description, trained.parameters.names, combined)
+    return Replacement(description, at, length, trained.parameters.names, combined)
 
 
 def _combine(stored: list[AveragingProfile], target: AveragingProfile) -> ema.Combination:
@@ -220,7 +264,13 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: is damaged, or of another model: {_one_line(error)}") from None
 
 
-def _write(output: Path, source: Source, state: dict[str, Tensor] | None, layout: FolderLayout | None) -> None:
+def _write(
+    output: Path,
+    source: Source,
+    state: dict[str, Tensor] | None,
+    origin: Provenance | None,
+    layout: FolderLayout | None,
+) -> None:
     """Write ``source`` to ``output``, whole or not at all; ``state``: instead of its own tensors."""
     temporary = output.with_name(f"{output.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -230,6 +280,8 @@ def _write(output: Path, source: Source, state: dict[str, Tensor] | None, layout
         shutil.copytree(source.weights, weights, ignore=others)
         if state:
             save_file(state, file, metadata={"format": "pt"})
+        if origin:
+            provenance.write(weights, origin)
         if layout:
             layout.write(temporary, source.kind)
         pretrained.seal(temporary)

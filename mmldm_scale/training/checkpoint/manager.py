@@ -9,8 +9,8 @@
 averaged weights in ``weights/``, every other state as ``states/NAME.json``, and the manifest (``manifest.py``). Saving
 copies all that into the host's memory, and a thread of each rank writes it while training goes on. A checkpoint is
 written as ``step-….tmp``: each rank syncs its part to disk; then all ranks meet, rank 0 writes the manifest and renames
-the folder, and they meet again. So a name without ``.tmp`` means that the checkpoint is complete. Then those older than
-the ``keep_checkpoints`` newest whole ones are removed. Loading goes from the newest checkpoint to the oldest, to the
+the folder, and they meet again. So a name without ``.tmp`` means that the checkpoint is complete. Then all but
+``keep_checkpoints`` whole ones are removed. Loading goes from the newest checkpoint to the oldest, to the
 first that verifies.
 
 No file is loaded that would run code (``safe_pickle.py``). A number of processes other than that which wrote a
@@ -63,7 +63,10 @@ WriteWeights = Callable[[Path, dict[str, Tensor]], None]
 
 
 class HasState(Protocol):
-    """Anything that a checkpoint holds besides engines and weights; rank 0's state is saved, all ranks load it."""
+    """Anything that a checkpoint holds besides engines and weights; rank 0's state is saved, all ranks load it.
+
+    All ranks call the methods together.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON values."""
@@ -135,6 +138,11 @@ class Checkpoints:
     def failed(self) -> bool:
         """Whether :meth:`finish` would raise by now; ranks may see it at different times."""
         return self._writer.failed
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written; ranks may see its end at different times."""
+        return self._writer.is_busy
 
     def finish(self) -> int | None:
         """Wait until the checkpoint that is being written is complete; return its ``samples_seen``, alike on all ranks.
@@ -307,15 +315,19 @@ class Checkpoints:
         failure.exchange(world)
 
     def _superseded(self, samples_seen: int, world: World) -> list[str]:
-        """Return those older than the ``keep_checkpoints`` newest whole ones, by name; all ranks call this together.
+        """Return all but the ``keep_checkpoints`` whole ones that are kept, by name; all ranks call this together.
 
-        The one at ``samples_seen``, just written, is the newest whole one. What an earlier process wrote is verified
-        once; what this one wrote is whole.
+        The one at ``samples_seen``, just written, is kept. Of the older ones, those at multiples of
+        ``checkpoint_every`` come first, then those saved by the clock or by a signal, the newest first of each: else
+        the clock's would push out all others within the hour. What an earlier process wrote is verified once; what
+        this one wrote is whole.
         """
         keep_every = self._settings.keep_every
         self._verified[self._path(samples_seen).name], whole = None, 1
         found = world.broadcast_from_rank0({n: path.name for n, path in find_checkpoints(self._run).items()})
         older = [(n, name) for n, name in found.items() if n < samples_seen]
+        # Those at multiples of the interval come last, so that they are kept first.
+        older.sort(key=lambda item: (item[0] % self._settings.checkpoint_every == 0, item[0]))
         while older and whole < self._settings.keep_checkpoints:
             name = older.pop()[1]
             problem = self._verified[name] if name in self._verified else self._verify(name, world)

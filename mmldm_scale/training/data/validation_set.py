@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import ReadingConfig, ShardTraining
 from mmldm_scale.shards.mixture import Mixture, mixing_problem
+from mmldm_scale.shards.reader import ShardSet
 
 SEED = 0  # of the validation samples of every run
 
@@ -52,10 +54,21 @@ def settings(config: Config, shards: list[str], **changes: Any) -> Config:
 
 
 class ValidationSamples:
-    """The first samples of a dataset, in its order."""
+    """The first samples of a dataset, in its order.
+
+    Attributes:
+        startup_messages: lines for the user on recordings that are trained on as well, and on unknown ones.
+    """
 
     def __init__(
-        self, dataset: TimedDataset, held_out: Mixture, learned: Mixture, count: int, steps: int, group: int = 1
+        self,
+        dataset: TimedDataset,
+        held_out: Mixture,
+        learned: Mixture,
+        count: int,
+        steps: int,
+        shared_recordings: bool = False,
+        group: int = 1,
     ) -> None:
         """Take the first ``count`` samples of ``dataset`` (fewer if it has not as many).
 
@@ -63,12 +76,15 @@ class ValidationSamples:
             held_out: the sets of ``dataset``.
             learned: the sets that the model learns from.
             steps: timesteps of the schedule.
+            shared_recordings: whether both may have samples of one recording.
             group: consecutive samples that a loss compares with one another; an incomplete group is left out.
 
         Raises:
-            UserError: a set is trained on as well, or is of another kind or autoencoder; there is no complete group.
+            UserError: a set or one of its recordings is trained on as well, or it is of another kind or autoencoder;
+                there is no complete group.
         """
         _check_sets(held_out, learned)
+        self.startup_messages = _check_recordings(held_out, learned, shared_recordings)
         self._dataset, self._steps = dataset, steps
         self._count = _whole_groups(count, len(held_out), group)
 
@@ -97,6 +113,38 @@ def _check_sets(held_out: Mixture, learned: Mixture) -> None:
         problem = mixing_problem(learned.sets[0], shard_set)
         if problem:
             raise UserError(f"validation: the sets must be like those in shards: {problem}")
+
+
+def _check_recordings(held_out: Mixture, learned: Mixture, may_share: bool) -> list[str]:
+    """Return a line for each set that shares recordings with one that is trained on, or does not name them.
+
+    Raises:
+        UserError: a held-out set shares recordings, unless it ``may_share`` them.
+    """
+    pairs = [(shards, trained) for shards in held_out.sets for trained in learned.sets]
+    shared = [line for shards, trained in pairs if (line := _shared_recordings(shards, trained))]
+    if shared and not may_share:
+        remedy = "hold out whole recordings, as shard.py select does, or set shared_recordings=true"
+        raise UserError(f"{shared[0]}; {remedy}")
+    unknown = [
+        f"validation: {shards.location}: {count:,} of {len(shards):,} samples do not say which recording they come "
+        "from; whether validation and shards share it is not checked"
+        for shards in (*held_out.sets, *learned.sets)
+        if (count := shards.unknown_recordings)
+    ]
+    return shared + unknown
+
+
+def _shared_recordings(held_out: ShardSet, trained: ShardSet) -> str:
+    """Return how many samples of ``held_out`` come from recordings in ``trained``, with an example; "" if none do."""
+    shared = np.intersect1d(held_out.recordings, trained.recordings, assume_unique=True)
+    if not len(shared):
+        return ""
+    samples = held_out.indices_of_recordings(shared)
+    return (
+        f"validation: {len(samples):,} of {len(held_out):,} samples of {held_out.location} come from {len(shared):,} "
+        f"recordings that are also in {trained.location}, such as {held_out.key(samples[0])}"
+    )
 
 
 def _whole_groups(count: int, available: int, group: int) -> int:

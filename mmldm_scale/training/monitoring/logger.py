@@ -9,21 +9,26 @@ written once there is room (:mod:`mmldm_scale.runs.record_file`).
 """
 
 import json
+import math
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import yaml
 from torch.utils.tensorboard import summary
 
 from mmldm_scale.common.atomic_files import write_whole
+from mmldm_scale.config import dump
 from mmldm_scale.runs import run_log
 from mmldm_scale.runs.event_file import EventFile
 from mmldm_scale.runs.media_log import MediaWriter
 from mmldm_scale.runs.record_file import RecordFile
 from mmldm_scale.training.monitoring import charts
 
+HPARAM_METRICS = ("loss", "validation/loss")  # what TensorBoard's page of hyper-parameters compares runs by
 PRINTED_TAGS = re.compile(r"(validation/)?loss(/.*)?")
 
 
@@ -49,7 +54,8 @@ class Logger:
             self._log.flush()  # makes the file
 
     def scalars(self, samples_seen: int, values: dict[str, float]) -> None:
-        """Log ``values``, all finite, and the run's goodput and progress; print the losses and the time left."""
+        """Log those of ``values`` that are finite, the run's goodput and progress; print losses and the time left."""
+        values = {tag: value for tag, value in values.items() if math.isfinite(value)}
         record = {"samples_seen": samples_seen, "time": time.time(), **self._times, **values}
         self._goodput.add(record)
         values = {**values, "speed/goodput": self._goodput.share, "speed/progress": samples_seen / self._total}
@@ -61,7 +67,17 @@ class Logger:
         self._events.flush()
         self._log.append(json.dumps(record | values).encode() + b"\n")
         self._log.flush()
-        self._print(samples_seen, values)
+        self.show(samples_seen, values)
+
+    def configuration(self, config: object) -> None:
+        """Show ``config`` in TensorBoard: as hyper-parameters, to compare runs by, and as text."""
+        text = dump(config)
+        settings = dict(_settings(yaml.safe_load(text)))
+        for content in summary.hparams(settings, dict.fromkeys(HPARAM_METRICS, 0.0)):
+            self._events.add(content, self._samples_seen)
+        block = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown's way to show a text as it is
+        self._events.add(summary.text("configuration", block), self._samples_seen)
+        self._events.flush()
 
     def media(self, samples_seen: int) -> MediaWriter:
         """Return the writer for a preview at ``samples_seen``."""
@@ -80,7 +96,8 @@ class Logger:
         _remove_records_after(self._file, self._samples_seen)
         return self._file.open("ab", buffering=0)
 
-    def _print(self, samples_seen: int, values: dict[str, float]) -> None:
+    def show(self, samples_seen: int, values: dict[str, float]) -> None:
+        """Print the losses among ``values``, the speed and the time left, without logging them."""
         start, began = self._start
         rate = (samples_seen - start) / max(time.monotonic() - began, 1e-9)
         left = (self._total - samples_seen) / rate if rate else float("inf")
@@ -91,6 +108,15 @@ class Logger:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _settings(tree: Any, prefix: str = "") -> Iterator[tuple[str, bool | float | str]]:
+    """Yield the values in a configuration's nested mappings by their dotted keys; lists and null become texts."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value if isinstance(value, bool | int | float | str) else json.dumps(value)
 
 
 def _remove_records_after(log: Path, samples_seen: int) -> None:

@@ -47,6 +47,24 @@ def sums(values: Sequence[Tensor]) -> Tensor:
     return torch.stack([pair.double().sum(dim=0) for pair in pairs]).sum(dim=0)
 
 
+def step_sums(values: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Return :func:`sums` of each of ``values``, stacked to (values, 2), with few operations on the device.
+
+    All of ``values`` are of the same micro-batches.
+    """
+    single = [number for number, parts in enumerate(values) if parts[0].ndim == 1]
+    double = [number for number, parts in enumerate(values) if parts[0].ndim == 2]
+    totals: dict[int, Tensor] = {}
+    if single:
+        stacked = torch.stack([torch.cat([*values[number]]) for number in single]).double()  # (n, samples)
+        pairs = torch.stack([stacked.sum(dim=1), torch.full_like(stacked[:, 0], stacked.shape[1])], dim=1)
+        totals |= dict(zip(single, pairs, strict=True))
+    if double:
+        stacked = torch.stack([torch.cat([*values[number]]) for number in double]).double()  # (n, samples, 2)
+        totals |= dict(zip(double, stacked.sum(dim=1), strict=True))
+    return torch.stack([totals[number] for number in range(len(values))])
+
+
 def means(names: Sequence[str], totals: Sequence[float]) -> dict[str, float]:
     """Return the means by name; ``totals`` are the :func:`sums` of each name in turn, added over all processes."""
     pairs = zip(names, totals[::2], totals[1::2], strict=True)

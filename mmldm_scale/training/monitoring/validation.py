@@ -5,7 +5,7 @@ for any number of processes and any micro-batch, and comparable between steps an
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,11 +14,16 @@ from torch.utils.data import default_collate
 from mmldm_scale.training.engine.deepspeed_internals import Engine
 from mmldm_scale.training.engine.distributed import World
 from mmldm_scale.training.monitoring import metric_means
-from mmldm_scale.training.trainable import StepOutput, ValidationSet
+from mmldm_scale.training.trainable import StepOutput, ValidationSet, weighted
 
 
 def evaluate(
-    engine: Engine, validation_set: ValidationSet, micro_batch: int, world: World, heartbeat: Callable[[], None]
+    engine: Engine,
+    validation_set: ValidationSet,
+    term_weights: Mapping[str, float],
+    micro_batch: int,
+    world: World,
+    heartbeat: Callable[[], None],
 ) -> dict[str, float]:
     """Return the means over ``validation_set`` of the module's values, as "validation/TAG"; all ranks call this.
 
@@ -26,6 +31,7 @@ def evaluate(
     not count.
 
     Args:
+        term_weights: of the terms of the loss.
         heartbeat: called before each micro-batch.
     """
     count, sums = len(validation_set), dict[str, list[Tensor]]()
@@ -38,7 +44,7 @@ def evaluate(
             indices = [index % count for index in range(first, first + micro_batch)]
             batch = default_collate(validation_set.__getitems__(indices))
             output: StepOutput = engine.module({name: tensor.to(world.device) for name, tensor in batch.items()})
-            for tag, values in output.logged().items():
+            for tag, values in (output.logged() | weighted(output, term_weights)).items():
                 sums.setdefault(tag, []).append(metric_means.sums([values[:real]]))
     engine.train()
     tags = sorted(sums)

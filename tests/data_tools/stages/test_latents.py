@@ -165,6 +165,15 @@ def test_an_autoencoder_for_other_media_is_refused_before_any_work(sets, good_vi
     assert not (tmp_path / "set").exists()
 
 
+def test_a_check_makes_nothing(sets, tmp_path, capsys):
+    new = tmp_path / "set"
+    assert encode(sets / "clips", new, sets / "autoencoder", "--check") == 0
+    told = f"{new}: 15 clips of {sets / 'clips'} can be encoded with {sets / 'autoencoder'}\n"
+    assert capsys.readouterr().out == told
+    assert "no such folder" in refused(capsys, encode(sets / "clips", new, tmp_path / "nothing", "--check"))
+    assert not new.exists()
+
+
 def test_mistakes_are_one_line(sets, tmp_path, capsys):
     new, autoencoder = tmp_path / "set", sets / "autoencoder"
     assert "no such folder" in refused(capsys, encode(tmp_path / "nothing", new, autoencoder))

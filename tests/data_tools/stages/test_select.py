@@ -1,6 +1,8 @@
 """The second pass on small tables of measures, against what can be counted by hand."""
 
+import base64
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
@@ -9,8 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from data_tools.config import Limits, MeasureConfig, Selection, ValidationSet
+from data_tools.demo.corpus import make_corpus
 from data_tools.filters.table import KIND, part_sizes, write_part
 from data_tools.sources import open_source
 from data_tools.sources.folder import FolderOptions
@@ -259,6 +263,53 @@ def test_the_report_counts_and_draws(tmp_path):
     assert "&lt;b&gt;&amp;" in page
     assert "<b>&" not in page
     assert not re.search(r"(src|href)=", page)
+
+
+def test_the_report_shows_what_lies_closest_to_a_limit_with_its_picture(tmp_path):
+    videos = make_corpus(tmp_path / "in", videos=4, seconds=0.5, size=32)
+    rows = candidates(20)
+    for row, motion in zip(rows, np.linspace(1.0, 6.0, 20), strict=True):
+        row["motion"] = float(motion)
+    names = [video.relative_to(tmp_path / "in").as_posix() for video in videos]
+    for number, name in zip((9, 10, 11), names, strict=False):
+        rows[number] |= {"path": name, "seconds": 0.5}
+    rows[15]["hash"] = rows[16]["hash"]
+    rows[3] |= {"reason": "corrupt", "detail": "at <3> s"}
+    measures = write_table(tmp_path / "m", rows)
+    write_json(measures / "plan.json", json.loads((measures / "plan.json").read_text()) | {"folder": f"{tmp_path}/in"})
+    config = Selection(limits={"motion": Limits(min=3.5)}, rank={"motion": 1.0}, near_duplicate_bits=4, top=8)
+    select(measures, tmp_path / "s", config, examples=2)
+    page = (tmp_path / "s" / "report.html").read_text()
+    shown = re.findall(r"<h3>([^<]*)</h3>", page)
+    assert shown == [
+        "selected",
+        "corrupt",
+        "low_motion: motion must be at least 3.5 levels",
+        "near_duplicate",
+        "below_top",
+    ]
+    at_limit = page.split("low_motion: ")[1].split("<h3>")[0]
+    assert re.findall(r"<b>([^<]*)</b>", at_limit)[:2] == [names[0], "0008.mp4"]
+    assert re.findall(r"(dropped|kept): (motion \d\.\d+)", at_limit) == [
+        ("dropped", "motion 3.37"),
+        ("dropped", "motion 3.11"),
+        ("kept", "motion 3.89"),
+        ("kept", "motion 4.16"),
+    ]
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', at_limit)
+    assert len(pictures) == 2  # of the two whose videos are there
+    assert np.asarray(Image.open(io.BytesIO(base64.b64decode(pictures[0])))).shape == (96 + 64, 4 * 96, 3)
+    assert "no picture: missing_file" in at_limit
+    assert "dropped: like 0016.mp4 from 0 s on" in page
+    assert "dropped: at &lt;3&gt; s" in page
+    first = everything(tmp_path / "s")
+    select(measures, tmp_path / "s", config, examples=2)
+    assert everything(tmp_path / "s") == first
+    (tmp_path / "in").rename(tmp_path / "gone")
+    select(measures, tmp_path / "s", config, examples=2)
+    assert f"No pictures: the media are not in {tmp_path}/in any more." in (tmp_path / "s" / "report.html").read_text()
+    select(measures, tmp_path / "s", config)
+    assert "<h3>" not in (tmp_path / "s" / "report.html").read_text()
 
 
 def test_the_configurations_that_come_along_fit(tmp_path):

@@ -25,15 +25,25 @@ def latent_sample(number: int, shift: float = 0.0) -> LatentSample:
     return LatentSample(*half)
 
 
-def write_latents(folder: Path, sizes: tuple[int, ...] = (20,), first: int = 0, **fields: object) -> Path:
-    """Write a set of shards with ``sizes`` samples, numbered from ``first``; ``fields`` replace its manifest's."""
+def write_latents(
+    folder: Path,
+    sizes: tuple[int, ...] = (20,),
+    first: int = 0,
+    meta: Callable[[int], dict[str, object]] = lambda number: {},
+    **fields: object,
+) -> Path:
+    """Write a set of shards with ``sizes`` samples, numbered from ``first``; ``fields`` replace its manifest's.
+
+    Args:
+        meta: returns the JSON of a sample, given its number.
+    """
     folder.mkdir(parents=True)
     entries, parts, number = [], [], first
     for shard_number, size in enumerate(sizes):
         with ShardWriter(folder, shard_number) as shard:
             samples = [latent_sample(number + i) for i in range(size)]
             for i, sample in enumerate(samples):
-                shard.add(f"clip_{number + i:03d}", encode_latents(sample), {})
+                shard.add(f"clip_{number + i:03d}", encode_latents(sample), meta(number + i))
             entries.append(ShardEntry.of(shard.commit()))
         parts.append(sums(samples))
         number += size

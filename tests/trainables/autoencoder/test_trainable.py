@@ -1,6 +1,7 @@
 """The autoencoder's trainable: its samples, learning, weights folder, preview and FLOPs."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,24 @@ def test_a_perfect_decoder_has_no_loss(data, monkeypatch):
     monkeypatch.setattr(model.decoder, "forward", solve)
     metrics = trainable.module(samples).metrics
     assert max(metrics["loss/audio"].max(), metrics["loss/video"].max()) < 1e-6
+
+
+def test_weights_to_begin_with_that_mean_something_else_are_named(data, tmp_path):
+    """Their tensors fit, so nothing else would tell; folders without the key have their features on the skips."""
+    build(data).module.autoencoder.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    differences = build(data).weights_layout.differences
+    assert differences(stored) == []
+    del stored["model"]["decoder"]["features"]
+    stored["media"] |= {"fps": 4.0, "audio": {**stored["media"]["audio"], "hop_length": 200}}
+    assert differences(stored) == [
+        "model.decoder.features=skips, not inside",
+        "media.fps=4.0, not 10",
+        "media.audio.hop_length=200, not 100",
+    ]
+    config = dataclasses.replace(tiny_autoencoder.CONFIG.decoder, features="skips")
+    skips = build(data, model=dataclasses.replace(tiny_autoencoder.CONFIG, decoder=config)).weights_layout
+    assert "skips" not in str(skips.differences(stored))
 
 
 def test_the_loss_of_a_clip_depends_on_its_group_alone(data):

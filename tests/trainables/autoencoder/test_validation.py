@@ -87,7 +87,9 @@ def test_the_loss_is_the_mean_over_whole_groups_of_held_out_clips(runs, end) -> 
     assert len(trainable.validation) == 12
     values = validation(runs["validated"], 16)
     names = {"loss", "loss/audio", "loss/video", "temperature", *(f"term/{name}" for name in trainable.term_weights)}
-    assert {name for name in values if not name.startswith("loss_by_time")} == names
+    weighted = {f"weighted/{name}" for name in trainable.term_weights}
+    assert {name for name in values if not name.startswith("loss_by_time")} == names | weighted
+    assert sum(values[name] for name in weighted) == pytest.approx(values["loss"], rel=1e-5)
     for name in names:
         assert values[name] == pytest.approx(expected[name].mean().item(), rel=1e-5)
 

@@ -28,7 +28,7 @@ from tests.support.tiny_models.weights_folders import TinyModel, save_model
 TINY = ["model.depth=1", "model.width=16", "model.heads=2", "model.context_tokens=2", "model.context_width=4"]
 SIZES = [f"training.{name}=16" for name in ("global_batch", "micro_batch", "log_every", "checkpoint_every")]
 STEPS = ["training.total_samples=96", "training.preview_every=48", "training.learning_rate=0.01", "training.workers=0"]
-PREVIEW = ["preview.samples=2", "preview.steps=2", "preview.decoding_steps=2"]
+PREVIEW = ["preview.samples=4", "preview.steps=2", "preview.decoding_steps=2"]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,11 @@ def test_a_run_shows_samples_of_its_averaged_weights_which_do_not_change_it(
     clip = Pipeline.from_pretrained(run, Sampling(steps=2, decoding=DecodingConfig(steps=2))).generate("svg", [1])[0]
     for index in (0, 1):
         assert [event.step for event in events.Images(f"svg/{index}/video")] == [48, 96]
+    for tag in ("a2v/0/video", "v2a/0/given/pictures"):
+        assert [event.step for event in events.Images(tag)] == [48, 96]
+    for tag in ("a2v/0/given/sound", "v2a/0/sound"):
+        assert [event.step for event in events.Audio(tag)] == [48, 96]
+    assert not {"a2v/0/sound", "v2a/0/given/sound"} & {*events.Tags()["audio"]}
     square = np.array(Image.open(BytesIO(events.Images("svg/1/pictures")[1].encoded_image_string))).astype(int)
     rows = np.split(square, 2)  # (2·S, 2·S, 3) -> 2 of (S, 2·S, 3)
     shown = np.stack([picture for row in rows for picture in np.split(row, 2, axis=1)])  # (F, S, S, 3)

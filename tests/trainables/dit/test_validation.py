@@ -1,6 +1,7 @@
 """The DiT's loss on held-out samples: it is the mean over them, for any processes, and does not change training."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_the_loss_is_the_mean_over_the_held_out_samples(data, alone) -> None:
             parameter.add_(0.1)  # otherwise the network predicts zero
         expected = trainable.module.eval()(default_collate(samples)).logged()
     engine = engines.build(trainable.module.train(), config.training, alone)
-    values = validation.evaluate(engine, trainable.validation, 4, alone, lambda: None)
+    values = validation.evaluate(engine, trainable.validation, trainable.term_weights, 4, alone, lambda: None)
     assert trainable.module.training
     for name in ("loss", "loss/audio", "loss/video"):
         assert values[f"validation/{name}"] == pytest.approx(expected[name].mean().item(), rel=1e-6)
@@ -157,3 +158,30 @@ def test_unusable_validation_settings_are_refused_in_one_line(data, overrides, m
     with pytest.raises(UserError, match=message) as caught:
         build_trainable(configure(data, *(text.format(data=data) for text in overrides)))
     assert "\n" not in str(caught.value)
+
+
+def test_recordings_that_are_trained_on_are_refused(tmp_path) -> None:
+    def origin(number: int) -> dict[str, object]:
+        return {"path": f"{number}.mp4", "origin": f"recording {number // 3}"}
+
+    write_latents(tmp_path / "learned", (12, 8), meta=origin)
+    write_latents(tmp_path / "validation_set", (4, 5), first=17, meta=origin)  # 18 to 20 are of one recording
+    says = (
+        rf"^validation: 4 of 9 samples of {tmp_path}/validation_set come from 2 recordings that are also in "
+        rf"{tmp_path}/learned, such as clip_017"
+    )
+    remedy = "; hold out whole recordings, as shard.py select does, or set shared_recordings=true$"
+    with pytest.raises(UserError, match=says + remedy):
+        build_trainable(configure(tmp_path))
+    messages = build_trainable(configure(tmp_path, "shared_recordings=true")).startup_messages
+    assert [bool(re.fullmatch(says, line)) for line in messages if line.startswith("validation")] == [True]
+
+
+def test_recordings_that_are_not_known_are_named_once(data, tmp_path) -> None:
+    write_latents(tmp_path / "validation_set", (2,), first=50, meta=lambda n: {"path": "x", "origin": f"r{n}"})
+    config = configure(data, f"validation={tmp_path / 'validation_set'}")
+    messages = [line for line in build_trainable(config).startup_messages if line.startswith("validation")]
+    assert messages == [
+        f"validation: {data / 'learned'}: 20 of 20 samples do not say which recording they come from; whether "
+        "validation and shards share it is not checked"
+    ]

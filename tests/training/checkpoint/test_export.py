@@ -4,12 +4,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from safetensors.torch import load_file
 
+import mmldm_scale
 from mmldm_scale.cli import main
+from mmldm_scale.cluster.code_snapshot import code_version
+from mmldm_scale.common import provenance
 from mmldm_scale.models import pretrained
 from mmldm_scale.training.checkpoint import ema_snapshots
 from mmldm_scale.training.engine.deepspeed_engine import averaged_state, base_optimizer
@@ -50,8 +54,61 @@ def test_without_options_the_weights_folder_is_exported(undisturbed, export, cap
     assert {path.name for path in tmp_path.iterdir()} == {"out", "out.tmp"}
     inside = undisturbed.run / "checkpoints" / LAST / "weights"
     assert pretrained.fingerprint(folder) == pretrained.fingerprint(inside)
-    assert capsys.readouterr().out == f"{folder}: dit, averaged, as in the checkpoint\n"
+    version = code_version()
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        f"{folder}: dit, averaged, as in the checkpoint",
+        "  160 samples seen, averaged with length 0.1",
+        "  trained on toys (1,000 samples, 0123456789ab…), noise none…",
+    ]
+    stored = provenance.read(folder)
+    assert stored == provenance.Provenance(
+        160, 0.1, [{"name": "toys", "samples": 1000, "fingerprint": "0123456789abcdef"}], {"noise": "none"}, version
+    )
+    assert version["version"] == mmldm_scale.__version__
     assert export(folder, name="again")[0] == 0
+    assert contents(tmp_path / "again") == contents(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("options", [[], ["--weights", "raw"], ["--ema", "0.2"]], ids=["default", "raw", "other"])
+def test_an_export_has_its_origin_no_path_and_the_same_bytes_again(
+    undisturbed, export, tmp_path, capsys, options: list[str]
+) -> None:
+    _, folder = export(undisturbed.run, *options)
+    _, again = export(undisturbed.run, *options, name="again")
+    assert contents(folder) == contents(again)
+    capsys.readouterr()
+    assert main(["status", str(folder)]) == 0
+    lengths = {"": "averaged with length 0.1", "--weights": "as trained", "--ema": "averaged with length 0.2"}
+    shown = capsys.readouterr().out
+    assert f"160 samples seen, {lengths[options[0] if options else '']}" in shown
+    assert "toys (1,000 samples, 0123456789ab…)" in shown
+    pretrained.verify(folder)
+    inside = undisturbed.run / "checkpoints" / LAST / "weights"
+    for name, content in [*contents(folder).items(), *contents(inside).items()]:
+        for place in (tmp_path, undisturbed.run, Path.home(), Path.cwd()):
+            assert str(place).encode() not in content, name
+
+
+def test_a_url_gets_the_same_files(undisturbed, export, capsys, monkeypatch) -> None:
+    store, url = fsspec.filesystem("memory"), "memory://export/weights"
+    command = ["export", "--checkpoint", str(undisturbed.run), "--output", url]
+    store.pipe_file(f"{url}/model.safetensors", b"cut short")  # by an export that was stopped
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith(f"{url}: dit, averaged, as in the checkpoint\n")
+    _, folder = export(undisturbed.run)
+    names = sorted(path.name for path in folder.iterdir())
+    assert {name: store.cat_file(f"{url}/{name}") for name in names} == {n: (folder / n).read_bytes() for n in names}
+    assert sorted(path.rpartition("/")[2] for path in store.find(url)) == names
+    assert main(command) == 2
+    assert f"--output: {url} holds exported weights" in capsys.readouterr().err
+    store.rm(url, recursive=True)
+    store.pipe_file(f"{url}/a.txt", b"mine")
+    assert main(command) == 2
+    assert f"--output: {url} holds other files (a.txt, …)" in capsys.readouterr().err
 
 
 def test_raw_weights_of_two_processes_are_those_of_the_module(undisturbed, export) -> None:

@@ -101,6 +101,14 @@ def test_links_are_removed_and_not_followed_and_nothing_stands_in_the_way(run: P
     assert (kept / "manifest.json").is_file()
 
 
+def test_those_between_two_intervals_are_the_first_to_go(run: Path, alone: World) -> None:
+    """Of 16 to 80 samples, those at 16, 48 and 80 are then as if the clock had saved them."""
+    schema = schema_of(run, 6 * STEP, 3)
+    schema.training.checkpoint_every = 2 * STEP
+    Trainer(toy_trainable.build_trainable(schema), schema.training, run, alone).run(StopRequest())
+    assert steps(run) == [2, 4, 6]
+
+
 def test_multiples_of_keep_every_stay(run: Path, alone: World) -> None:
     train(run, alone, 6 * STEP, keep=1, keep_every=2 * STEP)
     assert steps(run) == [2, 4, 6]

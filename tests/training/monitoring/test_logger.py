@@ -1,12 +1,16 @@
 """What a run writes to TensorBoard and to its log, also after it was killed and resumed."""
 
 import json
+import math
 import time
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from mmldm_scale.config import TrainingConfig
 from mmldm_scale.training.monitoring.logger import Logger
 
 
@@ -49,19 +53,34 @@ def test_a_runs_first_start_is_remembered_though_all_that_it_logged_is_dropped(t
     assert record["speed/goodput"] == 1 / 3
 
 
-def test_tensorboard_draws_into_one_chart_what_belongs_together(tmp_path) -> None:
+def test_tensorboard_draws_into_one_chart_what_is_compared_and_shows_the_settings(tmp_path) -> None:
     logger = Logger(tmp_path, 0, 100)
-    logger.scalars(10, {"loss": 1.0, "training/gradient_norm": 2.0})
-    logger.scalars(20, {"loss": 0.9, "validation/loss": 0.8, "validation/loss_by_time/audio/0-249": 0.7})
+    logger.configuration(TrainingConfig(seed=7))
+    logger.scalars(10, {"loss": 1.0, "training/gradient_norm": 2.0, "weighted/a.b": 0.3, "weighted/c": math.nan})
+    quarter = {f"{kind}loss_by_time/audio/0-249": 0.7 for kind in ("", "validation/")}
+    logger.scalars(20, {"loss": 0.9, "validation/loss": 0.8, "weighted/c": 0.1, **quarter})
     logger.close()
-    written = events(tmp_path).Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    found = events(tmp_path)
+    written = found.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
     pages = Layout.FromString(written).category
     charts = {page.title: {chart.title: [*chart.multiline.tag] for chart in page.chart} for page in pages}
     assert charts == {
         "Does it learn?": {
-            "loss": ["loss$", "validation/loss$"],
-            "held-out loss by timestep, audio": ["validation/loss_by_time/audio/"],
+            "loss": ["^loss$", "^validation/loss$"],
+            "term of the loss, times its weight: a.b": [r"^weighted/a\.b$"],
+            "term of the loss, times its weight: c": ["^weighted/c$"],
         },
-        "Is it stable?": {"gradient norm": ["training/gradient_norm$"]},
-        "Is it quick?": {"shares": ["speed/mfu$", "speed/data_wait_share$", "speed/goodput$"]},
+        "At which noise, and by which term?": {
+            "loss, audio, at timesteps 0-249": [
+                r"^loss_by_time/audio/0\-249$",
+                r"^validation/loss_by_time/audio/0\-249$",
+            ]
+        },
+        "Is it stable?": {"gradient norm": ["^training/gradient_norm$"]},
+        "Is it quick?": {"goodput": ["^speed/goodput$"]},
     }
+    assert "    seed: 7\n" in found.Tensors("configuration/text_summary")[0].tensor_proto.string_val[0].decode()
+    session = HParamsPluginData.FromString(found.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content)
+    settings = session.session_start_info.hparams
+    assert (settings["seed"].number_value, settings["precision"].string_value) == (7, "bf16")
+    assert settings["ema_lengths"].string_value == "[0.05, 0.1]"

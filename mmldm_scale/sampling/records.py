@@ -1,0 +1,227 @@
+"""What samples were made from, as JSON: ``svg.json`` for all of a folder's task, ``svg_000007.json`` for one of them.
+
+The record of a folder holds everything that its samples depend on; jobs with another record are refused. The record of
+a sample has what a reader of that one wants to know. It is the same, byte for byte, whatever job and machine made it.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmldm_scale import __version__
+from mmldm_scale.common.atomic_files import write_whole
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import GenerationTask, Sampling
+from mmldm_scale.diffusion.noise_process import noise_process
+from mmldm_scale.diffusion.samplers import get_sampler
+from mmldm_scale.models import pretrained
+from mmldm_scale.sampling.inputs import Input
+from mmldm_scale.sampling.pipeline import DiTDescription
+from mmldm_scale.sampling.sample_files import INPUTS, SampleFiles
+
+VERSION = "version"  # key of the program's version, in both kinds of record
+
+
+# --- of a folder's task ----------------------------------------------------------------------------------------------
+
+
+def folder_record(
+    description: DiTDescription, settings: Sampling, inputs: Iterable[Path], label: str | None
+) -> dict[str, Any]:
+    """Return everything that samples depend on: two jobs may fill one folder only if it is the same for both."""
+    return {
+        "checkpoint": pretrained.fingerprint(description.folder),
+        **_decisive(settings),
+        "inputs": [str(path.resolve()) for path in inputs],
+        "label": label,
+        VERSION: __version__,
+    }
+
+
+def _decisive(settings: Sampling) -> dict[str, Any]:
+    """Return the ``settings`` that samples depend on by more than rounding."""
+    decisive = dataclasses.asdict(settings)
+    del decisive["attention"], decisive["decoding"]["pictures"]
+    return decisive
+
+
+def check_folder(output: Path, task: GenerationTask, record: dict[str, Any]) -> dict[str, Any]:
+    """Check that ``output`` is a folder, and that its samples of ``task``, if any, were generated with this record.
+
+    The version of the program may differ.
+
+    Returns: the record in the folder; ``record`` itself if it has none yet.
+
+    Raises:
+        UserError: it contains samples of another checkpoint, settings or inputs; it cannot be written.
+    """
+    file = output / f"{task}.json"
+    try:
+        with _output_errors(output):
+            output.mkdir(parents=True, exist_ok=True)
+            if not file.exists():
+                return record
+            earlier: dict[str, Any] = _decisive(Sampling()) | json.loads(file.read_text())  # settings added since
+    except (TypeError, ValueError):
+        raise UserError(f"{file}: not the record of a sampling job; give another --output") from None
+    changed = [key for key in record if key != VERSION and earlier.get(key) != record[key]]
+    if changed:
+        keys = ", ".join(changed)
+        raise UserError(f"{output}: contains {task} samples made with another {keys}; give another --output")
+    return earlier
+
+
+def write_folder_record(output: Path, task: GenerationTask, record: dict[str, Any]) -> None:
+    """Write the record of ``task`` to ``output``, or check the one that another job has written meanwhile.
+
+    Raises:
+        UserError: as :func:`check_folder`.
+    """
+    file = output / f"{task}.json"
+    with _output_errors(output):
+        if record["inputs"]:
+            (output / INPUTS).mkdir(exist_ok=True)
+        if not file.exists():
+            write_whole(file, _json(record))
+    check_folder(output, task, record)
+
+
+@contextlib.contextmanager
+def _output_errors(output: Path) -> Iterator[None]:
+    """Turn the file system's refusals in the block into a UserError that names ``output``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{output}: cannot be used as output folder: {error.strerror}") from None
+
+
+# --- of one sample ---------------------------------------------------------------------------------------------------
+
+
+class SampleRecords:
+    """The records of a job's samples.
+
+    Args:
+        files: of the samples.
+        settings: of the job.
+        record: of the folder, as :func:`folder_record` made it.
+        begun_by: version of the program that began the folder; None if it recorded none.
+        inputs: of the samples: sample i starts from input i modulo their number; empty: none.
+        input_folder: the folder that the inputs' paths are relative to.
+    """
+
+    def __init__(
+        self,
+        files: SampleFiles,
+        description: DiTDescription,
+        settings: Sampling,
+        record: dict[str, Any],
+        begun_by: str | None,
+        inputs: Sequence[Input] = (),
+        input_folder: Path | None = None,
+    ) -> None:
+        self._files, self._inputs = files, inputs
+        self._input_folder = os.path.abspath(input_folder or ".")
+        self._description, self._settings, self._record = description, settings, record
+        self._begun_by = begun_by
+
+    @functools.cached_property
+    def _common(self) -> dict[str, Any]:
+        """What all records have in common."""
+        settings, description = self._settings, self._description
+        sampler = get_sampler(settings.sampler, noise_process(description.diffusion), settings.steps)
+        guidance = {"audio": settings.audio_guidance, "video": settings.video_guidance}
+        decoding = dataclasses.asdict(settings.decoding)
+        del decoding["pictures"]  # decoded together: changes nothing but rounding
+        vocoder = settings.vocoder and {"fingerprint": pretrained.fingerprint(Path(settings.vocoder))}
+        return {
+            "seed": settings.seed,
+            "guidance": {name: guidance[name] for name in description.shapes},
+            "sampler": sampler.name,
+            "steps": settings.steps,
+            "decoding": decoding,
+            "vocoder": vocoder or "griffin-lim",
+            "precision": settings.precision,
+            "class": self._record["label"],
+            "prompt": None,  # texts are given from Python only
+            "checkpoint": {"fingerprint": self._record["checkpoint"]},
+            "autoencoder": {"fingerprint": description.autoencoder["fingerprint"]},
+        }
+
+    def source(self, index: int) -> Input | None:
+        """Return what sample ``index`` starts from."""
+        return self._inputs[index % len(self._inputs)] if self._inputs else None
+
+    def write(self, index: int) -> None:
+        """Write the record of sample ``index``, which is made now; raise UserError if the disk is full."""
+        write_whole(self._files.record(index), _json(self._content(index, __version__)))
+
+    def complete(self, blocks: Sequence[range], verify: bool) -> None:
+        """Write the records that are missing beside samples of ``blocks``, and with ``verify`` those that are wrong.
+
+        They tell the program's version only if it is the one that began the folder.
+        """
+        version = __version__ if self._begun_by == __version__ else None
+        missing = 0
+        for index in (index for block in blocks for index in block if self._files.file(index).exists()):
+            file = self._files.record(index)
+            problem = self._problem(index) if verify and file.exists() else ""
+            if problem:
+                print(f"{file}: {problem}, is written again", file=sys.stderr, flush=True)
+            if problem or not file.exists():
+                missing += not problem
+                write_whole(file, _json(self._content(index, version)))
+        if missing:
+            print(
+                f"{self._files.folder}: {missing} {self._files.task} samples had no JSON beside them (older versions "
+                "wrote none, or it was removed); it is written, the samples stay as they are",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _problem(self, index: int) -> str:
+        """Return what is wrong with the record of sample ``index``; empty if nothing is."""
+        try:
+            found = json.loads(self._files.record(index).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return "damaged"
+        expected = self._content(index, None)
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            return "damaged"
+        differing = [key for key in expected if key != VERSION and found[key] != expected[key]]
+        return f"another {', '.join(differing)} than this folder's" if differing else ""
+
+    def _content(self, index: int, version: str | None) -> dict[str, Any]:
+        return {
+            "name": self._files.name(index),
+            "task": self._files.task,
+            "index": index,
+            **self._common,
+            "input": self._input(index),
+            VERSION: version,
+        }
+
+    def _input(self, index: int) -> dict[str, Any] | None:
+        """Return what sample ``index`` starts from; ``set`` and ``key`` are those of a sample of a shard set."""
+        source = self.source(index)
+        if source is None:
+            return None
+        path = Path(os.path.relpath(os.path.abspath(source.path), self._input_folder)).as_posix()
+        return {
+            "name": Path(path).name,
+            "set": None,
+            "key": None,
+            "path": path,
+            "window": [0.0, self._description.media.seconds],
+            "sha256": source.sha256,
+        }
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=1).encode() + b"\n"
