@@ -176,7 +176,7 @@ def test_status_knows_a_launch_while_its_jobs_wait(latents, tmp_path, monkeypatc
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     sweep, request = ["--sweep", "training.seed=0,1"], ["--tasks-per-node", "1", f"shards={latents}"]
-    assert main(["launch", "train", "dit", *request, *sweep, f"run={tmp_path}/runs/sweep"]) == 0
+    assert main(["launch", "train", "dit", *request, *sweep, *MODEL, f"run={tmp_path}/runs/sweep"]) == 0
     capsys.readouterr()
     assert main(["status", str(tmp_path / "runs")]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
