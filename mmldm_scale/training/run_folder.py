@@ -104,7 +104,7 @@ def begin(run: Path, schema: Any, world: "World") -> None:
 
 
 @contextlib.contextmanager
-def begun(run: Path, schema: Any, world: World) -> Iterator[None]:
+def begun(run: Path, schema: Any, world: "World") -> Iterator[None]:
     """Call :func:`begin`, and take its configuration back if the block raises UserError before anything is logged.
 
     So a start that was refused leaves no run behind.
