@@ -91,6 +91,18 @@ def test_an_autoencoder_that_is_gone_is_asked_for(model, tmp_path):
         Pipeline.from_pretrained(tmp_path / "dit", SETTINGS)
 
 
+def test_the_autoencoder_is_found_by_a_path_without_the_machines_part(model, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(model.dit, tmp_path / "weights/dit")
+    shutil.copytree(model.autoencoder, tmp_path / "runs/autoencoder")
+    config = json.loads((tmp_path / "weights/dit/config.json").read_text())
+    config["autoencoder"]["path"] = "runs/autoencoder"
+    (tmp_path / "weights/dit/config.json").write_text(json.dumps(config))
+    pretrained.seal(tmp_path / "weights/dit")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    Pipeline.from_pretrained(tmp_path / "weights/dit", SETTINGS)
+
+
 def test_weights_of_another_kind_or_without_a_description_are_refused(model, tmp_path):
     with pytest.raises(UserError, match="kind 'autoencoder', but 'dit' is needed"):
         Pipeline.from_pretrained(model.autoencoder, SETTINGS)

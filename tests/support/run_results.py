@@ -26,7 +26,8 @@ class Finished:
         return [json.loads(line) for line in (self.run / "log.jsonl").read_text().splitlines()]
 
     def losses(self) -> dict[int, float]:
-        return {record["samples_seen"]: record["loss"] for record in self.log()}
+        """The losses by samples seen; a record all of whose steps were skipped has none."""
+        return {record["samples_seen"]: record["loss"] for record in self.log() if "loss" in record}
 
     def values(self) -> dict[int, dict[str, float]]:
         """All logged values that do not depend on the machine, by samples seen."""

@@ -58,7 +58,7 @@ def train(run: Path, start: int, end: int) -> None:
 
 
 def send(run: Path, *options: str) -> int:
-    return main(["follow", str(run), "--to", "fake", "--once", *options])
+    return main(["follow", str(run), "--to", "fake", "--once", "--every", "0.01", *options])
 
 
 def stored() -> Stored:

@@ -159,6 +159,7 @@ def test_the_weights_folder_holds_weights_and_description(latents, tmp_path):
     folder = pretrained.find(tmp_path, "dit")
     stored = json.loads((folder / "config.json").read_text())
     assert stored["autoencoder"] == {"path": "somewhere", "fingerprint": "abc"}
+    assert Manifest.read(latents).autoencoder["path"] == "somewhere"
     assert stored["media"] == dataclasses.asdict(MediaConfig(size=64))
     assert stored["statistics"] == Manifest.read(latents).statistics
     model = DiT(config.model, AUDIO, VIDEO)

@@ -98,7 +98,7 @@ def test_a_url_gets_the_same_files(undisturbed, export, capsys, monkeypatch) -> 
     command = ["export", "--checkpoint", str(undisturbed.run), "--output", url]
     store.pipe_file(f"{url}/model.safetensors", b"cut short")  # by an export that was stopped
     assert main(command) == 0
-    assert capsys.readouterr().out.startswith(f"{url}: dit, averaged, as in the checkpoint\n")
+    assert capsys.readouterr().out.startswith(f"{url}: dit, averaged, as in the checkpoint\n  160 samples seen")
     _, folder = export(undisturbed.run)
     names = sorted(path.name for path in folder.iterdir())
     assert {name: store.cat_file(f"{url}/{name}") for name in names} == {n: (folder / n).read_bytes() for n in names}
