@@ -3,7 +3,8 @@
 An adapter is a function ``open_run(run: TrackedRun) -> Tracker``. What :class:`Tracker` has to do is little, since the
 follower keeps the position: every record and medium reaches an adapter once, in the order of the samples seen.
 
-A call returns when the tracker has accepted what it was given, and may raise
+Many trackers hold in memory what they are given: only after ``flush`` is the position written. After a follower was
+killed, what came since the last ``flush`` is handed over once more. A call may raise
 
 - :class:`~mmldm_scale.common.errors.Outage` or OSError: the same call may succeed later, and is made again;
 - :class:`~mmldm_scale.common.errors.UserError`: it cannot succeed; the user is told and the command ends.
@@ -62,6 +63,9 @@ class Tracker(Protocol):
 
     def show(self, medium: Medium) -> None:
         """Send ``medium``, whose files the next one replaces."""
+
+    def flush(self) -> None:
+        """Return when what was sent is no longer lost if this process is killed."""
 
     def close(self) -> None:
         """Wait until everything has arrived, and leave the run."""

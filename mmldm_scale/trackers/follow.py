@@ -12,8 +12,10 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,6 +33,7 @@ from mmldm_scale.trackers.position import FOLDER, Position, open_position, save_
 from mmldm_scale.trackers.table import tracker
 
 BATCH = 100  # records in one call of a tracker
+NOTE_EVERY = 30.0  # seconds after which the position is written while there is more to send
 RETRY_EVERY = 60.0  # seconds between two attempts while a tracker cannot be reached
 NOT_SCALARS = ("samples_seen", "time", run_log.START, run_log.FIRST_START)
 
@@ -94,6 +97,7 @@ class Follower:
         self._finished = False  # whether the log ends with the training's last record
         self._behind = False  # whether the log ends before what was sent
         self._sent_records = self._sent_media = 0
+        self._noted, self._noted_at = replace(position), time.monotonic()  # what is written, and since when
         self._begin_reading()
 
     def follow(self, once: bool, every: float, stop: threading.Event) -> None:
@@ -137,6 +141,7 @@ class Follower:
                 if preview.samples_seen > self._logged:  # records before it were logged since
                     self._send_records(self._log.new())
                 self._send_preview(preview)
+            self._note(at_once=True)
         if self._problem:
             self._begin_reading()
         return not self._problem
@@ -157,8 +162,8 @@ class Follower:
         while batch := list(itertools.islice(new, BATCH)):
             tracker.log(batch)
             position.samples_seen = batch[-1].samples_seen
-            save_position(self._folder, self._name, position)
             self._sent_records += len(batch)
+            self._note()
 
     def _send_preview(self, preview: LoggedPreview) -> None:
         if preview.samples_seen < self._position.preview:
@@ -167,8 +172,17 @@ class Follower:
             if not self._position.has_medium(medium.samples_seen, medium.tag):
                 self._opened().show(medium)
                 self._position.add_medium(medium.samples_seen, medium.tag)
-                save_position(self._folder, self._name, self._position)
                 self._sent_media += 1
+                self._note()
+
+    def _note(self, at_once: bool = False) -> None:
+        """Write the position, if the last time is long ago, once the tracker cannot lose what it was given."""
+        if self._tracker is None or self._position == self._noted:
+            return
+        if at_once or time.monotonic() - self._noted_at > NOTE_EVERY:
+            self._tracker.flush()
+            save_position(self._folder, self._name, self._position)
+            self._noted, self._noted_at = replace(self._position), time.monotonic()
 
     def _opened(self) -> Tracker:
         """Return the tracker's run, opened if it is not yet."""

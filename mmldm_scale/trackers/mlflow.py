@@ -54,6 +54,9 @@ class MlflowRun:
             finally:
                 file.unlink()
 
+    def flush(self) -> None:
+        """Return: each call returned when its content was stored."""
+
     def close(self) -> None:
         """End the run."""
         with _translated():

@@ -4,7 +4,7 @@ It plays no MP4, so a video is sent as a GIF with its sound apart.
 """
 
 import signal
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +17,7 @@ from mmldm_scale.trackers.contract import Scalars, TrackedRun
 # What SwanLab would record of this process tells nothing of the run, and a missing key is an error, not a question.
 PROBES = ("hardware", "requirements", "conda", "git", "monitor")
 SETTINGS = {"interactive": False, "terminal": {"proxy_type": "none"}, "probe": dict.fromkeys(PROBES, False)}
+PASSED_ON_AFTER = 2.0  # seconds
 KINDS = {"picture": swanlab.Image, "video": swanlab.Video, "sound": swanlab.Audio}
 
 
@@ -24,7 +25,8 @@ class SwanLabRun:
     """A run at SwanLab."""
 
     def __init__(self, run: TrackedRun) -> None:
-        with _translated(), _own_interrupt():
+        interrupt = signal.getsignal(signal.SIGINT)
+        with _translated():
             self._run = swanlab.init(
                 project=run.project,
                 name=run.name,
@@ -34,6 +36,8 @@ class SwanLabRun:
                 log_dir=str(run.folder),
                 settings=swanlab.Settings.model_validate(SETTINGS),
             )
+        if signal.getsignal(signal.SIGINT) is not interrupt:
+            signal.signal(signal.SIGINT, interrupt)  # our handling of Ctrl-C, which swanlab.init has replaced
         self.place = self._run.url if self._run.mode == "online" else f"{run.folder} ({self._run.mode})"
         self.samples_seen = None  # it cannot tell
 
@@ -51,19 +55,15 @@ class SwanLabRun:
         with _translated():
             self._run.log(content, step=medium.samples_seen)
 
+    def flush(self) -> None:
+        """Wait until SwanLab's threads have passed on what was sent, and write it to its file."""
+        time.sleep(PASSED_ON_AFTER)
+        self._run._core._store.ensure_flushed()
+
     def close(self) -> None:
         """Wait until everything has arrived."""
         with _translated():
             self._run.finish()
-
-
-@contextmanager
-def _own_interrupt() -> Iterator[None]:
-    """Keep our handling of Ctrl-C, which swanlab.init replaces."""
-    handler = signal.getsignal(signal.SIGINT)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ It knows a run by its name, so the name carries a part of the id.
 
 import contextlib
 import sys
+import time
 from collections.abc import Sequence
 
 import trackio
@@ -44,6 +45,11 @@ class TrackioRun:
     def show(self, medium: Medium) -> None:
         """Send ``medium``."""
         self._run.log({medium.tag: KINDS[medium.kind](str(medium.file))}, step=medium.samples_seen)
+
+    def flush(self) -> None:
+        """Wait until trackio's thread has stored what was sent, on this machine if its server does not answer."""
+        while self._run._queued_logs or self._run._sending_batch:
+            time.sleep(0.05)
 
     def close(self) -> None:
         """Wait until everything is stored."""

@@ -1,9 +1,10 @@
 """Weights & Biases. It reads its own settings from the environment: WANDB_MODE=offline, WANDB_ENTITY, WANDB_BASE_URL.
 
-What is sent is first written to ``runs/NAME/trackers/wandb/``, and W&B's own process sends it on as soon as it can. The
-samples seen are the horizontal axis of all curves, rather than W&B's own count of calls, which must not decrease.
+W&B's own process writes what is sent to ``runs/NAME/trackers/wandb/``, and sends it on as soon as it can. The samples
+seen are the horizontal axis of all curves, rather than W&B's own count of calls, which must not decrease.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,13 +15,10 @@ from mmldm_scale.runs.media_reader import Medium
 from mmldm_scale.trackers.contract import Scalars, TrackedRun
 
 STEP = "samples_seen"
-SETTINGS = {  # what W&B would record of this process tells nothing of the run
-    "console": "off",
-    "disable_git": True,
-    "quiet": True,
-    "x_disable_stats": True,
-    "x_save_requirements": False,
-}
+WRITTEN_AFTER = 1.0  # seconds that W&B holds what was sent in memory
+# What W&B would record of this process tells nothing of the run.
+SILENT = {"console": "off", "disable_git": True, "quiet": True, "x_disable_stats": True, "x_save_requirements": False}
+SETTINGS = SILENT | {"x_transaction_log_flush_interval": WRITTEN_AFTER}
 KINDS = {"picture": wandb.Image, "video": wandb.Video, "sound": wandb.Audio}
 
 
@@ -30,15 +28,9 @@ class WandbRun:
     def __init__(self, run: TrackedRun) -> None:
         try:
             with _translated():
-                self._run = wandb.init(
-                    project=run.project,
-                    id=run.id,
-                    name=run.name,
-                    config=run.config,
-                    dir=run.folder,
-                    resume="allow",
-                    settings=wandb.Settings(**SETTINGS),
-                )
+                names = {"project": run.project, "id": run.id, "name": run.name, "dir": run.folder}
+                settings = wandb.Settings(**SETTINGS)
+                self._run = wandb.init(**names, config=run.config, resume="allow", settings=settings)
         except Outage:
             wandb.teardown()  # else the next attempt finds the run in use
             raise
@@ -59,6 +51,10 @@ class WandbRun:
         with _translated():
             self._run.log({medium.tag: KINDS[medium.kind](str(medium.file)), STEP: medium.samples_seen})
 
+    def flush(self) -> None:
+        """Wait until W&B's process has written what was sent to its file."""
+        time.sleep(2 * WRITTEN_AFTER)
+
     def close(self) -> None:
         """Wait until everything has arrived."""
         with _translated():
@@ -66,8 +62,8 @@ class WandbRun:
 
     def _last(self) -> int:
         """Return the samples seen of the last record that W&B has; -1: it has none."""
-        last = self._run.summary.get(STEP)
-        return -1 if last is None else int(last if isinstance(last, (int, float)) else last["max"])
+        last = self._run.summary.get(STEP, -1)
+        return int(last if isinstance(last, (int, float)) else last["max"])
 
 
 @contextmanager

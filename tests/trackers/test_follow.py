@@ -130,6 +130,19 @@ def test_what_a_killed_follower_sent_without_noting_it_is_not_sent_again(run: Pa
     assert steps() == list(range(16, TOTAL + 1, 16))
 
 
+def test_what_a_killed_follower_had_not_flushed_is_sent_again(run: Path) -> None:
+    def flush() -> None:
+        stored().records.clear()  # as they were only in the memory of the process
+        raise KeyboardInterrupt
+
+    train(run, 0, 64)
+    FAULTS.append(flush)
+    assert send(run) == 130
+    train(run, 64, TOTAL)
+    assert send(run) == 0
+    assert steps() == list(range(16, TOTAL + 1, 16))
+
+
 def test_it_follows_a_training_from_before_its_start_to_its_end(tmp_path: Path, run: Path) -> None:
     moved = tmp_path / "later"
     status: list[int] = []
