@@ -7,6 +7,7 @@ same for a file that is written in pieces.
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import secrets
@@ -101,6 +102,12 @@ def write_whole(path: Path, data: bytes) -> None:
     with WholeFile(path) as file:
         file.write(data)
         file.commit()
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that killed processes have left of ``path``, which no other process writes now."""
+    for file in path.parent.glob(f"{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
+        file.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

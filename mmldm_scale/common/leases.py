@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from mmldm_scale.common.atomic_files import full_disk
+from mmldm_scale.common.atomic_files import full_disk, remove_leftovers
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.processes import identity
 
@@ -31,6 +31,7 @@ LEASES = "leases"  # subfolder that holds the lease files
 RENEWAL_INTERVAL = 10.0  # seconds between two touches of a lease by its holder
 ATTEMPTS = 100  # at making the folder, which others may remove while it is empty
 LEASE_TIMEOUT = 60.0  # seconds without a touch after which a lease has expired
+POLL_INTERVAL = 0.5  # seconds between two attempts of a process that waits for a lease
 
 
 class Leases:
@@ -68,6 +69,24 @@ class Leases:
         self._held.add(name)
         self._seen.pop(name, None)
         return True
+
+    @contextlib.contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Hold the lease on the file ``path`` for the block, which writes it atomically; wait while another one does.
+
+        Temporary files that killed processes have left of it are removed first. A process that was suspended so long
+        that it lost the lease leaves the writing to the other one.
+
+        Raises: as :meth:`take`.
+        """
+        while not self.take(path.name):
+            time.sleep(POLL_INTERVAL)
+        try:
+            remove_leftovers(path)
+            with self.finishing(path.name):
+                yield
+        finally:
+            self.release(path.name)
 
     def rival(self, name: str) -> tuple[dict[str, Any], bool]:
         """Return who held ``name`` when :meth:`take` failed ({} if unknown), and whether that process surely lives.

@@ -16,6 +16,7 @@ from mmldm_scale.config import MediaConfig
 from mmldm_scale.sampling.sample_files import INPUTS
 from mmldm_scale.sampling.spectrograms import Spectrograms
 
+PAGE = "index.html"
 SAMPLE = re.compile(r"(svg|a2v|v2a)_(\d{6,})\.(mp4|wav)")
 TITLES = {"svg": "Generated without input", "a2v": "Picture to given sound", "v2a": "Sound to given picture"}
 MOST = 4096  # samples of a task on the page
@@ -61,7 +62,7 @@ def write(folder: Path, media: MediaConfig) -> Path:
         UserError: the disk is full.
     """
     spectrograms = Spectrograms(folder, media)
-    page, html = folder / "index.html", _page(folder, spectrograms)
+    page, html = folder / PAGE, _page(folder, spectrograms)
     while True:
         write_whole(page, html.encode())
         written, html = html, _page(folder, spectrograms)

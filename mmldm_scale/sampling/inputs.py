@@ -8,7 +8,6 @@ a usable clip is skipped, with its reason on stderr. Which files are used is rec
 import json
 import os
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from mmldm_scale.common.modalities import Modality
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import NO_FRAMES, Clip, MediaError
 from mmldm_scale.media.decode import SOUND_SUFFIXES, SUFFIXES, has_picture, read_clips, read_sound
-
-POLL_SECONDS = 0.5  # between two looks whether another task has finished with the inputs
 
 
 def list_inputs(path: Path, given: Modality) -> list[Path]:
@@ -82,9 +79,7 @@ def choose_inputs(
     Raises:
         UserError: no file is usable, or ``file`` is no such record.
     """
-    while not leases.take(file.name):
-        time.sleep(POLL_SECONDS)  # another task is looking at the files
-    try:
+    with leases.writing(file):  # one task looks at the files, the others wait
         inputs = _read_record(file)
         if [os.path.abspath(part.path) for part in inputs] != [os.path.abspath(p) for p in candidates[: len(inputs)]]:
             inputs = []
@@ -92,8 +87,6 @@ def choose_inputs(
         _extend(inputs, candidates, needed, media, given)
         if len(inputs) > known:
             write_whole(file, json.dumps([asdict(part) for part in inputs], indent=1).encode() + b"\n")
-    finally:
-        leases.release(file.name)
     usable = [part for part in inputs if not part.reason]
     if not usable:
         raise UserError(f"--input: none of {len(candidates)} files can be used; the last one: {inputs[-1].reason}")

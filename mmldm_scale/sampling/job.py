@@ -146,7 +146,7 @@ def _records(plan: _Plan, place: processes.Place, leases: Leases) -> SampleRecor
     folder = args.input.parent if args.input and args.input.is_file() else args.input
     records = SampleRecords(plan.files, plan.description, plan.settings, plan.record, plan.begun_by, inputs, folder)
     if not place.launched:  # else the launcher has done it
-        records.complete(blocks, args.verify)
+        records.complete(blocks, args.verify, leases)
     return records
 
 
@@ -156,7 +156,7 @@ def _generate(plan: _Plan, place: processes.Place, records: SampleRecords, lease
     pipeline = Pipeline.from_pretrained(
         plan.description.folder, plan.settings, args.autoencoder, place.device(args.device)
     )
-    write_folder_record(args.output, args.task, plan.record)  # now that nothing can be refused
+    write_folder_record(args.output, args.task, plan.record, leases)  # now that nothing can be refused
     blocks = plan.incomplete
     own = blocks[place.rank :: place.count]
     others = [block for block in blocks if block not in own]  # helped with if their processes are slower
@@ -167,8 +167,10 @@ def _generate(plan: _Plan, place: processes.Place, records: SampleRecords, lease
 
 
 def _write_gallery(plan: _Plan) -> None:
+    folder: Path = plan.args.output
     try:
-        gallery.write(plan.args.output, plan.description.media)
+        with Leases(folder) as leases, leases.writing(folder / gallery.PAGE):
+            gallery.write(folder, plan.description.media)
     except UserError as error:  # the disk is full; the samples are complete, and the next job writes the page
         print(f"the gallery is left out: {error}", file=sys.stderr, flush=True)
 

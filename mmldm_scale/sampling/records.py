@@ -17,6 +17,7 @@ from typing import Any
 from mmldm_scale import __version__
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.leases import Leases
 from mmldm_scale.config import GenerationTask, Sampling
 from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.diffusion.samplers import get_sampler
@@ -77,8 +78,11 @@ def check_folder(output: Path, task: GenerationTask, record: dict[str, Any]) -> 
     return earlier
 
 
-def write_folder_record(output: Path, task: GenerationTask, record: dict[str, Any]) -> None:
+def write_folder_record(output: Path, task: GenerationTask, record: dict[str, Any], leases: Leases) -> None:
     """Write the record of ``task`` to ``output``, or check the one that another job has written meanwhile.
+
+    Args:
+        leases: on ``output``.
 
     Raises:
         UserError: as :func:`check_folder`.
@@ -87,8 +91,9 @@ def write_folder_record(output: Path, task: GenerationTask, record: dict[str, An
     with _output_errors(output):
         if record["inputs"]:
             (output / INPUTS).mkdir(exist_ok=True)
-        if not file.exists():
-            write_whole(file, _json(record))
+        with leases.writing(file):
+            if not file.exists():
+                write_whole(file, _json(record))
     check_folder(output, task, record)
 
 
@@ -162,7 +167,7 @@ class SampleRecords:
         """Write the record of sample ``index``, which is made now; raise UserError if the disk is full."""
         write_whole(self._files.record(index), _json(self._content(index, __version__)))
 
-    def complete(self, blocks: Sequence[range], verify: bool) -> None:
+    def complete(self, blocks: Sequence[range], verify: bool, leases: Leases) -> None:
         """Write the records that are missing beside samples of ``blocks``, and with ``verify`` those that are wrong.
 
         They tell the program's version only if it is the one that began the folder.
@@ -176,7 +181,8 @@ class SampleRecords:
                 print(f"{file}: {problem}, is written again", file=sys.stderr, flush=True)
             if problem or not file.exists():
                 missing += not problem
-                write_whole(file, _json(self._content(index, version)))
+                with leases.writing(file):
+                    write_whole(file, _json(self._content(index, version)))
         if missing:
             print(
                 f"{self._files.folder}: {missing} {self._files.task} samples had no JSON beside them (older versions "

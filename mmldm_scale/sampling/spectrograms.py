@@ -7,7 +7,7 @@ import contextlib
 import io
 from pathlib import Path
 
-from mmldm_scale.common.atomic_files import TEMPORARY_SUFFIX, write_whole
+from mmldm_scale.common.atomic_files import remove_leftovers, write_whole
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.clip import MediaError
@@ -50,8 +50,7 @@ class Spectrograms:
         picture = self.picture(file)
         if picture.exists():
             return
-        for leftover in picture.parent.glob(f"{picture.name}.*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(picture)
         self.write(file)
 
     def _draw(self, file: Path) -> bytes:

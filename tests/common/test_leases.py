@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale.common import leases as module
+from mmldm_scale.common.atomic_files import WholeFile, write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
 
@@ -44,6 +45,34 @@ def test_files_of_a_part_may_be_gone_if_another_makes_it(tmp_path):
         (tmp_path / "leases/a").unlink()  # taken for dead
         with leases.finishing("a"):
             (tmp_path / "aside").rename(tmp_path / "a")
+
+
+def test_a_file_of_several_writers_is_written_by_one_at_a_time(tmp_path, monkeypatch):
+    """Leftovers are removed; one who lost the lease, and so the temporary file, leaves the writing to the other."""
+    monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
+    file, order = tmp_path / "page.html", []
+    (tmp_path / "page.html.0a.tmp").touch()
+    (tmp_path / "page.html2.0a.tmp").touch()
+
+    def write_second():
+        with Leases(tmp_path) as leases, leases.writing(file):
+            order.append("second")
+            write_whole(file, b"second")
+
+    other = threading.Thread(target=write_second)
+    with Leases(tmp_path) as leases:
+        with leases.writing(file):
+            assert [found.name for found in tmp_path.glob("*.tmp")] == ["page.html2.0a.tmp"]
+            other.start()
+            other.join(0.1)
+            order.append("first")
+        other.join()
+        with leases.writing(file), WholeFile(file) as late:
+            late.write(b"first")
+            (tmp_path / "leases/page.html").unlink()  # taken for dead
+            write_second()
+            late.commit()
+    assert (order, file.read_bytes()) == (["first", "second", "second"], b"second")
 
 
 def test_an_exception_gives_everything_back(tmp_path):

@@ -105,9 +105,10 @@ def test_missing_jsons_are_written_and_the_samples_stay(model, whole, tmp_path, 
     folder = tmp_path / "out"
     shutil.copytree(whole, folder)
     before = {file: file.stat().st_mtime_ns for file in folder.glob("*.mp4")}
-    (folder / "svg_000003.json").unlink()
+    (folder / "svg_000003.json").rename(folder / "svg_000003.json.0a.tmp")  # as a killed job leaves it
     assert sample(model, folder, "--autoencoder", tmp_path / "nowhere") == 0
     assert "1 svg samples had no JSON beside them" in capsys.readouterr().err
+    assert not list(folder.rglob("*.tmp"))
     assert_same_samples(folder, whole)
     for file in [*folder.glob("svg_*.json"), *(folder / "spectrograms").iterdir()]:
         file.unlink()
@@ -316,7 +317,11 @@ def test_a2v_keeps_the_sound_and_shows_the_input(model, videos, tmp_path):
 def test_a2v_starts_from_a_sound_file(model, tmp_path):
     given = (0.5 * np.sin(2 * np.pi * 300 * np.arange(8000) / 8000)).astype(np.float32)
     write_wav(tmp_path / "tone.wav", given, 8000)
+    (tmp_path / "out").mkdir()
+    for name in ("a2v.json", "a2v_inputs.json", "index.html"):
+        (tmp_path / f"out/{name}.0a.tmp").write_bytes(b"left by a job that was killed")
     assert sample(model, tmp_path / "out", "--input", tmp_path / "tone.wav", task="a2v", number=1) == 0
+    assert not list((tmp_path / "out").rglob("*.tmp"))
     made = next(read_clips(tmp_path / "out/a2v_000000.mp4", [0.0], model.media))
     assert np.corrcoef(given[200:3000], made.waveform[200:3000])[0, 1] > 0.95
     shown = decode_wav((tmp_path / "out/inputs/a2v_000000.wav").read_bytes())
