@@ -13,9 +13,10 @@ import pytest
 
 from mmldm_scale.cluster import requeue
 from mmldm_scale.common.errors import Outage
+from tests.support.datasets.latent_sets import write_latents
 
 PROGRAM = "import sys; from mmldm_scale.cli import main; sys.exit(main())"
-TRAIN = ("train", "dit", "--preset", "S", "shards=data")
+TRAIN = ("train", "dit", "--preset", "S")
 
 
 class Cluster:
@@ -25,6 +26,7 @@ class Cluster:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._shards = write_latents(folder / "latents", (4,))
         self.run, self._calls, program = folder / "run", folder / "calls", folder / "scontrol"
         self._env = {
             **os.environ,
@@ -54,7 +56,7 @@ class Cluster:
         env = self._env | {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restart)} if job else self._env
         if doctor_status is not None:
             env |= {"MMLDM_DOCTOR": "on", "DOCTOR_STATUS": str(doctor_status)}
-        command = [sys.executable, "-c", PROGRAM, *TRAIN, f"run={self.run}", "--under", f"sh -c '{training}'"]
+        command = [sys.executable, "-c", PROGRAM, *TRAIN, f"shards={self._shards}", f"run={self.run}", "--under", f"sh -c '{training}'"]
         return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
     def finish(self, training: str, **options: Any) -> tuple[int, str]:
@@ -176,7 +178,7 @@ def test_outside_of_a_job_it_only_starts_the_training(cluster: Cluster) -> None:
 
 
 def test_a_mistake_is_one_line_before_anything_starts(cluster: Cluster) -> None:
-    command = [sys.executable, "-c", PROGRAM, *TRAIN, "training.sed=1", "--under", "touch started"]
+    command = [sys.executable, "-c", PROGRAM, *TRAIN, "shards=data", "training.sed=1", "--under", "touch started"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cluster.run.parent)
     assert done.returncode == 2
     assert "sed" in done.stderr

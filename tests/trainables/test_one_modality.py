@@ -145,8 +145,8 @@ def test_samples_are_videos_without_sound_or_sound_files(trained, capsys):
     job = ["sample", "--checkpoint", str(trained.folder / "dit"), "--output", str(output), "--device", "cpu"]
     fast = ["steps=2", "decoding.steps=2", "batch_size=2", "--num-samples", "3"]
     assert main([*job, "--task", "svg", "--label", "tone", *fast]) == 0
-    files = sorted(output.glob("svg_0*"))
-    assert [file.name for file in files] == [f"svg_{i:06d}.{ {'video': 'mp4', 'audio': 'wav'}[own] }" for i in range(3)]
+    files = sorted(output.glob("svg_0*.{}".format({"video": "mp4", "audio": "wav"}[own])))
+    assert [file.stem for file in files] == [f"svg_{i:06d}" for i in range(3)]
     if own == "video":
         info = probe(files[0])
         assert (info.has_audio, info.width, info.height) == (False, MEDIA.size, MEDIA.size)

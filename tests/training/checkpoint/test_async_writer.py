@@ -145,10 +145,10 @@ def test_an_error_on_one_rank_ends_all_ranks_with_its_message(tmp_path, forks, r
 
 
 @pytest.mark.parametrize(
-    ("rank", "sync", "stands"), [(0, 18, 32), (1, 3, 32), (0, 26, 32), (0, 27, 32), (0, 33, 32), (0, 34, 64)]
+    ("rank", "sync", "stands"), [(0, 19, 32), (1, 3, 32), (0, 28, 32), (0, 29, 32), (0, 35, 32), (0, 36, 64)]
 )
 def test_a_kill_while_writing_leaves_the_older_checkpoint(tmp_path, forks, whole, rank, sync, stands) -> None:
-    """Of rank 0's 17 syncs a checkpoint 9 are of files, 7 of manifest and folders, 1 follows the renaming."""
+    """Of rank 0's 18 syncs a checkpoint 10 are of files, 7 of manifest and folders, 1 follows the renaming."""
     run = tmp_path / "run"
     status, said = forks(2, "train_on_failing_disk", "kill", rank, sync, f"run={run}", *OPTIONS)
     assert status == signal.SIGKILL, said
