@@ -56,7 +56,8 @@ class Cluster:
         env = self._env | {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restart)} if job else self._env
         if doctor_status is not None:
             env |= {"MMLDM_DOCTOR": "on", "DOCTOR_STATUS": str(doctor_status)}
-        command = [sys.executable, "-c", PROGRAM, *TRAIN, f"shards={self._shards}", f"run={self.run}", "--under", f"sh -c '{training}'"]
+        settings = (f"shards={self._shards}", f"run={self.run}", "--under", f"sh -c '{training}'")
+        command = [sys.executable, "-c", PROGRAM, *TRAIN, *settings]
         return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
     def finish(self, training: str, **options: Any) -> tuple[int, str]:
