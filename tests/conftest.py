@@ -1,4 +1,4 @@
-"""What holds for all tests: how they are spread over processes (`pytest -n 2`), and that programs hear Ctrl-C."""
+"""What holds for all tests: how they are spread over processes (`pytest -n 3`), and that programs hear Ctrl-C."""
 
 import signal
 import sys

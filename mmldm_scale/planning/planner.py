@@ -159,7 +159,8 @@ def _plans_that_fit(
         settings = replace(training, zero_stage=stage)
         states = all_states(single, settings, fleet.gpus)
         fits = functools.partial(_fits, fleet, states, activations_of)
-        for size in sizes[bisect.bisect_left(sizes, True, key=fits) :][:1]:
+        first = 0 if fits(sizes[0]) else bisect.bisect_left(sizes, True, lo=1, key=fits)  # often all of it fits
+        for size in sizes[first:][:1]:
             memory = memory_parts(Prediction(states, activations_of(size)))
             yield _plan(workload, single, replace(settings, micro_batch=size), fleet, mode, memory, flops)
 

@@ -59,13 +59,13 @@ def test_states_are_those_that_deepspeed_holds(held, stage, precision):
             assert more == 0
 
 
-@pytest.mark.parametrize(("weight", "recomputed"), [(0.1, False), (0.0, False), (0.0, True)])
+@pytest.mark.parametrize(("weight", "recomputed"), [(0.1, False), (0.0, True)])
 def test_an_autoencoders_step_on_shapes_is_the_real_one(weight, recomputed):
     config = settings_of(weight, recomputed)
     counted = {}
     for device in ("meta", "cpu"):
         step = step_outline(config, device)
-        memory.activations(step)  # the audio image's matrices move to the device
+        memory.run_step(step)  # the audio image's matrices move to the device
         counted[device] = memory.activations(step)
     assert counted["meta"] == pytest.approx(counted["cpu"], rel=1e-3)  # a few copies depend on a CPU's memory formats
     # Kernels on CPUs take some more for themselves, convolutions above all.
