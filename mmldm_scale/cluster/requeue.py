@@ -30,9 +30,9 @@ MAX_STARTS = 3  # consecutive starts of a job from one checkpoint
 STARTS = "starts.jsonl"
 EXIT_STATUS_FILE = "MMLDM_EXIT_STATUS"  # environment variable: the file that a rank writes its exit status to
 DOCTOR = "MMLDM_DOCTOR"  # environment variable: "off" skips the doctor
-# Exit statuses that are not requeued here: success, the user's mistake, and "saved and stopped", after which the
-# training itself has requeued the job if it should run again.
-FINAL_STATUSES = (0, 2, 75)
+# Exit statuses that are not requeued here: success, the user's mistake, "saved and stopped", after which the training
+# itself has requeued the job if it should run again, and Ctrl-C before there is anything to save.
+FINAL_STATUSES = (0, 2, 75, 130)
 
 
 def supervise(command: Sequence[str], run: Path, doctor: Sequence[str] = ()) -> int:

@@ -124,7 +124,7 @@ def test_a_new_checkpoint_resets_the_count(cluster: Cluster) -> None:
     assert cluster.requeues() == ["Incomplete 17"] * 6
 
 
-@pytest.mark.parametrize("status", [0, 2, 75])
+@pytest.mark.parametrize("status", [0, 2, 75, 130])
 def test_final_statuses_are_not_requeued(cluster: Cluster, status: int) -> None:
     """srun's own exit status is that of a killed task, whatever the first task to end had."""
     training = "exit 0" if status == 0 else f"printf {status} > $MMLDM_EXIT_STATUS; exit 143"

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from mmldm_scale.cluster import slurm
+from mmldm_scale.cluster import requeue, slurm
 from mmldm_scale.cluster.local_launcher import STORE
 from mmldm_scale.common.checkpoint_folders import find_checkpoints
 from mmldm_scale.common.processes import die_with_parent
@@ -128,6 +128,7 @@ def _print(line: str) -> None:
 def _end(line: str) -> None:
     """End this process with ``line``: not by an exception, which libraries would catch while they are imported."""
     _print(line)
+    requeue.report_exit_status(EXIT_INTERRUPTED)
     os._exit(EXIT_INTERRUPTED)
 
 
