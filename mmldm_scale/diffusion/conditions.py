@@ -32,7 +32,7 @@ def task_at(config: DiffusionConfig, chance: float) -> TrainingTask:
 
 def is_continued(config: DiffusionConfig, seed: int, position: int) -> bool:
     """Return whether the sample at ``position``, of whatever task, continues the previous clip, if there is one."""
-    return rng.generator(seed, "dit/continued", position).random() < config.continued
+    return bool(config.continued) and rng.generator(seed, "dit/continued", position).random() < config.continued
 
 
 def previous_seen(config: DiffusionConfig, seed: int, position: int) -> tuple[Modality, ...]:

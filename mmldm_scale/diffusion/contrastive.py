@@ -17,10 +17,14 @@ temperature, each modality has to identify its true partner by its own error:
 which is ½ · (log 3 + log 2) = 0.896 for a network that cannot tell them apart. Min-SNR weighting does not apply to it.
 
 Pairing 2 is the one that only synchrony can tell: the sound is of the right video, but of another time. The window is
-at least half a clip away (:func:`mmldm_scale.shards.adjacent_clips.distant_indices`). A sample of whose video there is
-no such window does without pairing 2: its softmax runs over pairings 0 and 1, and a network that cannot tell them apart
-has log 2 = 0.693. Sound that is shifted within the clip would not do, since a shifted latent shows by itself that it is
-shifted: sound does not go on across its ends, and the encoder's borders are in its middle.
+at least half a clip away, and is drawn such that as a partner each window is as frequent as among the samples that have
+one (:meth:`mmldm_scale.shards.mixture.Mixture.displaced_index`). A sample without such a window does without pairing 2:
+its softmax runs over pairings 0 and 1, and a network that cannot tell them apart has log 2 = 0.693. Sound that is
+shifted within the clip would not do, since a shifted latent shows by itself that it is shifted: sound does not go on
+across its ends, and the encoder's borders are in its middle.
+
+Nor would a sample do that sees the previous clip: in the wrong pairings, sound or pictures do not go on where that clip
+ends, which tells them without synchrony. So the configuration allows the loss only with ``diffusion.continued`` of 0.
 """
 
 import torch
