@@ -171,8 +171,8 @@ class SignalDecoder(nn.Module):
     def drop(self, modality: Modality, condition: Condition, dropped: Tensor) -> Condition:
         """Return ``condition`` without what the pictures ``dropped`` show; only their class and frame index are kept.
 
-        Features, pooled latent and estimate become zero, semantics and modality null tokens, as in the public code (in
-        which the null tokens are zero too).
+        Features, pooled latent and estimate become zero, semantics and modality null tokens. In the public code it is
+        the encoder's input that becomes zero, and so do the tokens.
 
         Args:
             modality: of the N pictures.

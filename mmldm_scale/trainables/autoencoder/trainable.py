@@ -101,7 +101,7 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
         pretrained=[
             PretrainedPart("KL-VAE", "kl_vae", config.kl_vae, is_frozen=True),
             PretrainedPart(
-                "U-Net of the signal decoder", "unet", config.unet or "", "the paper's is Stable Diffusion's; unet=DIR"
+                "U-Net of the signal decoder", "unet", config.unet or "", "the public code's is Stable Diffusion's; unet=DIR"
             ),
         ],
     )
