@@ -39,7 +39,7 @@ def wrong_pairings(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         batch: as :func:`~mmldm_scale.diffusion.loss.losses` takes it, with "other_audio" and "displaced_audio" (of
-            another window of the sample's video) shaped like "audio", and "other_video" like "video".
+            another window of the sample's video) (B, C, Ha, Wa) like "audio", and "other_video" (B, C, Hv, Wv).
     """
     own = {name: value for name, value in batch.items() if name not in PARTNERS}
     pairings = [own | {name.partition("_")[2]: batch[name]} for name in PARTNERS]
@@ -50,6 +50,8 @@ def contrast(
     true: tuple[Tensor, Tensor], wrong: tuple[Tensor, Tensor], displaced: Tensor, temperature: float
 ) -> Tensor:
     """Return the contrastive loss of each sample, (B,), from its errors for audio and video.
+
+    The errors of all pairings are compared as (4, B).
 
     Args:
         true: e_a and e_v of pairing 0, (B,) each.

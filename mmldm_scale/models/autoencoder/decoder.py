@@ -73,7 +73,7 @@ class Condition:
         )
 
     def select(self, rows: Tensor) -> "Condition":
-        """Return the condition of the M pictures with indices ``rows``, (M,) int64: tensors (M, …) for (N, …)."""
+        """Return the condition of the M pictures with indices ``rows``, (M,) int64: tensors (M, ...) for (N, ...)."""
         return replace(
             self,
             features=[level[rows] for level in self.features],
@@ -176,7 +176,7 @@ class SignalDecoder(nn.Module):
 
         Args:
             modality: of the N pictures.
-            condition: of :meth:`condition`, not joined with others.
+            condition: of :meth:`condition`, not joined with others: features (N, D, h, w), tokens (N, T, W).
             dropped: (N,) bool.
         """
 

@@ -365,7 +365,7 @@ def save(
     classes: Sequence[str],
     state: dict[str, Tensor],
 ) -> None:
-    """Write ``state``, that of a whole :class:`Autoencoder`, as the weights folder that ``from_pretrained`` reads."""
+    """Write ``state``, the tensors of a whole :class:`Autoencoder` by name, as a folder for ``from_pretrained``."""
     description = {
         "model": dataclasses.asdict(config),
         "media": dataclasses.asdict(media),
