@@ -254,7 +254,7 @@ def test_the_displaced_window_of_a_short_video_is_drawn_as_often_as_it_is_a_samp
 
 
 def test_the_previous_clip_would_tell_the_wrong_pairings(windows):
-    message = "contrastive.weight: 1: must be 0 with diffusion.continued=0.5: the previous clip tells wrong pairings"
+    message = "contrastive.weight: 1: must be 0 with diffusion.continued=0.5: the previous clip tells the wrong"
     with pytest.raises(UserError, match=message):
         configure(windows, *CONTINUING, "contrastive.weight=1")
 
