@@ -115,6 +115,7 @@ class Ball(Scene):
         self.events.append((hit, loudness * np.sin(phase) * decay(time, 0.08)))
 
     def paint(self, canvas: "Canvas", time: float) -> None:
+        """Draw the ball in its room, whose walls shine when it hits them."""
         shine = self.glow(time, "floor")
         canvas.rectangle(0, self.floor, 1, 1, blend(colour(0.1, 0.3, 0.35), WHITE, 0.7 * shine))
         canvas.rectangle(0, 0, 1, 0.03, blend(self.background[0], WHITE, self.glow(time, "ceiling")))
@@ -156,6 +157,7 @@ class Bell(Scene):
         return self.pivot[0] + self.length * math.sin(angle), self.pivot[1] + self.length * math.cos(angle)
 
     def paint(self, canvas: "Canvas", time: float) -> None:
+        """Draw the clapper and the two bells, which shine when it hits them."""
         beyond = self.length * math.sin(self.reach) + 0.16
         height = self.pivot[1] + self.length * math.cos(self.reach)
         for side, name in ((1, "right bell"), (-1, "left bell")):
@@ -186,6 +188,7 @@ class Rain(Scene):
             time += rng.uniform(0.14, 0.34)
 
     def paint(self, canvas: "Canvas", time: float) -> None:
+        """Draw the water, and a ring for each drop that has hit it."""
         canvas.rectangle(0, self.shore, 1, 1, self.water)
         for hit, _ in self.events:
             age = time - hit.time
@@ -227,6 +230,7 @@ class Blocks(Scene):
         return self.top + self.step * (block / (self.count - 1) - 0.5)
 
     def paint(self, canvas: "Canvas", time: float) -> None:
+        """Draw the blocks and what hits them; a block that is hit sinks and shines."""
         width = 1 / self.count
         for block, fill in enumerate(self.colours):
             shine = self.glow(time, f"block {block}")

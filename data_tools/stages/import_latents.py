@@ -105,6 +105,7 @@ def import_latents(folder: Path, output: Path, autoencoder: Path, options: Impor
                     bar.update(len(shards[number]))
 
         def describe(indexes: list[ShardIndex]) -> dict[str, Any]:
+            """Return the fields of the set's manifest that only this stage knows."""
             moments = statistics(index.statistics for index in indexes if index.statistics is not None)
             if moments and not options.normalised:
                 _compare(options.statistics, stated, moments)

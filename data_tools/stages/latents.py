@@ -192,6 +192,7 @@ def _load(
         return [clips[first : first + batch_size] for first in range(0, len(clips), batch_size)] or [range(0)]
 
     def load(batches: Iterator[range]) -> DataLoader:
+        """Return a loader of the clips in ``batches``, ranges of their indices."""
         return DataLoader(
             _Clips(source, modalities),
             sampler=batches,

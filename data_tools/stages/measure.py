@@ -170,6 +170,7 @@ def _make(
         return [video for video in parts[number] if not _fault(video)]
 
     def write(number: int, results: Iterator[dict[str, Any] | MediaError]) -> None:
+        """Write part ``number`` with the next of ``results`` for each of its candidates."""
         rows = []
         for video in parts[number]:
             rows.append(_row(video, {} if _fault(video) else next(results)))

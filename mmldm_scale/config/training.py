@@ -15,6 +15,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 AdversarialForm = Literal["log", "hinge", "hinge_linear"]
 SHORTEST_EMA, LONGEST_EMA = 0.001, 0.28  # limits of training.ema_lengths; the plain mean of the whole past has 0.289
 REDUCE_BUCKET = 500_000_000  # numbers in DeepSpeed's buffer for gradients, its default
+VERSION = 2  # of what the settings mean; training/earlier_settings.py says how runs of earlier ones are resumed
 
 
 @dataclass
@@ -136,6 +137,7 @@ class ShardTraining:
     """What the configuration of every trainable begins with: its name, its folder, its data and its training."""
 
     trainable: str = ""  # what is trained; set by the command
+    version: int = VERSION  # of what the settings mean, so that a run keeps its meaning; set by the command
     run: str = path_key(MISSING)  # folder of the run
     restart: bool = False  # whether a run whose checkpoints are all gone may start again from 0 samples
     # begin with these weights instead of random ones: a run, checkpoint or weights folder of this trainable; null: none
@@ -149,6 +151,7 @@ class ShardTraining:
     def __post_init__(self) -> None:
         own = next(field.default for field in fields(self) if field.name == "trainable")
         require(self.trainable == own, "trainable", f"{self.trainable}, but this is `mmldm train {own}`")
+        require(self.version == VERSION, "version", f"{self.version}: must be {VERSION}, this program's; leave it out")
         require(bool(self.run), "run", "'': must name a folder")
         sets, weights = self.shards, self.weights
         require(all(sets), "shards", f"{sets}: each must name a folder or a URL")

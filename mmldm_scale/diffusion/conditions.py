@@ -32,7 +32,7 @@ def task_at(config: DiffusionConfig, chance: float) -> TrainingTask:
 
 def is_continued(config: DiffusionConfig, seed: int, position: int) -> bool:
     """Return whether the sample at ``position``, of whatever task, continues the previous clip, if there is one."""
-    return rng.generator(seed, "dit/continued", position).random() < config.continued
+    return bool(config.continued) and rng.generator(seed, "dit/continued", position).random() < config.continued
 
 
 def previous_seen(config: DiffusionConfig, seed: int, position: int) -> tuple[Modality, ...]:
@@ -75,6 +75,8 @@ def conditions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def shares(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return which samples of ``batch`` have each condition that any can have, as 0 or 1, (B,), by the tag of the log.
 
+    ``batch`` is as :func:`conditions` takes it: latents (B, C, H, W), flags (B,).
+
     The conditions are a previous clip, a context, and, for the contrastive loss, another window of their video.
     """
     present = {}
@@ -90,7 +92,10 @@ def shares(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def null(arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the values that replace the conditions ``arguments`` (of ``DiT.forward``) in samples without them."""
+    """Return the values that replace the conditions ``arguments`` (of ``DiT.forward``) in samples without them.
+
+    Latents (B, C, H, W), texts (B, T, W) and lengths (B,) become zeros, labels (B,) become -1.
+    """
     return {name: torch.full_like(value, -1 if name == "label" else 0) for name, value in arguments.items()}
 
 

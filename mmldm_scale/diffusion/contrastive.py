@@ -17,10 +17,14 @@ temperature, each modality has to identify its true partner by its own error:
 which is ½ · (log 3 + log 2) = 0.896 for a network that cannot tell them apart. Min-SNR weighting does not apply to it.
 
 Pairing 2 is the one that only synchrony can tell: the sound is of the right video, but of another time. The window is
-at least half a clip away (:func:`mmldm_scale.shards.adjacent_clips.distant_indices`). A sample of whose video there is
-no such window does without pairing 2: its softmax runs over pairings 0 and 1, and a network that cannot tell them apart
-has log 2 = 0.693. Sound that is shifted within the clip would not do, since a shifted latent shows by itself that it is
-shifted: sound does not go on across its ends, and the encoder's borders are in its middle.
+at least half a clip away, and is drawn such that as a partner each window is as frequent as among the samples that have
+one (:meth:`mmldm_scale.shards.mixture.Mixture.displaced_index`). A sample without such a window does without pairing 2:
+its softmax runs over pairings 0 and 1, and a network that cannot tell them apart has log 2 = 0.693. Sound that is
+shifted within the clip would not do, since a shifted latent shows by itself that it is shifted: sound does not go on
+across its ends, and the encoder's borders are in its middle.
+
+Nor would a sample do that sees the previous clip: in the wrong pairings, sound or pictures do not go on where that clip
+ends, which tells them without synchrony. So the configuration allows the loss only with ``diffusion.continued`` of 0.
 """
 
 import torch
@@ -35,7 +39,7 @@ def wrong_pairings(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         batch: as :func:`~mmldm_scale.diffusion.loss.losses` takes it, with "other_audio" and "displaced_audio" (of
-            another window of the sample's video) shaped like "audio", and "other_video" like "video".
+            another window of the sample's video) (B, C, Ha, Wa) like "audio", and "other_video" (B, C, Hv, Wv).
     """
     own = {name: value for name, value in batch.items() if name not in PARTNERS}
     pairings = [own | {name.partition("_")[2]: batch[name]} for name in PARTNERS]
@@ -46,6 +50,8 @@ def contrast(
     true: tuple[Tensor, Tensor], wrong: tuple[Tensor, Tensor], displaced: Tensor, temperature: float
 ) -> Tensor:
     """Return the contrastive loss of each sample, (B,), from its errors for audio and video.
+
+    The errors of all pairings are compared as (4, B).
 
     Args:
         true: e_a and e_v of pairing 0, (B,) each.

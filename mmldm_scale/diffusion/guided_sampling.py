@@ -71,17 +71,10 @@ def sample_latents(
         UserError: the sampler is unknown, or process or steps do not fit it.
         ValueError: the task needs a condition and there is none, or a modality that the noise does not have.
     """
-    given = GIVEN[task]
     start = {name: latent.float() for name, latent in noise.present.items()}
-    conditions = {f"previous_{name}": latent for name, latent in (previous or {}).items()} | dict(context or {})
-    fixed: dict[Modality, Tensor] = {}  # the given modality, clean
-    if given:
-        if condition is None:
-            raise ValueError(f"{task} needs a condition: the clean latent of its {given}")
-        if len(start) == 1:
-            raise ValueError(f"{task} needs noise of both modalities")
-        fixed[given] = condition
-        conditions = {f"{given}_condition": condition} | conditions
+    fixed = _given(task, start, condition)
+    conditions = {f"{name}_condition": latent for name, latent in fixed.items()}
+    conditions |= {f"previous_{name}": latent for name, latent in (previous or {}).items()} | dict(context or {})
     names: list[str] = [*start]
     scales = guidance if isinstance(guidance, Mapping) else dict.fromkeys(names, guidance)
     generated = {name: latent for name, latent in start.items() if name not in fixed}
@@ -97,6 +90,18 @@ def sample_latents(
 
     sample = get_sampler(sampler, process, steps)
     return Latents(**_unpack(sample(predict, _pack(generated), process, steps), generated), **fixed)
+
+
+def _given(task: GenerationTask, noise: Mapping[Modality, Tensor], condition: Tensor | None) -> dict[Modality, Tensor]:
+    """Return the clean latent (B, C, H, W) of the modality that ``task`` is given, by its name; {} for svg."""
+    given = GIVEN[task]
+    if given is None:
+        return {}
+    if condition is None:
+        raise ValueError(f"{task} needs a condition: the clean latent of its {given}")
+    if len(noise) == 1:
+        raise ValueError(f"{task} needs noise of both modalities")
+    return {given: condition}
 
 
 def _pack(latents: Mapping[Modality, Tensor]) -> Tensor:

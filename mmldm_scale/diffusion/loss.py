@@ -95,7 +95,10 @@ def losses(
 
 
 def errors(network: Network, process: Process, batch: dict[str, Tensor]) -> dict[Modality, Tensor]:
-    """Return the mean squared errors of the predictions for the modalities of ``batch`` (see losses), (B,) float32."""
+    """Return the mean squared errors of the predictions by modality, (B,) float32 each.
+
+    ``batch`` is as :func:`losses` takes it: latents and noise (B, C, H, W), timesteps and flags (B,).
+    """
     time = batch["time"]
     pairs = {name: (batch[name], batch[f"{name}_noise"]) for name in MODALITIES if name in batch}
     noisy = {name: process.corrupt(clean, noise, time) for name, (clean, noise) in pairs.items()}

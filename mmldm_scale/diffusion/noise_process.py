@@ -44,28 +44,29 @@ class Diffusion:
         self._copies: dict[torch.device, Tensor] = {}  # of alphas_cumprod, so that a training step copies nothing
 
     def alpha_bar(self, time: Tensor) -> Tensor:
-        """Return ᾱ_t of the timesteps ``time``, float32, of its shape and on its device."""
+        """Return ᾱ_t in (0, 1) of timesteps ``time`` in [0, T), (B,) or (B, N): float32 of its shape and device."""
         if time.device not in self._copies:
             self._copies[time.device] = self.alphas_cumprod.to(time.device)
         return self._copies[time.device][time]
 
     def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Return z^t = α_t z + σ_t n for ``clean`` z and ``noise`` n (B, …) and timesteps ``time``, (B,) or (1,)."""
+        """Return z^t = α_t z + σ_t n, (B, ...), for ``clean`` z and ``noise`` n (B, ...), ``time`` (B,) or (1,)."""
         alpha, sigma = self._factors(time, clean)
         return alpha * clean + sigma * noise
 
     def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Return what the network learns to predict, (B, …): n, or v = α_t n − σ_t z."""
+        """Return what the network learns to predict, (B, ...) like ``clean`` and ``noise``: n, or v = α_t n − σ_t z."""
         if self.config.prediction == "epsilon":
             return noise
         alpha, sigma = self._factors(time, clean)
         return alpha * noise - sigma * clean
 
     def weight(self, time: Tensor) -> Tensor:
-        """Return the weight of each sample's squared error, (B,) float32: 1, or by Min-SNR (arXiv 2303.09556).
+        """Return the weights (B,) float32 of the squared errors at timesteps ``time`` (B,): 1, or by Min-SNR.
 
-        With SNR = ᾱ / (1 − ᾱ): min(SNR, γ) / SNR for ε and min(SNR, γ) / (SNR + 1) for v, both of which are
-        min(SNR, γ) of the error in z. At SNR 0 the first is 1 and the second 0: z^t says nothing about z there.
+        By Min-SNR (arXiv 2303.09556), with SNR = ᾱ / (1 − ᾱ): min(SNR, γ) / SNR for ε and min(SNR, γ) / (SNR + 1)
+        for v, both of which are min(SNR, γ) of the error in z. At SNR 0 the first is 1 and the second 0: z^t says
+        nothing about z there.
         """
         signal = self.alpha_bar(time)
         if not self.config.min_snr:
@@ -76,7 +77,7 @@ class Diffusion:
         return torch.minimum(signal, most)
 
     def clean_and_noise(self, predicted: Tensor, latents: Tensor, time: int) -> tuple[Tensor, Tensor]:
-        """Return the z and n, (B, …) each, of which ``latents`` at timestep ``time`` consist if ``predicted`` is right.
+        """Return z and n, of which ``latents`` at timestep ``time`` consist if ``predicted`` is right; (B, ...) each.
 
         At a timestep of pure noise (``zero_terminal_snr``) only v determines z.
         """
@@ -108,16 +109,16 @@ class RectifiedFlow:
         self.config, self.length = config, config.steps
 
     def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Return z^t = (1 − s_t) z + s_t n for ``clean`` z and ``noise`` n (B, …), timesteps ``time``, (B,) or (1,)."""
+        """Return z^t = (1 − s_t) z + s_t n, (B, ...) like ``clean`` z and ``noise`` n, at ``time`` (B,) or (1,)."""
         share = ((time.to(clean.device) + 1) / self.length).view(-1, *[1] * (clean.ndim - 1))
         return (1 - share) * clean + share * noise
 
     def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Return what the network learns to predict at any ``time``: dz^t / ds = n − z, (B, …)."""
+        """Return what the network learns to predict at any ``time``: dz^t / ds = n − z, (B, ...)."""
         return noise - clean
 
     def weight(self, time: Tensor) -> Tensor:
-        """Return the weight of each sample's squared error, (B,) float32: 1."""
+        """Return the weights (B,) float32 of the squared errors at timesteps ``time`` (B,): 1 each."""
         return torch.ones_like(time, dtype=torch.float32)
 
 

@@ -46,6 +46,7 @@ def run_check(check: Check) -> list[Finding]:
     findings: list[Finding] = []
 
     def find() -> None:
+        """Collect the findings as they come, so that those before a time-out are kept."""
         try:
             for finding in check.find():
                 findings.append(finding)

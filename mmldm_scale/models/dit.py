@@ -179,27 +179,23 @@ class DiT(nn.Module):
         if list(latents) != list(self.config.modalities):
             raise ValueError(f"DiT.forward: latents are needed of {', '.join(self.config.modalities)}")
         first, dtype = next(iter(latents.values())), next(self.parameters()).dtype
-        backend = choose_backend(self.config.attention, first.device, dtype, self.config.width // self.config.heads)
-        modulation = self.time.embed(time, dtype)  # (B, 1, D)
         previous = self._previous(latents, by_modality(previous_audio, previous_video))  # (B, C, H, W) each, if any
-        context_parts = [  # (B, T, W) each, if any
-            *self._context_tokens(len(first), label, context, context_length),
-            *self._previous_tokens(previous),
-        ]
+        context = torch.cat(  # (B, T, W), W = context_width; T = 0 if there is none
+            [
+                first.new_empty(len(first), 0, self.config.context_width, dtype=dtype),
+                *self._context_tokens(len(first), label, context, context_length),
+                *self._previous_tokens(previous),
+            ],
+            dim=1,
+        )
         parts = [  # (B, 1 + H·W, D)
             self.get_submodule(f"embed_{name}")(latent, given.get(name)) for name, latent in latents.items()
         ]
-        if context_parts:
-            parts.insert(0, self.embed_context(torch.cat(context_parts, dim=1)))  # (B, T, D)
-        x = torch.cat(parts, dim=1)  # (B, N, D)
-        if previous:
-            start = self.embed_control(*previous.values(), *latents.values(), time, torch.cat(context_parts, dim=1))
-            branch, branch_modulation = start  # (B, N, D) and (B, 1, D)
-        for block, control in itertools.zip_longest(self.blocks, self.control):
-            x = block(x, modulation, backend)
-            if control is not None:
-                branch, correction = control(branch, branch_modulation, backend)
-                x = x + correction
+        if context.shape[1]:
+            parts.insert(0, self.embed_context(context))  # (B, T, D)
+        modulation = self.time.embed(time, dtype)  # (B, 1, D)
+        branch = self.embed_control(*previous.values(), *latents.values(), time, context) if previous else None
+        x = self._transform(torch.cat(parts, dim=1), modulation, branch)  # (B, N, D)
         tokens = x.split([part.shape[1] for part in parts], dim=1)[-len(latents) :]  # as in parts
         return as_pair(
             {
@@ -207,6 +203,24 @@ class DiT(nn.Module):
                 for name, of_modality in zip(latents, tokens, strict=True)
             }
         )
+
+    def _transform(self, x: Tensor, modulation: Tensor, branch: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Return the output of the trunk's blocks for ``x`` (B, N, D), with the corrections of the control branch.
+
+        Args:
+            modulation: (B, 1, D), embedding of the time.
+            branch: the control branch's input (B, N, D) and modulation (B, 1, D); None: the model has no such branch.
+        """
+        backend = choose_backend(
+            self.config.attention, x.device, modulation.dtype, self.config.width // self.config.heads
+        )
+        for block, control in itertools.zip_longest(self.blocks, self.control):
+            x = block(x, modulation, backend)
+            if control is not None and branch is not None:
+                hidden, correction = control(*branch, backend)
+                branch = hidden, branch[1]
+                x = x + correction
+        return x
 
     def _previous(
         self, latents: Mapping[Modality, Tensor], previous: Mapping[Modality, Tensor]

@@ -174,7 +174,7 @@ class ControlBlock(nn.Module):
 
 
 def or_zeros(latent: Tensor | None, like: Tensor) -> Tensor:
-    """Return ``latent``, or zeros of the shape of ``like`` if it is None."""
+    """Return ``latent`` in the dtype of ``like``, or zeros if it is None; both are (B, C, H, W)."""
     return torch.zeros_like(like) if latent is None else latent.to(like.dtype)
 
 

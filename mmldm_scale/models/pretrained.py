@@ -30,7 +30,10 @@ _verified: dict[Path, tuple[int, int, str]] = {}  # bytes, time of change and sh
 
 
 def save(folder: Path, kind: str, config: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
-    """Write ``state`` and ``config`` (JSON values) as a weights folder of ``kind``; create ``folder`` if needed."""
+    """Write ``state``, tensors of any shape by name, and ``config`` (JSON values) as a weights folder of ``kind``.
+
+    ``folder`` is created if needed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS)

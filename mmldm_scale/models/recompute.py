@@ -30,7 +30,7 @@ KEPT_OPERATORS = frozenset(
 
 
 def recompute(block: Callable[..., Tensor], mode: Recomputation, *inputs: Any) -> Tensor:
-    """Return ``block(*inputs)``, a tensor of any shape, with the activations kept that ``mode`` names."""
+    """Return ``block(*inputs)``, such as (B, N, D), with the activations kept that ``mode`` names."""
     if mode == "none" or not torch.is_grad_enabled():
         return block(*inputs)
     if mode == "full":

@@ -1,4 +1,4 @@
-"""The sizes of clips and latents that a prediction is for: those of the configuration's shards, else the paper's."""
+"""The sizes of clips and latents that a prediction is for: those of the configuration's shards, else the defaults."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ def read_sizes(record: Registration, config: Any) -> Sizes:
     Raises:
         UserError: there is no finished set, or one of another kind.
     """
-    default = f"{_clips(MediaConfig())}, the paper's; shards=DIR or --run DIR: those of other sets"
+    default = f"{_clips(MediaConfig())}, the defaults; shards=DIR or --run DIR: those of other sets"
     if config.shards == [PLACEHOLDER]:
         return Sizes(None, default)
     manifest = read_manifest(config.shards[0], record.shards)

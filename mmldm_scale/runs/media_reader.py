@@ -113,6 +113,11 @@ class _EventReader:
         self._values: list[Summary.Value] = []  # of the preview at that time, so far
 
     def new(self, before: float) -> Iterator[LoggedPreview]:
+        """Yield the previews that are complete and were not yet read.
+
+        Args:
+            before: samples seen; a preview of fewer samples is complete, and any that something follows.
+        """
         for data in self._loader.Load():
             event = Event.FromString(data)
             if event.step != self._samples_seen:

@@ -1,10 +1,12 @@
 """Clips of one video: which sample of a set ends where another begins, and which lie at another time.
 
-A sample's key is its video's key and the number of its first frame ("street_3-000016"). :func:`preceding_index` and
-:func:`distant_indices` therefore find the others of a video by their keys, without reading any, in whatever order the
-set holds them. :func:`is_adjacent` and :func:`is_distant` check the two samples' paths and times after reading, since
-sets that were joined may use one key for two videos.
+A sample's key is its video's key and the number of its first frame ("street_3-000016"). :func:`preceding_index`,
+:func:`following_index` and :func:`distant_indices` therefore find the others of a video by their keys, without reading
+any, in whatever order the set holds them. :func:`is_adjacent` and :func:`is_distant` check the two samples' paths and
+times after reading, since sets that were joined may use one key for two videos.
 """
+
+import numpy as np
 
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.shards.reader import Sample, ShardSet
@@ -15,30 +17,54 @@ def preceding_index(shards: ShardSet, index: int) -> int | None:
 
     If several samples have that key, it is the one nearest to ``index`` in the set.
     """
-    frames, window = shards.manifest.media.frames, _window(shards.key(index))
-    if window is None or window[1] < frames:
+    return _neighbour(shards, index, -shards.manifest.media.frames)
+
+
+def following_index(shards: ShardSet, index: int) -> int | None:
+    """Return the index of the sample that, by its key, begins where sample ``index`` ends; else as the above."""
+    return _neighbour(shards, index, shards.manifest.media.frames)
+
+
+def _neighbour(shards: ShardSet, index: int, frames: int) -> int | None:
+    """Return the index of the sample of the same video that begins ``frames`` later, nearest to ``index``; or None."""
+    window = _window(shards.key(index))
+    if window is None or window[1] + frames < 0:
         return None
     video, start = window
-    candidates = shards.indices_with_key(f"{video}-{start - frames:06d}")
+    candidates = shards.indices_with_key(f"{video}-{start + frames:06d}")
     return min(candidates, key=lambda candidate: abs(candidate - index), default=None)
 
 
-def distant_indices(shards: ShardSet, index: int) -> list[int]:
-    """Return the indices of the samples of the video of sample ``index`` that, by their keys, are half a clip away.
+def distant_indices(shards: ShardSet, index: int) -> tuple[list[int], int]:
+    """Return which samples of the video of sample ``index`` are, by their keys, half a clip away from it.
 
     They begin at least half a clip before or after it, so that at most half of their frames are the same; clips that
-    overlap by more are too alike. The order is that of their keys.
+    overlap by more are too alike.
+
+    Returns:
+        Their indices, in the order of their keys; and the largest number of such samples that any sample of the video
+        has.
     """
     frames, window = shards.manifest.media.frames, _window(shards.key(index))
     if window is None:
-        return []
+        return [], 0
     video, start = window
-    found = []
+    places = []  # (index, first frame) of the video's samples
     for candidate in shards.indices_with_prefix(f"{video}-"):
         other = _window(shards.key(candidate))  # of another video if that one's key begins with this one's
-        if other is not None and other[0] == video and 2 * abs(other[1] - start) >= frames:
-            found.append(candidate)
-    return found
+        if other is not None and other[0] == video:
+            places.append((candidate, other[1]))
+    apart = -(-frames // 2)  # frames
+    starts = np.sort([first for _, first in places])  # (n,)
+    before = np.searchsorted(starts, starts - apart, side="right")  # (n,) for each, how many are so much earlier
+    after = len(starts) - np.searchsorted(starts, starts + apart)
+    return [candidate for candidate, first in places if abs(first - start) >= apart], int((before + after).max())
+
+
+def video_of(key: str) -> str:
+    """Return the key of the video of the sample with ``key``; ``key`` itself if it is of another make."""
+    window = _window(key)
+    return key if window is None else window[0]
 
 
 def _window(key: str) -> tuple[str, int] | None:

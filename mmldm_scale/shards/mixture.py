@@ -24,7 +24,7 @@ import numpy as np
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.rng import generator
-from mmldm_scale.shards.adjacent_clips import distant_indices
+from mmldm_scale.shards.adjacent_clips import distant_indices, following_index, preceding_index, video_of
 from mmldm_scale.shards.manifest import Manifest, differences
 from mmldm_scale.shards.reader import Sample, ShardSet
 from mmldm_scale.shards.shuffle import ShuffledOrder
@@ -131,27 +131,46 @@ class Mixture:
         number, place = self.locate(position)
         return number, self.orders[number](place)
 
-    def pair_index(self, position: int) -> tuple[int, int]:
-        """Return (set number, index) of a different sample to pair with the one at ``position``.
+    def continued_index(self, position: int) -> tuple[int, int]:
+        """Return (set number, index) of the sample at ``position``, if it is to continue a clip.
 
-        It is the next sample of the same pool (after the last one, the first), so its tar is in use anyway. In a pool
-        of one sample it is that sample itself.
-        """
-        number, place = self.locate(position)
-        pool = self.orders[number].pool(place)
-        return number, int(pool.indices[(place + 1 - pool.first) % len(pool.indices)])
-
-    def displaced_index(self, position: int) -> tuple[int, int] | None:
-        """Return (set number, index) of another window of the video of the sample at ``position``; None: there is none.
-
-        It is uniform over those that begin at least half a clip before or after it, in the same set, and a function of
-        the seed and ``position``.
+        It is the one that :meth:`index` says, or, if no sample precedes that one, the sample that follows it. If none
+        follows either, it is that one.
         """
         number, index = self.index(position)
-        candidates = distant_indices(self.sets[number], index)
+        shards = self.sets[number]
+        following = following_index(shards, index) if preceding_index(shards, index) is None else None
+        return number, index if following is None else following
+
+    def pair_index(self, position: int) -> tuple[int, int]:
+        """Return (set number, index) of a sample of another video to pair with the one at ``position``.
+
+        It is the next sample of the same pool, after the last one the first, whose key is of another video; its tar is
+        in use anyway. In a pool of one video it is the next sample, and in a pool of one sample that sample itself.
+        """
+        number, place = self.locate(position)
+        shards, pool = self.sets[number], self.orders[number].pool(place)
+        first, count = place - pool.first, len(pool.indices)
+        video = video_of(shards.key(int(pool.indices[first])))
+        following = (int(pool.indices[(first + step) % count]) for step in range(1, count + 1))
+        of_another = (index for index in following if video_of(shards.key(index)) != video)
+        return number, next(of_another, int(pool.indices[(first + 1) % count]))
+
+    def displaced_index(self, position: int) -> tuple[int, int] | None:
+        """Return (set number, index) of another window of the video of the sample at ``position``; None: without.
+
+        It begins at least half a clip before or after it, in the same set, and is a function of the seed and
+        ``position``. Of the windows of a video, one has the largest number of such partners. Each partner of each
+        window is drawn with a probability of one over that number, and none with the rest. So "a with b" is as likely
+        as "b with a", and no window is more frequent among the partners than among the samples that have one. If it
+        were, as the ends of a short video are when each sample has a partner, its sound would give it away.
+        """
+        number, index = self.index(position)
+        candidates, most = distant_indices(self.sets[number], index)
         if not candidates:
             return None
-        return number, candidates[int(generator(self.seed, "displaced", position).integers(len(candidates)))]
+        drawn = int(generator(self.seed, "displaced", position).integers(most))
+        return (number, candidates[drawn]) if drawn < len(candidates) else None
 
     def concatenated_index(self, sample: int) -> tuple[int, int]:
         """Return (set number, index) of sample number ``sample`` of the concatenation of all sets."""

@@ -11,7 +11,6 @@ folder of a running job is moved away.
 """
 
 import contextlib
-import dataclasses
 import re
 import shutil
 import sys
@@ -28,6 +27,7 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.config.compose import read_yaml
 from mmldm_scale.runs import run_log
 from mmldm_scale.training.command_record import COMMANDS, record_command
+from mmldm_scale.training.earlier_settings import in_present_terms
 
 if TYPE_CHECKING:  # checking a folder before a job is submitted loads neither torch nor DeepSpeed
     from mmldm_scale.training.engine.distributed import World
@@ -80,9 +80,6 @@ FREE = {  # keys that may change when a run is resumed; so may all that begin wi
 
 # Keys with paths of what a checkpoint knows by its fingerprint, or does not need any more.
 MOVABLE = {"shards", "kl_vae", "lpips", "unet", "init"}
-
-# What a run did before its configuration had the key: a later default must not change it when it resumes.
-EARLIER = {"posterior": "draw"}
 
 
 def begin(run: Path, schema: Any, world: "World") -> None:
@@ -262,8 +259,7 @@ def _check_trainable(file: Path, stored: Any, schema: Any) -> None:
 def _check_same(file: Path, schema: Any) -> None:
     content = read_yaml(file)
     _check_trainable(file, content, schema)
-    lacking = {field.name for field in dataclasses.fields(schema)} - set(content)
-    stored = config.load(type(schema), [file], [f"{key}={value}" for key, value in EARLIER.items() if key in lacking])
+    stored = config.restore(type(schema), in_present_terms(content, schema, file.parent), str(file))
     old, new = (_flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (stored, schema))
     free = FREE | MOVABLE if find_checkpoints(file.parent) else FREE
     for key in sorted(old.keys() | new.keys()):

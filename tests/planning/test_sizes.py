@@ -13,7 +13,7 @@ from tests.support.datasets.latent_sets import AUDIO, VIDEO, write_latents
 PLAN = ["plan", "--gpu", "a800", "--gpus-per-node", "1"]
 SHAPES = "audio latents 4 × 2 × 2, video latents 4 × 3 × 3"
 TINY = "trainable: dit\nmodel: {depth: 1, width: 64, heads: 1}\n"
-PAPER = "clips of 16 frames of 256 × 256 pixels at 10 fps, the paper's; shards=DIR or --run DIR"
+PAPER = "clips of 16 frames of 256 × 256 pixels at 10 fps, the defaults; shards=DIR or --run DIR"
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale.config import MediaConfig
-from mmldm_scale.shards.adjacent_clips import distant_indices, is_adjacent, is_distant, preceding_index
+from mmldm_scale.shards.adjacent_clips import (
+    distant_indices,
+    following_index,
+    is_adjacent,
+    is_distant,
+    preceding_index,
+    video_of,
+)
 from mmldm_scale.shards.reader import Sample, ShardSet
 from tests.support.datasets.latent_sets import write_windows
 
@@ -23,8 +30,12 @@ def test_the_clip_before_is_found_by_keys_across_shards_and_not_across_videos(tm
     for index, (video, start) in enumerate(windows):
         found = preceding_index(shards, index)
         assert (None if found is None else windows[found]) == ((video, start - 4) if start >= 4 else None)
-        distant = [windows[i] for i in distant_indices(shards, index)]
-        assert distant == [(v, s) for v, s in windows if v == video and abs(s - start) >= 2]
+        found = following_index(shards, index)
+        assert (None if found is None else windows[found]) == ((video, start + 4) if start <= 12 else None)
+        distant, most = distant_indices(shards, index)
+        assert [windows[i] for i in distant] == [(v, s) for v, s in windows if v == video and abs(s - start) >= 2]
+        assert most == sum(s >= 2 for s in range(0, 17, stride))  # of the first window
+        assert video_of(shards.key(index)) == video
 
 
 def test_a_window_that_was_dropped_is_no_clip_before(tmp_path: Path):
@@ -37,13 +48,22 @@ def test_a_window_that_was_dropped_is_no_clip_before(tmp_path: Path):
 def test_keys_of_another_make_have_no_clip_before(tmp_path: Path):
     shards = ShardSet(write_windows(tmp_path / "set", [("a", 0), ("a", 4)], MEDIA, 2, key="{video}_{start}"))
     assert [preceding_index(shards, index) for index in range(2)] == [None, None]
+    assert [following_index(shards, index) for index in range(2)] == [None, None]
+    assert distant_indices(shards, 0) == ([], 0)
+    assert video_of(shards.key(1)) == "a_4"
 
 
 def test_of_joined_sets_with_the_same_keys_the_nearest_is_taken(tmp_path: Path):
     windows = [("a", start) for start in (0, 4, 8)] * 2
     shards = ShardSet(write_windows(tmp_path / "set", windows, MEDIA, 3))
     assert [preceding_index(shards, index) for index in range(6)] == [None, 0, 1, None, 3, 4]
-    assert distant_indices(shards, 1) == [0, 3, 2, 5]  # of both: their paths tell which are of this video
+    assert distant_indices(shards, 1) == ([0, 3, 2, 5], 4)  # of both: their paths tell which are of this video
+
+
+def test_a_window_apart_from_all_others_may_have_the_most_distant_ones(tmp_path: Path):
+    shards = ShardSet(write_windows(tmp_path / "set", [("a", start) for start in (0, 1, 5, 9, 10)], MEDIA, 50))
+    assert [len(distant_indices(shards, index)[0]) for index in range(5)] == [3, 3, 4, 3, 3]
+    assert {distant_indices(shards, index)[1] for index in range(5)} == {4}
 
 
 def test_meta_says_whether_one_clip_follows_another():

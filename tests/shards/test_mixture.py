@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import MediaConfig
 from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.shards.mixture import Mixture, mixed_statistics
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
+from tests.support.datasets.latent_sets import write_windows
 
 
 @pytest.fixture
@@ -66,6 +68,18 @@ def test_another_sample_is_of_the_same_pool_and_never_the_same(sets):
     assert [fresh.pair_index(position) for position in again] == [pairs[position][1] for position in again]
     epoch = [other for (number, _), other in pairs if number == 0][:14]
     assert len(set(epoch)) == 14  # each comes up equally often
+
+
+def test_the_other_sample_is_of_another_video_where_the_pool_has_one(tmp_path):
+    windows = [(video, start) for video in ("a", "b") for start in range(6)] + [("c", 0)]
+    shards = ShardSet(write_windows(tmp_path / "set", windows, MediaConfig(size=64), 50))
+    stream = Mixture([shards], [], seed=0, window=64)
+    pairs = [(windows[stream.index(p)[1]], windows[stream.pair_index(p)[1]]) for p in range(260)]
+    assert all(own[0] != other[0] for own, other in pairs)
+    assert len({other for _, other in pairs}) == 13
+    alone = ShardSet(write_windows(tmp_path / "alone", windows[:6], MediaConfig(size=64), 50))
+    stream = Mixture([alone], [], seed=0, window=64)
+    assert all(stream.index(p) != stream.pair_index(p) for p in range(60))
 
 
 def test_without_weights_it_is_like_one_set(sets):

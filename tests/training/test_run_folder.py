@@ -6,11 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mmldm_scale import config
 from mmldm_scale.cluster import code_snapshot
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import load
+from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.training import run_folder
@@ -68,6 +70,76 @@ def test_data_may_be_moved_once_a_checkpoint_knows_it_by_its_fingerprint(tmp_pat
     (tmp_path / "checkpoints/step-000000000016").mkdir(parents=True)
     for place in ("/moved/latents", "sets/latents/", "sets/latents"):
         run_folder.check(tmp_path, schema(place))
+
+
+SCHEMAS = {"dit": DiTTraining, "kl_vae": KLVAETraining, "autoencoder": AutoencoderTraining}
+OF_VERSION_1 = ("version",)  # what its configurations lack
+OF_VERSION_0 = ("version", "init", "loss_weights")
+
+
+def resume_earlier(run: Path, name: str, lacking: tuple[str, ...], before: list[str], now: list[str]) -> None:
+    """Check that a run of ``name``, begun with ``before`` and without the keys ``lacking``, resumes with ``now``."""
+    fixed = [f"run={run}", "shards=sets", *(["kl_vae=weights"] if name == "autoencoder" else [])]
+    stored = yaml.safe_load(config.dump(load(SCHEMAS[name], overrides=[*fixed, *before])))
+    (run / "checkpoints/step-000000000016").mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(yaml.safe_dump({k: v for k, v in stored.items() if k not in lacking}))
+    run_folder.check(run, load(SCHEMAS[name], overrides=[*fixed, *now]))
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "without", "now"),
+    [
+        ("kl_vae", ["adversarial.loss=hinge"], (), ["adversarial.loss=hinge_linear"]),
+        ("dit", [], ("posterior",), ["posterior=draw"]),
+        ("dit", ["posterior=mode"], (), ["posterior=mode"]),
+        ("dit", ["model.continuation=true"], (), ["model.continuation=true", "posterior=mode"]),
+    ],
+)
+def test_an_earlier_run_resumes_with_what_its_settings_meant(tmp_path: Path, name, before, without, now) -> None:
+    resume_earlier(tmp_path, name, (*OF_VERSION_0, *without), before, now)
+    for key, value in (setting.split("=") for setting in now if "model." not in setting):
+        other = {"hinge_linear": "hinge", "draw": "mode", "mode": "draw"}[value]
+        with pytest.raises(UserError, match=f"the run was started with {key}={value}, not {other}; set the same value"):
+            resume_earlier(tmp_path, name, (*OF_VERSION_0, *without), before, [*now, f"{key}={other}"])
+
+
+def test_hinge_of_a_later_run_is_hinge(tmp_path: Path) -> None:
+    for lacking in ((), OF_VERSION_1):
+        resume_earlier(tmp_path, "kl_vae", lacking, ["adversarial.loss=hinge"], ["adversarial.loss=hinge"])
+
+
+@pytest.mark.parametrize("lacking", [OF_VERSION_0, OF_VERSION_1])
+@pytest.mark.parametrize(
+    "settings", [["contrastive.weight=0.5"], ["model.continuation=true", "diffusion.continued=0.5"]]
+)
+def test_an_earlier_run_whose_samples_were_others_is_refused(tmp_path: Path, lacking, settings) -> None:
+    message = (
+        f"^{tmp_path}: was begun by an earlier version of the program, in which {settings[-1]} meant something else"
+    )
+    with pytest.raises(UserError, match=f"{message}; .* begin another run= with its weights: init={tmp_path}$"):
+        resume_earlier(tmp_path, "dit", lacking, settings, settings)
+    resume_earlier(tmp_path, "dit", (), settings, settings)
+
+
+def test_an_autoencoder_whose_loss_was_another_is_refused(tmp_path: Path) -> None:
+    resume_earlier(tmp_path, "autoencoder", OF_VERSION_1, [], [])
+    text = (tmp_path / "config.yaml").read_text()
+    assert "condition_dropout: 0.1\n" in text
+    (tmp_path / "config.yaml").write_text(text.replace("condition_dropout", "context_dropout"))
+    schema = load(AutoencoderTraining, overrides=[f"run={tmp_path}", "shards=sets", "kl_vae=weights"])
+    with pytest.raises(UserError, match=r"dropout \(context_dropout\) of autoencoders meant something else; resume it"):
+        run_folder.check(tmp_path, schema)
+
+
+def test_a_run_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    resume_earlier(tmp_path, "dit", (), [], [])
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("\nversion: 2\n", "\nversion: 3\n"))
+    schema = load(DiTTraining, overrides=[f"run={tmp_path}", "shards=sets"])
+    with pytest.raises(UserError, match=r"a newer version of the program \(version=3 in its config.yaml, here 2"):
+        run_folder.check(tmp_path, schema)
+    with pytest.raises(UserError, match="version: 3: must be 2, this program's; leave it out"):
+        load(DiTTraining, overrides=[f"run={tmp_path}", "shards=sets", "version=3"])
 
 
 def test_a_start_that_failed_before_its_first_step_does_not_fix_the_settings(tmp_path, alone) -> None:

@@ -7,7 +7,10 @@ from mmldm_scale.diffusion.samplers.contract import Predict, even_intervals
 
 
 def euler(predict: Predict, noise: Tensor, process: RectifiedFlow, steps: int) -> Tensor:
-    """Return the latents that ``noise`` leads to; see :mod:`.contract`. ``steps`` must divide the process's length."""
+    """Return the latents (B, ...) that ``noise`` (B, ...) leads to; ``steps`` must divide the process's length.
+
+    See :mod:`.contract`.
+    """
     latents = noise
     for time, end in even_intervals(process.length, steps):
         latents = latents - (time - end) / process.length * predict(latents, time)

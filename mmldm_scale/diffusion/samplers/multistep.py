@@ -15,12 +15,12 @@ from mmldm_scale.diffusion.samplers.contract import Predict
 
 
 def dpm_solver_pp(predict: Predict, noise: Tensor, process: Diffusion, steps: int) -> Tensor:
-    """Return the latents that ``noise`` leads to by DPM-Solver++; see :mod:`.contract`."""
+    """Return the latents (B, ...) that ``noise`` (B, ...) leads to by DPM-Solver++; see :mod:`.contract`."""
     return _sample(DPMSolverMultistepScheduler, predict, noise, process, steps)
 
 
 def unipc(predict: Predict, noise: Tensor, process: Diffusion, steps: int) -> Tensor:
-    """Return the latents that ``noise`` leads to by UniPC; see :mod:`.contract`."""
+    """Return the latents (B, ...) that ``noise`` (B, ...) leads to by UniPC; see :mod:`.contract`."""
     return _sample(UniPCMultistepScheduler, predict, noise, process, steps)
 
 

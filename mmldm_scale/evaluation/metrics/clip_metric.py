@@ -25,6 +25,11 @@ class ClipMetric(Metric):
         return self.merge([{"index": np.asarray(batch.indices, np.int64), "value": values}])
 
     def merge(self, states: Sequence[MetricState]) -> MetricState:
+        """Return the "index" and "value", (N,) each, of all clips of ``states``, by index.
+
+        Raises:
+            ValueError: a clip is in more than one of them.
+        """
         index = np.concatenate([state["index"] for state in states])
         value = np.concatenate([state["value"] for state in states])
         order = np.argsort(index)

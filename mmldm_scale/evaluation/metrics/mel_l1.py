@@ -8,7 +8,7 @@ from mmldm_scale.media.audio_image import AudioImage
 
 
 def mean_absolute_error(samples: Tensor, reference: Tensor) -> Tensor:
-    """Return the mean absolute error of each entry of the batch (B, …), in the unit of its arguments: (B,) float32."""
+    """Return the mean absolute error of each entry of a batch (B, ...), in the unit of the arguments: (B,) float32."""
     return (samples.float() - reference.float()).abs().flatten(1).mean(dim=1)
 
 

@@ -73,7 +73,7 @@ class Condition:
         )
 
     def select(self, rows: Tensor) -> "Condition":
-        """Return the condition of the M pictures with indices ``rows``, (M,) int64: tensors (M, …) for (N, …)."""
+        """Return the condition of the M pictures with indices ``rows``, (M,) int64: tensors (M, ...) for (N, ...)."""
         return replace(
             self,
             features=[level[rows] for level in self.features],
@@ -171,12 +171,12 @@ class SignalDecoder(nn.Module):
     def drop(self, modality: Modality, condition: Condition, dropped: Tensor) -> Condition:
         """Return ``condition`` without what the pictures ``dropped`` show; only their class and frame index are kept.
 
-        Features, pooled latent and estimate become zero, semantics and modality null tokens, as in the public code (in
-        which the null tokens are zero too).
+        Features, pooled latent and estimate become zero, semantics and modality null tokens. In the public code it is
+        the encoder's input that becomes zero, and so do the tokens.
 
         Args:
             modality: of the N pictures.
-            condition: of :meth:`condition`, not joined with others.
+            condition: of :meth:`condition`, not joined with others: features (N, D, h, w), tokens (N, T, W).
             dropped: (N,) bool.
         """
 

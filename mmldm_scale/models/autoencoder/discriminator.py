@@ -77,7 +77,10 @@ class SpatioTemporal(nn.Module):
         self.attention = SelfAttention(outputs, heads) if heads else None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return (B·P, outputs, h, w), or half as high and wide if it halves, from ``hidden`` (B·P, inputs, h, w)."""
+        """Return features of all pictures, whose clips lie one after the other in ``hidden``.
+
+        The shape (B·P, D, h, w), D = inputs, becomes (B·P, outputs, h, w), or half as high and wide if it halves.
+        """
         hidden = self.time(self.space(hidden), self.pictures)
         if self.attention is None:
             return hidden

@@ -120,7 +120,7 @@ class TemporalConvolution(nn.Module):
         self.convolution = zeroed(nn.Conv2d(width, width, (3, 1), padding=(1, 0)))
 
     def forward(self, hidden: Tensor, frames: int) -> Tensor:
-        """Return ``hidden`` (B·F, D, h, w), F = ``frames``, plus its convolution along time."""
+        """Return ``hidden`` plus its convolution along time, both (N, D, h, w) with N = B·F and F = ``frames``."""
         sequence = nn.functional.silu(self.norm(hidden)).flatten(2).unflatten(0, (-1, frames))  # (B, F, D, h·w)
         mixed = self.convolution(sequence.transpose(1, 2)).transpose(1, 2)  # (B, D, F, h·w) -> (B, F, D, h·w)
         return hidden + mixed.flatten(0, 1).view_as(hidden)  # (B·F, D, h, w)

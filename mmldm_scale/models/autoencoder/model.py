@@ -5,8 +5,9 @@ posteriors that latent shards hold; :meth:`Autoencoder.decode` turns latents int
 that the caller draws. At 256² pixels and f = 8 the latents are 16×8×8 (audio) and 16×16×16 (video).
 
 ``config.modalities`` says which of the two a model has. Methods take and return a pair, for audio and video; a model of
-one modality alone takes and returns None for the other. That has no contrastive head (as in the public code) and no
-semantic tokens to read; where clips have classes, a class is predicted from its own semantics and read (ours).
+one modality alone takes and returns None for the other. That has no contrastive head and no
+semantic tokens to read; where clips have classes, a class is predicted from its own semantics and read (all of this is
+ours).
 
 Shapes: B clips of F frames of S×S pixels; KL-VAE latents (c, s, s), s = S/f; perceptual latents (B, C, H_a, W_a) and
 (B, C, H_v, W_v); N pictures.
@@ -364,7 +365,7 @@ def save(
     classes: Sequence[str],
     state: dict[str, Tensor],
 ) -> None:
-    """Write ``state``, that of a whole :class:`Autoencoder`, as the weights folder that ``from_pretrained`` reads."""
+    """Write ``state``, the tensors of a whole :class:`Autoencoder` by name, as a folder for ``from_pretrained``."""
     description = {
         "model": dataclasses.asdict(config),
         "media": dataclasses.asdict(media),

@@ -13,12 +13,12 @@ from mmldm_scale.common.modalities import Modality
 
 
 def join(parts: Mapping[Modality, Tensor]) -> Tensor:
-    """Return the pictures (B, P, …) of "video" (B, K, …) and "audio" (B, 1, …), of which one may be missing."""
+    """Return the pictures (B, P, ...) of "video" (B, K, ...) and "audio" (B, 1, ...), of which one may be missing."""
     return torch.cat([parts[name] for name in ("video", "audio") if name in parts], dim=1)
 
 
 def split(pictures: Tensor, modalities: Sequence[Modality]) -> dict[Modality, Tensor]:
-    """Return the ``pictures`` (B, P, …) of each of ``modalities``: "audio" (B, 1, …) and "video" (B, K, …)."""
+    """Return the ``pictures`` (B, P, ...) of each of ``modalities``: "audio" (B, 1, ...), "video" (B, K, ...)."""
     frames = pictures.shape[1] - ("audio" in modalities)
     parts: dict[Modality, Tensor] = {"audio": pictures[:, frames:], "video": pictures[:, :frames]}
     return {name: parts[name] for name in modalities}

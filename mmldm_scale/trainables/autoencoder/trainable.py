@@ -101,7 +101,10 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
         pretrained=[
             PretrainedPart("KL-VAE", "kl_vae", config.kl_vae, is_frozen=True),
             PretrainedPart(
-                "U-Net of the signal decoder", "unet", config.unet or "", "the paper's is Stable Diffusion's; unet=DIR"
+                "U-Net of the signal decoder",
+                "unet",
+                config.unet or "",
+                "the public code's is Stable Diffusion's; unet=DIR",
             ),
         ],
     )
@@ -222,6 +225,7 @@ def forward_flops(config: AutoencoderTraining, model: Autoencoder) -> float:
         noisy = torch.empty(max(count, judged), *model.noise_shape)
 
     def train() -> None:
+        """Decode one clip's target frames and audio image from its latents, as a step of training does."""
         means = twin.posteriors_of(noisy[:1].expand(1, total, *model.noise_shape)).means
         conditions = dict(zip(twin.modalities, twin.conditions(*means, targets, twin.semantics(*means)), strict=True))
         if "audio" in conditions:

@@ -52,6 +52,11 @@ class DiTTraining(ShardTraining):
         super().__post_init__()
         valid = self.model.continuation or not self.diffusion.continued
         require(valid, "diffusion.continued", f"{self.diffusion.continued:g}: needs model.continuation=true")
+        weight, share = self.contrastive.weight, self.diffusion.continued
+        problem = (
+            f"{weight:g}: must be 0 with diffusion.continued={share:g}: the previous clip tells the wrong pairings"
+        )
+        require(not (weight and share), "contrastive.weight", f"{problem} by itself")
         valid = self.model.context_tokens > 0 or self.context.kind == "none"
         require(valid, "context.kind", f"{self.context.kind}: needs model.context_tokens of at least 1")
         self.loss_weights.check(self.model.modalities)

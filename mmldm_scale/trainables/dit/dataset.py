@@ -18,7 +18,7 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.modalities import Modality, as_pair
 from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion import loss as diffusion_loss
-from mmldm_scale.diffusion.conditions import context_dropped, previous_seen
+from mmldm_scale.diffusion.conditions import context_dropped, is_continued, previous_seen
 from mmldm_scale.diffusion.normalise import Statistics, normalise
 from mmldm_scale.shards.latents import PARTS, LatentSample, Part, decode_latent_batch, parts_of
 from mmldm_scale.shards.manifest import Manifest
@@ -29,7 +29,7 @@ from mmldm_scale.training.data.sample_stream import SampleStream
 from mmldm_scale.training.trainable import Batch
 
 CONTINUED = "a preceding clip; the others are trained without"
-DISPLACED = "another window of their video half a clip away; the others do without that pairing"
+DISPLACED = "the sound of another window of their video as a wrong pairing; the others do without"
 EXAMINED_SAMPLES = 256  # samples that are counted at the start: how many have each condition
 
 
@@ -216,11 +216,15 @@ class LatentDataset:
 
     def __getitems__(self, positions: Sequence[int]) -> list[Batch]:
         """Return the samples at ``positions``; reading a micro-batch at once is faster than one by one."""
-        clips = self.samples.read(positions, self._clips)
+        clips = self.samples.read(positions, self._clips, self._is_continued)
         others: Sequence[LatentSample | None] = [None] * len(positions)
         if self.config.contrastive.weight:
             others = _rows(self.samples.read_others(positions, self._decode))
         return [self._sample(*parts) for parts in zip(positions, clips, others, strict=True)]
+
+    def _is_continued(self, position: int) -> bool:
+        """Return whether the sample at ``position`` is to see the preceding clip."""
+        return is_continued(self.config.diffusion, self.config.training.seed, position)
 
     def _sample(self, position: int, clip: LatentClip, other: LatentSample | None) -> Batch:
         def related(find: Callable[..., LatentSample | None]) -> LatentSample | None:

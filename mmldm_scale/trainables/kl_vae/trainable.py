@@ -86,7 +86,7 @@ def build_trainable(config: KLVAETraining) -> Trainable:
 
 
 def _pretrained(config: KLVAETraining) -> list[PretrainedPart]:
-    advice = "the paper's is Stable Diffusion's, its decoder fine-tuned; --preset finetune kl_vae=DIR"
+    advice = "the public code's is Stable Diffusion's, its decoder fine-tuned; --preset finetune kl_vae=DIR"
     parts = [PretrainedPart("KL-VAE", "kl_vae", config.kl_vae, advice)]
     return parts + ([PretrainedPart("LPIPS", "lpips", config.lpips, is_frozen=True)] if config.lpips else [])
 

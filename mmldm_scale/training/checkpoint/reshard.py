@@ -111,12 +111,12 @@ def _own_state(engine: Engine, parts: list[State], shapes: list[dict], world: Wo
 
 
 def collect(pieces: list[Piece], written: dict[str, list[Piece]], flats: list[list[Tensor]], length: int) -> Tensor:
-    """Return a flat tensor of ``length`` elements with the ``pieces``, and zeros between them.
+    """Return a flat tensor (``length``,), float32, with the ``pieces``, and zeros between them.
 
     Args:
         pieces: of the new tensor.
         written: by parameter, the pieces in the flat tensors of the checkpoint.
-        flats: these flat tensors by rank and number.
+        flats: these flat tensors, (n,) each, by rank and number.
         length: number of elements.
 
     Raises:

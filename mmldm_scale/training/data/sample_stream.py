@@ -57,16 +57,22 @@ class SampleStream:
         if cache:
             _check_room(sets, reading)
 
-    def read(self, positions: Sequence[int], decode: Decode[Decoded]) -> Decoded:
+    def read(
+        self, positions: Sequence[int], decode: Decode[Decoded], is_continued: Callable[[int], bool] = lambda _: False
+    ) -> Decoded:
         """Return ``decode(samples)`` of the samples at ``positions``; damaged samples are replaced.
 
         Args:
             decode: raises ValueError if a sample's content is not as expected; such a sample counts as damaged.
+            is_continued: whether the sample at a position is to continue a clip (:meth:`Mixture.continued_index`).
 
         Raises:
             UserError: more samples are damaged than ``reading.damaged_share`` allows, or a tar cannot be read.
         """
-        return self._read(positions, self.mixture.index, decode)
+        mixture = self.mixture
+        return self._read(
+            positions, lambda p: mixture.continued_index(p) if is_continued(p) else mixture.index(p), decode
+        )
 
     def read_others(self, positions: Sequence[int], decode: Decode[Decoded]) -> Decoded:
         """Return, as :meth:`read` does, a second sample for each of ``positions`` (:meth:`Mixture.pair_index`)."""
@@ -88,21 +94,21 @@ class SampleStream:
         return decoded
 
     def before(self, position: int, sample: Sample, decode: Decode[Decoded]) -> Decoded | None:
-        """Return ``decode([earlier])`` of the sample that ends where ``sample``, read at ``position``, begins.
+        """Return ``decode([earlier])`` of the sample that ends where ``sample``, read to continue a clip, begins.
 
         None if the set has no such sample, if it is damaged, or if ``sample`` replaces a damaged one.
 
         Raises:
             UserError: as :meth:`read`.
         """
-        number, index = self.mixture.index(position)
+        number, index = self.mixture.continued_index(position)
         earlier = adjacent_clips.preceding_index(self.mixture.sets[number], index)
         return self._related(number, earlier, sample, adjacent_clips.is_adjacent, decode)
 
     def displaced(self, position: int, sample: Sample, decode: Decode[Decoded]) -> Decoded | None:
         """Return ``decode([other])`` of another window of the video of ``sample``, read at ``position``.
 
-        Which one, :meth:`Mixture.displaced_index` says. None if there is none, if it is damaged, or if ``sample``
+        Which one, :meth:`Mixture.displaced_index` says. None if it says none, if it is damaged, or if ``sample``
         replaces a damaged one.
 
         Raises:
@@ -114,12 +120,12 @@ class SampleStream:
         return self._related(*place, sample, adjacent_clips.is_distant, decode)
 
     def count_continuing(self, count: int) -> int:
-        """Return how many of the first ``count`` samples have a preceding one in their set, judged by their keys."""
-        places = map(self.mixture.index, range(count))
+        """Return how many of the first ``count`` samples, all read to continue a clip, have one, judged by keys."""
+        places = map(self.mixture.continued_index, range(count))
         return sum(adjacent_clips.preceding_index(self.mixture.sets[n], index) is not None for n, index in places)
 
     def count_displaced(self, count: int) -> int:
-        """Return of how many of the first ``count`` samples :meth:`displaced` finds another window, by their keys."""
+        """Return for how many of the first ``count`` samples :meth:`displaced` finds another window, judged by keys."""
         return sum(self.mixture.displaced_index(position) is not None for position in range(count))
 
     def _related(

@@ -45,7 +45,7 @@ class StepGuard:
 
     @torch.no_grad()
     def watch(self, tensor: Tensor) -> None:
-        """Include ``tensor`` in :meth:`is_finite`; this does not wait for the device."""
+        """Include ``tensor``, of any shape, in :meth:`is_finite`; this does not wait for the device."""
         self._sums.append(tensor.sum(dtype=torch.float32))  # infinities and NaNs survive every sum
 
     def is_finite(self) -> bool:

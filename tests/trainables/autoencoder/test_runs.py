@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.monitor_page import documented
 from tests.support.run_results import Forks
 from tests.support.tiny_models.autoencoder_trainable import train_arguments, write_data
 
@@ -59,6 +60,9 @@ def test_every_term_is_learned_and_logged(undisturbed):
     assert second["discriminator/loss"] > 0
     total = sum(second[f"weight/{name}"] * second[f"term/{name}"] for name in TERMS)
     assert second["loss"] == pytest.approx(total, rel=1e-4)
+    last = json.loads((undisturbed / "log.jsonl").read_text().splitlines()[-1])
+    tags = {tag for tag in last if "/" in tag}
+    assert {tag for tag in tags if not any(known.fullmatch(tag) for known in documented().values())} == set()
 
 
 def test_the_log_is_the_same_on_one_process(train, tmp_path, undisturbed):

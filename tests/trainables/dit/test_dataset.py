@@ -22,7 +22,7 @@ from tests.support.datasets.latent_sets import AUDIO, VIDEO, damage, latent_samp
 
 SMALL = ["model.depth=2", "model.width=16", "model.heads=2", "model.context_tokens=3", "model.context_width=4"]
 CONTINUING = ["model.continuation=true", "diffusion.continued=0.5", "diffusion.audio_conditioned=0.1"]
-APART = "; the others do without that pairing"
+APART = "the sound of another window of their video as a wrong pairing; the others do without"
 MEDIA = MediaConfig(frames=4, fps=10, size=64)
 WINDOWS = [(video, start) for video in ("a", "b", "c") for start in range(0, 13, 2)]
 LABELS = {"a": "rain", "b": "wind"}  # c has no label
@@ -61,24 +61,37 @@ def nearest(dataset: LatentDataset, audio: Tensor) -> int:
 
 def test_the_preceding_clip_is_mirrored_and_normalised_like_its_successor(windows):
     dataset = build_trainable(configure(windows, *CONTINUING)).dataset
-    order, counts = dataset.samples.mixture.orders[0], {"continued": 0, "mirrored": 0}
+    order, counts = dataset.samples.mixture.orders[0], {"continued": 0, "mirrored": 0, "successors": 0}
     for position in range(300):
-        sample, index = dataset[position], order(position)
+        sample, (video, start) = dataset[position], WINDOWS[order(position)]
         if not any(sample[f"previous_{name}_given"] for name in ("audio", "video")):
             assert not sample["previous_audio"].any()
             assert not sample["previous_video"].any()
+            assert nearest(dataset, sample["audio"]) == order(position)
             continue
-        video, start = WINDOWS[index]
-        assert start >= 4
-        earlier = WINDOWS.index((video, start - 4))
+        own = start if start >= 4 else start + 4  # where no clip precedes, the one that follows is read
+        index, earlier = WINDOWS.index((video, own)), WINDOWS.index((video, own - 4))
         mirrored = not is_mode(sample["video"], posterior_mean(dataset, "video", index, mirrored=False))
         assert is_mode(sample["video"], posterior_mean(dataset, "video", index, mirrored))
         for name in ("audio", "video"):
             assert is_mode(sample[f"previous_{name}"], posterior_mean(dataset, name, earlier, mirrored))
         counts["continued"] += 1
         counts["mirrored"] += mirrored
-    assert abs(counts["continued"] / 300 - 0.5 * 5 / 7) < 0.08  # the first two of seven windows have no predecessor
+        counts["successors"] += own != start
+    assert abs(counts["continued"] / 300 - 0.5) < 0.08
+    assert abs(counts["successors"] / counts["continued"] - 2 / 7) < 0.1  # the first two of seven windows
     assert 0.35 < counts["mirrored"] / counts["continued"] < 0.65
+
+
+def test_with_a_share_of_1_each_sample_sees_a_preceding_clip_where_its_video_has_two(tmp_path):
+    folder = write_windows(tmp_path / "set", [*WINDOWS, ("short", 0), ("short", 2)], MEDIA, 5)
+    dataset = LatentDataset(configure(folder, *CONTINUING, "diffusion.continued=1"))
+    order = dataset.samples.mixture.orders[0]
+    for position in range(len(WINDOWS) + 2):
+        sample = dataset[position]
+        given = bool(sample["previous_audio_given"] | sample["previous_video_given"])
+        assert given == (order(position) < len(WINDOWS))
+    assert dataset.startup_messages()[0].startswith("diffusion.continued: 21 of the first 23 samples have a preceding")
 
 
 def test_latents_are_the_posteriors_mode_or_drawn_from_it_the_mirrored_ones_too(windows):
@@ -118,8 +131,9 @@ def test_without_continuation_each_position_reads_one_sample(windows, monkeypatc
     assert len(read) == 20
 
 
-def test_a_sample_is_the_same_alone_in_a_batch_and_in_a_worker(windows):
-    settings = configure(windows, *CONTINUING, "context.kind=class", "context.dropout=0.5", "contrastive.weight=1")
+@pytest.mark.parametrize("options", [CONTINUING, ["contrastive.weight=1"]])
+def test_a_sample_is_the_same_alone_in_a_batch_and_in_a_worker(windows, options):
+    settings = configure(windows, *options, "context.kind=class", "context.dropout=0.5")
     dataset = build_trainable(settings).dataset
     copy = pickle.loads(pickle.dumps(build_trainable(settings).dataset))
     positions = [9, 2, 40, 3, 17, 41, 9]
@@ -162,7 +176,7 @@ def test_continuation_on_sets_without_adjacent_clips_is_refused(tmp_path):
 def test_the_startup_message_counts_samples_with_a_preceding_clip(windows):
     trainable = build_trainable(configure(windows, *CONTINUING))
     assert trainable.startup_messages[0] == (
-        "diffusion.continued: 15 of the first 21 samples have a preceding clip; the others are trained without"
+        "diffusion.continued: 21 of the first 21 samples have a preceding clip; the others are trained without"
     )
 
 
@@ -194,13 +208,18 @@ def test_overlapping_windows_and_lone_ones_have_no_displaced_sound(tmp_path):
 def test_in_a_shuffled_set_the_clips_of_a_video_are_found_by_their_keys(tmp_path):
     shuffled = [WINDOWS[i] for i in np.random.default_rng(0).permutation(21)]
     folder = write_windows(tmp_path / "shuffled", shuffled, MEDIA, 5)
-    dataset = build_trainable(configure(folder, *CONTINUING, "diffusion.continued=1", "contrastive.weight=1")).dataset
-    order = dataset.samples.mixture.orders[0]
+    continuing, contrasting = (
+        LatentDataset(configure(folder, *options))
+        for options in ([*CONTINUING, "diffusion.continued=1"], ["contrastive.weight=1"])
+    )
+    order = continuing.samples.mixture.orders[0]
     for position in range(21):
-        sample, (video, start) = dataset[position], shuffled[order(position)]
+        video, start = shuffled[order(position)]
+        sample = contrasting[position]
         assert bool(sample["displaced_given"])
-        assert bool(sample["previous_audio_given"] | sample["previous_video_given"]) == (start >= 4)
-        assert shuffled[nearest(dataset, sample["displaced_audio"])][0] == video
+        assert shuffled[nearest(contrasting, sample["displaced_audio"])][0] == video
+        assert shuffled[nearest(contrasting, sample["other_audio"])][0] != video
+        assert shuffled[nearest(continuing, continuing[position]["audio"])] == (video, max(start, start % 4 + 4))
 
 
 def test_a_damaged_displaced_window_is_quarantined_and_the_pairing_left_out(tmp_path):
@@ -216,8 +235,28 @@ def test_a_damaged_displaced_window_is_quarantined_and_the_pairing_left_out(tmp_
 def test_the_startup_message_counts_samples_with_another_window(tmp_path, windows_of_set, count):
     folder = write_windows(tmp_path / "set", windows_of_set, MEDIA, 50)
     trainable = build_trainable(configure(folder, "contrastive.weight=1"))
-    line = f"contrastive.weight: {count} of the first {len(windows_of_set)} samples have another window of their video"
-    assert trainable.startup_messages[0] == f"{line} half a clip away{APART}"
+    line = f"contrastive.weight: {count} of the first {len(windows_of_set)} samples have {APART}"
+    assert trainable.startup_messages[0] == line
+
+
+def test_the_displaced_window_of_a_short_video_is_drawn_as_often_as_it_is_a_sample(tmp_path):
+    """Of five windows, the first and the last have three that are half a clip away, the others two."""
+    folder = write_windows(tmp_path / "set", [("a", start) for start in range(5)], MEDIA, 50)
+    mixture = LatentDataset(configure(folder, "contrastive.weight=1")).samples.mixture
+    pairs = Counter()
+    for position in range(3000):
+        partner = mixture.displaced_index(position)
+        pairs[mixture.index(position)[1], None if partner is None else partner[1]] += 1
+    expected = {(a, b) for a in range(5) for b in range(5) if abs(a - b) >= 2}
+    assert {pair for pair in pairs if pair[1] is not None} == expected
+    assert all(abs(pairs[pair] - 200) < 60 for pair in expected)  # 1 of 3 each; the standard deviation is at most 12
+    assert all(abs(pairs[a, None] - 600 * rest / 3) < 60 for a, rest in enumerate((0, 1, 1, 1, 0)))
+
+
+def test_the_previous_clip_would_tell_the_wrong_pairings(windows):
+    message = "contrastive.weight: 1: must be 0 with diffusion.continued=0.5: the previous clip tells the wrong"
+    with pytest.raises(UserError, match=message):
+        configure(windows, *CONTINUING, "contrastive.weight=1")
 
 
 def label_of(number: int) -> int:

@@ -104,18 +104,17 @@ def train(forks: Forks, data: Path, name: str, processes: int, *overrides: str) 
 
 
 def test_a_long_training_is_the_same_on_two_processes_and_resumed(data: Path, forks: Forks) -> None:
-    contrastive = ["contrastive.weight=0.1", "training.zero_stage=3"]
-    whole = train(forks, data, "whole", 2, "training.total_samples=24", *contrastive)
+    whole = train(forks, data, "whole", 2, "training.total_samples=24", "training.zero_stage=3")
     assert whole.status == 0, whole.output
-    one = train(forks, data, "one", 1, "training.total_samples=24", *contrastive)
+    one = train(forks, data, "one", 1, "training.total_samples=24", "training.zero_stage=3")
     assert whole.losses() == pytest.approx(one.losses(), rel=1e-5)
-    train(forks, data, "pieces", 2, "training.total_samples=8", *contrastive)
-    resumed = train(forks, data, "pieces", 2, "training.total_samples=24", *contrastive)
+    train(forks, data, "pieces", 2, "training.total_samples=8", "training.zero_stage=3")
+    resumed = train(forks, data, "pieces", 2, "training.total_samples=24", "training.zero_stage=3")
     assert "init:" not in resumed.output
     assert resumed.losses() == whole.losses()
     assert_same_checkpoint(whole.checkpoints()[-1], resumed.checkpoints()[-1], ("engine", "weights"))
     shares = {record["data/continued"] for record in whole.log()}
-    assert 0.4 < sum(shares) / len(shares) < 1.0  # 5 of 7 windows have a preceding one
+    assert shares == {1.0}
 
 
 def test_models_of_long_videos_of_an_older_layout_are_refused_and_not_called_damaged(
