@@ -28,7 +28,7 @@ def is_broken(page: Path, link: str) -> bool:
     """Return whether a relative ``link`` on ``page`` leads to a file or a heading that does not exist."""
     place, _, anchor = link.partition("#")
     target = page.parent / place if place else page
-    return not target.exists() or bool(anchor) and anchor not in anchors(target)
+    return not target.exists() or (anchor != "" and anchor not in anchors(target))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -61,7 +61,8 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 def test_the_pages_that_code_and_scripts_name_exist() -> None:
     folders = ("mmldm_scale", "data_tools", "slurm", "benchmarks", "tests")
-    files = [file for folder in folders for file in (ROOT / folder).rglob("*") if file.suffix in (".py", ".yaml", ".sh")]
+    kinds = (".py", ".yaml", ".sh")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*") if file.suffix in kinds]
     named = {
         (str(file.relative_to(ROOT)), name)
         for file in [*files, ROOT / "Makefile", ROOT / "demo.sh"]
