@@ -29,7 +29,7 @@ test: $(VENV)/installed-dev slurm
 
 QUICK := $(addprefix tests/,test_architecture.py test_apt_install.py test_cli.py common config diffusion models shards \
 	media runs planning/test_report.py planning/test_allocations.py sampling/test_inputs.py sampling/test_gallery.py launch cluster/test_slurm.py doctor/test_findings.py \
-	training/test_run_folder.py training/data/test_sample_stream.py training/monitoring training/engine/test_ema.py)
+	docs/test_links.py training/test_run_folder.py training/data/test_sample_stream.py training/monitoring training/engine/test_ema.py)
 
 quick: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 -m "not slurm and not soak" $(QUICK)
