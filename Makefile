@@ -3,7 +3,7 @@
 # make quick         the tests that need neither SLURM nor a training in several processes: minutes, for each change
 # make soak          the fault trials at their full counts, hours (SOAK_SHARE=0.05 takes a twentieth of each)
 # make lint          ruff (rules and format), the import contracts and mypy; .ci/run runs it too
-# make docs          docs/reference.md, written from the comments in the code
+# make docs          docs/reference/, written from the comments in the code
 # make install       the environment .venv with the command mmldm
 # make clean         removes .venv and what building left; not demo/ and runs/
 #
@@ -29,7 +29,7 @@ test: $(VENV)/installed-dev slurm
 
 QUICK := $(addprefix tests/,test_architecture.py test_apt_install.py test_cli.py common config diffusion models shards \
 	media runs planning/test_report.py planning/test_allocations.py sampling/test_inputs.py sampling/test_gallery.py launch cluster/test_slurm.py doctor/test_findings.py \
-	training/test_run_folder.py training/data/test_sample_stream.py training/monitoring training/engine/test_ema.py)
+	docs/test_links.py training/test_run_folder.py training/data/test_sample_stream.py training/monitoring training/engine/test_ema.py)
 
 quick: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 -m "not slurm and not soak" $(QUICK)
@@ -44,8 +44,7 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/installed
-	$(VENV)/bin/python -m mmldm_scale.config.reference > docs/reference.md.tmp
-	mv docs/reference.md.tmp docs/reference.md
+	$(VENV)/bin/python -m mmldm_scale.config.reference docs/reference
 
 install: $(VENV)/installed
 

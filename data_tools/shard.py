@@ -342,7 +342,7 @@ def _report(folder: Path, findings: Findings) -> int:
 
 
 def _cut(args: argparse.Namespace, output: Path, preparation: Preparation) -> None:
-    if warning := preparation.media.audio_image_warning:
+    for warning in preparation.media.audio_image_warnings:
         print(f"{PROGRAM}: warning: {warning}", file=sys.stderr, flush=True)
     start = time.monotonic()
     manifest = make_clips(open_source(preparation.source, args.input), output, preparation, args.workers, args.timeout)

@@ -11,7 +11,8 @@ project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)  # the folder with slur
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"  # INFO prints network and topology
 
 launcher=(srun --kill-on-bad-exit=1)  # starts the tasks of a job
-# In a container that has mmldm, one of these (see docs/train.md); the batch script itself still runs outside of it:
+# In a container that has mmldm, one of these (see docs/train_on_slurm.md); the batch script itself still runs outside
+# of it:
 # launcher+=(--container-image="$project/mmldm.sqsh" --container-mounts="$project:$project,$PWD:$PWD" # pyxis, enroot
 #     --container-workdir="$PWD")
 # launcher+=(apptainer exec --nv --bind "$project,$PWD" --pwd "$PWD" "$project/mmldm.sif")

@@ -1,6 +1,6 @@
 """What the source says about each field of a configuration dataclass: the comment at the end of the field's line.
 
-The comment is the documentation of its key: ``mmldm train … --print-config`` prints it, and docs/reference.md lists it.
+The comment is the documentation of its key: ``mmldm train … --print-config`` prints it, and docs/reference/ lists it.
 It may begin with the unit in square brackets, and may go on from comment lines directly above the field::
 
     warmup_samples: int = 0  # [samples] the learning rate rises linearly over this many

@@ -63,13 +63,19 @@ class MediaConfig:
         return -(-self.audio_samples // self.audio.hop_length)
 
     @property
-    def audio_image_warning(self) -> str:
-        """A line if the mel spectrogram has more frames than the audio image has columns, which loses some; else ""."""
-        if self.mel_frames <= self.size:
-            return ""
-        hop = self.audio.hop_length
-        fits = -(-self.audio_samples // self.size)
-        return (
-            f"media.audio.hop_length={hop}: {self.mel_frames} mel frames in the {self.size} columns of the audio "
-            f"image, which loses detail; hop_length={fits} or more fits"
-        )
+    def audio_image_warnings(self) -> list[str]:
+        """A line for each side of the audio image that is shorter than the mel spectrogram's, which loses detail."""
+        hop, bands = self.audio.hop_length, self.audio.n_mels
+        lines = []
+        if self.mel_frames > self.size:
+            fits = -(-self.audio_samples // self.size)
+            lines.append(
+                f"media.audio.hop_length={hop}: {self.mel_frames} mel frames in the {self.size} columns of the audio "
+                f"image, which loses detail; hop_length={fits} or more fits"
+            )
+        if bands > self.size:
+            lines.append(
+                f"media.audio.n_mels={bands}: {bands} mel bands in the {self.size} rows of the audio image, which "
+                f"loses detail; n_mels={self.size} or fewer fits"
+            )
+        return lines

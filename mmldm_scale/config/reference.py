@@ -1,6 +1,6 @@
-"""Writes docs/reference.md, every configuration key with type, default, unit and meaning, from the dataclasses.
+"""Writes docs/reference/, every configuration key with type, default, unit and meaning, from the dataclasses.
 
-    python -m mmldm_scale.config.reference > docs/reference.md    # or: make docs
+    python -m mmldm_scale.config.reference docs/reference    # or: make docs
 
 The meaning of a key is the comment of its field (:mod:`mmldm_scale.config.comments`). The classes are named as text
 because most of them belong to packages that import this one; run it where the preparation of data is importable, too.
@@ -9,9 +9,11 @@ because most of them belong to packages that import this one; run it where the p
 import dataclasses
 import importlib
 import re
+import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mmldm_scale.config.comments import comments, split_unit
@@ -19,15 +21,17 @@ from mmldm_scale.config.comments import comments, split_unit
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A table of the page.
+    """A table of a page.
 
     Attributes:
+        page: name of its page, without the suffix.
         title: its heading.
         user: what reads these keys.
         schema: "module:class" of its dataclass.
         prefix: what its keys begin with.
     """
 
+    page: str
     title: str
     user: str
     schema: str
@@ -35,20 +39,32 @@ class Section:
 
 
 SECTIONS = (
-    Section("Training a DiT", "`mmldm train dit`", "mmldm_scale.trainables.dit.config:DiTTraining"),
+    Section("train_dit", "Training a DiT", "`mmldm train dit`", "mmldm_scale.trainables.dit.config:DiTTraining"),
     Section(
+        "train_autoencoder",
         "Training an autoencoder",
         "`mmldm train autoencoder`",
         "mmldm_scale.trainables.autoencoder.config:AutoencoderTraining",
     ),
-    Section("Training a KL-VAE", "`mmldm train kl_vae`", "mmldm_scale.trainables.kl_vae.config:KLVAETraining"),
-    Section("Sampling", "`mmldm sample`", "mmldm_scale.config.sampling:Sampling"),
-    Section("Reconstruction", "`mmldm reconstruct`", "mmldm_scale.config.sampling:Reconstructing"),
-    Section("Variants of an ablation", "`mmldm ablation --variants`", "mmldm_scale.evaluation.ablation:Ablation"),
-    Section("SLURM request of a training", "`mmldm launch --slurm`", "mmldm_scale.launch.launch:TrainingRequest"),
-    Section("Preparing shards", "`shard.py clips` and `all`", "data_tools.config:Preparation"),
+    Section(
+        "train_kl_vae",
+        "Training a KL-VAE",
+        "`mmldm train kl_vae`",
+        "mmldm_scale.trainables.kl_vae.config:KLVAETraining",
+    ),
+    Section("sample", "Sampling", "`mmldm sample`", "mmldm_scale.config.sampling:Sampling"),
+    Section("evaluate", "Reconstruction", "`mmldm reconstruct`", "mmldm_scale.config.sampling:Reconstructing"),
+    Section(
+        "evaluate",
+        "Variants of an ablation",
+        "`mmldm ablation --variants`",
+        "mmldm_scale.evaluation.ablation:Ablation",
+    ),
+    Section("prepare", "Preparing shards", "`shard.py clips` and `all`", "data_tools.config:Preparation"),
+    Section("prepare", "Measuring videos", "`shard.py measure`", "data_tools.config:MeasureConfig"),
+    Section("prepare", "Selecting videos", "`shard.py select`", "data_tools.config:Selection"),
     *(
-        Section(f"Source {kind}", f"`--source {kind}`", f"data_tools.sources.{kind}:{name}", "source.")
+        Section("sources", f"Source {kind}", f"`--source {kind}`", f"data_tools.sources.{kind}:{name}", "source.")
         for kind, name in (
             ("folder", "FolderOptions"),
             ("audioset", "AudioSetOptions"),
@@ -58,23 +74,56 @@ SECTIONS = (
             ("webdataset", "WebDatasetOptions"),
         )
     ),
-    Section("Measuring videos", "`shard.py measure`", "data_tools.config:MeasureConfig"),
-    Section("Selecting videos", "`shard.py select`", "data_tools.config:Selection"),
-    Section("SLURM request of a preparation", "`shard.py --slurm`", "mmldm_scale.cluster.submit:JobRequest"),
+    Section(
+        "slurm",
+        "SLURM request of a training",
+        "`mmldm launch --slurm`",
+        "mmldm_scale.launch.launch:TrainingRequest",
+    ),
+    Section(
+        "slurm",
+        "SLURM request of a preparation",
+        "`shard.py --slurm`",
+        "mmldm_scale.cluster.submit:JobRequest",
+    ),
 )
+TITLES = {
+    "train_dit": "Settings of a DiT's training",
+    "train_autoencoder": "Settings of an autoencoder's training",
+    "train_kl_vae": "Settings of a KL-VAE's training",
+    "sample": "Settings of sampling",
+    "evaluate": "Settings of evaluation",
+    "prepare": "Settings of data preparation",
+    "sources": "Settings of the sources of videos",
+    "slurm": "Requests to SLURM",
+}
+INDEX = "README"
 HEAD = """\
 # Reference of the configuration
 
 Every key of every configuration. Set a key in a YAML file (`--config`) or on the command line, `training.seed=1`;
 `mmldm train dit --print-config` prints a composed configuration with the same comments. A default of `???` has to be
-set; `null` stands for no value. `make docs` writes this page from the comments in the code; change them there.
+set; `null` stands for no value. `make docs` writes these pages from the comments in the code; change them there.
 """
 
 
-def page() -> str:
-    """Return the page in Markdown."""
-    contents = "\n".join(f"- [{section.title}](#{_anchor(section.title)}): {section.user}" for section in SECTIONS)
-    return "\n".join([HEAD, f"{contents}\n", *map(_table, SECTIONS)])
+def pages() -> dict[str, str]:
+    """Return each page in Markdown by the name of its file."""
+    written = {f"{INDEX}.md": f"{HEAD}\n{_contents(SECTIONS, INDEX)}\n"}
+    for page, title in TITLES.items():
+        sections = [section for section in SECTIONS if section.page == page]
+        written[f"{page}.md"] = "\n".join([f"# {title}\n", f"{_contents(sections, page)}\n", *map(_table, sections)])
+    return written
+
+
+def _contents(sections: Sequence[Section], on_page: str) -> str:
+    """Return a list of links to ``sections`` for the page of that name."""
+    return "\n".join(f"- [{section.title}]({_place(section, on_page)}): {section.user}" for section in sections)
+
+
+def _place(section: Section, on_page: str) -> str:
+    page = "" if section.page == on_page else f"{section.page}.md"
+    return f"{page}#{_anchor(section.title)}"
 
 
 def _table(section: Section) -> str:
@@ -153,5 +202,12 @@ def _resolve(place: str) -> type:
     return getattr(importlib.import_module(module), name)
 
 
+def write(folder: Path) -> None:
+    """Write the pages to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (folder / name).write_text(text)
+
+
 if __name__ == "__main__":
-    print(page(), end="")
+    write(Path(sys.argv[1]))

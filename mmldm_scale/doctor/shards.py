@@ -26,7 +26,7 @@ def check_set(location: str, rank: int, seconds: float) -> Iterator[Finding]:
     """Check the set at ``location`` for about ``seconds``; other ranks, and later calls, check other tars."""
     try:
         manifest = _manifest(location)
-        if warning := manifest.media.audio_image_warning:
+        for warning in manifest.media.audio_image_warnings:
             yield Finding("warning", "audio image", f"{location}: {warning}", "cut the clips again")
         if is_url(location):
             yield Finding("ok", "shards", f"{location}: {manifest.samples:,} samples in {len(manifest.shards)} tars")

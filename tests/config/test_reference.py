@@ -1,26 +1,36 @@
-"""docs/reference.md is what the dataclasses say."""
+"""docs/reference/ is what the dataclasses say."""
 
 from pathlib import Path
 
 from data_tools.sources.registry import SOURCES
 from mmldm_scale.config import reference
 
-PAGE = Path(__file__).parents[2] / "docs/reference.md"
+FOLDER = Path(__file__).parents[2] / "docs/reference"
 
 
-def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text() == reference.page(), "docs/reference.md is out of date: run `make docs`"
+def test_the_pages_are_up_to_date() -> None:
+    shipped = {file.name: file.read_text() for file in FOLDER.iterdir()}
+    assert shipped == reference.pages(), "docs/reference/ is out of date: run `make docs`"
 
 
 def test_a_row_has_type_default_unit_and_meaning() -> None:
-    rows = reference.page().splitlines()
+    pages = reference.pages()
     assert (
-        "| `training.warmup_samples` | int | `0` | samples | the learning rate rises linearly over this many |" in rows
+        "| `training.warmup_samples` | int | `0` | samples | the learning rate rises linearly over this many |"
+        in pages["train_dit.md"].splitlines()
     )
-    assert "| `training.zero_stage` | `0`, `1`, `2` or `3` | `1` |" in reference.page()
-    assert "| `lpips` | str or null | `null` |" in reference.page()
-    assert "| `preview.steps` | int | `20` |" in reference.page()  # the autoencoder's own default, not the class's
-    assert "| `limits.*.min` | float or null | `null` |" in reference.page()
+    assert "| `training.zero_stage` | `0`, `1`, `2` or `3` | `1` |" in pages["train_dit.md"]
+    assert "| `lpips` | str or null | `null` |" in pages["train_kl_vae.md"]
+    assert "| `preview.steps` | int | `20` |" in pages["train_autoencoder.md"]  # its own default, not the class's
+    assert "| `limits.*.min` | float or null | `null` |" in pages["prepare.md"]
+
+
+def test_every_table_is_on_one_page_and_in_the_index() -> None:
+    pages = reference.pages()
+    for section in reference.SECTIONS:
+        heading = f"\n## {section.title}\n"
+        assert [name for name, text in pages.items() if heading in text] == [f"{section.page}.md"]
+        assert f"[{section.title}]({section.page}.md#" in pages["README.md"]
 
 
 def test_every_kind_of_source_has_a_table() -> None:

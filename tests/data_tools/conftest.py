@@ -11,6 +11,7 @@ from mmldm_scale.media.encode import write_video
 OVERRIDES = (
     "media.frames=4",
     "media.size=16",
+    "media.audio.n_mels=16",
     "media.audio.sample_rate=8000",
     "media.audio.f_max=4000",
     "stride=2",

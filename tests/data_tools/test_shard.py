@@ -40,7 +40,8 @@ def clips(videos, output, overrides, workers=0):
 def undisturbed(good_videos, tmp_path_factory):
     """The good videos as a clip set of 15 samples in 4 shards, and the bytes of all its files."""
     output = tmp_path_factory.mktemp("sets") / "clips"
-    overrides = ["media.frames=4", "media.size=16", "media.audio.sample_rate=8000", "media.audio.f_max=4000"]
+    media = ["media.frames=4", "media.size=16"]
+    overrides = [*media, "media.audio.sample_rate=8000", "media.audio.n_mels=16", "media.audio.f_max=4000"]
     assert main(clips(good_videos, output, [*overrides, "stride=2", "samples_per_shard=4"])) == 0
     return output, contents(output)
 

@@ -1,4 +1,4 @@
-"""docs/extend.md is followed: its files are a package outside of this one, used through the registries' doors."""
+"""docs/extend*.md are followed: their files are a package outside of this one, used through the registries' doors."""
 
 import json
 import os
@@ -15,8 +15,8 @@ import torch
 from tests.support.datasets.clip_sets import write_clips
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/extend.md").read_text()
-FILES = dict(re.findall(r"^`(my_extension/\w+\.py)`:\n\n```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
+PAGES = "".join(page.read_text() for page in sorted((ROOT / "docs").glob("extend*.md")))
+FILES = dict(re.findall(r"^`(my_extension/\w+\.py)`:\n\n```python\n(.*?)^```$", PAGES, re.DOTALL | re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.path.remove(str(folder))
 
 
-def test_the_page_holds_a_file_of_each_kind() -> None:
+def test_the_pages_hold_a_file_of_each_kind() -> None:
     names = {Path(name).stem for name in FILES}
     assert names == {"loudness", "prefixed", "frame_error", "midpoint", "csv_tracker", "__main__"}
 
@@ -130,7 +130,7 @@ def test_the_sampler_finds_the_data_of_an_ideal_network(extension: Path) -> None
 
 def test_a_term_of_a_loss_takes_the_changes_on_the_page(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "mmldm_scale", tmp_path / "mmldm_scale")
-    section = PAGE.partition("\n## A term of a loss\n")[2].partition("\n## ")[0]
+    section = PAGES.partition("\n## A term of a loss\n")[2].partition("\n## ")[0]
     changes = re.findall(r"`(mmldm_scale/[\w/]+\.py)`:\n\n```diff\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     assert len(changes) == 2
     for name, diff in changes:

@@ -75,12 +75,13 @@ def test_the_way_back_is_exact_if_the_frames_fit_the_columns_and_a_warning_says_
     error = (images.to_decibels(images.encode(waveform)) - images.decibels(waveform)).abs().mean()
     if fits:
         assert error < 1e-4
-        assert not media.audio_image_warning
+        assert media.audio_image_warnings == []
     else:
         assert error > 0.02
         expected = f"media.audio.hop_length={hop}: {frames} mel frames in the 256 columns of the audio image"
-        assert media.audio_image_warning.startswith(expected)
-        assert media.audio_image_warning.endswith("hop_length=345 or more fits")
+        (warning,) = media.audio_image_warnings
+        assert warning.startswith(expected)
+        assert warning.endswith("hop_length=345 or more fits")
 
 
 def test_a_picture_smaller_than_the_spectrogram_keeps_it_as_well_as_it_can():
@@ -89,6 +90,10 @@ def test_a_picture_smaller_than_the_spectrogram_keeps_it_as_well_as_it_can():
     back = images.to_decibels(images.encode(waveform))
     assert back.shape == images.decibels(waveform).shape
     assert (images.encode(waveform) - _encode_decibels(images, back)).abs().mean() < 0.02
+    columns, rows = media.audio_image_warnings
+    assert columns.endswith("hop_length=552 or more fits")  # 1.6 s at 22,050 Hz are 35,280 samples
+    assert rows.startswith("media.audio.n_mels=80: 80 mel bands in the 64 rows of the audio image")
+    assert rows.endswith("n_mels=64 or fewer fits")
 
 
 def _encode_decibels(images: AudioImage, decibels: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 120.0  # seconds that something may take on a busy machine
-SMALL = ("media.frames=4", "media.size=16", "media.audio.sample_rate=8000", "media.audio.f_max=4000")
+SOUND = ("media.audio.sample_rate=8000", "media.audio.n_mels=16", "media.audio.f_max=4000")
+SMALL = ("media.frames=4", "media.size=16", *SOUND)
 MANY = (*SMALL, "stride=2", "samples_per_shard=1")  # 87 clips: something to share
 LAUNCH = """
 import sys

@@ -36,7 +36,8 @@ def sets(good_videos, tmp_path_factory, one_thread):
     """A folder with ``autoencoder``, ``clips`` (15 in 4 shards) and ``latents`` made from both at batch size 3."""
     folder = tmp_path_factory.mktemp("sets")
     save_autoencoder(folder / "autoencoder")
-    overrides = ["media.frames=4", "media.size=16", "media.audio.sample_rate=8000", "media.audio.f_max=4000"]
+    media = ["media.frames=4", "media.size=16"]
+    overrides = [*media, "media.audio.sample_rate=8000", "media.audio.n_mels=16", "media.audio.f_max=4000"]
     source = ["clips", "--input", str(good_videos), "--output", str(folder / "clips"), "--workers", "0"]
     assert main([*source, *overrides, "stride=2", "samples_per_shard=4"]) == 0
     assert encode(folder / "clips", folder / "latents", folder / "autoencoder", "--batch-size", 3) == 0

@@ -8,7 +8,7 @@ from mmldm_scale.config import AudioImageConfig, AutoencoderConfig, EncoderConfi
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
 
-MEDIA = MediaConfig(frames=4, size=16, audio=AudioImageConfig(sample_rate=8000, f_max=4000))
+MEDIA = MediaConfig(frames=4, size=16, audio=AudioImageConfig(sample_rate=8000, n_mels=16, f_max=4000))
 
 
 def save_autoencoder(folder: Path, seed: int = 0, media: MediaConfig = MEDIA, **options: object) -> Path:
