@@ -29,6 +29,7 @@ from mmldm_scale.common.processes import die_with_parent
 
 WATCHED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the run is saved and can be resumed
+FIRST_RANK_WAIT = 2.0  # seconds until the end of the first rank ends the others, too
 EXIT_INTERRUPTED = 130  # of a process that ended at once at Ctrl-C
 WRITE_STACKS = signal.SIGQUIT  # has a loader worker write the stacks of its threads
 TORCHRUN_DELAY = 1.0  # seconds in which torchrun hands on a Ctrl-C that the terminal has sent to its ranks as well
@@ -126,8 +127,14 @@ def _print(line: str) -> None:
 
 
 def _end(line: str) -> None:
-    """End this process with ``line``: not by an exception, which libraries would catch while they are imported."""
+    """End this process with ``line``: not by an exception, which libraries would catch while they are imported.
+
+    Another rank than the first prints it, too, if it is still there after a while: it alone was interrupted.
+    """
     _print(line)
+    if slurm.rank():
+        time.sleep(FIRST_RANK_WAIT)
+        os.write(2, f"mmldm: rank {slurm.rank()} was {line}\n".encode())
     requeue.report_exit_status(EXIT_INTERRUPTED)
     os._exit(EXIT_INTERRUPTED)
 

@@ -110,6 +110,14 @@ def test_a_second_ctrl_c_ends_at_once_unless_the_launcher_has_handed_on_the_firs
     assert done.stderr.endswith(ending) == (status != 0)
 
 
+def test_another_rank_that_alone_is_interrupted_says_so(tmp_path: Path) -> None:
+    environment = os.environ | {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    program = [sys.executable, "-c", SECOND_CTRL_C]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == EXIT_INTERRUPTED
+    assert done.stderr == "mmldm: rank 1 was ended at once by a second Ctrl-C; run: nothing is saved yet\n"
+
+
 def test_the_first_signal_is_the_reason(restored_handlers) -> None:
     stop_request = StopRequest()
     assert not stop_request
