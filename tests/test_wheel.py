@@ -74,7 +74,7 @@ def test_the_package_is_the_installed_one_and_has_every_preset(installed: Run) -
         ("train autoencoder --preset landscape --print-config", "kl_vae: ???"),
         ("plan --model S --gpu a800", "GPU-hours"),
         ("ablation --help", "--num-samples"),
-        ("model-info", "DiT-L"),
+        ("model-info --preset L", "1,543.7 M"),
     ],
 )
 def test_commands_work_in_an_empty_folder(installed: Run, command: str, prints: str) -> None:
