@@ -17,7 +17,6 @@ import pytest
 from tests.slurm.conftest import cluster, two_nodes  # noqa: F401  (fixtures)
 from tests.slurm.test_requeue import endless, latents, newest, ranks, submit  # noqa: F401  (fixtures)
 from tests.support.faults import fault_trials
-from tests.support.process_runner import progress
 
 pytestmark = pytest.mark.slurm
 
@@ -47,7 +46,8 @@ def test_a_signal_to_a_job_saves_and_requeues_it_unless_a_user_ends_it(count, tw
         folder.mkdir()
         run = folder / "run"
         job = submit(folder, *endless(every or 8_000_000))
-        begun = (lambda: newest(run) > 0) if every else (lambda: progress(run) > 0)
+        log = run / "log.jsonl"
+        begun = (lambda: newest(run) > 0) if every else (lambda: log.exists() and '"loss"' in log.read_text())
         two_nodes.wait_until(lambda: begun() and len(ranks(run)) == 2, job, LIMIT)
         send(two_nodes, job, run, sent, target)
         two_nodes.wait_until(lambda: "stopping at" in two_nodes.output(job), job, LIMIT)
