@@ -22,7 +22,7 @@ export OMP_WAIT_POLICY=passive  # threads that spin while they wait crawl as soo
 
 step() {
     echo
-    echo "[$((SECONDS / 60)):$(printf %02d $((SECONDS % 60)))] $*"
+    echo "[$((SECONDS / 60)):$(printf %02d $((SECONDS % 60)))]$(printf ' %q' "$@")"
     "$@"
 }
 

@@ -11,6 +11,7 @@ rank fails, the others are ended, and the failure is the last line printed, unle
 
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from types import FrameType
 
 from mmldm_scale.common.processes import LAUNCHER, own_command
 
+COMMAND = "MMLDM_COMMAND"  # environment variable of a rank: the command line of its launcher
 STORE = "MMLDM_STORE"  # environment variable of a rank: the descriptor of the file in which the ranks meet
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 STATUSES_OF_SUCCESS = (0, 75)  # 75: saved and stopped, on all ranks together
@@ -135,4 +137,5 @@ def _environment(rank: int, count: int, store: int) -> dict[str, str]:
         "MASTER_PORT": "0",
         STORE: str(store),
         LAUNCHER: str(os.getpid()),
+        COMMAND: shlex.join(["mmldm", *sys.argv[1:]]),
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmldm_scale import config
 from mmldm_scale.cluster import slurm
+from mmldm_scale.common import leases
 from mmldm_scale.common.checkpoint_folders import find_checkpoints
 from mmldm_scale.common.processes import follow_launcher, own_command
 from mmldm_scale.config import ShardTraining, arguments
@@ -68,8 +69,13 @@ def _report_check(record: Registration, schema: ShardTraining, inputs: list[str]
     print(f"{run}: mmldm train {record.name} {state}, with")
     for line in inputs:
         print(f"   {line}")
+    holder, is_alive = leases.peek(run, "run") or ({}, False)
+    if is_alive:
+        place = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+        print(f"   {place} is training this run now; until that ends, a start is refused")
     print(
-        "not checked: GPUs, memory, disk and the files' contents, which the job's doctor and the start check",
+        "not checked: how the batch divides over the processes, GPUs, memory, disk and the files' contents, which the "
+        "job's doctor and the start check",
         flush=True,
     )
     return 0

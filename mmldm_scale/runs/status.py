@@ -58,6 +58,8 @@ def run(args: argparse.Namespace, queued_jobs: QueuedJobs = lambda ids: None) ->
     sys.stdout.flush()
     for path, runs_below in runs_by_path.items():
         if not runs_below:
+            if not Path(path).is_dir():
+                raise UserError(f"{path}: {'is a file, not a run' if Path(path).exists() else 'no such folder'}")
             raise UserError(
                 f"{path}: is no run and contains none: no {CONFIG} or launch in it or up to two levels below"
             )

@@ -5,12 +5,14 @@ Each has "time", "code" (the commit of a clone and whether it was changed, or th
 """
 
 import json
+import os
 import shlex
 import sys
 import time
 from pathlib import Path
 
 from mmldm_scale.cluster import code_snapshot, slurm
+from mmldm_scale.cluster.local_launcher import COMMAND
 
 COMMANDS = "commands.jsonl"
 
@@ -24,7 +26,7 @@ def record_command(run: Path, processes: int) -> None:
     record = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "code": code_snapshot.origin(),
-        "command": shlex.join(["mmldm", *sys.argv[1:]]),
+        "command": os.environ.get(COMMAND) or shlex.join(["mmldm", *sys.argv[1:]]),  # with --processes, if it was given
         "job": job.id if job else None,
         "processes": processes,
     }

@@ -1,5 +1,7 @@
 """``mmldm train`` before any training: what is missing is found at once, ``--check`` ends there."""
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmldm_scale.cli import main
+from mmldm_scale.common.leases import Leases
 from tests.support.datasets.latent_sets import write_latents
 
 
@@ -36,10 +39,21 @@ def test_a_check_loads_no_torch_and_makes_no_run_folder(latents: Path, tmp_path:
         "run: mmldm train dit starts from 0 samples, with",
         f"   shards={latents}: 7 latents in 2 shards",
         f"   validation={latents}: 7 latents in 2 shards",
-        "not checked: GPUs, memory, disk and the files' contents, which the job's doctor and the start check",
+        "not checked: how the batch divides over the processes, GPUs, memory, disk and the files' contents, which the "
+        "job's doctor and the start check",
         "0 False",
     ]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_check_names_who_trains_the_run_now(latents: Path, folder: Path, capsys) -> None:
+    check = ["train", "dit", "--preset", "demo", "--check", f"shards={latents}", "run=new"]
+    assert main(check) == 0
+    assert "is training" not in capsys.readouterr().out
+    with Leases(folder / "new") as held:
+        assert held.take("run")
+        assert main(check) == 0
+    assert f"   process {os.getpid()} on {socket.gethostname()} is training this run now; " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

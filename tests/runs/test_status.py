@@ -197,6 +197,10 @@ def test_a_folder_that_is_no_run_is_an_error_in_one_line(tmp_path, capsys) -> No
     output = capsys.readouterr()
     assert f"mmldm: {tmp_path}: is no run and contains none" in output.err
     assert "500 of 1,000" in output.out
+    (tmp_path / "file").touch()
+    for name, problem in (("file", "is a file, not a run"), ("nowhere", "no such folder")):
+        assert main(["status", str(tmp_path / name)]) == 2
+        assert capsys.readouterr().err == f"mmldm: {tmp_path / name}: {problem}\n"
 
 
 def test_damaged_truncated_and_missing_files_are_skipped(tmp_path) -> None:

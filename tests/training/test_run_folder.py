@@ -10,6 +10,7 @@ import yaml
 
 from mmldm_scale import config
 from mmldm_scale.cluster import code_snapshot
+from mmldm_scale.cluster.local_launcher import COMMAND
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import load
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
@@ -57,6 +58,9 @@ def test_each_start_is_recorded_with_its_code_and_its_command(tmp_path, alone, c
     assert (records[0]["command"], records[0]["processes"]) == ("mmldm train toy noise=0.2 'run=a b'", 1)
     line = f"{tmp_path}: {code_snapshot.origin()}; command: mmldm train toy noise=0.2 'run=a b'\n"
     assert capsys.readouterr().err.count(line) == 2
+    monkeypatch.setenv(COMMAND, "mmldm train toy --processes 2 run=x")  # as the launcher of several processes does
+    begin(tmp_path, alone)
+    assert "; command: mmldm train toy --processes 2 run=x\n" in capsys.readouterr().err
 
 
 def test_data_may_be_moved_once_a_checkpoint_knows_it_by_its_fingerprint(tmp_path: Path) -> None:

@@ -97,14 +97,15 @@ class Logger:
         return self._file.open("ab", buffering=0)
 
     def show(self, samples_seen: int, values: dict[str, float]) -> None:
-        """Print the losses among ``values``, the speed and the time left, without logging them."""
+        """Print the losses among ``values``, the speed if it is among them, and the time left; log nothing."""
         start, began = self._start
         rate = (samples_seen - start) / max(time.monotonic() - began, 1e-9)
         left = (self._total - samples_seen) / rate if rate else float("inf")
         losses = " ".join(f"{tag} {value:.4f}" for tag, value in values.items() if PRINTED_TAGS.fullmatch(tag))
+        speed = values.get("speed/samples_per_second")
         print(
-            f"{samples_seen:,}/{self._total:,} samples  {losses}  {values.get('speed/samples_per_second', 0):.1f}/s  "
-            f"{left / 60:.1f} min left",
+            f"{samples_seen:,}/{self._total:,} samples  {losses}  "
+            f"{'' if speed is None else f'{speed:.1f}/s  '}{left / 60:.1f} min left",
             file=sys.stderr,
             flush=True,
         )

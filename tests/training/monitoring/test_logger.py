@@ -38,6 +38,16 @@ def test_resumed_run_shows_each_step_once(tmp_path) -> None:
     assert [(e.step, e.value) for e in events(tmp_path).Scalars("loss")] == [(10, 10.0), (20, 20.0), (30, 31.0)]
 
 
+def test_a_first_step_that_is_shown_without_a_speed_has_none(tmp_path, capsys) -> None:
+    logger = Logger(tmp_path, 0, 100)
+    logger.show(10, {"loss": 1.0})
+    logger.scalars(20, {"loss": 0.5, "speed/samples_per_second": 3.0})
+    shown, logged = capsys.readouterr().err.splitlines()
+    assert shown.startswith("10/100 samples  loss 1.0000  ")
+    assert "/s" not in shown
+    assert logged.startswith("20/100 samples  loss 0.5000  3.0/s  ")
+
+
 def test_a_runs_first_start_is_remembered_though_all_that_it_logged_is_dropped(tmp_path, monkeypatch) -> None:
     def start(now: float) -> Logger:
         monkeypatch.setattr(time, "time", lambda: now)
