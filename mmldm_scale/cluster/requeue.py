@@ -185,6 +185,7 @@ class _Child:
 
     def __init__(self, command: Sequence[str], on_sigterm: Callable[[], None] = lambda: None) -> None:
         self.got_sigterm, self._on_sigterm = False, on_sigterm
+        self._is_srun = Path(command[0]).name == "srun"
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
@@ -205,8 +206,18 @@ class _Child:
         if self._ended:
             return
         number = signal.SIGTERM if number == signal.SIGINT else number
-        if self._process:
+        is_first = number == signal.SIGTERM and not self.got_sigterm
+        if self._process and not (is_first and self._is_srun and _tell_tasks()):
             self._process.send_signal(number)
-        if number == signal.SIGTERM and not self.got_sigterm:
+        if is_first:
             self.got_sigterm = True
             self._on_sigterm()
+
+
+def _tell_tasks() -> bool:
+    """Send SIGTERM to the job's tasks; return whether SLURM did it. (At SIGTERM srun kills them before they save.)"""
+    try:
+        slurm.signal_tasks("TERM")
+    except (UserError, slurm.SlurmError):
+        return False
+    return True

@@ -241,6 +241,19 @@ def signal_step(name: str) -> None:
     _run_slurm("scancel", f"--signal={name}", f"{this.id}.{os.environ['SLURM_STEP_ID']}")
 
 
+def signal_tasks(name: str) -> None:
+    """Send the signal ``name`` ("TERM") to the tasks of all steps of this process's job, not to its batch script.
+
+    Raises:
+        UserError: the process belongs to no job.
+        SlurmError: SLURM refuses the request or does not answer.
+    """
+    this = job()
+    if this is None:
+        raise UserError("only the tasks of a SLURM job can be signalled, and this process belongs to none")
+    _run_slurm("scancel", f"--signal={name}", this.id)
+
+
 def timed_out() -> bool:
     """Return whether SLURM is ending the job of this process because of its time limit.
 

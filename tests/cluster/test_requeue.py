@@ -40,6 +40,12 @@ class Cluster:
             ' Restarts=$((${SLURM_RESTART_COUNT:-0} + ${REQUEUES:-1}))"\n'
         )
         program.chmod(0o755)
+        self._folder = folder
+
+    def add(self, name: str, text: str) -> None:
+        """Put the shell script ``text`` in the place of the program ``name``."""
+        (self._folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (self._folder / name).chmod(0o755)
 
     def time_limit(self) -> None:
         """Have SLURM end the job because of its time limit: a request for running jobs does not requeue it."""
@@ -50,13 +56,16 @@ class Cluster:
         self._env["REQUEUES"] = "0"
 
     def start(
-        self, training: str, job: str = "17", restart: int = 0, doctor_status: int | None = None
+        self, training: str, job: str = "17", restart: int = 0, doctor_status: int | None = None, under: str = ""
     ) -> subprocess.Popen[str]:
-        """Start the shell text ``training`` in place of the ranks, and of the doctor if ``doctor_status`` is given."""
+        """Start the shell text ``training`` in place of the ranks, and of the doctor if ``doctor_status`` is given.
+
+        Or, if ``under`` is given, that program.
+        """
         env = self._env | {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restart)} if job else self._env
         if doctor_status is not None:
             env |= {"MMLDM_DOCTOR": "on", "DOCTOR_STATUS": str(doctor_status)}
-        settings = (f"shards={self._shards}", f"run={self.run}", "--under", f"sh -c '{training}'")
+        settings = (f"shards={self._shards}", f"run={self.run}", "--under", under or f"sh -c '{training}'")
         command = [sys.executable, "-c", PROGRAM, *TRAIN, *settings]
         return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
@@ -138,9 +147,10 @@ def test_a_failed_file_system_is_requeued(cluster: Cluster) -> None:
     assert cluster.requeues() == ["Incomplete 17"]
 
 
-def terminate(cluster: Cluster, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+def terminate(cluster: Cluster, number: signal.Signals = signal.SIGTERM, under: str = "") -> tuple[int, str]:
     """Send the signal ``number`` while the training runs; return the exit status and the standard error."""
-    process = cluster.start('trap "exit 9" TERM; touch $MMLDM_EXIT_STATUS.here; sleep 60 2> /dev/null & wait')
+    training = 'trap "exit 9" TERM; touch $MMLDM_EXIT_STATUS.here; sleep 60 2> /dev/null & wait'
+    process = cluster.start(training, under=under)
     deadline = time.monotonic() + 30
     while not list(cluster.run.glob("*.here")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -154,6 +164,18 @@ def test_at_its_time_limit_a_job_is_requeued(cluster: Cluster) -> None:
     line = f"mmldm: {cluster.run}: the training reached the time limit; requeueing job 17\n"
     assert terminate(cluster) == (9, line)
     assert cluster.requeues() == ["Incomplete 17", "17"]
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_at_sigterm_the_tasks_of_srun_are_told_by_slurm_so_that_they_can_save(cluster: Cluster, refuses: bool) -> None:
+    """srun itself kills them at SIGTERM; it receives that only if SLURM refuses."""
+    cluster.cancel()
+    told = cluster.run / "told"
+    cluster.add("scancel", "exit 1" if refuses else f'[ "$*" = "--signal=TERM 17" ] && touch {told}')
+    wait = f"while [ ! -e {told} ]; do sleep 0.05; done; exit 9"
+    cluster.add("srun", f"trap 'exit 3' TERM; touch $MMLDM_EXIT_STATUS.here; {wait}")
+    assert terminate(cluster, under="srun") == (3 if refuses else 9, "")
+    assert cluster.requeues() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
