@@ -50,7 +50,7 @@ def test_a_signal_to_a_job_saves_and_requeues_it_unless_a_user_ends_it(count, tw
         begun = (lambda: newest(run) > 0) if every else (lambda: log.exists() and '"loss"' in log.read_text())
         two_nodes.wait_until(lambda: begun() and len(ranks(run)) == 2, job, LIMIT)
         send(two_nodes, job, run, sent, target)
-        two_nodes.wait_until(lambda: "stopping at" in two_nodes.output(job), job, LIMIT)
+        two_nodes.wait_until(lambda: STOPPED.search(two_nodes.output(job)) is not None, job, LIMIT)
         (at,) = STOPPED.findall(two_nodes.output(job))
         if sent in REQUEUED:
             two_nodes.restart(job, LIMIT)
