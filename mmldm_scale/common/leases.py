@@ -210,6 +210,11 @@ def peek(folder: Path, name: str) -> tuple[dict[str, Any], bool] | None:
     return holder, time.time() - touched / 1e9 < LEASE_TIMEOUT
 
 
+def describe(holder: dict[str, Any]) -> str:
+    """Return which process holds a lease, such as "process 4711 on node3"; "?" stands for what is unknown."""
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+
+
 def _read(path: Path) -> tuple[dict[str, Any], int | None]:
     """Return the holder of the lease ``path`` and when it was touched (ns, file system's clock); None if there is none.
 

@@ -71,8 +71,7 @@ def _report_check(record: Registration, schema: ShardTraining, inputs: list[str]
         print(f"   {line}")
     holder, is_alive = leases.peek(run, "run") or ({}, False)
     if is_alive:
-        place = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-        print(f"   {place} is training this run now; until that ends, a start is refused")
+        print(f"   {leases.describe(holder)} is training this run now; until that ends, a start is refused")
     print(
         "not checked: how the batch divides over the processes, GPUs, memory, disk and the files' contents, which the "
         "job's doctor and the start check",

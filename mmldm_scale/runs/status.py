@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mmldm_scale.common import provenance
+from mmldm_scale.common import leases, provenance
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.provenance import PROVENANCE
 from mmldm_scale.runs import run_log
@@ -162,7 +162,7 @@ def _state(summary: RunSummary) -> str:
     parts, silence = [summary.state()], summary.silence
     if summary.holder:
         holder, alive = summary.holder
-        process = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+        process = leases.describe(holder)
         process += f", SLURM job {holder['job']}" if holder.get("job") else ""
         parts.append(process if alive else f"{process} died and left its lock")
     if not summary.running:

@@ -55,8 +55,7 @@ def run(args: argparse.Namespace) -> int:
         with leases.Leases(folder) as held, tempfile.TemporaryDirectory() as scratch:
             if not held.take(f"follow_{args.to}"):
                 holder, _ = held.rival(f"follow_{args.to}")
-                process = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-                raise UserError(f"{folder}: {process} sends it to {args.to} already")
+                raise UserError(f"{folder}: {leases.describe(holder)} sends it to {args.to} already")
             position = open_position(folder, args.to, args.project, first)
             Follower(folder, args.to, open_run, position, Path(scratch)).follow(args.once, args.every, stop)
     return 0

@@ -17,7 +17,7 @@ from mmldm_scale.trackers.contract import Scalars, TrackedRun
 # What SwanLab would record of this process tells nothing of the run, and a missing key is an error, not a question.
 PROBES = ("hardware", "requirements", "conda", "git", "monitor")
 SETTINGS = {"interactive": False, "terminal": {"proxy_type": "none"}, "probe": dict.fromkeys(PROBES, False)}
-PASSED_ON_AFTER = 2.0  # seconds
+PASSED_ON_AFTER = 2.0  # seconds in which SwanLab's threads pass on what they were given
 KINDS = {"picture": swanlab.Image, "video": swanlab.Video, "sound": swanlab.Audio}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from mmldm_scale.cluster import slurm
 from mmldm_scale.common.errors import UserError, refused_paths
-from mmldm_scale.common.leases import Leases
+from mmldm_scale.common.leases import Leases, describe
 from mmldm_scale.training.engine.distributed import World
 
 NAME = "run"  # of the lease
@@ -84,5 +84,5 @@ def _wait_for_lock(run: Path, leases: Leases) -> str | None:
 
 
 def _describe(holder: dict[str, Any]) -> str:
-    process = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+    process = describe(holder)
     return f"{process} (job {holder['job']})" if holder.get("job") else process
