@@ -215,7 +215,10 @@ class _Child:
 
 
 def _tell_tasks() -> bool:
-    """Send SIGTERM to the job's tasks; return whether SLURM did it. (At SIGTERM srun kills them before they save.)"""
+    """Send SIGTERM to a running job's tasks; return whether SLURM did it.
+
+    At SIGTERM srun kills them before they save. A job that SLURM ends needs no help: SLURM signals all its processes.
+    """
     try:
         slurm.signal_tasks("TERM")
     except (UserError, slurm.SlurmError):

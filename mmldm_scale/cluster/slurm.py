@@ -246,11 +246,14 @@ def signal_tasks(name: str) -> None:
 
     Raises:
         UserError: the process belongs to no job.
-        SlurmError: SLURM refuses the request or does not answer.
+        SlurmError: the job does not run any more, or SLURM refuses the request or does not answer.
     """
     this = job()
     if this is None:
         raise UserError("only the tasks of a SLURM job can be signalled, and this process belongs to none")
+    state = job_record(this.id)["JobState"]
+    if state != "RUNNING":  # of a job that was requeued, scancel would wait and signal the next start
+        raise SlurmError(f"job {this.id} is {state}; only a running one can be signalled")
     _run_slurm("scancel", f"--signal={name}", this.id)
 
 

@@ -36,7 +36,7 @@ class Cluster:
         }
         program.write_text(
             f'#!/bin/sh\necho "$@" >> {self._calls}\n'
-            'echo "JobId=17 JobState=COMPLETING Reason=${REASON:-None} Dependency=(null)'
+            'echo "JobId=17 JobState=${STATE:-COMPLETING} Reason=${REASON:-None} Dependency=(null)'
             ' Restarts=$((${SLURM_RESTART_COUNT:-0} + ${REQUEUES:-1}))"\n'
         )
         program.chmod(0o755)
@@ -54,6 +54,10 @@ class Cluster:
     def cancel(self) -> None:
         """Have the job cancelled."""
         self._env["REQUEUES"] = "0"
+
+    def keep_running(self) -> None:
+        """Have SLURM say that the job still runs: the signal came from elsewhere."""
+        self._env |= {"STATE": "RUNNING", "REQUEUES": "0"}
 
     def start(
         self, training: str, job: str = "17", restart: int = 0, doctor_status: int | None = None, under: str = ""
@@ -169,13 +173,23 @@ def test_at_its_time_limit_a_job_is_requeued(cluster: Cluster) -> None:
 @pytest.mark.parametrize("refuses", [False, True])
 def test_at_sigterm_the_tasks_of_srun_are_told_by_slurm_so_that_they_can_save(cluster: Cluster, refuses: bool) -> None:
     """srun itself kills them at SIGTERM; it receives that only if SLURM refuses."""
-    cluster.cancel()
+    cluster.keep_running()
     told = cluster.run / "told"
     cluster.add("scancel", "exit 1" if refuses else f'[ "$*" = "--signal=TERM 17" ] && touch {told}')
     wait = f"while [ ! -e {told} ]; do sleep 0.05; done; exit 9"
     cluster.add("srun", f"trap 'exit 3' TERM; touch $MMLDM_EXIT_STATUS.here; {wait}")
     assert terminate(cluster, under="srun") == (3 if refuses else 9, "")
     assert cluster.requeues() == []
+
+
+def test_the_tasks_of_a_job_that_slurm_ends_are_not_told_since_the_signal_could_reach_its_next_start(
+    cluster: Cluster,
+) -> None:
+    told = cluster.run / "told"
+    cluster.add("scancel", f"touch {told}")
+    cluster.add("srun", "trap 'exit 3' TERM; touch $MMLDM_EXIT_STATUS.here; sleep 60 2> /dev/null & wait")
+    assert terminate(cluster, under="srun")[0] == 3
+    assert not told.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
