@@ -1,0 +1,18 @@
+"""Feature extractors, one file for each network, in the table :data:`EXTRACTORS` by name.
+
+``extractor.py`` has the contract. To add an extractor, write its module here and add a line to the table.
+"""
+
+import importlib
+
+from mmldm_scale.evaluation.extractors.extractor import Extractor
+
+# Name → "module:class". A module is imported when its extractor is used: several need packages of an extra.
+EXTRACTORS: dict[str, str] = {}
+
+
+def extractor_class(name: str) -> type[Extractor]:
+    """Return the class of the extractor ``name``, a key of :data:`EXTRACTORS`."""
+    module, _, attribute = EXTRACTORS[name].partition(":")
+    found: type[Extractor] = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    return found
