@@ -41,6 +41,7 @@ from mmldm_scale.training import loop
 from mmldm_scale.training.checkpoint.host_copy import HostCopy
 from mmldm_scale.training.checkpoint.reshard import load_resharded
 from mmldm_scale.training.engine.distributed import start, stop
+from mmldm_scale.training.monitoring.throughput import peak_flops
 from mmldm_scale.training.trainable import Dataset, Trainable
 from tests.support import toy_trainable
 from tests.support.forked import end_with
@@ -234,6 +235,8 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        peak_flops(torch.device("cpu"), dtype)  # measured once, and remembered by all forks
     gc.freeze()  # what is imported is no garbage: looking through it would have each fork copy it
     for line in sys.stdin:
         print(json.dumps(run(*json.loads(line))), flush=True)
