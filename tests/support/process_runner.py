@@ -12,6 +12,7 @@ import importlib
 import itertools
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -176,6 +177,18 @@ def command(folder: str, *words: str) -> int:
     return cli.main(words[1:])
 
 
+def module(folder: str, name: str, *arguments: str) -> int:
+    """Run ``python -m name arguments`` of a package in ``folder``, there."""
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    sys.argv = [name, *arguments]
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
 def call(function: str, *arguments: str) -> int:
     """Call any other function, named "module:function", that returns an exit status."""
     module, _, name = function.partition(":")
@@ -197,7 +210,7 @@ def signalled(rank: int, number: int, sight: str, function: str, *arguments: Any
 def known() -> dict[str, Callable[..., int]]:
     """Return the functions that may be asked for, by name."""
     functions = (train, train_dit, train_on_failing_disk, train_until_killed, train_until_signalled)
-    return {one.__name__: one for one in (*functions, repartition, command, call, signalled)}
+    return {one.__name__: one for one in (*functions, repartition, command, module, call, signalled)}
 
 
 def run(processes: int, function: str, arguments: list) -> tuple[int, str]:
