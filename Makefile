@@ -52,6 +52,7 @@ install: $(VENV)/installed
 $(VENV)/installed: setup.cfg setup.py pyproject.toml $(wildcard constraints*.txt) | $(VENV)/bin/python
 	$(PIP) install -c $(CONSTRAINTS) -e .
 	touch $@
+	@echo "installed; next: source $(VENV)/bin/activate, then mmldm --help, or make demo"
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) install -c $(CONSTRAINTS) -e ".[dev]"

@@ -38,10 +38,17 @@ step mmldm train autoencoder --config configs/autoencoder/demo.yaml --processes 
 step python data_tools/shard.py latents --input "$data/clips" --output "$data/latents" --autoencoder "$runs/autoencoder"
 step mmldm train dit --config configs/dit/demo.yaml --processes 2 shards="$data/latents" run="$runs/dit"
 
+usable() {  # passes on those of the files on standard input that no line of the clips' drop log names
+    local file
+    while IFS= read -r file; do
+        grep -qF "\"path\": \"${file#"$videos"/}\"" "$data/clips/dropped.jsonl" || printf '%s\n' "$file"
+    done
+}
+
 shopt -s nullglob
 inputs=$videos  # what a2v and v2a start from: one video of each class, if the videos are in folders by class
 for class in "$videos"/*/; do
-    video=$(find -L "$class" -type f -iregex '.*\.\(mp4\|mov\|mkv\|webm\|avi\)' | sort | sed -n 1p)
+    video=$(find -L "$class" -type f -iregex '.*\.\(mp4\|mov\|mkv\|webm\|avi\)' | sort | usable | sed -n 1p)
     [[ -n $video ]] || continue
     inputs=$data/inputs
     mkdir -p "$inputs/$(basename "$class")"

@@ -5,6 +5,7 @@ command runs.
 """
 
 import argparse
+import difflib
 import importlib
 import importlib.metadata
 import itertools
@@ -194,6 +195,7 @@ def _shard(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse ``arguments``; unlike argparse by itself, allow overrides anywhere among the options."""
     top = parser()
+    _check_command(arguments)
     args, rest = top.parse_known_args(arguments)
     if "trainable" in args:
         _check_options(rest, args.trainable)
@@ -202,6 +204,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if rest:
         args.overrides += rest
     return args
+
+
+def _check_command(arguments: Sequence[str]) -> None:
+    """Raise UserError, with the nearest command, if ``arguments`` begin with a word that is none."""
+    names = [*(name for name, *_ in COMMANDS), "shard"]
+    if not arguments or arguments[0].startswith("-") or arguments[0] in names:
+        return
+    nearest = difflib.get_close_matches(arguments[0], names, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"must be one of {', '.join(names)}"
+    raise UserError(f"{arguments[0]}: no such command; {hint}")
 
 
 def _check_options(rest: Sequence[str], trainable: str) -> None:

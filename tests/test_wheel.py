@@ -72,9 +72,9 @@ def test_the_package_is_the_installed_one_and_has_every_preset(installed: Run) -
     [
         ("train dit --preset L --preset cluster/a800 --print-config", "depth: 36"),
         ("train autoencoder --preset landscape --print-config", "kl_vae: ???"),
-        ("plan --model S --gpu a800", "GPU-hours"),
+        ("plan --model demo --gpu a800", "GPU-hours"),
         ("ablation --help", "--num-samples"),
-        ("model-info --preset L", "1,543.7 M"),
+        ("model-info --preset demo", "1.3 M trained"),
     ],
 )
 def test_commands_work_in_an_empty_folder(installed: Run, command: str, prints: str) -> None:

@@ -185,8 +185,8 @@ def describe(totals: Stats) -> str:
     drops = f" ({_counts(reasons)})" if reasons else ""
     lines = [
         f"{totals.samples:,} {totals.kind} ({totals.seconds / 3600:,.2f} h) from {totals.origins:,} recordings",
-        f"{totals.videos:,} entries: {totals.candidates:,} candidates + {totals.failed_files:,} files without any "
-        f"= {totals.samples:,} samples + {totals.dropped - others:,} dropped{drops}"
+        f"{totals.videos:,} entries: {totals.videos - totals.failed_files:,} with {totals.candidates:,} candidates + "
+        f"{totals.failed_files:,} without; {totals.samples:,} samples + {totals.dropped - others:,} dropped{drops}"
         + (f" + {others:,} other files" if others else ""),
         f"{totals.shards:,} shards, {totals.bytes / 1e6:,.1f} MB: {_spread(totals.shard_samples, '{:,.0f}')} samples, "
         f"{_spread(totals.shard_bytes, '{:,.0f}')} bytes each",

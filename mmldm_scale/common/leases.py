@@ -44,7 +44,7 @@ class Leases:
 
     def __init__(self, folder: Path, **facts: str) -> None:
         self._folder = folder / LEASES
-        self._new = not folder.exists()
+        self._new = [path for path in (folder, *folder.parents) if not path.exists()]  # folders, innermost first
         self._me = {**facts, **identity(os.getpid()), "token": secrets.token_hex(8)}
         self._held: set[str] = set()
         self._seen: dict[str, tuple[Any, float]] = {}  # others' leases: (token, last touch), when first seen so
@@ -136,8 +136,8 @@ class Leases:
             self.release(name)
         with contextlib.suppress(OSError):  # other processes have leases in the folder, or it was never made
             self._folder.rmdir()
-            if self._new:  # remove the shared folder too if it is still empty
-                self._folder.parent.rmdir()
+            for folder in self._new:  # as long as they are still empty
+                folder.rmdir()
 
     def _create(self, path: Path) -> bool:
         for _ in range(ATTEMPTS):

@@ -22,7 +22,21 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.config import DiffusionConfig
-from mmldm_scale.diffusion.schedule import scheduler
+
+
+def alphas_cumprod(config: DiffusionConfig) -> Tensor:
+    """Return ᾱ of the schedule of sections 3.2 and 4.1, (T,) float32: √β_t is linear from √beta_start to √beta_end.
+
+    With ``zero_terminal_snr``, √ᾱ_t is shifted and scaled so that it is 0 at the last timestep and unchanged at the
+    first (arXiv 2305.08891, Algorithm 1). The scheduler of :mod:`~mmldm_scale.diffusion.schedule` has the same numbers
+    bit for bit, since diffusers computes them in this order.
+    """
+    betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.steps) ** 2  # (T,)
+    if config.zero_terminal_snr:
+        roots = (1 - betas).cumprod(0).sqrt()
+        rescaled = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
+        betas = 1 - torch.cat([rescaled[:1], rescaled[1:] / rescaled[:-1]])
+    return (1 - betas).cumprod(0)
 
 
 class Diffusion:
@@ -40,7 +54,7 @@ class Diffusion:
 
     def __init__(self, config: DiffusionConfig) -> None:
         self.config, self.length = config, config.steps
-        self.alphas_cumprod: Tensor = scheduler(config).alphas_cumprod
+        self.alphas_cumprod = alphas_cumprod(config)
         self._copies: dict[torch.device, Tensor] = {}  # of alphas_cumprod, so that a training step copies nothing
 
     def alpha_bar(self, time: Tensor) -> Tensor:

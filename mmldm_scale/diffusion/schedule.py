@@ -1,7 +1,7 @@
 """The noise schedule as diffusers' schedulers, with which programs that know diffusers can sample.
 
-Only the numbers of these schedulers are used here, never their state: :mod:`~mmldm_scale.diffusion.noise_process` takes
-ᾱ_t from :func:`scheduler`, and an exported model carries what :func:`diffusers_scheduler` returns.
+An exported model carries what :func:`diffusers_scheduler` returns. Training and sampling here compute the same numbers
+by :func:`~mmldm_scale.diffusion.noise_process.alphas_cumprod`: to import diffusers takes seconds.
 """
 
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler

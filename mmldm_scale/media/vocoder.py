@@ -14,7 +14,6 @@ import torchaudio
 
 from mmldm_scale.config import AudioImageConfig
 from mmldm_scale.media.audio_image import mel_spectrogram
-from mmldm_scale.media.hifi_gan import HifiGan
 
 Vocoder = Callable[[torch.Tensor, int], torch.Tensor]
 
@@ -25,7 +24,11 @@ def load_vocoder(path: str | None, audio: AudioImageConfig) -> Vocoder:
     Raises:
         UserError: there is no HiFi-GAN at ``path``, it is damaged, or its mel settings differ from ``audio``.
     """
-    return GriffinLim(audio) if path is None else HifiGan(Path(path), audio)
+    if path is None:
+        return GriffinLim(audio)
+    from mmldm_scale.media.hifi_gan import HifiGan  # imports transformers, which takes a second
+
+    return HifiGan(Path(path), audio)
 
 
 class GriffinLim:

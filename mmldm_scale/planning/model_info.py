@@ -7,7 +7,6 @@ from torch import nn
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import MediaConfig, arguments
-from mmldm_scale.models.autoencoder.sizes import autoencoder_info
 from mmldm_scale.models.flops import model_info
 from mmldm_scale.planning.memory import GIB, predict, working_outline
 from mmldm_scale.planning.memory_table import memory_table
@@ -30,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
         record = registered(args.trainable or "dit")
         print(describe(record, load_config(record.name, arguments.files(args, record.name), args.overrides)))
     else:
+        from mmldm_scale.models.autoencoder.sizes import autoencoder_info  # imports diffusers, which takes seconds
+
         media = MediaConfig()
         sizes = f"clips of {media.frames} frames of {media.size} × {media.size} pixels, the paper's"
         print(f"all of these are for {sizes}; --run DIR and shards=DIR take other sizes\n")

@@ -97,7 +97,6 @@ def report(workload: Workload, fleet: Fleet, plans: Sequence[Plan], samples: int
     """Return the table of ``plans``, and what training on ``samples`` costs with the first of them."""
     cluster, best, batch = fleet.cluster, plans[0], workload.training.global_batch
     seconds = best.seconds * samples / batch
-    duration = f"{seconds / SECONDS_PER_DAY:.1f} days" if seconds >= SECONDS_PER_DAY else f"{seconds / 3600:.1f} hours"
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in best.memory.items())
     rows = [
         f"{workload.label} on {fleet.nodes} × {fleet.gpus_per_node} {cluster.name}, {cluster.precision}, "
@@ -106,7 +105,7 @@ def report(workload: Workload, fleet: Fleet, plans: Sequence[Plan], samples: int
         f"memory, GiB: {parts}",
         f"step, s: computing {best.computing:.3g}, sending {best.traffic / 1e9:.3g} GB {best.sending:.3g}, "
         f"optimizer {best.updating:.2g}",
-        f"{samples:,} samples: {duration}, {fleet.gpus * seconds / 3600:,.0f} GPU-hours",
+        f"{samples:,} samples: {_duration(seconds)}, {_hours(fleet.gpus * seconds / 3600)} GPU-hours",
         f"settings: {best.settings}",
         *_warnings(fleet, best),
         f"assumed, not measured: {workload.efficiency(cluster):.0%} of the dense peak while computing; "
@@ -114,6 +113,17 @@ def report(workload: Workload, fleet: Fleet, plans: Sequence[Plan], samples: int
         f"computing; {RUNTIME_BYTES / GIB:g} GiB and {FRAGMENTATION:.0%} of memory in addition; no waiting for data",
     ]
     return "\n".join(rows)
+
+
+def _duration(seconds: float) -> str:
+    """Return ``seconds`` in days, hours or minutes, whichever is the largest that gives at least 1."""
+    sizes = ((SECONDS_PER_DAY, "days"), (3600, "hours"), (60, "minutes"))
+    size, name = next((part for part in sizes if seconds >= part[0]), sizes[-1])
+    return f"{seconds / size:.1f} {name}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 1 else f"{hours:.2g}"
 
 
 def _table(plans: Sequence[Plan], batch: int) -> Iterator[str]:

@@ -158,9 +158,9 @@ class RunSummary:
 
     @property
     def samples_seen(self) -> float:
-        """Samples seen at the last record."""
-        samples: float = self.curve.last.get("samples_seen", 0)
-        return samples
+        """Samples seen at the last record or checkpoint, whichever is later."""
+        logged: float = self.curve.last.get("samples_seen", 0)
+        return max([logged, *(checkpoint.samples_seen for checkpoint in self.checkpoints)])
 
     @property
     def running(self) -> bool:

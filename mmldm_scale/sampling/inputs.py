@@ -89,7 +89,7 @@ def choose_inputs(
             write_whole(file, json.dumps([asdict(part) for part in inputs], indent=1).encode() + b"\n")
     usable = [part for part in inputs if not part.reason]
     if not usable:
-        raise UserError(f"--input: none of {len(candidates)} files can be used; the last one: {inputs[-1].reason}")
+        raise UserError(f"--input: none of {len(candidates)} files can be used; the last: {inputs[-1].reason}")
     return usable[:needed]
 
 
@@ -117,9 +117,9 @@ def _look_at(file: Path, media: MediaConfig, given: Modality) -> Input:
         digest = sha256(file)
         read_input(file, media, given)
     except OSError as error:
-        reason = f"(unreadable): {file}: {error.strerror}"
+        reason = f"{file}: {error.strerror} (unreadable)"
     except MediaError as error:
-        reason = f"({error.reason}): {error.detail}"
+        reason = f"{error.detail} ({error.reason})"
     return Input(os.path.abspath(file), digest, reason)
 
 

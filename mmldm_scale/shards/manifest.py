@@ -93,7 +93,8 @@ class Manifest:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; expected a finished shard set (made by data_tools/shard.py)")
+            problem = "is a file" if folder.exists() else "no such folder"
+            raise UserError(f"{folder}: {problem}; expected a finished shard set (made by data_tools/shard.py)")
         if not (folder / MANIFEST).is_file():
             if (folder / PLAN).is_file():
                 raise UserError(f"{folder}: unfinished shard set; run the command that began it again to finish it")

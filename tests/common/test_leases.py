@@ -27,6 +27,16 @@ def test_one_holder_at_a_time_and_nothing_left(tmp_path):
     assert not (tmp_path / "set").exists()
 
 
+def test_folders_that_leases_made_go_with_them_if_they_are_still_empty(tmp_path):
+    with Leases(tmp_path / "data/set/clips") as leases:
+        assert leases.take("part")
+    assert not list(tmp_path.iterdir())
+    with Leases(tmp_path / "data/set/clips") as leases:
+        assert leases.take("part")
+        (tmp_path / "data/set/notes").touch()
+    assert [path.name for path in (tmp_path / "data/set").iterdir()] == ["notes"]
+
+
 def test_a_folder_that_cannot_be_one_is_told(tmp_path):
     (tmp_path / "file").touch()
     for place, says in (

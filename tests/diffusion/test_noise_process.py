@@ -86,6 +86,7 @@ def test_corruption_and_targets_are_those_of_diffusers_bit_for_bit(settings, dty
     config = DiffusionConfig(**settings)
     process, reference = noise_process(config), scheduler(config)
     clean, noise, time = (torch.from_numpy(CLEAN).to(dtype), torch.from_numpy(NOISE).to(dtype), torch.from_numpy(TIME))
+    assert torch.equal(process.alphas_cumprod, reference.alphas_cumprod)
     assert torch.equal(process.corrupt(clean, noise, time), reference.add_noise(clean, noise, time))
     if settings:
         assert torch.equal(process.target(clean, noise, time), reference.get_velocity(clean, noise, time))

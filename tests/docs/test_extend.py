@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.support.datasets.clip_sets import write_clips
+from tests.support.run_results import Forks
 
 ROOT = Path(__file__).parents[2]
 PAGES = "".join(page.read_text() for page in sorted((ROOT / "docs").glob("extend*.md")))
@@ -51,20 +52,25 @@ def mmldm(extension: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_trainable_trains_resumes_and_says_what_it_is(extension: Path) -> None:
+def test_the_trainable_trains_resumes_and_says_what_it_is(extension: Path, forks: Forks) -> None:
+    def forked(*arguments: str) -> str:  # as mmldm(), in a process that has imported torch
+        status, printed = forks(1, "module", str(extension), "my_extension", *arguments)
+        assert status == 0, printed
+        return printed
+
     write_clips(extension / "clips", 8)
     intervals = [f"training.{name}=8" for name in ("global_batch", "micro_batch", "log_every", "preview_every")]
     settings = ["shards=clips", "run=run", "training.checkpoint_every=16", "training.precision=fp32", *intervals]
     loader = ["training.workers=0", "training.learning_rate=0.01"]
     mmldm(extension, "train", "loudness", *settings, *loader, "training.total_samples=32")
-    printed = mmldm(extension, "train", "loudness", *settings, *loader, "training.total_samples=64")
+    printed = forked("train", "loudness", *settings, *loader, "training.total_samples=64")
     assert "resuming from 32 of 64 samples" in printed
     records = [json.loads(line) for line in (extension / "run/log.jsonl").read_text().splitlines()]
     assert records[-1]["term/error"] < records[0]["term/error"]
     assert (extension / "run/config.yaml").read_text().startswith("trainable: loudness\n")
     assert (extension / "run/checkpoints/step-000000000064/weights/config.json").exists()
-    assert "loudness" in mmldm(extension, "status", "run")
-    assert "csv: sent 8 records and 0 media of run" in mmldm(extension, "follow", "run", "--to", "csv", "--once")
+    assert "loudness" in forked("status", "run")
+    assert "csv: sent 8 records and 0 media of run" in forked("follow", "run", "--to", "csv", "--once")
     (table,) = extension.glob("mmldm-*.csv")
     assert [int(line.split(",")[0]) for line in table.read_text().splitlines()] == list(range(8, 65, 8))
 

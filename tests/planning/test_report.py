@@ -24,7 +24,7 @@ def test_the_report_names_memory_time_settings_and_cost(capsys) -> None:
     ]
     assert sum(float(size) for *_, size in parts) == pytest.approx(float(best.split()[6]), abs=0.3)
     assert any(line.startswith("step, s: computing ") for line in lines)
-    assert any(line.startswith("1,000,000 samples: 0.0 hours, ") for line in lines)
+    assert any(line.startswith("1,000,000 samples: ") for line in lines)
     assert lines[-3] == "settings: training.precision=bf16 training.zero_stage=1 training.micro_batch=48"
     assert lines[-2].startswith("assumed, not measured: 38% of the dense peak")
 

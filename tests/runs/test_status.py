@@ -38,11 +38,11 @@ def write_run(folder: Path, until: int = 500, total: int = 1000, ago: float = 0.
         for n in range(10, until + 1, 10)
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    for samples in (100, 400):
+    for samples in [samples for samples in (100, 400) if samples <= until]:
         checkpoint = folder / f"checkpoints/step-{samples:012d}"
         checkpoint.mkdir(parents=True)
         (checkpoint / "manifest.json").write_text(json.dumps({"files": {"a": [3_000_000_000, "x"]}}))
-    (folder / "checkpoints/step-000000000500.tmp").mkdir()
+    (folder / "checkpoints/step-000000000500.tmp").mkdir(parents=True)
     (folder / "starts.jsonl").write_text('{"job": "7", "time": "noon"}\n{"job": "7", "time": "one"}\n')
     (folder / "hangs/then").mkdir(parents=True)
     (folder / "hangs/then/diagnosis.txt").write_text("rank 3 hangs\n")
@@ -86,6 +86,9 @@ def test_the_state_follows_from_the_lock_and_the_last_record(tmp_path) -> None:
         os.utime(run / "leases/run", (0, 0))
         assert "elsewhere died and left its lock" in page(run)
     assert "finished" in page(write_run(tmp_path / "whole", until=1000))
+    saved = write_run(tmp_path / "saved", until=400)  # and 350 at the last record
+    (saved / "log.jsonl").write_text("".join((saved / "log.jsonl").read_text().splitlines(keepends=True)[:35]))
+    assert "400 of 1,000 samples (40.0%)" in page(saved)
     assert "100.0%" in page(write_run(tmp_path / "shorter", until=200, total=200))  # than its config.yaml says
 
 

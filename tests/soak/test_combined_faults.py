@@ -74,7 +74,7 @@ def test_a_run_with_combined_faults_ends_like_an_undisturbed_one(count, toys):
         options, start = data(number), Start(2, 2) if number % 2 else Start.draw(dice)
         whole = toys.undisturbed(*options, f"training.zero_stage={start.zero_stage}", processes=start.processes)
         events = []
-        while len(events) < DISTURBANCES:
+        while len(events) < (DISTURBANCES if count > 2 else DISTURBANCES // 2):
             kind, run = disturbed(toys, name, options, start, dice)
             if kind == "done":
                 break

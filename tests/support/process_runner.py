@@ -12,6 +12,7 @@ import importlib
 import itertools
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -41,6 +42,7 @@ from mmldm_scale.training import loop
 from mmldm_scale.training.checkpoint.host_copy import HostCopy
 from mmldm_scale.training.checkpoint.reshard import load_resharded
 from mmldm_scale.training.engine.distributed import start, stop
+from mmldm_scale.training.monitoring.throughput import peak_flops
 from mmldm_scale.training.trainable import Dataset, Trainable
 from tests.support import toy_trainable
 from tests.support.forked import end_with
@@ -175,6 +177,18 @@ def command(folder: str, *words: str) -> int:
     return cli.main(words[1:])
 
 
+def module(folder: str, name: str, *arguments: str) -> int:
+    """Run ``python -m name arguments`` of a package in ``folder``, there."""
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    sys.argv = [name, *arguments]
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
 def call(function: str, *arguments: str) -> int:
     """Call any other function, named "module:function", that returns an exit status."""
     module, _, name = function.partition(":")
@@ -196,7 +210,7 @@ def signalled(rank: int, number: int, sight: str, function: str, *arguments: Any
 def known() -> dict[str, Callable[..., int]]:
     """Return the functions that may be asked for, by name."""
     functions = (train, train_dit, train_on_failing_disk, train_until_killed, train_until_signalled)
-    return {one.__name__: one for one in (*functions, repartition, command, call, signalled)}
+    return {one.__name__: one for one in (*functions, repartition, command, module, call, signalled)}
 
 
 def run(processes: int, function: str, arguments: list) -> tuple[int, str]:
@@ -234,6 +248,8 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        peak_flops(torch.device("cpu"), dtype)  # measured once, and remembered by all forks
     gc.freeze()  # what is imported is no garbage: looking through it would have each fork copy it
     for line in sys.stdin:
         print(json.dumps(run(*json.loads(line))), flush=True)

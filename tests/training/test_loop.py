@@ -68,7 +68,9 @@ def test_a_start_and_an_end_are_described(undisturbed: Finished) -> None:
     assert "training dit: 1,344 parameters, 1,072 of them trained; a discriminator of 289" in lines
     assert any(line.startswith("on 2 processes (CPU, ") and line.endswith("= global batch 16") for line in lines)
     assert "weights: begin at random" in lines
-    intervals = "checkpoints every 16 samples and 30 min (100 kept), previews every 64 samples and 30 min"
+    intervals = (
+        "checkpoints every 16 samples and 30 min (100 kept), previews every 64 samples and 30 min, no validation"
+    )
     assert f"writes to {undisturbed.run}: log every 16 samples, {intervals}" in lines
     assert "ends at 160 samples: 160 samples, 10 steps from here" in lines
     (end,) = [line for line in lines if line.startswith("finished: 160 of 160 samples; 160 of them in ")]

@@ -1,13 +1,12 @@
 """Two solvers of second order, DPM-Solver++ (2M, arXiv 2211.01095) and UniPC (arXiv 2302.04867), as diffusers has them.
 
 They reuse the predictions of earlier steps, need far fewer steps than DDIM and take any number of them. The diffusers
-scheduler, which remembers those predictions, is made anew in each call.
+scheduler, which remembers those predictions, is made anew in each call. diffusers is imported there: it takes seconds,
+and a training that draws no samples does without.
 """
 
 from typing import Any
 
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
 from mmldm_scale.diffusion.noise_process import Diffusion
@@ -16,11 +15,15 @@ from mmldm_scale.diffusion.samplers.contract import Predict
 
 def dpm_solver_pp(predict: Predict, noise: Tensor, process: Diffusion, steps: int) -> Tensor:
     """Return the latents (B, ...) that ``noise`` (B, ...) leads to by DPM-Solver++; see :mod:`.contract`."""
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
     return _sample(DPMSolverMultistepScheduler, predict, noise, process, steps)
 
 
 def unipc(predict: Predict, noise: Tensor, process: Diffusion, steps: int) -> Tensor:
     """Return the latents (B, ...) that ``noise`` (B, ...) leads to by UniPC; see :mod:`.contract`."""
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
     return _sample(UniPCMultistepScheduler, predict, noise, process, steps)
 
 

@@ -65,6 +65,7 @@ def show_samples(
     Raises:
         UserError: the autoencoder is missing, or the settings cannot work.
     """
+    pretrained.find(config.preview.autoencoder, "autoencoder")  # if it is missing, before the slow import
     from mmldm_scale.sampling.pipeline import Pipeline  # a training without previews need not import it
 
     folder, device = Path(config.run) / "preview.tmp", training_device()

@@ -168,10 +168,11 @@ def _intervals(training: TrainingConfig, has_validation: bool) -> str:
         return f"every {samples:,} samples{f' and {minutes:g} min' if minutes else ''}"
 
     saving = every(training.checkpoint_every, training.checkpoint_minutes)
-    validation = f", validation every {training.validate_every or training.checkpoint_every:,} samples"
+    validation = f"validation every {training.validate_every or training.checkpoint_every:,} samples"
+    previews = every(training.preview_every, training.preview_minutes)
     return (
         f"log every {training.log_every:,} samples, checkpoints {saving} ({training.keep_checkpoints} kept), previews "
-        f"{every(training.preview_every, training.preview_minutes)}{validation if has_validation else ''}"
+        f"{previews}, {validation if has_validation else 'no validation'}"
     )
 
 

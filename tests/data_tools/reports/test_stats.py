@@ -124,7 +124,7 @@ def test_float16_of_latents(latents):
 def test_text_names_the_numbers(clips, latents):
     text = describe(stats(clips))
     assert "6 clips" in text
-    assert "7 candidates + 0 files without any = 6 samples + 1 dropped (1 silent)" in text
+    assert "with 7 candidates + 0 without; 6 samples + 1 dropped (1 silent)" in text
     assert "labels: 4 cat, 1 (none), 1 <dog>" in text
     assert "RMS level: -22.0 … -16.0 … -10.0 dB; 2 without" in text
     assert "largest magnitude 1000" in describe(stats(latents))
