@@ -8,7 +8,12 @@ import importlib
 from mmldm_scale.evaluation.extractors.extractor import Extractor
 
 # Name → "module:class". A module is imported when its extractor is used: several need packages of an extra.
-EXTRACTORS: dict[str, str] = {}
+EXTRACTORS: dict[str, str] = {
+    "efficientnet_lite0": "efficientnet_lite0:EfficientNetLite0",
+    "i3d": "i3d:I3D",
+    "transnetv2": "transnetv2:TransNetV2",
+    "videomae": "videomae:VideoMAE",
+}
 
 
 def extractor_class(name: str) -> type[Extractor]:
