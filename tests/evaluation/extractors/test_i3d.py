@@ -59,7 +59,7 @@ def random_weights() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> dict[str, Tensor]:
+def weights() -> dict[str, Tensor]:
     return random_weights()
 
 
@@ -130,33 +130,52 @@ def expected_layers(state: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]
     return layers
 
 
-def test_each_layer_is_the_papers(file, weights, inputs) -> None:
+@pytest.fixture(scope="module")
+def layers(file, inputs) -> dict[str, Tensor]:
+    """The outputs of all layers for the second of two clips, and the logits of both."""
     extractor = I3D(file, CPU, frames=FRAMES)
     outputs: dict[str, Tensor] = {}
-    for name in (*STEM, *MODULES):
+    for name in ("", *STEM, *MODULES):
         layer = extractor.network.get_submodule(name)
-        layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output[0]}))
-
-    outputs["logits"] = extractor.features(inputs[:1])[0]
-
-    expected = expected_layers(weights, inputs[0])
-    for name, output in outputs.items():
-        torch.testing.assert_close(
-            output, expected[name], rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
-        )
-    assert set(outputs) == {*STEM, *MODULES, "logits"}
-    extractor.output = "features"
-    torch.testing.assert_close(extractor.features(inputs[:1])[0], expected["features"], rtol=1e-4, atol=1e-4)
+        layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output[1]}))
+    outputs["logits"] = extractor.features(inputs)
+    return outputs
 
 
-def test_parameters_are_those_that_are_published() -> None:
+def test_each_layer_is_the_papers(weights, inputs, layers) -> None:
+    """The clip is one of two, the calculation knows it alone: the other does not matter."""
+    expected = expected_layers(weights, inputs[1])
+
+    for name in (*STEM, *MODULES):
+        torch.testing.assert_close(layers[name], expected[name], rtol=1e-4, atol=1e-4, msg=name)
+    torch.testing.assert_close(layers["logits"][1], expected["logits"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layers[""].mean(dim=(1, 2, 3)), expected["features"], rtol=1e-4, atol=1e-4)
+
+
+def test_features_are_the_layer_before_the_classifier(file, inputs, layers, monkeypatch) -> None:
+    extractor = I3D(file, CPU, output="features", frames=FRAMES)
+    monkeypatch.setattr(extractor.network, "forward", lambda x: layers[""][None])
+
+    features = extractor.features(inputs[1:])
+
+    assert features.shape == (1, extractor.dimension) == (1, 1024)
+    assert torch.equal(features[0], layers[""].mean(dim=(1, 2, 3)))
+    assert extractor.classes == 0
+
+
+def test_other_clips_have_other_logits(layers) -> None:
+    assert layers["logits"].shape == (2, 400)
+    assert (layers["logits"][0] - layers["logits"][1]).norm() > 0.01 * layers["logits"].norm()
+
+
+def test_parameters_are_those_that_are_published(weights) -> None:
     with torch.device("meta"):
         network = InceptionI3D()
 
     assert sum(parameter.numel() for parameter in network.parameters()) == PUBLISHED_PARAMETERS
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     counters = {f"{unit}.bn.num_batches_tracked": () for unit in convolutions()}
-    assert shapes == {name: tuple(tensor.shape) for name, tensor in random_weights().items()} | counters
+    assert shapes == {name: tuple(tensor.shape) for name, tensor in weights.items()} | counters
 
 
 @pytest.mark.parametrize(
@@ -170,16 +189,6 @@ def test_padding_is_tensorflows(length, kernel, stride, before, after) -> None:
     padded = same_pad(x, (kernel, 1, 1), (stride, 1, 1)).flatten()
 
     assert padded.tolist() == [0] * before + [1] * length + [0] * after
-
-
-def test_a_clip_counts_by_itself(file, inputs) -> None:
-    extractor = I3D(file, CPU, frames=FRAMES)
-
-    together = extractor.features(inputs)
-
-    assert together.shape == (2, extractor.dimension) == (2, 400)
-    torch.testing.assert_close(extractor.features(inputs[1:]), together[1:], rtol=1e-5, atol=1e-5)
-    assert (together[0] - together[1]).norm() > 0.01 * together.norm()
 
 
 def test_mmdiffusions_pixels(file) -> None:
@@ -198,8 +207,8 @@ def test_mmdiffusions_pixels(file) -> None:
     assert prepared.shape == (3, 16, 224, 224)
     torch.testing.assert_close(prepared, expected.transpose(0, 1), rtol=0, atol=1e-6)
     assert prepared.min() == -1
-    untouched = I3D(file, CPU, frame_rate=10, reduce_to=64).prepare(clip)
-    assert 0 < (untouched - prepared).max() < 2.01 / 255
+    extractor.truncate = False
+    assert 0 < (extractor.prepare(clip) - prepared).max() < 2.01 / 255
 
 
 class Scripted(nn.Module):
