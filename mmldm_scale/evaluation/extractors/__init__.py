@@ -11,6 +11,8 @@ from mmldm_scale.evaluation.extractors.extractor import Extractor
 EXTRACTORS: dict[str, str] = {
     "efficientnet_lite0": "efficientnet_lite0:EfficientNetLite0",
     "i3d": "i3d:I3D",
+    "imagebind_audio": "imagebind:ImageBindAudio",
+    "imagebind_video": "imagebind:ImageBindVideo",
     "transnetv2": "transnetv2:TransNetV2",
     "videomae": "videomae:VideoMAE",
 }

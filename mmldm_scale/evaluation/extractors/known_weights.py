@@ -63,6 +63,12 @@ VIDEO = (
         git_blob="73a4fd1d87eb3dbd97f33a9779fa1caa3d28111a",
         licence="Apache-2.0",
     ),
+    KnownWeights(
+        "imagebind_video",  # and imagebind_audio
+        "imagebind_huge.pth",
+        "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth",
+        licence="CC-BY-NC-SA-4.0",
+    ),
     KnownWeights("videomae", "videomae-base", "https://huggingface.co/MCG-NJU/videomae-base", licence="CC-BY-NC-4.0"),
     KnownWeights(
         "videomae",

@@ -102,13 +102,27 @@ def test_transnet_is_the_packages_own(clips) -> None:
 
 
 def test_efficientnet_names_what_it_sees(clips) -> None:
-    """Its pixels are normalised as in its training: it sees the suit and the tie."""
+    """It sees the suit and the tie."""
     extractor = extractor_class("efficientnet_lite0")(None, CPU, output="logits", frames=2)
 
     logits = extractor.features(extractor.prepare(clips[0])[None])
 
     assert logits.shape == (1, extractor.dimension) == (1, extractor.classes)
     assert set(logits[0].topk(2).indices.tolist()) == {834, 906}  # ImageNet's "suit" and "Windsor tie"
+
+
+def test_pixels_are_those_of_the_networks_training() -> None:
+    """EfficientNet-Lite's are (level - 127) / 128; TransNet V2's are levels of 48 × 27 pixels, whatever the aspect."""
+    levels = np.broadcast_to(np.array([0, 127, 255], np.uint8)[:, None, None, None], (3, 224, 224, 3))
+    clip = of_frames(levels)
+
+    normalised = extractor_class("efficientnet_lite0")(None, CPU).prepare(clip)
+    small = extractor_class("transnetv2")(None, CPU).prepare(clip)
+
+    assert normalised.shape == (3, 3, 224, 224)
+    assert normalised[:, 0, 5, 5].tolist() == [-127 / 128, 0, 1]
+    assert small.shape == (3, 27, 48, 3)
+    assert small[:, 5, 5, 0].tolist() == [0, 127, 255]
 
 
 @pytest.mark.parametrize("name", NAMES)
