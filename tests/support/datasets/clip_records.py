@@ -1,4 +1,4 @@
-"""Clips as extractors get them: of given frames, random, or cut from a real video."""
+"""Clips as extractors get them: of given frames or sounds, random, or cut from a real video."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import av
 import numpy as np
 
 from mmldm_scale.evaluation.clip_sets.clip_set import ClipRecord
-from mmldm_scale.media.clip import NO_SOUND, Clip
+from mmldm_scale.media.clip import NO_FRAMES, NO_SOUND, Clip
 
 
 def of_frames(frames: np.ndarray, frame_rate: float = 10.0, name: str = "clip") -> ClipRecord:
@@ -35,3 +35,18 @@ def cut(video: Path, starts: Sequence[int], count: int = 16) -> list[ClipRecord]
                 break
     clips = [np.stack([frames[start + 2 * number] for number in range(count)]) for start in starts]
     return [of_frames(clip, 12.5, f"{video.name} {start}") for clip, start in zip(clips, starts, strict=True)]
+
+
+def of_sound(waveform: np.ndarray, sample_rate: int, name: str = "clip") -> ClipRecord:
+    """Return a clip without frames."""
+    return ClipRecord(name, Clip(NO_FRAMES, waveform.astype(np.float32)), 0, sample_rate)
+
+
+def noises(count: int, seconds: float, sample_rate: int, seed: int = 0) -> list[ClipRecord]:
+    """Return clips of noise, each with another colour and loudness."""
+    random = np.random.default_rng(seed)
+    clips = []
+    for i in range(count):
+        noise = random.standard_normal(round(seconds * sample_rate))
+        clips.append(of_sound(np.convolve(noise, np.ones(i + 1) / (i + 1), "same") * 0.1 / (i + 1), sample_rate))
+    return clips
