@@ -16,17 +16,32 @@ from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
 
-WRAPPERS = ("state_dict", "generator")  # keys under which Lightning's and HiFi-GAN's checkpoints hold their weights
+WRAPPERS = ("state_dict", "generator", "model")  # keys under which Lightning, HiFi-GAN and PANNs hold their weights
 LFS_POINTER = b"version https://git-lfs"  # first bytes of a Git LFS pointer
 
 
 class _Ignored:
-    """Placeholder for an object of the training program that wrote the file; accepts any state."""
+    """Placeholder for an object of the training program that wrote the file; accepts any arguments and state."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """Ignore ``arguments``."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore ``state``."""
 
 
-# Stable Diffusion's and latent diffusion's own .ckpt files contain this class, as a key beside the weights.
+# Objects that published files contain beside the weights: a callback in Stable Diffusion's and latent diffusion's own
+# .ckpt files, and the state of the data loader, as numpy's arrays, in PANNs' files.
 IGNORED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")
+    (_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    *(
+        (_Ignored, f"numpy.{name}")
+        for name in (
+            "ndarray",
+            "dtype",
+            *(f"{core}.multiarray.{kind}" for core in ("core", "_core") for kind in ("_reconstruct", "scalar")),
+        )
+    ),
 ]
 
 

@@ -4,6 +4,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -52,6 +53,16 @@ def test_lightnings_callback_is_passed_over(tmp_path, monkeypatch):
         installed.setitem(sys.modules, module.__name__, module)
         callbacks = {module.ModelCheckpoint: {"best_model_path": "x"}, "instance": module.ModelCheckpoint()}
         file = written(tmp_path / "sd.ckpt", {"callbacks": callbacks, "state_dict": STATE})
+    assert read_tensors(file).keys() == STATE.keys()
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("core", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
+def test_numpys_arrays_beside_the_weights_are_passed_over(tmp_path, core, old):
+    """PANNs' files have the state of a data loader; numpy's modules have other names since version 2."""
+    file = written(tmp_path / "panns.pth", {"model": STATE, "sampler": [np.arange(3), np.float64(1)]}, old)
+    if old:  # an uncompressed file without checksums
+        file.write_bytes(file.read_bytes().replace(b"numpy._core.multiarray", core))
     assert read_tensors(file).keys() == STATE.keys()
 
 

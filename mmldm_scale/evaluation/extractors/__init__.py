@@ -8,7 +8,19 @@ import importlib
 from mmldm_scale.evaluation.extractors.extractor import Extractor
 
 # Name → "module:class". A module is imported when its extractor is used: several need packages of an extra.
-EXTRACTORS: dict[str, str] = {}
+EXTRACTORS: dict[str, str] = {
+    "audioclip": "audioclip:AudioClip",
+    "clap": "clap:Clap",
+    "cnn14": "cnn14:Cnn14",
+    "efficientnet_lite0": "efficientnet_lite0:EfficientNetLite0",
+    "i3d": "i3d:I3D",
+    "imagebind_audio": "imagebind:ImageBindAudio",
+    "imagebind_video": "imagebind:ImageBindVideo",
+    "openwakeword": "openwakeword_embedding:OpenWakeWord",
+    "transnetv2": "transnetv2:TransNetV2",
+    "vggish": "vggish:Vggish",
+    "videomae": "videomae:VideoMAE",
+}
 
 
 def extractor_class(name: str) -> type[Extractor]:
