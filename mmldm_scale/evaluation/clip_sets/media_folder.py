@@ -106,11 +106,11 @@ def pair_files(path: str, folder: Path, videos: Sequence[Path], sounds: Sequence
         return {name: ClipFiles(file) for name, file in (videos_by_name | sounds_by_name).items()}
     alone = sorted(videos_by_name.keys() ^ sounds_by_name.keys())
     if alone:
-        file = videos_by_name.get(alone[0]) or sounds_by_name[alone[0]]
-        paired = len(videos_by_name.keys() & sounds_by_name.keys())
+        other = "sound file" if alone[0] in videos_by_name else "video"
+        file = (videos_by_name | sounds_by_name)[alone[0]].relative_to(folder).as_posix()
         raise UserError(
-            f"{path}: contains {len(videos)} videos and {len(sounds)} sound files, of which {paired} have one name "
-            f"({file.relative_to(folder).as_posix()} has no partner); each video must have a sound file, or none"
+            f"{path}: contains {len(videos)} videos and {len(sounds)} sound files, but no {other} of the name of "
+            f"{file}; each video must have a sound file of its name, or none"
         )
     return {name: ClipFiles(file, sounds_by_name[name]) for name, file in videos_by_name.items()}
 
