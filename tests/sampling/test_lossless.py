@@ -130,7 +130,10 @@ def test_samples_that_were_made_without_tars_get_them_and_stay(model, whole, tmp
     assert f"{out}: 3 svg samples are in no lossless tar yet; they are made again for it" in capsys.readouterr().err
     assert Manifest.read(out / TARS).samples == 3
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    sample(model, out, "--lossless")  # asks for two more, one of them in the last block
+    sample(model, out, "--lossless", "--part", "2/3")  # of two more, one of them in the last block
+    with pytest.raises(UserError, match="unfinished"):
+        Manifest.read(out / TARS)
+    sample(model, out, "--lossless")
     assert files_in(out) == files_in(whole)
     sample(model, out, "--lossless", number=3)  # fewer: all stay
     assert files_in(out) == files_in(whole)
