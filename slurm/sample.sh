@@ -4,6 +4,7 @@
 #   sbatch slurm/sample.sh --checkpoint runs/landscape/dit_L --task svg --num-samples 2048 \
 #       --output runs/landscape/samples --config configs/sample/landscape.yaml
 #   sbatch --array=0-31 slurm/sample.sh --checkpoint runs/landscape/dit_L --task v2a --input videos …
+#   sbatch slurm/sample.sh … --lossless   # WebDataset tars besides: PNG and 32-bit floats, to be measured
 #   sbatch --array=0-1 --gpus-per-node=8 --cpus-per-task=64 --mem=500G slurm/sample.sh … --processes 8
 #
 # It can be submitted from any folder: relative paths are those of that folder. The arguments are passed to `mmldm

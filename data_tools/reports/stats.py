@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mmldm_scale.common.atomic_files import write_whole
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.modalities import Modality
 from mmldm_scale.models.autoencoder.gaussian import LOGVAR_RANGE
 from mmldm_scale.shards.index import ShardIndex
@@ -150,6 +151,8 @@ def stats(folder: Path, output: Path | None = None, samples: int = 24) -> Stats:
         contact_sheet.check_output(output)
     shards = ShardSet(folder)
     manifest = shards.manifest
+    if manifest.kind == "samples":
+        raise UserError(f"{folder}: contains samples of a model, which their gallery shows; give clips or latents")
     tally = _Tally()
     with Progress(len(shards), "counting", "samples") as bar:
         for meta in _metas(shards):

@@ -65,6 +65,8 @@ def _finish(folder: Path, workers: int, timeout: float, batch_size: int, device:
         preparation = restore(Preparation, plan.preparation, str(folder / PLAN))
         make_clips(open_source(preparation.source, Path(plan.folder)), folder, preparation, workers, timeout)
         return
+    if stored.get("kind") == "samples":
+        raise UserError(f"{folder}: contains samples; `mmldm sample --lossless --verify` makes damaged ones again")
     from .latents import make_latents  # takes seconds to import, and clips need none of it
 
     try:

@@ -84,10 +84,10 @@ def _probe(path: Path, sound: Path | None, audio_stream: int | None) -> MediaInf
         video, audio = track.stream, find_stream(track.container, "audio", None if sound else audio_stream)
         if sound is not None:
             audio = tracks.enter_context(closing(AudioTrack(sound, audio_stream))).stream
-        _refuse_encrypted(path, video, audio)
-        (start, end), offset = _span(path, video), 0.0
+        refuse_encrypted(path, video, audio)
+        (start, end), offset = stream_span(path, video), 0.0
         if audio is not None:
-            first, last = _span(sound or path, audio)
+            first, last = stream_span(sound or path, audio)
             offset = 0.0 if sound is None else first - start  # from the picture's clock to the sound's
             start, end = max(start, first - offset), min(end, last - offset)
         if end - start > MAX_SECONDS:
@@ -185,14 +185,14 @@ def read_sound(path: Path, media: MediaConfig) -> np.ndarray:
     """
     path = Path(path)
     with closing(AudioTrack(path)) as track:
-        _refuse_encrypted(path, track.stream)
+        refuse_encrypted(path, track.stream)
     with closing(AudioTrack(path)) as track:  # anew, since a packet was read
         first = next(track.entries(0.0), None)
         if first is None:
             raise MediaError("corrupt", f"{path}: no sound can be decoded at its beginning")
         if isinstance(first.content, MediaError):
             raise first.content
-        _, end = _span(path, track.stream)
+        _, end = stream_span(path, track.stream)
         if end - first.time < media.seconds - END_TOLERANCE:  # its own start would count what encoders put before it
             text = f"{path}: {media.seconds:g} s of sound are needed; it has {end - first.time:.3f} s"
             raise MediaError("too_short", text)
@@ -202,7 +202,7 @@ def read_sound(path: Path, media: MediaConfig) -> np.ndarray:
     return waveform
 
 
-def _refuse_encrypted(path: Path, *streams: Stream | None) -> None:
+def refuse_encrypted(path: Path, *streams: Stream | None) -> None:
     """Raise MediaError if one of ``streams``, by its header or by its first packet, is encrypted."""
     for stream in filter(None, streams):
         assert isinstance(stream.container, InputContainer)
@@ -214,7 +214,7 @@ def _refuse_encrypted(path: Path, *streams: Stream | None) -> None:
             raise MediaError("encrypted", f"{path}: the {stream.type} stream needs a key")
 
 
-def _span(path: Path, stream: Stream) -> tuple[float, float]:
+def stream_span(path: Path, stream: Stream) -> tuple[float, float]:
     """Return when ``stream`` starts and ends, in seconds of the container's clock."""
     if stream.duration is not None and stream.start_time is not None:
         start = to_seconds(stream.start_time, stream.time_base)

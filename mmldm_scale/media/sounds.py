@@ -2,6 +2,7 @@
 
 :func:`window_sounds` yields the waveform of each window, as one channel at the rate of the media configuration. Where
 the channels cancel each other in the mix, a listener still hears them, so the window has its loudest channel instead.
+:func:`whole_sound` returns the whole sound at its own rate.
 """
 
 from collections import deque
@@ -69,6 +70,28 @@ def window_sounds(
         else:
             line = _audible(buffered, downmix, first - margin, end + margin)
             yield _resampled(line, rate, media, start - (first - margin) / rate)
+
+
+def whole_sound(track: AudioTrack, zero: float, seconds: float) -> np.ndarray:
+    """Return the sound from ``zero`` (container clock) on, at the track's rate, (N,) float32, at most ``seconds`` long.
+
+    Raises:
+        MediaError: corrupt, unsupported_sound; truncated: it ends earlier.
+    """
+    rate, downmix = track.rate, Downmix(track.custom_order)
+    count, reached = round(seconds * rate), 0
+    pieces: deque[_Piece] = deque()
+    for piece in _pieces(track, downmix, zero, zero):
+        if piece.first >= count:
+            break
+        if isinstance(piece.content, MediaError):
+            raise piece.content
+        pieces.append(piece)
+        reached = piece.end
+    if reached < count - round(END_TOLERANCE * rate):
+        text = f"{track.path}: the sound ends at {reached / rate:.3f} s; its header says {seconds:.3f} s"
+        raise MediaError("truncated", text)
+    return np.clip(_audible(pieces, downmix, 0, min(count, reached)), -1.0, 1.0)
 
 
 def _pieces(track: AudioTrack, downmix: Downmix, time: float, zero: float) -> Iterator[_Piece]:

@@ -29,9 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--part", metavar="I/N", help="generate the I-th of N shares (1/N … N/N); set automatically in array jobs"
     )
     parser.add_argument(
+        "--lossless",
+        action="store_true",
+        help="also write the samples to WebDataset tars, OUTPUT/lossless/TASK: frames as PNG, sound as 32-bit floats",
+    )
+    parser.add_argument(
         "--verify",
         action="store_true",
-        help="decode the samples that exist and check their JSON; make those again that are damaged",
+        help="decode the samples that exist (with --lossless their tars, too) and check their JSON; make those again "
+        "that are damaged",
     )
     parser.add_argument(
         "--check", action="store_true", help="check weights, settings and inputs and exit, e.g. before submitting a job"

@@ -5,7 +5,6 @@ job may write it at its end, and folders with the same samples have the same pag
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.pages import render
 from mmldm_scale.config import MediaConfig
-from mmldm_scale.sampling.sample_files import INPUTS
+from mmldm_scale.sampling.sample_files import INPUTS, SAMPLE
 from mmldm_scale.sampling.spectrograms import Spectrograms
 
 PAGE = "index.html"
-SAMPLE = re.compile(r"(svg|a2v|v2a)_(\d{6,})\.(mp4|wav)")
 TITLES = {"svg": "Generated without input", "a2v": "Picture to given sound", "v2a": "Sound to given picture"}
 MOST = 4096  # samples of a task on the page
 

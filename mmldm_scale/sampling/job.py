@@ -2,8 +2,9 @@
 
 The folder contains ``{task}_{index:06d}.mp4`` (with sound; of a model of video alone without, of a model of audio
 alone a .wav in its place) with a .json beside each, ``inputs/`` with the clips that a2v and v2a started from,
-``{task}.json`` with the settings of the samples, TensorBoard events of a few samples, and a gallery page. Only missing
-samples are generated, in whole blocks of ``batch_size`` indices. So a job that was killed and run again, any number of
+``{task}.json`` with the settings of the samples, TensorBoard events of a few samples, and a gallery page. With
+``--lossless``, ``lossless/{task}/`` has the same samples as a shard set, one tar a block. Only missing samples are
+generated, in whole blocks of ``batch_size`` indices. So a job that was killed and run again, any number of
 processes and array tasks that share the blocks, and several jobs on one folder end with the same files.
 """
 
@@ -28,6 +29,7 @@ from mmldm_scale.runs.event_file import EventFile
 from mmldm_scale.runs.media_log import MediaWriter, show
 from mmldm_scale.sampling import gallery, processes
 from mmldm_scale.sampling.inputs import Input, choose_inputs, list_inputs
+from mmldm_scale.sampling.lossless import LosslessSet
 from mmldm_scale.sampling.pipeline import DiTDescription, Pipeline, check_settings, find_autoencoder
 from mmldm_scale.sampling.records import VERSION, SampleRecords, check_folder, folder_record, write_folder_record
 from mmldm_scale.sampling.sample_files import SampleFiles
@@ -59,7 +61,12 @@ class _Plan:
     @property
     def blocks(self) -> list[range]:
         """The blocks of this job's share."""
-        return _blocks(self.args.num_samples, self.settings.batch_size)[self.part :: self.parts]
+        return self.all_blocks[self.part :: self.parts]
+
+    @property
+    def all_blocks(self) -> list[range]:
+        """The blocks of all shares."""
+        return _blocks(self.args.num_samples, self.settings.batch_size)
 
     @property
     def incomplete(self) -> list[range]:
@@ -68,7 +75,7 @@ class _Plan:
 
     def summary(self) -> str:
         """Return how many samples there are, as a phrase."""
-        count = sum(self.files.file(i).exists() for i in range(self.args.num_samples))
+        count = sum(map(self.files.made, self.all_blocks))
         return f"{count} of {self.args.num_samples} samples are in {self.args.output}"
 
 
@@ -87,6 +94,10 @@ def run(args: argparse.Namespace) -> int:
             plan.files.remove_damaged(plan.blocks)
         with Leases(args.output) as leases:
             records = _records(plan, place, leases)
+            if args.verify and plan.files.lossless is not None:
+                plan.files.lossless.remove_damaged(plan.blocks, records.problem, leases, plan.files.lease)
+            if place.speaks:
+                _announce_repeated(plan)
             if args.processes == 1 and plan.incomplete:
                 _generate(plan, place, records, leases)
         if args.processes > 1 and plan.incomplete:
@@ -97,9 +108,11 @@ def run(args: argparse.Namespace) -> int:
             if status:
                 return status  # a process has printed the reason
         if not place.launched:
+            _finish_lossless(plan, records)
             _write_gallery(plan)
         if place.speaks:
-            print(f"{args.task}: {plan.summary()}; index.html there shows them")
+            tars = f", lossless/{args.task} has them without loss" if args.lossless else ""
+            print(f"{args.task}: {plan.summary()}; index.html there shows them{tars}")
     return 0
 
 
@@ -117,7 +130,9 @@ def _plan(args: argparse.Namespace) -> _Plan:
     candidates = list_inputs(args.input, given) if given else []
     record = folder_record(description, settings, candidates, args.label)
     begun_by = check_folder(args.output, args.task, record).get(VERSION)
-    files = SampleFiles(args.output, args.task, suffix(description.shapes), description.media)
+    media = description.media
+    lossless = LosslessSet(args.output, args.task, media, settings.batch_size) if args.lossless else None
+    files = SampleFiles(args.output, args.task, suffix(description.shapes), media, lossless)
     return _Plan(args, settings, description, candidates, record, begun_by, files, part, parts)
 
 
@@ -150,6 +165,19 @@ def _records(plan: _Plan, place: processes.Place, leases: Leases) -> SampleRecor
     return records
 
 
+def _announce_repeated(plan: _Plan) -> None:
+    """Print how many samples are made again because they are not in the lossless set."""
+    files = plan.files
+    made = [i for block in plan.blocks if files.shard_missing(block) for i in block if files.file(i).exists()]
+    if made:
+        print(
+            f"{files.folder}: {len(made)} {files.task} samples are in no lossless tar yet; they are made again for "
+            "it, their files stay",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def _generate(plan: _Plan, place: processes.Place, records: SampleRecords, leases: Leases) -> None:
     """Generate the samples that are missing."""
     args = plan.args
@@ -157,13 +185,22 @@ def _generate(plan: _Plan, place: processes.Place, records: SampleRecords, lease
         plan.description.folder, plan.settings, args.autoencoder, place.device(args.device)
     )
     write_folder_record(args.output, args.task, plan.record, leases)  # now that nothing can be refused
+    if plan.files.lossless is not None:
+        plan.files.lossless.begin(records.made_with, leases)
     blocks = plan.incomplete
     own = blocks[place.rank :: place.count]
     others = [block for block in blocks if block not in own]  # helped with if their processes are slower
     job = SamplingJob(pipeline, plan.files, records, leases, args.label, place)
     job.generate([*own, *others], plan.settings.batch_size)
-    if not plan.files.missing(range(args.num_samples)):
+    if not any(map(plan.files.missing, plan.all_blocks)):
         leases.clear()  # those of killed jobs
+
+
+def _finish_lossless(plan: _Plan, records: SampleRecords) -> None:
+    """Write the manifest of the lossless set once no sample is missing; it is the last job's work."""
+    if plan.files.lossless is not None:
+        with Leases(plan.args.output) as leases:
+            plan.files.lossless.finish(plan.args.num_samples, records.made_with, leases)
 
 
 def _write_gallery(plan: _Plan) -> None:
@@ -208,9 +245,9 @@ class SamplingJob:
             ) as progress,
         ):
             for block in blocks:
-                if self._leases.take(self.files.name(block.start)):
+                if self._leases.take(self.files.lease(block)):
                     self._generate(block, size, events)
-                    self._leases.release(self.files.name(block.start))
+                    self._leases.release(self.files.lease(block))
                 elif self._place.count == 1:
                     tqdm.write(f"another job is making samples {block.start} to {block.stop - 1}", file=sys.stderr)
                 progress.update(len(block))
@@ -224,6 +261,9 @@ class SamplingJob:
         clips = self.pipeline.generate(self.files.task, batch, sources, self._labels * len(batch))
         for position, index in enumerate(block):
             self._write(index, clips[position], sources[position] if sources else None, events)
+        if self.files.lossless is not None and self.files.lossless.missing(block):
+            contents = [self.records.content(index) for index in block]
+            self.files.lossless.write(block, clips[: len(block)], contents, self._leases, self.files.lease(block))
 
     def _sources(self, block: range) -> list[Clip]:
         given = GIVEN[self.files.task]

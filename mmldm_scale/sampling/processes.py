@@ -10,8 +10,10 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -166,19 +168,17 @@ def _words(args: argparse.Namespace, checkpoint: str, part: str) -> list[str]:
         "--part": part,
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
-    return [*given, *arguments.words(args)]
+    return [*given, *(["--lossless"] if args.lossless else []), *arguments.words(args)]
 
 
 class _Progress:
     """A bar over the samples that are missing at first, whoever makes them."""
 
     def __init__(self, files: SampleFiles, blocks: Sequence[range]) -> None:
-        self._folder = files.folder
-        names = {files.file(index).name for block in blocks for index in block}
-        self._missing = names - set(os.listdir(self._folder))
+        self._missing = Counter(file for block in blocks for file in files.last_files(block))
         self._looked = time.monotonic()
         interval = 0.2 if sys.stderr.isatty() else 10
-        self._bar = tqdm(total=len(self._missing), desc=files.task, unit=" samples", mininterval=interval)
+        self._bar = tqdm(total=self._missing.total(), desc=files.task, unit=" samples", mininterval=interval)
 
     def look(self) -> None:
         """Show how many are there now, if the last look was long enough ago."""
@@ -187,9 +187,9 @@ class _Progress:
 
     def _show(self) -> None:
         self._looked = time.monotonic()
-        made = self._missing & set(os.listdir(self._folder))
-        self._missing -= made
-        self._bar.update(len(made))
+        present = {folder: set(_names(folder)) for folder in {file.parent for file in self._missing}}
+        made = [file for file in self._missing if file.name in present[file.parent]]
+        self._bar.update(sum(self._missing.pop(file) for file in made))
 
     def __enter__(self) -> "_Progress":
         return self
@@ -197,3 +197,11 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self._show()
         self._bar.close()
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names in ``folder``, which may not exist yet."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []

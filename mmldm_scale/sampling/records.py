@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,13 +159,40 @@ class SampleRecords:
             "autoencoder": {"fingerprint": description.autoencoder["fingerprint"]},
         }
 
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """What all samples are made with, of one task."""
+        return {"task": self._files.task, **self._common}
+
+    def content(self, index: int) -> dict[str, Any]:
+        """Return the record of sample ``index``, which is made now."""
+        return self._content(index, __version__)
+
     def source(self, index: int) -> Input | None:
         """Return what sample ``index`` starts from."""
         return self._inputs[index % len(self._inputs)] if self._inputs else None
 
     def write(self, index: int) -> None:
         """Write the record of sample ``index``, which is made now; raise UserError if the disk is full."""
-        write_whole(self._files.record(index), _json(self._content(index, __version__)))
+        write_whole(self._files.record(index), _json(self.content(index)))
+
+    def problem(self, index: int, content: bytes, more: Collection[str] = ()) -> str:
+        """Return what is wrong with the JSON ``content`` of sample ``index``; empty if nothing is.
+
+        The version of the program may differ.
+
+        Args:
+            more: keys that it must have besides those of the record.
+        """
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            return "damaged"
+        expected = self._content(index, None)
+        if not isinstance(found, dict) or found.keys() != {*expected, *more}:
+            return "damaged"
+        differing = [key for key in expected if key != VERSION and found[key] != expected[key]]
+        return f"another {', '.join(differing)} than this folder's" if differing else ""
 
     def complete(self, blocks: Sequence[range], verify: bool, leases: Leases) -> None:
         """Write the records that are missing beside samples of ``blocks``, and with ``verify`` those that are wrong.
@@ -176,7 +203,7 @@ class SampleRecords:
         missing = 0
         for index in (index for block in blocks for index in block if self._files.file(index).exists()):
             file = self._files.record(index)
-            problem = self._problem(index) if verify and file.exists() else ""
+            problem = self.problem(index, file.read_bytes()) if verify and file.exists() else ""
             if problem:
                 print(f"{file}: {problem}, is written again", file=sys.stderr, flush=True)
             if problem or not file.exists():
@@ -190,18 +217,6 @@ class SampleRecords:
                 file=sys.stderr,
                 flush=True,
             )
-
-    def _problem(self, index: int) -> str:
-        """Return what is wrong with the record of sample ``index``; empty if nothing is."""
-        try:
-            found = json.loads(self._files.record(index).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return "damaged"
-        expected = self._content(index, None)
-        if not isinstance(found, dict) or found.keys() != expected.keys():
-            return "damaged"
-        differing = [key for key in expected if key != VERSION and found[key] != expected[key]]
-        return f"another {', '.join(differing)} than this folder's" if differing else ""
 
     def _content(self, index: int, version: str | None) -> dict[str, Any]:
         return {

@@ -2,7 +2,7 @@
 
 A sample ``svg_000007.mp4`` (``.wav`` of a model of sound alone) has beside it ``svg_000007.json``, which says what it
 was made from. Those of a2v and v2a have their input in ``inputs/``. The sample itself is written last, so a sample
-that exists has the other two.
+that exists has the other two. With ``--lossless`` the samples are in a shard set as well (:mod:`.lossless`).
 """
 
 import functools
@@ -20,8 +20,10 @@ from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.clip_file import write_clip
 from mmldm_scale.media.wav import decode_wav
 from mmldm_scale.sampling.inputs import read_first_clip
+from mmldm_scale.sampling.lossless import LosslessSet
 from mmldm_scale.sampling.spectrograms import FOLDER, Spectrograms
 
+SAMPLE = re.compile(r"(svg|a2v|v2a)_(\d{6,})\.(mp4|wav)")  # the name of a sample's file: task, index, ending
 INPUTS = "inputs"  # folder, in the output folder, of the clips that a2v and v2a started from
 
 
@@ -34,12 +36,14 @@ class SampleFiles:
         task: the samples' task.
         suffix: ".mp4", or ".wav" for samples of sound alone.
         media: the samples' format.
+        lossless: the shard set of the samples; None: the job makes none.
     """
 
     folder: Path
     task: GenerationTask
     suffix: str
     media: MediaConfig
+    lossless: LosslessSet | None = None
 
     @functools.cached_property
     def spectrograms(self) -> Spectrograms:
@@ -50,6 +54,10 @@ class SampleFiles:
         """Return the name of sample ``index``: that of its files, without a suffix."""
         return f"{self.task}_{index:06d}"
 
+    def lease(self, block: range) -> str:
+        """Return the name of the lease on ``block``."""
+        return self.name(block.start)
+
     def file(self, index: int) -> Path:
         """Return the file of sample ``index``."""
         return self.folder / f"{self.name(index)}{self.suffix}"
@@ -59,8 +67,22 @@ class SampleFiles:
         return self.folder / f"{self.name(index)}.json"
 
     def missing(self, block: range) -> bool:
-        """Return whether any sample of ``block`` is missing."""
-        return any(not self.file(index).exists() for index in block)
+        """Return whether any sample of ``block``, or its lossless shard, is missing."""
+        return any(not self.file(index).exists() for index in block) or self.shard_missing(block)
+
+    def shard_missing(self, block: range) -> bool:
+        """Return whether ``block`` has no lossless shard, but is to have one."""
+        return self.lossless is not None and self.lossless.missing(block)
+
+    def made(self, block: range) -> int:
+        """Return how many samples of ``block`` there are, with all that belongs to them."""
+        return 0 if self.shard_missing(block) else sum(self.file(index).exists() for index in block)
+
+    def last_files(self, block: range) -> list[Path]:
+        """Return for each missing sample of ``block`` the file that appears when it is made."""
+        if self.lossless is not None and self.lossless.missing(block):
+            return [self.lossless.index_file(block)] * len(block)
+        return [self.file(index) for index in block if not self.file(index).exists()]
 
     def record_missing(self, blocks: Sequence[range]) -> bool:
         """Return whether a sample of ``blocks`` exists without its JSON."""

@@ -16,7 +16,7 @@ from mmldm_scale.config.media import Shape
 from mmldm_scale.shards.index import FORMAT, ShardIndex, shard_name
 from mmldm_scale.shards.json_files import DamagedSet, check_types, read_json, write_json
 
-Kind = Literal["clips", "latents"]
+Kind = Literal["clips", "latents", "samples"]
 MANIFEST, PLAN, DROPPED = "manifest.json", "plan.json", "dropped.jsonl"
 
 
@@ -40,7 +40,8 @@ class Manifest:
     """A finished set. ``samples + dropped == candidates + failed_files`` always holds.
 
     Attributes:
-        kind: "clips" (frames and waveform) or "latents" (perceptual latents).
+        kind: "clips" (frames and waveform), "latents" (perceptual latents) or "samples" (frames and waveform that a
+            model made, without loss).
         media: format of a clip: number, rate and size of frames; audio.
         classes: label names; a sample's "class" is an index into this list, or null.
         videos: number of media files found.
@@ -50,7 +51,8 @@ class Manifest:
         dropped: number of windows and failed files that did not; each is a row of ``dropped.jsonl``.
         reasons: number dropped for each reason, the most frequent first.
         shards: one entry per shard, in order.
-        preparation: clips: the settings (source, stride, jpeg_quality, silence_db, …) of the cutting.
+        preparation: clips: the settings (source, stride, jpeg_quality, silence_db, …) of the cutting; samples: what
+            all of them were made with (task, seed, sampler, …).
         source: latents: {"path", "manifest"}: folder of the clip set relative to this one, sha256 of its manifest.
         autoencoder: latents: {"path", "fingerprint"} of the weights that encoded them.
         audio_shape, video_shape: latents: (C, H, W) of the two latents; None for a modality that the set does not have.

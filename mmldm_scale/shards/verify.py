@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.media.clip import MediaError
-from mmldm_scale.shards.clips import decode_clip
+from mmldm_scale.shards.clips import clip_modalities, decode_clip
 from mmldm_scale.shards.index import ShardIndex
 from mmldm_scale.shards.json_files import DamagedSet
 from mmldm_scale.shards.latents import PARTS, LatentSample, Sums, decode_latents, parts_of, statistics, sums
@@ -107,6 +107,15 @@ class _Checker:
         return _Checked([f"{entry.name}: {fault}" for fault in faults], index, part)
 
 
+def shard_faults(folder: Path, manifest: Manifest, index: ShardIndex) -> list[str]:
+    """Return the faults of the one shard that ``index`` describes, of a set with ``manifest``.
+
+    Raises:
+        DamagedSet: it cannot be read.
+    """
+    return _check_shard(folder, manifest, ShardEntry.of(index), index)[0]
+
+
 def _check_shard(folder: Path, manifest: Manifest, entry: ShardEntry, index: ShardIndex) -> tuple[list[str], Sums]:
     """Return the faults of one shard and the sums over its latents; raise DamagedSet if it cannot be read."""
     tar = folder / f"{entry.name}.tar"
@@ -169,9 +178,12 @@ def _samples(tar: Path) -> Iterator[tuple[str, Members]]:
 
 
 def _check_sample(manifest: Manifest, index: ShardIndex, members: Members) -> list[LatentSample]:
-    """Return the sample's latents ([] for clips); raise ValueError if it does not match the manifest."""
+    """Return the sample's latents ([] for clips and samples); raise ValueError if it does not match the manifest."""
     if list(members) != index.members:
         raise ValueError(f"has members {list(members)}; its index has {index.members}")
+    if manifest.kind == "samples":
+        decode_clip(members, media=manifest.media, modalities=clip_modalities(members))
+        return []
     label = json.loads(members["json"])["class"]
     if label is not None and not 0 <= label < len(manifest.classes):
         raise ValueError(f"class is {label}; must be at least 0 and below {len(manifest.classes)}")

@@ -1,4 +1,3 @@
-import argparse
 import hashlib
 import json
 import re
@@ -17,21 +16,12 @@ from mmldm_scale.common.leases import Leases
 from mmldm_scale.media.decode import probe, read_clips
 from mmldm_scale.media.wav import decode_wav, write_wav
 from mmldm_scale.models import pretrained
-from mmldm_scale.sampling import arguments as arguments_of_sample
 from mmldm_scale.sampling import job, processes
+from tests.support.sampling_job import FAST, sample
 from tests.support.small_disk import mount_small_disk
 from tests.support.tiny_models.weights_folders import MEDIA, TinyModel, with_context
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-FAST = ["steps=2", "decoding.steps=2", "batch_size=2"]
-
-
-def sample(model, output: Path, *arguments: object, task: str = "svg", number: int = 5) -> int:
-    parser = argparse.ArgumentParser()
-    arguments_of_sample.add_arguments(parser)
-    fixed = ["--checkpoint", model.dit, "--task", task, "--num-samples", number, "--output", output, "--device", "cpu"]
-    return job.run(parser.parse_intermixed_args([str(a) for a in (*fixed, *arguments, *FAST)]))
 
 
 def videos_in(folder: Path) -> dict[str, str]:
@@ -171,7 +161,7 @@ def test_a_signal_ends_a_job_with_a_line_and_without_leftovers(model, whole, tmp
 
 def test_processes_of_our_own_end_together_and_what_they_made_is_whole(model, whole, tmp_path, forks):
     sight = str(tmp_path / "out/svg_000003.mp4")
-    words = [str(tmp_path), *command(model, "out", "--processes", "2", number=500)]
+    words = [str(tmp_path), *command(model, "out", "--processes", "2", "--lossless", number=500)]
     status, output = forks(1, "signalled", 0, signal.SIGINT, sight, "command", *words)
     assert status == 130, output
     said = [line for line in re.split(r"[\r\n]+", output) if line and not line.startswith("svg: ")]
@@ -181,6 +171,7 @@ def test_processes_of_our_own_end_together_and_what_they_made_is_whole(model, wh
     assert "/500 [" in output  # the bar
     assert not list((tmp_path / "out").rglob("*.tmp"))
     assert not (tmp_path / "out/leases").exists()
+    assert (tmp_path / "out/lossless/svg/plan.json").is_file()  # the processes know of --lossless, too
     made, expected = videos_in(tmp_path / "out"), videos_in(whole)
     assert made.items() & expected.items() >= {("svg_000003.mp4", expected["svg_000003.mp4"])}
 

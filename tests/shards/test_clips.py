@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from mmldm_scale.config import AudioImageConfig, MediaConfig
-from mmldm_scale.media.clip import Clip
-from mmldm_scale.shards.clips import decode_clip, encode_clip
+from mmldm_scale.media.clip import NO_FRAMES, NO_SOUND, Clip
+from mmldm_scale.shards.clips import clip_modalities, decode_clip, encode_clip, encode_lossless
 
 
 def test_round_trip_keeps_pictures_and_sound(make_clip):
@@ -21,6 +21,45 @@ def test_round_trip_keeps_pictures_and_sound(make_clip):
     assert np.abs(back.frames.astype(int) - clip.frames).mean() < 3
     assert back.waveform.dtype == np.float32
     np.testing.assert_allclose(back.waveform, clip.waveform, atol=0.5 / 32768 + 1e-7)
+
+
+def test_a_lossless_sample_gives_the_very_clip_back(make_clip):
+    noise = np.random.default_rng(0).integers(0, 256, (3, 15, 17, 3)).astype(np.uint8)
+    clip = Clip(noise, np.array([0.1, -1e-9, 1 / 3], np.float32))
+    members = encode_lossless(clip, 8000)
+    assert list(members) == ["00.png", "01.png", "02.png", "wav"]
+    back = decode_clip(members)
+    np.testing.assert_array_equal(back.frames, clip.frames)
+    np.testing.assert_array_equal(back.waveform, clip.waveform)
+
+
+@pytest.mark.parametrize(("frames", "sound"), [(True, False), (False, True)])
+def test_a_lossless_sample_may_be_of_one_modality(make_clip, frames, sound):
+    clip = make_clip(3)
+    clip = Clip(clip.frames if frames else NO_FRAMES, clip.waveform if sound else NO_SOUND)
+    members = encode_lossless(clip, 8000)
+    back = decode_clip(members, modalities=clip_modalities(members))
+    np.testing.assert_array_equal(back.frames, clip.frames)
+    np.testing.assert_array_equal(back.waveform, clip.waveform)
+    with pytest.raises(ValueError, match="contains no clip"):
+        decode_clip(members)
+
+
+def test_damage_to_a_lossless_sample_is_told(make_clip):
+    members = encode_lossless(make_clip(3), 8000)
+    wav, picture = members["wav"], members["01.png"]
+    infinite = np.array([np.inf], "<f4").tobytes()
+    for name, content, says in (
+        ("wav", wav[:-2], "not a complete WAV of 1 channel of 32-bit floats"),
+        ("wav", wav[:40], "sound is not a complete WAV"),
+        ("wav", wav[:22] + b"\2" + wav[23:], "not a complete WAV of 1 channel"),
+        ("wav", wav[:-4] + infinite, "not finite"),
+        ("01.png", picture[:-40], "a frame is not a complete PNG"),
+        ("01.png", picture[:60] + b"\0\0\0\0" + picture[64:], "a frame is not a complete PNG"),
+        ("01.png", encode_clip(make_clip(3), 8000, 95)["01.jpg"], "a frame is not a complete PNG"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            decode_clip({**members, name: content})
 
 
 def test_a_clip_is_held_against_what_its_set_says(make_clip):

@@ -18,7 +18,7 @@ class ClipRecord:
             be absent (``NO_FRAMES``, ``NO_SOUND``).
         frame_rate: frames per second; 0 without frames.
         sample_rate: Hz; 0 without sound.
-        info: what the set says of the clip, e.g. "task", "seed", "label"; empty if nothing.
+        info: what the set says of the clip, e.g. "task", "seed", "label" (the name of its class); empty if nothing.
     """
 
     name: str
@@ -33,7 +33,8 @@ class ClipSet(ABC):
 
     Attributes:
         path: folder or URL of the set, as the user wrote it.
-        kind: "videos", "frames and sound", "samples" (lossless tars) or "clips" (a set of clip shards).
+        kind: "videos", "frames and sound" (in separate files), "sound", "samples" (lossless tars) or "clips" (a set of
+            clip shards).
         names: name of each clip, sorted.
     """
 
