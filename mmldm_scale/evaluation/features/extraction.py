@@ -171,7 +171,7 @@ def extract(work: Sequence[Work], quiet: bool) -> None:
     if not total:
         return
     with tqdm(total=total, desc="features", unit=" clips", mininterval=1, disable=quiet) as progress:
-        for folder in sorted({measured.folder for measured, _ in work}):
+        for folder in dict.fromkeys(measured.folder for measured, _ in work):
             with Leases(folder) as leases:
                 for measured, block in _of(folder, work):
                     lease = measured.lease(block)
