@@ -176,7 +176,7 @@ def _extract(plan: _Plan, place: processes.Place) -> int:
     """Make the missing blocks of this job's share; return 0, or the exit status of a process that failed."""
     missing = plan.own_missing
     if plan.args.processes > 1 and missing:
-        command = [*own_command(), *_words(plan)]
+        command = [*own_command(), *_words(plan), f"--part={plan.part + 1}/{plan.parts}"]
         return local_launcher.launch(command, plan.args.processes)
     own = missing[place.rank :: place.count]
     others = [work for work in missing if work not in own]  # helped with if their processes are slower
@@ -185,7 +185,7 @@ def _extract(plan: _Plan, place: processes.Place) -> int:
 
 
 def _words(plan: _Plan) -> list[str]:
-    """Return the command line, after ``mmldm``, of a process that shares the job of ``plan``."""
+    """Return the command line of ``plan``, after ``mmldm``, without what says how work is shared."""
     args = plan.args
     options = {
         "--samples": args.samples,
@@ -194,7 +194,6 @@ def _words(plan: _Plan) -> list[str]:
         "--output": args.output,
         "--num-samples": args.num_samples,
         "--device": args.device,
-        "--part": f"{plan.part + 1}/{plan.parts}",
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     return ["evaluate", *given, *arguments.words(args)]

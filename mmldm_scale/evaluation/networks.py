@@ -120,10 +120,11 @@ def _compare(name: str, path: Path | None, published: Sequence[KnownWeights]) ->
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     for file in files:
         print(f"{name}: {file}: {file.stat().st_size:,} bytes, sha256 {sha256(file)}")
-    same = [known.describes(path) for known in published] if path.is_file() else [None]
-    if True in same:
-        print(f"  is {published[same.index(True)].file} as published")
-    elif None in same or not same:
+    same = {known.file: known.describes(path) for known in published} if path.is_file() else {}
+    found = [file for file, is_same in same.items() if is_same]
+    if found:
+        print(f"  is {found[0]} as published")
+    elif None in same.values() or not same:
         print("  cannot be compared: no checksum of a published file is known")
     else:
         print("  is no published file that is known")

@@ -38,7 +38,7 @@ def _decoded(file: io.BytesIO, samples: int) -> np.ndarray:
     """Return the first ``samples`` samples of the track in ``file``, placed by their timestamps."""
     track = np.zeros(samples, np.float32)
     resampler = AudioResampler(format="fltp", layout="mono")
-    with av.open(file) as container:
+    with av.open(file, "r") as container:
         for frame in container.decode(audio=0):
             first = round(float(frame.time or 0) * frame.sample_rate)
             for part in resampler.resample(frame):

@@ -11,9 +11,11 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmldm_scale import cli
+from mmldm_scale.config import load, presets
+from mmldm_scale.config.evaluating import Evaluating
 from mmldm_scale.evaluation import evaluate, protocols
 from mmldm_scale.evaluation.distances.frechet import frechet_distance
-from mmldm_scale.evaluation.extractors import EXTRACTORS
+from mmldm_scale.evaluation.extractors import EXTRACTORS, extractor_class
 from tests.support import toy_evaluation
 from tests.support.toy_evaluation import ToyClips, ToyFrames
 
@@ -143,12 +145,12 @@ def test_any_number_of_parts_gives_the_same_digits(sets, tmp_path, capsys, parts
 
 
 def test_a_killed_job_is_resumed_where_it_was(sets, protocol, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ToyFrames, "fail_after", 13)  # in the 4th block of 4 batches
+    monkeypatch.setattr(ToyFrames, "fail_after", 13)
     assert run(protocol, tmp_path / "out") == 130
     assert not (tmp_path / "out/report.json").exists()
     monkeypatch.setattr(ToyFrames, "fail_after", None)
     assert run(protocol, tmp_path / "out") == 0
-    assert len(sets["samples"].reads) == 24 + 4 + 16  # three blocks, a part of the fourth, the fourth and the fifth
+    assert len(sets["samples"].reads) == 13 * 2 + 2 + 14  # 13 blocks, the one that is lost, that one and the others
     assert run(protocol, tmp_path / "whole") == 0
     assert report(tmp_path / "out")["figures"] == report(tmp_path / "whole")["figures"]
     assert not list((tmp_path / "out").rglob("leases"))
@@ -277,12 +279,53 @@ def test_copies_among_samples_are_refused_where_the_protocol_says_so(sets, tmp_p
     assert "samples are copies of others; protocol strict.yaml does not allow that" in capsys.readouterr().err
 
 
-def test_shipped_protocols_name_what_they_need(capsys):
-    assert protocols.names() == [
-        *("clean", "cmmd", "javisdit", "mmdiffusion", "mmdiffusion-before-2024-06", "packaged", "paired-audio"),
-    ]
+SHIPPED = ("clean", "cmmd", "javisdit", "mmdiffusion", "mmdiffusion-before-2024-06", "packaged", "paired-audio")
+
+
+def test_shipped_protocols_pin_what_they_say(capsys):
+    assert set(SHIPPED) <= set(protocols.names())
     table1 = protocols.load("mmdiffusion")
     assert (table1.samples.count, table1.samples.exact, table1.reference.split) == (2048, True, "training set")
     assert table1.metrics["fad"].scale == 10 * protocols.load("mmdiffusion-before-2024-06").metrics["fad"].scale == 1e4
     assert cli.main(["evaluate", "--protocol", "mm-diffusion"]) == 2
-    assert "--protocol mm-diffusion: must be one of clean, cmmd, javisdit, mmdiffusion," in capsys.readouterr().err
+    refusal = capsys.readouterr().err
+    assert "--protocol mm-diffusion: must be one of " in refusal
+    assert all(name in refusal for name in SHIPPED)
+
+
+@pytest.mark.parametrize("name", sorted(set(protocols.names()) - {"packaged", "alignment", "synthetic"}))
+def test_networks_and_options_of_shipped_protocols_exist_and_their_weights_are_asked_for(name, capsys):
+    assert cli.main(["evaluate", "--protocol", name, "--check-weights"]) == 2
+    printed = capsys.readouterr().out
+    for metric in protocols.load(name).metrics.values():
+        assert f"{metric.extractor}: weights.{metric.extractor}: not given; " in printed
+
+
+def test_check_weights_compares_a_file_with_the_published_ones(tmp_path, capsys):
+    (tmp_path / "i3d.pt").write_bytes(b"another network")
+    words = ["evaluate", "--protocol", "mmdiffusion", "--check-weights", f"weights.i3d={tmp_path / 'i3d.pt'}"]
+    assert cli.main([*words, f"weights.audioclip={tmp_path / 'i3d.pt'}"]) == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"i3d: \S+i3d.pt: 15 bytes, sha256 [0-9a-f]{64}\n  is no published file that is known", printed)
+    assert "published: AudioCLIP-Full-Training.pt, sha256 2441d35b" in printed
+
+
+def test_the_preset_of_weights_names_those_of_all_networks():
+    settings = load(Evaluating, [presets.path("evaluate/weights")])
+    assert set(settings.weights) <= set(EXTRACTORS)
+    for name in SHIPPED:
+        needed = {extractor_class(metric.extractor).weights for metric in protocols.load(name).metrics.values()}
+        assert needed - {""} <= set(settings.weights)
+
+
+def test_a_damaged_file_of_features_is_named(sets, protocol, tmp_path, capsys):
+    assert run(protocol, tmp_path / "out") == 0
+    (tmp_path / "out/report.json").unlink()
+    file = sorted((tmp_path / "out/features").rglob("block-000003.safetensors"))[0]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4])
+    assert run(protocol, tmp_path / "out") == 2
+    assert f"{file}: cannot be read as features" in capsys.readouterr().err
+    file.unlink()
+    assert run(protocol, tmp_path / "out") == 0
+    assert file.read_bytes() == whole

@@ -3,6 +3,7 @@
 Every draw is a function of (seed, name of the figure, number of the draw).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,8 +58,9 @@ def interval(
         others = rows if distance.compares == "pairs" else generator.integers(len(reference), size=len(reference))
         values.append(estimate(rows, others))
     centre = estimate(np.arange(len(samples)), np.arange(len(reference)))
-    margins = np.quantile(np.array(values) - np.mean(values), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(centre + float(margins[0]), centre + float(margins[1]))
+    present = _present(values)
+    low, high = np.quantile(present - present.mean(), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(max(centre + float(low), distance.lowest), centre + float(high))
 
 
 def floor(distance: Distance, samples: np.ndarray, reference: np.ndarray, name: str, seed: int, repeats: int) -> Floor:
@@ -73,4 +75,11 @@ def floor(distance: Distance, samples: np.ndarray, reference: np.ndarray, name: 
         floors.append(itself(first, second))
         rows = second if distance.compares == "pairs" else generator.permutation(len(samples))[:half]
         values.append(figure(rows, second))
-    return Floor(float(np.mean(floors)), float(np.mean(values)), half)
+    return Floor(float(_present(floors).mean()), float(_present(values).mean()), half)
+
+
+def _present(values: Sequence[float]) -> np.ndarray:
+    """Return ``values`` without NaN, those of draws in which no clip has a value; one NaN if nothing is left."""
+    present = np.array(values)
+    present = present[~np.isnan(present)]
+    return present if len(present) else np.array([np.nan])

@@ -5,6 +5,7 @@ A distance states, as class attributes:
 - ``direction``: "higher" or "lower", whichever is better;
 - ``compares``: "sets", if samples and reference clips are two distributions; "pairs", if each sample is compared with
   the reference clip of its name; "nothing", if the reference does not count;
+- ``lowest``: below which it cannot be, and so no interval is;
 - ``floor``: in words, what its figure of the reference itself is (see ``bootstrap.py``);
 - ``note``: in a sentence, what a reader of the figure has to know; "" for nothing.
 
@@ -13,6 +14,7 @@ Its options are keyword arguments of ``__init__``, with defaults; they are keys 
 Everything is computed in float64, whatever the features are.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal
@@ -30,6 +32,7 @@ class Distance(ABC):
 
     direction: Direction
     compares: Literal["sets", "pairs", "nothing"]
+    lowest: float = -math.inf
     floor: str
     note: str = ""
 

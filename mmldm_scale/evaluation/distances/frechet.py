@@ -43,7 +43,7 @@ def _moments(features: np.ndarray, covariance: Covariance) -> tuple[np.ndarray, 
     features = features.astype(np.float64)
     mean = features.mean(axis=0)
     centred = (features - mean) / np.sqrt(count - 1 if covariance == "unbiased" else count)
-    return mean, np.linalg.qr(centred, mode="r") if count > dimension else centred
+    return mean, np.asarray(np.linalg.qr(centred, mode="r")) if count > dimension else centred
 
 
 class Frechet(Distance):
@@ -51,6 +51,7 @@ class Frechet(Distance):
 
     direction = "lower"
     compares = "sets"
+    lowest = 0.0
     floor = "one half of the reference against the other"
     note = "Fréchet distances fall with the number of clips: compare only figures of equal counts."
 
@@ -69,6 +70,7 @@ class FrechetOfEach(Distance):
 
     direction = "lower"
     compares = "sets"
+    lowest = 0.0
     floor = "clips of one half of the reference, each against the other half"
 
     def __init__(self, covariance: Covariance = "unbiased") -> None:

@@ -25,7 +25,7 @@ class _MMD(Distance):
 
     direction = "lower"
     compares = "sets"
-    floor = "one half of the reference against the other; 0 but for its spread"
+    floor = "one half of the reference against the other, near 0"
 
     def estimate(self, samples: np.ndarray, reference: np.ndarray) -> Estimate:
         samples, reference = samples.astype(np.float64), reference.astype(np.float64)

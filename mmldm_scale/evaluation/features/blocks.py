@@ -23,7 +23,6 @@ from mmldm_scale.common.errors import UserError
 
 VERSION = 1  # of how features are made: raise it when the same choices give other vectors
 DIGITS = 12  # of a fingerprint, in names of folders
-BATCHES = 4  # of a block
 FEATURES, NAMES = "features", "names"  # the tensor, and the metadata with the clips' names as JSON
 
 
@@ -41,9 +40,9 @@ class Block:
 
 
 def split(positions: Sequence[int], batch_size: int) -> list[Block]:
-    """Return ``positions`` in blocks of :data:`BATCHES` batches."""
-    size = BATCHES * batch_size
-    return [Block(i, positions[start : start + size]) for i, start in enumerate(range(0, len(positions), size))]
+    """Return ``positions`` in blocks of ``batch_size`` clips, which a network sees together."""
+    starts = range(0, len(positions), batch_size)
+    return [Block(i, positions[start : start + batch_size]) for i, start in enumerate(starts)]
 
 
 def digest(choices: object) -> str:

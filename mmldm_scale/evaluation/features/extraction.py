@@ -90,31 +90,26 @@ class MeasuredSet:
         """Return the vectors of all measured clips by the network ``key``, (N, D) float32."""
         return self.folders[key].read(self.blocks, self.names)
 
-    def make(self, block: Block, progress: "tqdm[None]") -> None:
+    def make(self, block: Block) -> None:
         """Compute and write the files of ``block`` that are missing.
 
         Raises:
             UserError: a clip cannot be read, or does not fit the protocol or a network.
         """
         missing = {key: network for key, network in self.networks.items() if not self.folders[key].has(block)}
-        parts: dict[str, list[np.ndarray]] = {key: [] for key in missing}
-        for batch in _batches(block.positions, self.protocol.batch_size):
-            inputs = self._inputs(batch, missing)
-            for key, network in missing.items():
-                parts[key].append(self._vectors(network, inputs[key], batch))
-            progress.update(len(batch))
+        inputs = self._inputs(block.positions, missing)
         names = [self.clips.names[position] for position in block.positions]
-        for key in missing:
-            self.folders[key].write(block, np.concatenate(parts[key]), names)
+        for key, network in missing.items():
+            self.folders[key].write(block, self._vectors(network, inputs[key], names), names)
 
     def check_first(self) -> None:
         """Read and prepare the first clip; raise UserError if that cannot be done."""
         self._inputs(self.positions[:1], self.networks)
 
-    def _inputs(self, batch: Sequence[int], networks: Mapping[str, Network]) -> dict[str, list[Tensor]]:
-        """Return the inputs of each network for the clips at ``batch``, each clip read once."""
+    def _inputs(self, positions: Sequence[int], networks: Mapping[str, Network]) -> dict[str, list[Tensor]]:
+        """Return the inputs of each network for the clips at ``positions``, each clip read once."""
         inputs: dict[str, list[Tensor]] = {key: [] for key in networks}
-        for position in batch:
+        for position in positions:
             record = self._read(position, networks)
             for key, network in networks.items():
                 try:
@@ -134,14 +129,14 @@ class MeasuredSet:
         except UserError as error:
             raise UserError(f"{self.clips.path}: {error}") from None
 
-    def _vectors(self, network: Network, inputs: list[Tensor], batch: Sequence[int]) -> np.ndarray:
-        names = [self.clips.names[position] for position in batch]
+    def _vectors(self, network: Network, inputs: list[Tensor], names: Sequence[str]) -> np.ndarray:
+        """Return the vectors of ``inputs``, (n, D) float32; a UserError names the clip by ``names``."""
         odd = next((name for name, part in zip(names, inputs, strict=True) if part.shape != inputs[0].shape), None)
         if odd:
             raise UserError(f"{self.clips.path}: clips {names[0]} and {odd} have different durations or sizes")
         vectors = network.extractor.features(torch.stack(inputs)).numpy()
-        if vectors.shape != (len(batch), network.extractor.dimension):
-            raise ValueError(f"{network.name}: features returned {vectors.shape} for {len(batch)} clips")
+        if vectors.shape != (len(names), network.extractor.dimension):
+            raise ValueError(f"{network.name}: features returned {vectors.shape} for {len(names)} clips")
         infinite = np.isinf(vectors).any(axis=1)
         if infinite.any():
             raise UserError(f"{self.clips.path}: clip {names[int(infinite.argmax())]}: {network.name} gives infinity")
@@ -177,13 +172,10 @@ def extract(work: Sequence[Work], quiet: bool) -> None:
                     lease = measured.lease(block)
                     if measured.lacks(block) and leases.take(lease):
                         if measured.lacks(block):  # no other job has made it meanwhile
-                            measured.make(block, progress)
+                            measured.make(block)
                         leases.release(lease)
+                    progress.update(len(block.positions))
 
 
 def _of(folder: Path, work: Sequence[Work]) -> Iterator[Work]:
     return ((measured, block) for measured, block in work if measured.folder == folder)
-
-
-def _batches(positions: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [positions[start : start + size] for start in range(0, len(positions), size)]

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from mmldm_scale.evaluation.report.markdown import shown
 
 WIDTH, ROW = 560, 26  # pixels: width of a chart, height of a row
-LABEL, MARGIN = 190, 60  # pixels for texts, on the left and on the right
+LABEL, MARGIN = 190, 80  # pixels for texts, on the left and on the right
 Bar = tuple[str, float, tuple[float, float] | None]  # label, value, interval
 
 
