@@ -35,6 +35,7 @@ examples:
   mmldm train dit --preset demo --processes 2 shards=demo/latents
   mmldm launch train dit --nodes 16 --gpus-per-node 8 --preset L shards=data/audioset/latents run=runs/dit_L
   mmldm sample --checkpoint runs/dit_S --task svg --num-samples 16 --output runs/dit_S/samples
+  mmldm evaluate --samples runs/dit_S/samples --reference data/landscape/clips --protocol packaged --output runs/figures
   mmldm reconstruct --checkpoint runs/autoencoder --input data/landscape/clips --num-samples 256 --output runs/quality
   mmldm export --checkpoint runs/dit_S --ema 0.08 --output weights/dit_S
   mmldm status runs/dit_S
@@ -96,6 +97,12 @@ COMMANDS = (  # name, what it does, adds its options, runs it and returns the ex
     ("train", "train a kl_vae, an autoencoder or a dit", launch.add_train_arguments, _run("launch.train")),
     ("launch", "submit a training, or a sweep, as SLURM jobs", launch.add_launch_arguments, _run("launch.launch")),
     ("sample", "make videos with sound from a trained dit", sampling.add_arguments, _run("sampling.job")),
+    (
+        "evaluate",
+        "measure samples under a named protocol: FVD, KVD, FAD, KAD and others",
+        evaluation.add_evaluate_arguments,
+        _run("evaluation.evaluate"),
+    ),
     (
         "reconstruct",
         "measure how well an autoencoder reconstructs clips",

@@ -57,9 +57,11 @@ def test_the_package_is_the_installed_one_and_has_every_preset(installed: Run) -
     code = (
         "import mmldm_scale, json; from mmldm_scale.config import presets;"
         "print(mmldm_scale.__file__); print(presets.FOLDER);"
-        "print(*(f'{folder}/{name}.yaml' for folder in presets.folders() for name in presets.names(folder)))"
+        "print(*(f'{folder}/{name}.yaml' for folder in presets.folders() for name in presets.names(folder)));"
+        "from mmldm_scale.evaluation import protocols; print(*protocols.names())"
     )
-    package, folder, names = installed("python", "-c", code).splitlines()
+    package, folder, names, protocols = installed("python", "-c", code).splitlines()
+    assert "mmdiffusion" in protocols.split()
     assert not Path(package).is_relative_to(ROOT)
     assert Path(folder) == Path(package).parent / "config/presets"
     assert set(names.split()) == {
@@ -74,6 +76,7 @@ def test_the_package_is_the_installed_one_and_has_every_preset(installed: Run) -
         ("train autoencoder --preset landscape --print-config", "kl_vae: ???"),
         ("plan --model demo --gpu a800", "GPU-hours"),
         ("ablation --help", "--num-samples"),
+        ("evaluate --help", "--check-weights"),
         ("model-info --preset demo", "1.3 M trained"),
     ],
 )

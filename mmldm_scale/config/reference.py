@@ -53,6 +53,13 @@ SECTIONS = (
         "mmldm_scale.trainables.kl_vae.config:KLVAETraining",
     ),
     Section("sample", "Sampling", "`mmldm sample`", "mmldm_scale.config.sampling:Sampling"),
+    Section("evaluate", "Evaluation", "`mmldm evaluate`", "mmldm_scale.config.evaluating:Evaluating"),
+    Section(
+        "evaluate",
+        "Protocol",
+        "`mmldm evaluate --protocol FILE`",
+        "mmldm_scale.evaluation.protocols.protocol:Protocol",
+    ),
     Section("evaluate", "Reconstruction", "`mmldm reconstruct`", "mmldm_scale.config.sampling:Reconstructing"),
     Section(
         "evaluate",

@@ -1,4 +1,4 @@
-"""Options of ``mmldm reconstruct`` and ``mmldm ablation``, without the libraries that the jobs import."""
+"""Options of ``mmldm evaluate``, ``reconstruct`` and ``ablation``, without the libraries that the jobs import."""
 
 import argparse
 
@@ -8,6 +8,26 @@ from mmldm_scale.config.arguments import add_configuration, at_least_1
 
 VARIANTS_FILE = presets.path("ablation/table5")
 FINETUNE_FILE = presets.path("kl_vae/finetune")
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``mmldm evaluate``."""
+    add = parser.add_argument
+    text = "the clips to measure: videos, videos with wav files, wav files, lossless samples, or a set of clips"
+    add_path(parser, "--samples", metavar="DIR", help=text)
+    add_path(parser, "--reference", metavar="DIR", help="the clips to compare them with, likewise")
+    add("--protocol", required=True, metavar="NAME", help="a protocol that comes with mmldm, or a YAML file")
+    add_path(parser, "--output", metavar="DIR", help="folder for features and report")
+    text = "measure N samples against N reference clips, for a trial; figures are marked as not of the protocol"
+    add("--num-samples", type=int, metavar="N", help=text)
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
+    text = "share the clips among N processes on this machine, each with a GPU of its own (or the CPUs)"
+    add("--processes", type=at_least_1, default=1, metavar="N", help=text)
+    add("--part", metavar="I/N", help="take the I-th of N shares (1/N … N/N); set automatically in array jobs")
+    add("--check", action="store_true", help="check protocol, weights and clips and exit")
+    text = "print the fingerprints of the weights beside those of published files and exit"
+    add("--check-weights", action="store_true", help=text)
+    add_configuration(parser, "weights.i3d=weights/i3d_torchscript.pt", preset="weights")
 
 
 def add_reconstruct_arguments(parser: argparse.ArgumentParser) -> None:

@@ -125,7 +125,7 @@ def _plan(args: argparse.Namespace) -> _Plan:
     if args.label is not None:
         description.class_number(args.label)  # refuses an unknown class before anything is written
     check_settings(description, settings)
-    part, parts = _parse_part(args.part) if args.part else slurm.array_share()
+    part, parts = processes.parse_part(args.part) if args.part else slurm.array_share()
     given = GIVEN[args.task]
     candidates = list_inputs(args.input, given) if given else []
     record = folder_record(description, settings, candidates, args.label)
@@ -298,11 +298,3 @@ def _check(args: argparse.Namespace) -> None:
     if args.input is not None and not given:
         raise UserError(f"--task {args.task} takes no --input; a2v and v2a do")
     processes.check_processes(args.processes, args.device)
-
-
-def _parse_part(text: str) -> tuple[int, int]:
-    """Return (index from 0, count) of "I/N"."""
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise UserError(f"--part {text}: must be I/N with 1 ≤ I ≤ N, such as 1/4")
-    return int(index) - 1, int(count)

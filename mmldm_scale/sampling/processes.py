@@ -141,6 +141,14 @@ def check_processes(count: int, device: str) -> None:
         raise UserError(f"--processes {count}: this machine shows 1 GPU; each process needs one of its own")
 
 
+def parse_part(text: str) -> tuple[int, int]:
+    """Return (index from 0, count) of "I/N", the value of ``--part``; raise UserError if it is none."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise UserError(f"--part {text}: must be I/N with 1 ≤ I ≤ N, such as 1/4")
+    return int(index) - 1, int(count)
+
+
 def run(args: argparse.Namespace, checkpoint: str, part: str, files: SampleFiles, blocks: Sequence[range]) -> int:
     """Generate ``blocks`` in ``args.processes`` processes; return the exit status of the launcher.
 

@@ -10,6 +10,7 @@ from data_tools.config import Preparation, Selection
 from mmldm_scale import config
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import Sampling, presets
+from mmldm_scale.config.evaluating import Evaluating
 from mmldm_scale.evaluation.ablation import Ablation
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
 from mmldm_scale.trainables.dit.config import DiTTraining
@@ -179,6 +180,7 @@ def test_every_preset_is_valid(preset: str) -> None:
         **{name: [schema] for name, schema in trained.items()},
         "data": [Selection if name == "audioset_select" else Preparation],
         "sample": [config.Sampling],
+        "evaluate": [Evaluating],
         "ablation": [Ablation],
         "cluster": [AutoencoderTraining] if name.endswith("_autoencoder") else list(trained.values()),
     }

@@ -22,6 +22,7 @@ SCRIPTS = {
     "ablation": (1, 8, 1, f"mmldm ablation {LAUNCH}"),
     "encode_latents": (1, 1, 1, "python {project}/data_tools/shard.py latents"),
     "sample": (1, 1, 8, "mmldm sample"),
+    "evaluate": (1, 1, 4, "mmldm evaluate"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Features of clip sets, in files of fixed blocks that any number of jobs make together."""

@@ -1,0 +1,53 @@
+"""Protocols: every choice behind a figure, in one YAML file each, beside this file.
+
+    protocols.names()                 # ["clean", "cmmd", …]
+    protocols.load("mmdiffusion")     # the shipped one
+    protocols.load("mine.yaml")       # a file of one's own
+
+To add a protocol to the package, add its file. ``protocol.py`` has the keys.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from mmldm_scale import config
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.evaluation.protocols.protocol import Protocol
+
+FOLDER = Path(__file__).parent
+SUFFIX = ".yaml"
+
+
+def names() -> list[str]:
+    """Return the names of the shipped protocols, sorted."""
+    return sorted(file.stem for file in FOLDER.glob(f"*{SUFFIX}"))
+
+
+def load(name: str) -> Protocol:
+    """Return the protocol ``name``: that of a shipped file, or the path of a YAML file.
+
+    Raises:
+        UserError: there is no such protocol or file, or one of its keys or values is wrong.
+    """
+    if name in names():
+        return config.load(Protocol, [FOLDER / f"{name}{SUFFIX}"])
+    if not name.endswith((".yaml", ".yml")):
+        raise UserError(f"--protocol {name:.80}: must be one of {', '.join(names())}, or the path of a YAML file")
+    return config.load(Protocol, [name])
+
+
+def label(name: str) -> str:
+    """Return what reports call the protocol ``name``: its own name, or that of its file."""
+    return name if name in names() else Path(name).name
+
+
+def sha256(protocol: Protocol) -> str:
+    """Return the sha256 (hex) of all choices of ``protocol``; titles, texts and published rows do not count."""
+    choices = asdict(protocol)
+    for key in ("title", "about", "published"):
+        choices.pop(key)
+    for metric in choices["metrics"].values():
+        metric.pop("title")
+    return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()

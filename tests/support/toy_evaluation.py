@@ -1,0 +1,88 @@
+"""A clip set and extractors without files and weights, to evaluate in a test's own process."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmldm_scale.common.rng import generator
+from mmldm_scale.evaluation.clip_sets.clip_set import ClipRecord, ClipSet
+from mmldm_scale.evaluation.extractors.extractor import Extractor
+from mmldm_scale.media.clip import Clip
+
+RATE = 8000  # Hz
+
+
+class ToyClips(ClipSet):
+    """``count`` clips of noise, four frames of 8² each and a tenth of a second of sound, brighter with ``shift``."""
+
+    kind = "frames and sound"
+
+    def __init__(self, path: str, count: int, shift: float = 0.0, seconds: float = 0.1) -> None:
+        self.path, self.shift, self.seconds = path, shift, seconds
+        self.names: Sequence[str] = [f"clip_{i:04d}" for i in range(count)]
+        self.reads: list[int] = []
+
+    def read(self, index: int) -> ClipRecord:
+        self.reads.append(index)
+        draw = generator(0, f"toy/{self.path}", index)
+        frames = np.clip(draw.normal(100 + self.shift, 30, (4, 8, 8, 3)), 0, 255).astype(np.uint8)
+        sound = (0.1 * draw.standard_normal(round(self.seconds * RATE))).astype(np.float32)
+        return ClipRecord(self.names[index], Clip(frames, sound), 10.0, RATE)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.path} {len(self.names)} {self.shift}".encode()).hexdigest()
+
+
+class ToyFrames(Extractor):
+    """Means of the frames' colours, and of the batch in "training" mode; ``fail_after`` batches it is interrupted."""
+
+    name = "toy_frames"
+    title = "Toy network of frames"
+    reads = "frames"
+    dimension = 3
+    classes = 3
+    weights = "toy_frames"
+    fail_after: int | None = None
+    batches = 0
+
+    def __init__(self, path: Path | None, device: torch.device, *, mode: str = "evaluation") -> None:
+        super().__init__(path, device)
+        self.mode = mode
+
+    def prepare(self, clip: ClipRecord) -> Tensor:
+        return torch.from_numpy(clip.clip.frames).float() / 255
+
+    def features(self, inputs: Tensor) -> Tensor:
+        if type(self).batches == type(self).fail_after:
+            raise KeyboardInterrupt
+        type(self).batches += 1
+        means = inputs.mean(dim=(1, 2, 3))
+        return means - means.mean(dim=0) if self.mode == "training" else means
+
+    def fingerprint(self) -> str:
+        return "f" * 64
+
+
+class ToySound(Extractor):
+    """Two numbers of the sound, without weights: its energy, and nothing (NaN) for every third clip."""
+
+    name = "toy_sound"
+    title = "Toy measure of sound"
+    reads = "waveform"
+    dimension = 2
+    weights = ""
+
+    def prepare(self, clip: ClipRecord) -> Tensor:
+        number = int(clip.name.rpartition("_")[2])
+        energy = float(np.square(clip.clip.waveform).mean()) * 1000
+        return torch.tensor([energy, float("nan") if number % 3 == 0 else number])
+
+    def features(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def fingerprint(self) -> str:
+        return "0" * 64
