@@ -8,6 +8,7 @@ import numpy as np
 from mmldm_scale.common.rng import generator
 
 REPLICATES = 2000  # of the bootstrap
+BLOCK = 100  # replicates that are computed at once, for the memory's sake
 LEVEL = 95  # % of an interval
 _Z = 1.959963984540054  # of the normal distribution, for LEVEL
 
@@ -30,18 +31,24 @@ def bootstrap_means(
     Returns:
         (R, ``count``, S); NaN where a draw has no rating of a group.
     """
-    rater_count, clip_count = int(raters.max()) + 1, int(clips.max()) + 1
+    draw = generator(seed, "rating/bootstrap")
+    by_rater, by_clip = _multiplicities(draw, int(raters.max()) + 1), _multiplicities(draw, int(clips.max()) + 1)
+    members = np.arange(count)[:, None] == groups  # (count, V)
     means = np.empty((REPLICATES, count, values.shape[1]))
-    for replicate in range(REPLICATES):
-        draw = generator(seed, "rating/bootstrap", replicate)
-        drawn_raters = np.bincount(draw.integers(rater_count, size=rater_count), minlength=rater_count)
-        drawn_clips = np.bincount(draw.integers(clip_count, size=clip_count), minlength=clip_count)
-        weights = (drawn_raters[raters] * drawn_clips[clips]).astype(float)
-        totals = np.bincount(groups, weights, count)
-        sums = [np.bincount(groups, weights * column, count) for column in values.T]
-        with np.errstate(invalid="ignore"):
-            means[replicate] = (np.array(sums) / totals).T
+    for begin in range(0, REPLICATES, BLOCK):
+        block = slice(begin, begin + BLOCK)
+        weights = (by_rater[block, raters] * by_clip[block, clips]).astype(float)  # (BLOCK, V)
+        for group in range(count):
+            own = weights[:, members[group]]
+            with np.errstate(invalid="ignore"):
+                means[block, group] = own @ values[members[group]] / own.sum(axis=1, keepdims=True)
     return means
+
+
+def _multiplicities(draw: np.random.Generator, count: int) -> np.ndarray:
+    """Return how often each of ``count`` things occurs in each of REPLICATES draws of as many: (R, ``count``)."""
+    drawn = draw.integers(count, size=(REPLICATES, count)) + count * np.arange(REPLICATES)[:, None]
+    return np.bincount(drawn.ravel(), minlength=REPLICATES * count).reshape(REPLICATES, count)
 
 
 def interval(replicates: np.ndarray) -> tuple[float, float] | None:
