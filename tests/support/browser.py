@@ -17,8 +17,13 @@ from typing import Any
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CODES = {"Enter": 13, " ": 32, "ArrowUp": 38, "ArrowDown": 40}  # keys' codes, where they are not the character's own
-# Settles as soon as an expression is true: looks again at every picture of the page.
-UNTIL = "new Promise(done => {{ const look = () => ({}) ? done(true) : requestAnimationFrame(look); look(); }})"
+LIMIT = 60  # seconds after which a page that does not become what a test waits for is a failure
+# Settles as soon as an expression is true, which is looked at again with every picture of the page.
+UNTIL = """new Promise(done => {{
+  const end = performance.now() + {limit} * 1000;
+  const look = () => ({true}) ? done(true) : performance.now() > end ? done(false) : requestAnimationFrame(look);
+  look();
+}})"""
 
 
 class Browser:
@@ -96,10 +101,15 @@ class Browser:
         return result["result"].get("value")
 
     def wait(self, expression: str) -> None:
-        """Return as soon as ``expression`` is true of a page that is loaded, this one or a later one."""
+        """Return as soon as ``expression`` is true of a page that is loaded, this one or a later one.
+
+        Raises:
+            AssertionError: it does not become true within LIMIT seconds.
+        """
+        looked = UNTIL.format(limit=LIMIT, true=f"document.readyState == 'complete' && ({expression})")
         while True:
             try:
-                self.evaluate(UNTIL.format(f"document.readyState == 'complete' && ({expression})"))
+                assert self.evaluate(looked), f"{expression}: is not true of {self.evaluate('document.body.innerText')}"
             except RuntimeError as error:
                 if "navigated" not in str(error) and "context" not in str(error):
                     raise

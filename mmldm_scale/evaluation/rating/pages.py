@@ -56,8 +56,12 @@ def question_page(question: Question, number: int, total: int, vote: Vote | None
         {"place": place, "name": name, "scores": vote.scores[i] if vote else {}}
         for i, (place, name) in enumerate(zip(("a", "b"), names, strict=False))
     ]
-    values = {"number": number, "total": total, "current": current, "clips": clips, "scales": SCALE_TEXTS}
-    values |= {"preference": vote.preference if vote else "", "asks_preference": asks_preference(question)}
+    values: dict[str, Any] = {"number": number, "total": total, "current": current, "clips": clips}
+    values |= {
+        "scales": SCALE_TEXTS,
+        "preference": vote.preference if vote else "",
+        "asks_preference": asks_preference(question),
+    }
     return page("question.html", title=f"{number} of {total}", heading=_heading(question), words=_words(), **values)
 
 
@@ -73,7 +77,7 @@ def start_page(questions: int, pairs: bool, new_key: str, progress: tuple[str, i
         new_key: of a rater who begins now.
         progress: of the rater whom the browser remembers: key, and number of answers.
     """
-    values = {"questions": questions, "pairs": pairs, "new_key": new_key, "progress": progress}
+    values: dict[str, Any] = {"questions": questions, "pairs": pairs, "new_key": new_key, "progress": progress}
     return page("start.html", title="Rate videos with sound", scales=SCALE_TEXTS, words=_words(), **values)
 
 

@@ -133,9 +133,9 @@ def _alpha(value: float | None) -> str:
 
 def _charts(shown: Figures) -> list[dict[str, object]]:
     """Return, for each scale, each set's mean and interval, and its ratings with scores 1 to 5 in percent."""
-    charts = []
+    charts: list[dict[str, object]] = []
     for scale in SCALES:
-        rows = []
+        rows: list[dict[str, object]] = []
         for name, scores in shown.scores.items():
             mean, counts = scores[scale].mean, scores[scale].counts
             low, high = mean.interval or (mean.value, mean.value)

@@ -87,11 +87,11 @@ class RatingApplication:
 
     def _respond(self, request: Request) -> Response:
         endpoint, values = self._routes.bind_to_environ(request.environ).match()
-        token = values.pop("token")
+        token, others = values["token"], {name: value for name, value in values.items() if name != "token"}
         if not hmac.compare_digest(token.encode(), self._token.encode()):
             raise Forbidden
         view: Callable[..., Response] = endpoint
-        return view(request, **values)
+        return view(request, **others)
 
     def _start(self, request: Request) -> Response:
         key = request.cookies.get(COOKIE, "")
@@ -161,7 +161,6 @@ def _send_clip(request: Request, file: Path, name: str, tag: str) -> Response:
     response = send_file(file.absolute(), request.environ, "video/mp4", download_name=name, etag=tag, max_age=CLIP_AGE)
     response.headers.pop("Last-Modified", None)
     response.cache_control.private = True
-    response.cache_control.public = None
     return response
 
 

@@ -306,5 +306,5 @@ def _from_json(folder: Path, record: Mapping[str, Any]) -> Study:
         )
         for part in record["sets"]
     }
-    numbers = [int(record[key]) for key in ("questions", "checks", "seed")]
-    return Study(folder, record["mode"], *numbers, sets)
+    questions, checks, seed = (int(record[key]) for key in ("questions", "checks", "seed"))
+    return Study(folder, record["mode"], questions, checks, seed, sets)
