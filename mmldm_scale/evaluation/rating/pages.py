@@ -27,7 +27,7 @@ class Scale:
 SCALE_TEXTS = (
     Scale(SCALES[0], "Audio quality", "Is the sound clear and natural?"),
     Scale(SCALES[1], "Video quality", "Is the picture sharp and realistic?"),
-    Scale(SCALES[2], "Match", "Does the sound belong to the picture, at the right moment?"),
+    Scale(SCALES[2], "Match", "Does the sound fit what is seen, in time?"),
 )
 WORDS = ("bad", "poor", "fair", "good", "excellent")  # for 1 to 5, as in ITU-T P.800
 
@@ -57,12 +57,9 @@ def question_page(question: Question, number: int, total: int, vote: Vote | None
         for i, (place, name) in enumerate(zip(("a", "b"), names, strict=False))
     ]
     values: dict[str, Any] = {"number": number, "total": total, "current": current, "clips": clips}
-    values |= {
-        "scales": SCALE_TEXTS,
-        "preference": vote.preference if vote else "",
-        "asks_preference": asks_preference(question),
-    }
-    return page("question.html", title=f"{number} of {total}", heading=_heading(question), words=_words(), **values)
+    values |= {"asks_preference": asks_preference(question), "preference": vote.preference if vote else ""}
+    values |= {"heading": _heading(question), "scales": SCALE_TEXTS, "words": _words()}
+    return page("question.html", title=f"{number} of {total}", **values)
 
 
 def asks_preference(question: Question) -> bool:
@@ -70,14 +67,22 @@ def asks_preference(question: Question) -> bool:
     return len(question.clips) > 1 and (question.check is None or question.check.kind == "noise")
 
 
-def start_page(questions: int, pairs: bool, new_key: str, progress: tuple[str, int] | None) -> Response:
+def start_page(questions: int, pairs: bool, checks: bool, new_key: str, progress: tuple[str, int] | None) -> Response:
     """Return the first page.
 
     Args:
+        questions: number of pages with questions.
+        checks: whether some of them are attention checks.
         new_key: of a rater who begins now.
         progress: of the rater whom the browser remembers: key, and number of answers.
     """
-    values: dict[str, Any] = {"questions": questions, "pairs": pairs, "new_key": new_key, "progress": progress}
+    values: dict[str, Any] = {
+        "questions": questions,
+        "pairs": pairs,
+        "checks": checks,
+        "new_key": new_key,
+        "progress": progress,
+    }
     return page("start.html", title="Rate videos with sound", scales=SCALE_TEXTS, words=_words(), **values)
 
 

@@ -97,8 +97,9 @@ class RatingApplication:
         key = request.cookies.get(COOKIE, "")
         rater = self._store.rater(key)
         progress = None if rater is None else (key, len(self._store.answered(rater)))
-        total = self._study.questions + self._study.checks
-        return pages.start_page(total, self._study.mode == "pairs", secrets.token_urlsafe(16), progress)
+        study = self._study
+        total, pairs = study.questions + study.checks, study.mode == "pairs"
+        return pages.start_page(total, pairs, study.checks > 0, secrets.token_urlsafe(16), progress)
 
     def _begin(self, request: Request) -> Response:
         """Add a rater; a form that is sent twice has the same key, and adds one."""
@@ -115,9 +116,7 @@ class RatingApplication:
         else:
             text = f"All {len(questions)} questions are answered, and your answers are saved. You can close this page."
             response = pages.message_page("Thank you!", text, link=(f"{len(questions)}", "Look at the last one again"))
-        response.set_cookie(
-            COOKIE, key, max_age=COOKIE_AGE, path=f"/{self._token}/", httponly=True, samesite="Lax", secure=False
-        )
+        response.set_cookie(COOKIE, key, max_age=COOKIE_AGE, path=f"/{self._token}/", httponly=True, samesite="Lax")
         return response
 
     def _ask(self, request: Request, key: str, number: int) -> Response:
@@ -158,9 +157,9 @@ class RatingApplication:
 
 def _send_clip(request: Request, file: Path, name: str, tag: str) -> Response:
     """Send ``file`` under ``name``, or the bytes of it that the browser asks for; no header tells which file it is."""
-    response = send_file(file.absolute(), request.environ, "video/mp4", download_name=name, etag=tag, max_age=CLIP_AGE)
+    response = send_file(file.absolute(), request.environ, "video/mp4", download_name=name, etag=tag)
     response.headers.pop("Last-Modified", None)
-    response.cache_control.private = True
+    response.headers["Cache-Control"] = f"private, max-age={CLIP_AGE}"
     return response
 
 
