@@ -20,6 +20,7 @@ from mmldm_scale.common.errors import LostContact, UserError, refused_paths
 from mmldm_scale.common.processes import READER_GONE, end_quietly_without_reader, flushed_output, prepare_command
 from mmldm_scale.doctor import command as doctor
 from mmldm_scale.evaluation import arguments as evaluation
+from mmldm_scale.evaluation.rating import arguments as rating
 from mmldm_scale.launch import arguments as launch
 from mmldm_scale.planning import arguments as planning
 from mmldm_scale.sampling import arguments as sampling
@@ -37,6 +38,7 @@ examples:
   mmldm sample --checkpoint runs/dit_S --task svg --num-samples 16 --output runs/dit_S/samples
   mmldm evaluate --samples runs/dit_S/samples --reference data/landscape/clips --protocol packaged --output runs/figures
   mmldm reconstruct --checkpoint runs/autoencoder --input data/landscape/clips --num-samples 256 --output runs/quality
+  mmldm rate serve --study studies/landscape --set ours=runs/dit_S/samples --set theirs=data/theirs
   mmldm export --checkpoint runs/dit_S --ema 0.08 --output weights/dit_S
   mmldm status runs/dit_S
   mmldm follow runs/dit_S --to wandb
@@ -114,6 +116,12 @@ COMMANDS = (  # name, what it does, adds its options, runs it and returns the ex
         "train variants of an autoencoder and compare them (Tables 5 and 6)",
         evaluation.add_ablation_arguments,
         _run("evaluation.ablation"),
+    ),
+    (
+        "rate",
+        "have people rate clips in a browser, and evaluate their votes",
+        rating.add_arguments,
+        _run("evaluation.rating.command"),
     ),
     (
         "export",
