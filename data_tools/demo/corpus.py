@@ -3,7 +3,7 @@
     python data_tools/demo/corpus.py --output DIR --videos 48 --seconds 4 --seed 0
 
 writes DIR/<class>/<class>_<number>.mp4 (H.264 + AAC) and beside each a .json with the exact truth: class, seed, rates,
-and time and place of every hit. The same arguments give the same bytes; videos that exist already are kept. From
+and time, place and pitch of every hit. The same arguments give the same bytes; videos that exist already are kept. From
 Python: ``make_corpus(folder, videos=8, seconds=2)``.
 """
 

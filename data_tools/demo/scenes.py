@@ -7,6 +7,7 @@ four classes has its own look and timbre: ``ball`` (low thumps, pitched by speed
 """
 
 import colorsys
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -22,13 +23,17 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Hit:
-    """One event of the truth: ``what`` strikes ``on`` at ``time`` (seconds), at the place (x, y)."""
+    """One event of the truth: ``what`` strikes ``on`` at ``time`` (seconds), at the place (x, y).
+
+    ``pitch`` (Hz) is what its sound falls to, its lowest partial, or the middle of its noise.
+    """
 
     time: float
     x: float
     y: float
     what: str
     on: str
+    pitch: float = 0.0
 
 
 class Scene:
@@ -112,6 +117,7 @@ class Ball(Scene):
         pitch = self.pitch[ball] * (0.7 + 0.4 * speed)
         phase = 2 * np.pi * pitch * (time + 0.02 * (1 - np.exp(-time / 0.02)))  # falls to its pitch from twice as high
         loudness = min(1.0, 0.35 + 0.35 * speed)
+        hit = dataclasses.replace(hit, pitch=pitch)
         self.events.append((hit, loudness * np.sin(phase) * decay(time, 0.08)))
 
     def paint(self, canvas: "Canvas", time: float) -> None:
@@ -145,7 +151,7 @@ class Bell(Scene):
             if time < seconds:
                 x, y = self._bob(time)
                 name = "right bell" if number % 2 else "left bell"
-                hit = Hit(time, x + (0.07 if number % 2 else -0.07), y, "clapper", name)
+                hit = Hit(time, x + (0.07 if number % 2 else -0.07), y, "clapper", name, pitches[name])
                 self.events.append((hit, ring(pitches[name])))
 
     def _bob(self, time: float) -> tuple[float, float]:
@@ -183,8 +189,8 @@ class Rain(Scene):
         tone = rng.uniform(2500, 4500)  # Hz
         time = rng.uniform(0.02, 0.2)
         while time < seconds:
-            hit = Hit(time, rng.uniform(0.12, 0.88), rng.uniform(self.shore + 0.12, 0.9), "drop", "water")
-            self.events.append((hit, burst(rng, tone * rng.uniform(0.8, 1.25))))
+            x, y, centre = rng.uniform(0.12, 0.88), rng.uniform(self.shore + 0.12, 0.9), tone * rng.uniform(0.8, 1.25)
+            self.events.append((Hit(time, x, y, "drop", "water", centre), burst(rng, centre)))
             time += rng.uniform(0.14, 0.34)
 
     def paint(self, canvas: "Canvas", time: float) -> None:
@@ -217,8 +223,8 @@ class Blocks(Scene):
             time = (number + 0.5 - self.phase) * self.pace
             if 0 <= time < seconds:
                 block = int(self._along(number + 0.5))
-                hit = Hit(time, (block + 0.5) / self.count, self._height(block), "bar", f"block {block}")
-                self.events.append((hit, click(base * ratio**block)))
+                x, y, pitch = (block + 0.5) / self.count, self._height(block), base * ratio**block
+                self.events.append((Hit(time, x, y, "bar", f"block {block}", pitch), click(pitch)))
 
     def _along(self, travelled: float) -> float:
         """Return where the bar is, in blocks from the left, after it ``travelled`` so many, turning at the walls."""

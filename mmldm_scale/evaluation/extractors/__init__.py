@@ -10,13 +10,16 @@ from mmldm_scale.evaluation.extractors.extractor import Extractor
 # Name → "module:class". A module is imported when its extractor is used: several need packages of an extra.
 EXTRACTORS: dict[str, str] = {
     "audioclip": "audioclip:AudioClip",
+    "av_align": "alignment:AVAlign",
     "clap": "clap:Clap",
     "cnn14": "cnn14:Cnn14",
     "efficientnet_lite0": "efficientnet_lite0:EfficientNetLite0",
     "i3d": "i3d:I3D",
     "imagebind_audio": "imagebind:ImageBindAudio",
     "imagebind_video": "imagebind:ImageBindVideo",
+    "onset_offset": "alignment:OnsetOffset",
     "openwakeword": "openwakeword_embedding:OpenWakeWord",
+    "synthetic": "alignment:SyntheticHits",
     "transnetv2": "transnetv2:TransNetV2",
     "vggish": "vggish:Vggish",
     "videomae": "videomae:VideoMAE",

@@ -4,7 +4,7 @@ An extractor states, as class attributes:
 
 - ``name``: its key in protocols and reports, in snake case, after the network: "i3d", "vggish", "transnetv2", …;
 - ``title``: how reports write it: "I3D (Kinetics-400) logits";
-- ``reads``: "frames" or "waveform";
+- ``reads``: "frames", "waveform" or "both";
 - ``dimension``: numbers of a feature vector;
 - ``classes``: number of classes, if the features can be logits of a classifier, else 0;
 - ``weights``: the setting that holds the path of its pretrained weights. Weights are never downloaded.
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from mmldm_scale.evaluation.clip_sets.clip_set import ClipRecord
 
-Reads = Literal["frames", "waveform"]
+Reads = Literal["frames", "waveform", "both"]
 
 
 class Extractor(ABC):

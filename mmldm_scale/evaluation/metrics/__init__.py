@@ -7,12 +7,21 @@ add one from outside the package, decorate the class with :func:`register` and i
 from collections.abc import Collection
 from typing import TypeVar, get_args
 
+from mmldm_scale.evaluation.metrics.av_align import AVAlign
 from mmldm_scale.evaluation.metrics.lpips import FrameLPIPS
 from mmldm_scale.evaluation.metrics.mel_l1 import ImageMelL1, WaveformMelL1
 from mmldm_scale.evaluation.metrics.metric import Direction, Metric, MetricContext, Reference
 from mmldm_scale.evaluation.metrics.mrstft import WaveformMRSTFT
+from mmldm_scale.evaluation.metrics.onset_offset import OnsetOffset
 from mmldm_scale.evaluation.metrics.psnr import AudioImagePSNR, FramePSNR
 from mmldm_scale.evaluation.metrics.ssim import FrameSSIM
+from mmldm_scale.evaluation.metrics.synthetic_hits import (
+    ClassAgreement,
+    HitsFound,
+    HitsInvented,
+    PitchMatch,
+    SyncError,
+)
 
 MetricClass = TypeVar("MetricClass", bound=type[Metric])
 
@@ -37,12 +46,32 @@ def register(metric: MetricClass) -> MetricClass:
     return metric
 
 
-for _metric in (FramePSNR, FrameSSIM, FrameLPIPS, AudioImagePSNR, ImageMelL1, WaveformMelL1, WaveformMRSTFT):
+for _metric in (
+    FramePSNR,
+    FrameSSIM,
+    FrameLPIPS,
+    AudioImagePSNR,
+    ImageMelL1,
+    WaveformMelL1,
+    WaveformMRSTFT,
+    AVAlign,
+    OnsetOffset,
+    SyncError,
+    HitsFound,
+    HitsInvented,
+    ClassAgreement,
+    PitchMatch,
+):
     register(_metric)
 
 
-def build_metrics(signals: Collection[str], context: MetricContext) -> list[Metric]:
+def build_metrics(
+    signals: Collection[str], context: MetricContext, references: Collection[Reference] = ("paired", "set")
+) -> list[Metric]:
     """Return each metric of :data:`METRICS` that needs no other signals than ``signals`` and whose weights are given.
+
+    Args:
+        references: what they may be compared with; metrics of another ``reference`` are left out.
 
     Raises:
         UserError: given weights cannot be loaded or do not fit ``context``.
@@ -50,5 +79,7 @@ def build_metrics(signals: Collection[str], context: MetricContext) -> list[Metr
     return [
         metric(context)
         for metric in METRICS.values()
-        if set(metric.needs) <= set(signals) and set(metric.weights) <= set(context.weights)
+        if metric.reference in references
+        and set(metric.needs) <= set(signals)
+        and set(metric.weights) <= set(context.weights)
     ]

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from mmldm_scale.evaluation.metrics.metric import Metric, MetricBatch, MetricState
+from mmldm_scale.evaluation.metrics.metric import Metric, MetricBatch, MetricState, Reference
 
 
 class ClipMetric(Metric):
     """A mean over clips. Its state is each clip's index, (n,) int64, and value, (n,) float64, in order of the index."""
 
-    reference = "paired"
+    reference: Reference = "paired"
 
     @abstractmethod
     def clip_values(self, batch: MetricBatch) -> Tensor:
