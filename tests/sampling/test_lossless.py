@@ -186,6 +186,14 @@ def test_verify_finds_a_damaged_tar_and_makes_it_again(
     assert "damaged" not in capsys.readouterr().err
 
 
+def test_a_tar_that_is_gone_is_made_again_without_being_asked_to_verify(model, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / TARS / "shard-000001.tar").unlink()
+    assert sample(model, out, "--lossless") == 0
+    assert files_in(out) == files_in(whole)
+
+
 def test_tars_of_other_samples_are_not_mixed_in(model, whole, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole / TARS, out / TARS)
