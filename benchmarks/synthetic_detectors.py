@@ -26,7 +26,7 @@ from mmldm_scale.evaluation.synthetic.agreement import TOLERANCE
 from mmldm_scale.evaluation.synthetic.benchmark import benchmark_row, shuffle_sounds, table
 from mmldm_scale.evaluation.synthetic.picture import APART, picture_class, picture_hits
 from mmldm_scale.evaluation.synthetic.sound import WINDOW, sound_class, sound_hits
-from mmldm_scale.media.clip import Clip
+from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.decode import probe, read_clips
 
 SECONDS, SAMPLE_RATE = 1.6, 16000  # of a clip; Hz
@@ -74,8 +74,10 @@ def corpus_clips(videos: Sequence[Path], shift: int = 0, frame_rate: float = 10.
         pictures = list(read_clips(path, starts, media))
         sounds = list(read_clips(path, [start - shift / 1000 for start in starts], media)) if shift else pictures
         for start, picture, sound in zip(starts, pictures, sounds, strict=True):
-            if not isinstance(picture, Clip) or not isinstance(sound, Clip):
-                raise picture if not isinstance(picture, Clip) else sound
+            if isinstance(picture, MediaError):
+                raise picture
+            if isinstance(sound, MediaError):
+                raise sound
             info = {"class": truth["class"], "hits": [hit["time"] - start for hit in truth["hits"]]}
             clip = Clip(picture.frames, sound.waveform)
             records.append(ClipRecord(f"{path.stem} {start:.1f}", clip, frame_rate, SAMPLE_RATE, info))
