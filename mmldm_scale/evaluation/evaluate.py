@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmldm_scale.cluster import local_launcher, slurm
+from mmldm_scale.cluster import slurm
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
-from mmldm_scale.common.processes import own_command
 from mmldm_scale.config import arguments, load
 from mmldm_scale.config.evaluating import Evaluating
 from mmldm_scale.evaluation import figures, protocols
 from mmldm_scale.evaluation.clip_sets import open_clip_set
 from mmldm_scale.evaluation.clip_sets.clip_set import ClipSet
-from mmldm_scale.evaluation.features.extraction import MeasuredSet, Network, Work, extract
+from mmldm_scale.evaluation.features.extraction import MeasuredSet, Network
+from mmldm_scale.evaluation.features.sharing import SharedWork
 from mmldm_scale.evaluation.networks import build_networks, check_networks, network_key, report_weights
 from mmldm_scale.evaluation.protocols.protocol import SMALLEST, Protocol
 from mmldm_scale.evaluation.report import report
@@ -35,7 +35,7 @@ class _Plan:
     """An evaluation whose arguments were checked.
 
     Attributes:
-        part, parts: which share of the blocks this job makes, from 0, of how many.
+        shared: the blocks of samples and reference, and this job's share.
         limited: how the number of samples deviates from the protocol's, in words; "" if it does not.
     """
 
@@ -45,29 +45,8 @@ class _Plan:
     networks: dict[str, Network]
     samples: MeasuredSet
     reference: MeasuredSet
-    part: int
-    parts: int
+    shared: SharedWork
     limited: str
-
-    @property
-    def work(self) -> list[Work]:
-        """All blocks, those of the samples first."""
-        return [(measured, block) for measured in (self.samples, self.reference) for block in measured.blocks]
-
-    @property
-    def missing(self) -> list[Work]:
-        """Those of all blocks that lack features."""
-        return [(measured, block) for measured, block in self.work if measured.lacks(block)]
-
-    @property
-    def own_missing(self) -> list[Work]:
-        """Those of this job's share of the blocks that lack features."""
-        return [(measured, block) for measured, block in self.work[self.part :: self.parts] if measured.lacks(block)]
-
-    def summary(self) -> str:
-        """Return how many blocks there are, as a phrase."""
-        count = len(self.work)
-        return f"{count - len(self.missing)} of {count} blocks of features are made"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,15 +63,15 @@ def run(args: argparse.Namespace) -> int:
     plan = _plan(args, settings, protocol, place)
     if args.check:
         return _report_check(plan)
-    with processes.ended_by_signals(place, plan.summary):
-        status = _extract(plan, place)
+    with processes.ended_by_signals(place, plan.shared.summary):
+        status = plan.shared.extract(place, args.processes, _words(plan))
         if status in processes.STOPPED_STATUSES:
-            raise processes.stopped_by(status, plan.summary())
+            raise processes.stopped_by(status, plan.shared.summary())
         if status or place.launched:
             return status  # the launcher writes the report
-        if plan.missing:
+        if plan.shared.missing:
             if place.speaks:
-                print(f"{plan.summary()}; the job that makes the last one writes {report.JSON}")
+                print(f"{plan.shared.summary()}; the job that makes the last one writes {report.JSON}")
             return 0
         _report(plan, place.speaks)
     return 0
@@ -119,7 +98,7 @@ def _plan(args: argparse.Namespace, settings: Evaluating, protocol: Protocol, pl
         MeasuredSet("samples", samples, chosen, protocol, networks, folder),
         MeasuredSet("reference", reference, opposite, protocol, networks, shared),
     )
-    return _Plan(args, settings, protocol, networks, *measured, part, parts, limited)
+    return _Plan(args, settings, protocol, networks, *measured, SharedWork(measured, part, parts), limited)
 
 
 def _choose_samples(args: argparse.Namespace, protocol: Protocol, clips: ClipSet) -> tuple[list[int], str]:
@@ -168,19 +147,7 @@ def _report_check(plan: _Plan) -> int:
     counts = f"{len(plan.samples.positions):,} samples, {len(plan.reference.positions):,} reference clips"
     titles = ", ".join(metric.title or key for key, metric in plan.protocol.metrics.items())
     deviates = f" ({plan.limited})" if plan.limited else ""
-    print(f"{plan.args.output}: {titles} of {counts} can be measured{deviates}; {plan.summary()}")
-    return 0
-
-
-def _extract(plan: _Plan, place: processes.Place) -> int:
-    """Make the missing blocks of this job's share; return 0, or the exit status of a process that failed."""
-    missing = plan.own_missing
-    if plan.args.processes > 1 and missing:
-        command = [*own_command(), *_words(plan), f"--part={plan.part + 1}/{plan.parts}"]
-        return local_launcher.launch(command, plan.args.processes)
-    own = missing[place.rank :: place.count]
-    others = [work for work in missing if work not in own]  # helped with if their processes are slower
-    extract([*own, *others], quiet=place.rank > 0)
+    print(f"{plan.args.output}: {titles} of {counts} can be measured{deviates}; {plan.shared.summary()}")
     return 0
 
 
