@@ -106,6 +106,12 @@ COMMANDS = (  # name, what it does, adds its options, runs it and returns the ex
         _run("evaluation.evaluate"),
     ),
     (
+        "memorisation",
+        "find samples that are closer to a training clip than other real clips are",
+        evaluation.add_memorisation_arguments,
+        _run("evaluation.memorisation.command"),
+    ),
+    (
         "reconstruct",
         "measure how well an autoencoder reconstructs clips",
         evaluation.add_reconstruct_arguments,

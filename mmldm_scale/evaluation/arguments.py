@@ -1,4 +1,4 @@
-"""Options of ``mmldm evaluate``, ``reconstruct`` and ``ablation``, without the libraries that the jobs import."""
+"""The options of the commands that evaluate, in a module without the libraries that the jobs import."""
 
 import argparse
 
@@ -20,14 +20,36 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "--output", metavar="DIR", help="folder for features and report")
     text = "measure N samples against N reference clips, for a trial; figures are marked as not of the protocol"
     add("--num-samples", type=int, metavar="N", help=text)
-    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
-    text = "share the clips among N processes on this machine, each with a GPU of its own (or the CPUs)"
-    add("--processes", type=at_least_1, default=1, metavar="N", help=text)
-    add("--part", metavar="I/N", help="take the I-th of N shares (1/N … N/N); set automatically in array jobs")
+    _add_job_arguments(parser)
     add("--check", action="store_true", help="check protocol, weights and clips and exit")
     text = "print the fingerprints of the weights beside those of published files and exit"
     add("--check-weights", action="store_true", help=text)
     add_configuration(parser, "weights.i3d=weights/i3d_torchscript.pt", preset="weights")
+
+
+def add_memorisation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``mmldm memorisation``."""
+    add = parser.add_argument
+    add_path(parser, "--samples", required=True, metavar="DIR", help="the samples, in a form that mmldm evaluate takes")
+    add_path(parser, "--training", required=True, metavar="DIR", help="the clips that the model was trained on")
+    text = "other real clips, to compare the samples with; at least 20"
+    add_path(parser, "--held-out", required=True, metavar="DIR", help=text)
+    text = "how clips reach the network: a protocol that comes with mmldm, or a YAML file"
+    add("--protocol", required=True, metavar="NAME", help=text)
+    add("--extractor", required=True, metavar="NAME", help="the network of the protocol that distances are measured in")
+    add_path(parser, "--output", required=True, metavar="DIR", help="folder for features and report")
+    _add_job_arguments(parser)
+    add("--check", action="store_true", help="check protocol, weights and clips and exit")
+    add_configuration(parser, "weights.i3d=weights/i3d_torchscript.pt", preset="weights")
+
+
+def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of jobs that share clips."""
+    add = parser.add_argument
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
+    text = "share the clips among N processes on this machine, each with a GPU of its own (or the CPUs)"
+    add("--processes", type=at_least_1, default=1, metavar="N", help=text)
+    add("--part", metavar="I/N", help="take the I-th of N shares (1/N … N/N); set automatically in array jobs")
 
 
 def add_reconstruct_arguments(parser: argparse.ArgumentParser) -> None:

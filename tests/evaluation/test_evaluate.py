@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +36,7 @@ PROTOCOL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _toys(monkeypatch):
-    monkeypatch.setitem(EXTRACTORS, "toy_frames", "toy_frames:ToyFrames")
-    monkeypatch.setitem(EXTRACTORS, "toy_sound", "toy_sound:ToySound")
-    for name in ("toy_frames", "toy_sound"):
-        monkeypatch.setitem(sys.modules, f"mmldm_scale.evaluation.extractors.{name}", toy_evaluation)
-    monkeypatch.setattr(ToyFrames, "fail_after", None)
-    monkeypatch.setattr(ToyFrames, "batches", 0)
+pytestmark = pytest.mark.usefixtures("toys")
 
 
 @pytest.fixture

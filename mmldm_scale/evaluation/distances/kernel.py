@@ -73,7 +73,10 @@ def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _mean_within(kernel: np.ndarray, counts: np.ndarray) -> float:
-    """Return the mean of ``kernel`` (N, N) over pairs of different clips, NaN if there are none; clip i is there ``counts[i]`` times."""
+    """Return the mean of ``kernel`` (N, N) over pairs of different clips, NaN if there are none.
+
+    Clip i is there ``counts[i]`` times.
+    """
     total = counts @ kernel @ counts - np.diagonal(kernel) @ counts**2
     pairs = counts.sum() ** 2 - (counts**2).sum()
     return float(total / pairs) if pairs else float("nan")

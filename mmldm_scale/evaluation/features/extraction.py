@@ -18,6 +18,8 @@ from mmldm_scale.evaluation.features.blocks import DIGITS, Block, FeatureFolder,
 from mmldm_scale.evaluation.protocols.protocol import Protocol
 from mmldm_scale.media.clip import MediaError
 
+STREAMED = 32  # blocks that are read at a time where all would not fit in memory
+
 
 @dataclass(frozen=True)
 class Network:
@@ -90,6 +92,15 @@ class MeasuredSet:
         """Return the vectors of all measured clips by the network ``key``, (N, D) float32."""
         return self.folders[key].read(self.blocks, self.names)
 
+    def stream(self, key: str) -> Iterator[np.ndarray]:
+        """Yield the vectors by the network ``key``, (n, D) float32, in order and :data:`STREAMED` blocks at a time."""
+        names = self.names
+        for start in range(0, len(self.blocks), STREAMED):
+            blocks = self.blocks[start : start + STREAMED]
+            count = sum(len(block.positions) for block in blocks)
+            yield self.folders[key].read(blocks, names[:count])
+            names = names[count:]
+
     def make(self, block: Block) -> None:
         """Compute and write the files of ``block`` that are missing.
 
@@ -101,6 +112,10 @@ class MeasuredSet:
         names = [self.clips.names[position] for position in block.positions]
         for key, network in missing.items():
             self.folders[key].write(block, self._vectors(network, inputs[key], names), names)
+
+    def record(self, number: int) -> ClipRecord:
+        """Return the measured clip ``number``, as its networks get it; raise UserError if that cannot be done."""
+        return self._read(self.positions[number], self.networks)
 
     def check_first(self) -> None:
         """Read and prepare the first clip; raise UserError if that cannot be done."""

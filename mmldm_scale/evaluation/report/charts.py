@@ -1,4 +1,4 @@
-"""Charts of a report as inline SVG: bars with intervals and the floor, and boxes of the values of clips."""
+"""Charts of a report as inline SVG: bars with intervals and the floor, boxes and histograms of the values of clips."""
 
 import math
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from mmldm_scale.evaluation.report.markdown import shown
 
 WIDTH, ROW = 560, 26  # pixels: width of a chart, height of a row
 LABEL, MARGIN = 190, 80  # pixels for texts, on the left and on the right
+BINS, HISTOGRAM = 40, 160  # of a histogram: number of bins, height of the highest in pixels
 Bar = tuple[str, float, tuple[float, float] | None]  # label, value, interval
 
 
@@ -65,6 +66,34 @@ def boxes(sets: Sequence[tuple[str, Sequence[float]]]) -> Markup:
     parts.append(_text(LABEL, height - 8, shown(scale.low), "start"))
     parts.append(_text(WIDTH - MARGIN, height - 8, shown(scale.high), "end"))
     return _svg(height, parts)
+
+
+def histogram(sets: Sequence[tuple[str, np.ndarray]], limit: float, limit_label: str) -> Markup:
+    """Return a histogram of the values of two sets, as shares of each; the first set's bars stand before the second's.
+
+    Args:
+        sets: name and values (N,) of each set.
+        limit: where a vertical line stands.
+        limit_label: what is written at that line.
+    """
+    edges = np.histogram_bin_edges(np.concatenate([values for _, values in sets]), BINS)
+    shares = [np.histogram(values, edges)[0] / len(values) for _, values in sets]
+    highest = max(share.max() for share in shares)
+    left, width = MARGIN, (WIDTH - 2 * MARGIN) / BINS
+    parts = []
+    for kind, share, inset in (("all", shares[1], 0.0), ("selected", shares[0], 0.25)):
+        for i, part in enumerate(share.tolist()):
+            height = part / highest * HISTOGRAM
+            x, y = left + (i + inset) * width, HISTOGRAM + ROW - height
+            if height:
+                size = f'width="{width * (1 - 2 * inset):.1f}" height="{height:.1f}"'
+                parts.append(f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" {size}/>')
+    place = left + (limit - edges[0]) / (edges[-1] - edges[0]) * BINS * width
+    parts.append(f'<line class="limit" x1="{place:.1f}" x2="{place:.1f}" y1="{ROW - 8}" y2="{HISTOGRAM + ROW}"/>')
+    parts.append(_text(place, ROW // 2 - 4, limit_label, "middle"))
+    parts.append(_text(left, HISTOGRAM + ROW + 12, shown(float(edges[0])), "start"))
+    parts.append(_text(WIDTH - MARGIN, HISTOGRAM + ROW + 12, shown(float(edges[-1])), "end"))
+    return _svg(HISTOGRAM + 2 * ROW, parts)
 
 
 class _Scale:

@@ -1,0 +1,1 @@
+"""``mmldm memorisation``: samples that are closer to a training clip than other real clips are."""
