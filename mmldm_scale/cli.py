@@ -106,6 +106,12 @@ COMMANDS = (  # name, what it does, adds its options, runs it and returns the ex
         _run("evaluation.evaluate"),
     ),
     (
+        "evaluate-run",
+        "sample from the checkpoints of a run and measure the samples, while it trains or afterwards",
+        evaluation.add_evaluate_run_arguments,
+        _run("evaluation.run_evaluation.command"),
+    ),
+    (
         "memorisation",
         "find samples that are closer to a training clip than other real clips are",
         evaluation.add_memorisation_arguments,

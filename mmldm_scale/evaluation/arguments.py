@@ -1,9 +1,10 @@
 """The options of the commands that evaluate, in a module without the libraries that the jobs import."""
 
 import argparse
+from typing import get_args
 
 from mmldm_scale.common.addresses import add_path
-from mmldm_scale.config import presets
+from mmldm_scale.config import GenerationTask, presets
 from mmldm_scale.config.arguments import add_configuration, at_least_1
 
 VARIANTS_FILE = presets.path("ablation/table5")
@@ -25,6 +26,29 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     text = "print the fingerprints of the weights beside those of published files and exit"
     add("--check-weights", action="store_true", help=text)
     add_configuration(parser, "weights.i3d=weights/i3d_torchscript.pt", preset="weights")
+
+
+def add_evaluate_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``mmldm evaluate-run``."""
+    add = parser.add_argument
+    add_path(parser, "folder", metavar="RUN", help="the folder of a dit's run")
+    add_path(parser, "--reference", required=True, metavar="DIR", help="the clips to compare samples with")
+    add("--protocol", required=True, metavar="NAME", help="a protocol that comes with mmldm, or a YAML file")
+    text = "samples of each checkpoint (default: as many as the protocol needs; of fewer, figures are marked)"
+    add("--num-samples", type=int, metavar="N", help=text)
+    text = "of the checkpoints from one multiple of SAMPLES to the next, evaluate the first (default: all checkpoints)"
+    add("--every", type=at_least_1, metavar="SAMPLES", help=text)
+    add("--watch", action="store_true", help="evaluate new checkpoints, too, until the run is finished")
+    add("--task", default="svg", choices=get_args(GenerationTask), help="of the samples; default svg")
+    add_path(parser, "--input", metavar="PATH", help="a2v: a video, a sound file or a folder of them; v2a: videos")
+    add_path(parser, "--autoencoder", metavar="DIR", help="if it was moved since the latents were made with it")
+    add("--keep-samples", action="store_true", help="keep the samples after they were measured")
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
+    text = "share samples and clips among N processes on this machine, each with a GPU of its own (or the CPUs)"
+    add("--processes", type=at_least_1, default=1, metavar="N", help=text)
+    add("--check", action="store_true", help="check protocol, weights of networks and reference and exit")
+    add_path(parser, "--sampling", action="append", default=[], metavar="FILE", help="settings of mmldm sample")
+    add_configuration(parser, "weights.i3d=weights/i3d_torchscript.pt sampling.steps=25", preset="weights")
 
 
 def add_memorisation_arguments(parser: argparse.ArgumentParser) -> None:

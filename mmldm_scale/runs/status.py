@@ -16,7 +16,7 @@ from pathlib import Path
 from mmldm_scale.common import leases, provenance
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.provenance import PROVENANCE
-from mmldm_scale.runs import run_log
+from mmldm_scale.runs import evaluations, run_log
 from mmldm_scale.runs.summary import (
     CONFIG,
     TREND_RECORDS,
@@ -74,6 +74,7 @@ def page(summary: RunSummary) -> list[str]:
         "state": _state(summary),
         "loss": _losses(summary.curve, "loss"),
         "validation": _losses(summary.validation, "validation/loss"),
+        "evaluation": evaluations.line(summary.evaluated),
         "optimizer": _values(
             last,
             ("learning rate", "training/learning_rate", "{:.3g}"),

@@ -19,7 +19,7 @@ import yaml
 
 from mmldm_scale.common import leases
 from mmldm_scale.common.checkpoint_folders import find_checkpoints
-from mmldm_scale.runs import launches, run_log
+from mmldm_scale.runs import evaluations, launches, run_log
 from mmldm_scale.runs.launches import Launch
 
 CONFIG = "config.yaml"
@@ -141,6 +141,7 @@ class RunSummary:
         weights_bytes: size of the newest checkpoint's weights, which are float32.
         launch: the last ``mmldm launch`` of the run, if there was one.
         queue: the run's jobs that SLURM's queue holds, by id; None: the queue is not known.
+        evaluated: the records of evaluation.jsonl.
     """
 
     run: Path
@@ -155,6 +156,7 @@ class RunSummary:
     weights_bytes: int | None
     launch: Launch | None = None
     queue: Mapping[str, QueuedJob] | None = None
+    evaluated: Sequence[evaluations.Record] = ()
 
     @property
     def samples_seen(self) -> float:
@@ -240,6 +242,9 @@ def read_summary(run: Path) -> RunSummary:
     holder = None
     with contextlib.suppress(OSError):
         holder = leases.peek(run, "run")
+    evaluated: list[evaluations.Record] = []
+    with contextlib.suppress(OSError):
+        evaluated = evaluations.read(run)
     return RunSummary(
         run=run,
         config=config,
@@ -252,6 +257,7 @@ def read_summary(run: Path) -> RunSummary:
         hangs=sorted(run.glob("hangs/*")),
         weights_bytes=_weights_bytes(run),
         launch=launch,
+        evaluated=evaluated,
     )
 
 

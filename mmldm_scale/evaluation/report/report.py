@@ -85,7 +85,7 @@ def is_written(folder: Path, facts: Facts) -> bool:
     """
     if not (folder / JSON).exists():
         return False
-    there, wanted = _read(folder)[REQUEST], json.loads(json.dumps(facts.request()))
+    there, wanted = read(folder)[REQUEST], json.loads(json.dumps(facts.request()))
     differing = [key for key in wanted if _identity(wanted[key]) != _identity(there.get(key))]
     if differing:
         raise UserError(f"{folder / JSON}: is of another evaluation ({', '.join(differing)}); choose another --output")
@@ -114,7 +114,7 @@ def write(folder: Path, facts: Facts, figures: Sequence[Figure]) -> None:
 
 def table(folder: Path) -> str:
     """Return the figures of the report in ``folder`` as a table for the terminal."""
-    return markdown.terminal(_read(folder))
+    return markdown.terminal(read(folder))
 
 
 def _choices(protocol: Protocol) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def _chart(content: Mapping[str, Any], figure: Figure) -> dict[str, Any]:
     }
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> dict[str, Any]:
     """Return the content of the report in ``folder``; raise UserError if it cannot be read."""
     try:
         content: dict[str, Any] = json.loads((folder / JSON).read_text())
