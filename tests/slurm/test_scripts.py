@@ -23,6 +23,7 @@ SCRIPTS = {
     "encode_latents": (1, 1, 1, "python {project}/data_tools/shard.py latents"),
     "sample": (1, 1, 8, "mmldm sample"),
     "evaluate": (1, 1, 4, "mmldm evaluate"),
+    "evaluate_run": (1, 1, 1, "mmldm evaluate-run --watch"),
 }
 
 

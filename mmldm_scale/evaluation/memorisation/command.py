@@ -25,7 +25,7 @@ from mmldm_scale.evaluation.evaluate import FEATURES
 from mmldm_scale.evaluation.features.extraction import MeasuredSet, Network
 from mmldm_scale.evaluation.features.sharing import SharedWork
 from mmldm_scale.evaluation.memorisation import report
-from mmldm_scale.evaluation.memorisation.neighbours import PERCENTILE, closeness, measure_scale, nearest
+from mmldm_scale.evaluation.memorisation.neighbours import PERCENTILE, closeness, measure_mean, nearest
 from mmldm_scale.evaluation.networks import build_networks, check_networks, network_key
 from mmldm_scale.evaluation.protocols.protocol import Protocol
 from mmldm_scale.evaluation.report.report import check_folder
@@ -177,8 +177,8 @@ def _compare(plan: _Plan) -> report.Comparison:
             _check_numbers(plan.sets["training"], chunk)
             yield chunk
 
-    scale = measure_scale(training)
-    samples, held_out = (nearest(features[role], training, scale) for role in ("samples", "held_out"))
+    mean = measure_mean(training)
+    samples, held_out = (nearest(features[role], training, mean) for role in ("samples", "held_out"))
     protocol = plan.protocol
     close = closeness(samples.distances, held_out.distances, protocol.seed, protocol.resamples, protocol.level)
     return report.Comparison(samples, held_out, close)

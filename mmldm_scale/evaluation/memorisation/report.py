@@ -22,10 +22,7 @@ JSON, HTML = "memorisation.json", "memorisation.html"
 REQUEST = "request"  # key of what the comparison depends on
 PAIRS = 24  # of the closest ones on the page
 ROLE_WORDS = {"samples": "samples", "held_out": "held-out clips", "training": "training clips"}
-DISTANCE = (
-    "root mean square over the dimensions of the feature space, each in standard deviations of the training clips; "
-    "0 for copies, about 1.4 for unrelated clips"
-)
+DISTANCE = "1 − cosine of the features less the mean of the training clips; 0 for copies, about 1 for unrelated clips"
 
 
 @dataclass(frozen=True)
