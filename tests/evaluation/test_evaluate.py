@@ -15,7 +15,6 @@ from mmldm_scale.config.evaluating import Evaluating
 from mmldm_scale.evaluation import evaluate, protocols
 from mmldm_scale.evaluation.distances.frechet import frechet_distance
 from mmldm_scale.evaluation.extractors import EXTRACTORS, extractor_class
-from tests.support import toy_evaluation
 from tests.support.toy_evaluation import ToyClips, ToyFrames
 
 PROTOCOL = {
