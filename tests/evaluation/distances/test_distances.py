@@ -227,3 +227,12 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
         found = interval(ClipMean(), x, x, "mean", trial, 100, 0.9)
         held += found.low < 0 < found.high
     assert 80 <= held <= 97
+
+
+def test_the_interval_lies_around_the_value_where_copies_raise_the_distance():
+    """With fewer clips than dimensions, resampled sets are farther apart than the sets themselves."""
+    x, y = vectors(20, 40, "x", 0.5), vectors(20, 40, "y")
+    rows = [generator(0, "test/rows", number).integers(20, size=(2, 20)) for number in range(50)]
+    assert all(frechet_distance(x[a], y[b]) > frechet_distance(x, y) for a, b in rows)
+    found = interval(Frechet(), x, y, "fvd", 0, 60, 0.9)
+    assert found.low < frechet_distance(x, y) < found.high
