@@ -9,6 +9,7 @@ from mmldm_scale.config.arguments import add_configuration, at_least_1
 
 VARIANTS_FILE = presets.path("ablation/table5")
 FINETUNE_FILE = presets.path("kl_vae/finetune")
+ABLATION_PROTOCOL = "clean"
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,9 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "--output", metavar="DIR", help="folder for features and report")
     text = "measure N samples against N reference clips, for a trial; figures are marked as not of the protocol"
     add("--num-samples", type=int, metavar="N", help=text)
+    add("--metrics", metavar="KEY,…", help="measure only these of the protocol's metrics, such as fvd,kvd")
+    text = "the reference of each sample is the clip of its name, such as the original of a reconstruction"
+    add("--paired", action="store_true", help=text)
     _add_job_arguments(parser)
     add("--check", action="store_true", help="check protocol, weights and clips and exit")
     text = "print the fingerprints of the weights beside those of published files and exit"
@@ -85,9 +89,16 @@ def add_reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-samples", required=True, type=int, metavar="N", help="clips to measure, spread evenly over the set")
     add_path(parser, "--output", required=True, metavar="DIR", help="folder for the results")
     add("--swap-semantics", action="store_true", help="also decode each clip with another clip's semantics")
+    text = "also write them to WebDataset tars, OUTPUT/lossless/reconstructed, for mmldm evaluate --paired"
+    add("--lossless", action="store_true", help=text)
     add_path(parser, "--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
     add("overrides", nargs="*", metavar="key=value", help="e.g. decoding.steps=20 lpips=weights/vgg16.pth")
+
+
+def add_protocols(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--protocol``, which may be repeated, with the help ``text``."""
+    parser.add_argument("--protocol", action="append", metavar="NAME", help=f"{text}; may be repeated")
 
 
 def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +115,9 @@ def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of the KL-VAE's fine-tuning; later files win (default: {FINETUNE_FILE})",
     )
     add_path(parser, "--reconstruct", action="append", default=[], metavar="FILE", help="settings of mmldm reconstruct")
+    add_protocols(parser, f"measure rFVD, rKVD and rFAD under this protocol (default: {ABLATION_PROTOCOL})")
+    text = "settings of mmldm evaluate: the weights of the protocol's networks; metrics without weights are left out"
+    add_path(parser, "--evaluate", action="append", default=[], metavar="FILE", help=text)
     add_path(parser, "--input", required=True, metavar="DIR", help="the set of clips to measure with")
     add("--num-samples", required=True, type=int, metavar="N", help="clips of that set to measure")
     add_path(
@@ -117,3 +131,23 @@ def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COMMAND",
         help="inside a SLURM job: train under this command, e.g. srun",
     )
+
+
+def add_table_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``mmldm table``."""
+    add = parser.add_argument
+    add("table", metavar="TABLE", help="1, 4, 5 or 6 of the paper, or a YAML file")
+    add_path(
+        parser, "--data", metavar="DIR", help="where data sets are: DIR/landscape/clips, DIR/landscape/clips_test, …"
+    )
+    add_path(parser, "--output", required=True, metavar="DIR", help="folder for the table and all that it is made of")
+    add_protocols(parser, "a protocol that comes with mmldm, or a YAML file, in place of the table's own")
+    text = "make and measure N samples or reconstructions, for a trial; figures are marked as not of the protocol"
+    add("--num-samples", type=at_least_1, metavar="N", help=text)
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
+    text = "sample, train and measure in N processes on this machine, each with a GPU of its own (or the CPUs)"
+    add("--processes", type=at_least_1, default=1, metavar="N", help=text)
+    text = "tables 5 and 6, inside a SLURM job: train under this command, e.g. srun"
+    add("--under", default="", metavar="COMMAND", help=text)
+    add("--check", action="store_true", help="check runs, data, weights and settings and exit")
+    add_configuration(parser, "weights.i3d=FILE runs.landscape=DIR sample.steps=25", preset="cluster/a800")

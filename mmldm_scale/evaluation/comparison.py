@@ -33,7 +33,7 @@ def write_comparison(output: Path, clips: Mapping[int, Sequence[ClipSignals]], m
     for index, versions in clips.items():
         rows += [_strip_row(signals) for signals in versions]
         for name, signals in zip(("original", "restored"), versions, strict=False):
-            clip = _as_clip(signals)
+            clip = as_clip(signals)
             file = output / f"{index:06d}_{name}{'.mp4' if len(clip.frames) else '.wav'}"
             with full_disk(file):
                 write_clip(file, clip, media)
@@ -48,7 +48,7 @@ def one_clip(signals: ClipSignals, i: int) -> ClipSignals:
     return ClipSignals(**{name: signal[i : i + 1].float().cpu() for name, signal in signals.present.items()})
 
 
-def _as_clip(signals: ClipSignals) -> Clip:
+def as_clip(signals: ClipSignals) -> Clip:
     """Return the one clip of ``signals``, without frames or without sound where there are none."""
     frames = NO_FRAMES if signals.frames is None else to_frames(signals.frames[0]).numpy()
     return Clip(frames, NO_SOUND if signals.waveform is None else signals.waveform[0].numpy())

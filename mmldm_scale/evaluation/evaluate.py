@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: arguments, protocol, weights, clips or the output folder cannot be used; a signal ended the job.
     """
     settings = load(Evaluating, arguments.files(args, "evaluate"), args.overrides)
-    protocol = protocols.load(args.protocol)
+    protocol = _load_protocol(args)
     if args.check_weights:
         return report_weights(protocol, settings)
     place = processes.find_place()
@@ -75,6 +75,22 @@ def run(args: argparse.Namespace) -> int:
             return 0
         _report(plan, place.speaks)
     return 0
+
+
+def _load_protocol(args: argparse.Namespace) -> Protocol:
+    """Return the protocol with what ``--metrics`` and ``--paired`` change in it.
+
+    Raises:
+        UserError: there is no such protocol, it is not valid, or it has no such metric.
+    """
+    protocol = protocols.load(args.protocol)
+    if args.metrics is not None:
+        keys = args.metrics.split(",")
+        unknown = [key for key in keys if key not in protocol.metrics]
+        if unknown:
+            raise UserError(f"--metrics {unknown[0]}: must be of {', '.join(protocol.metrics)}")
+        protocol = protocols.only(protocol, keys)
+    return protocols.paired(protocol) if args.paired else protocol
 
 
 def _plan(args: argparse.Namespace, settings: Evaluating, protocol: Protocol, place: processes.Place) -> _Plan:
@@ -113,9 +129,11 @@ def _choose_samples(args: argparse.Namespace, protocol: Protocol, clips: ClipSet
             "with --num-samples, which marks the figures as not of this protocol"
         )
     count = asked or (config.count if config.exact else available)
-    follows = count == config.count if config.exact else count >= config.count
-    limited = "" if follows else f"not protocol {name}: {count:,} of {config.count:,} samples"
-    return _spread(count, available), limited
+    deviations = list(filter(None, [protocols.deviation(args.protocol, protocol, count)]))
+    if args.paired:
+        deviations = deviations or [f"protocol {name}, but for the reference"]
+        deviations.append("each sample is compared with the clip of its name")
+    return _spread(count, available), "; ".join(deviations)
 
 
 def _choose_reference(args: argparse.Namespace, protocol: Protocol, clips: ClipSet, names: Sequence[str]) -> list[int]:
@@ -125,7 +143,7 @@ def _choose_reference(args: argparse.Namespace, protocol: Protocol, clips: ClipS
         lone = [name for name in names if name not in positions]
         if lone:
             where = f"{args.reference}: has no clip for {len(lone)} of {len(names)} samples, such as {lone[0]}"
-            raise UserError(f"{where}; in protocol {protocols.label(args.protocol)} each has one of its name")
+            raise UserError(f"{where}; each sample is compared with the clip of its name")
         return [positions[name] for name in names]
     count = len(names) if args.num_samples else protocol.reference.count or len(names)
     if len(clips) < count:
@@ -160,10 +178,11 @@ def _words(plan: _Plan) -> list[str]:
         "--protocol": args.protocol,
         "--output": args.output,
         "--num-samples": args.num_samples,
+        "--metrics": args.metrics,
         "--device": args.device,
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
-    return ["evaluate", *given, *arguments.words(args)]
+    return ["evaluate", *given, *(["--paired"] if args.paired else []), *arguments.words(args)]
 
 
 def _report(plan: _Plan, speaks: bool) -> None:
@@ -176,7 +195,7 @@ def _report(plan: _Plan, speaks: bool) -> None:
     facts = report.Facts(
         name=protocols.label(args.protocol),
         protocol=protocol,
-        protocol_sha256=protocols.sha256(protocol),
+        protocol_sha256=protocols.sha256(protocols.load(args.protocol)),
         limited=plan.limited,
         samples=plan.samples,
         reference=plan.reference,

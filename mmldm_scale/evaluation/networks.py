@@ -70,6 +70,23 @@ def weights_path(extractor: str, settings: Evaluating) -> Path | None:
     return Path(given)
 
 
+def without_weights(protocol: Protocol, settings: Evaluating) -> dict[str, str]:
+    """Return the metrics of ``protocol`` whose networks lack weights: by key, the setting that would give them.
+
+    Raises:
+        UserError: an extractor, an option or a name of weights does not exist; given weights are not there.
+    """
+    _check_names(protocol, settings)
+    lacking = {}
+    for key, metric in protocol.metrics.items():
+        kind = extractor_class(metric.extractor)
+        if kind.weights and kind.weights not in settings.weights:
+            lacking[key] = f"weights.{kind.weights}"
+        else:
+            weights_path(metric.extractor, settings)
+    return lacking
+
+
 def build_networks(protocol: Protocol, settings: Evaluating, device: torch.device) -> dict[str, Network]:
     """Load the networks of ``protocol``, which :func:`check_networks` has checked; return them by :func:`network_key`.
 

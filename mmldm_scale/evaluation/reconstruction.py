@@ -4,7 +4,8 @@ Clips spread evenly over a set go through the encoders (the means of the posteri
 gets ``strip.png`` with originals above their reconstructions, pairs of mp4 files with sound of a few clips (wav files
 where the autoencoder has audio alone), and last ``reconstruction.json``: the value of each metric of
 :data:`~mmldm_scale.evaluation.metrics.METRICS` whose signals and weights there are, each clip's own values, and the
-settings, clips and weights that they were measured with.
+settings, clips and weights that they were measured with. With ``--lossless``, ``lossless/reconstructed/`` has the
+reconstructions as a shard set whose keys are those of the originals.
 
 Each metric is measured of the reconstructions ("metrics"), of the KL-VAE and the vocoder alone ("ceiling") and, with
 ``--swap-semantics``, of clips that are decoded with another clip's semantics ("swapped_semantics").
@@ -14,7 +15,8 @@ import argparse
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from tqdm import tqdm
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.device import choose_device
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.common.leases import Leases
 from mmldm_scale.common.modalities import Modality
 from mmldm_scale.config import Reconstructing, load
-from mmldm_scale.evaluation.comparison import STRIP, one_clip, write_comparison
+from mmldm_scale.evaluation.comparison import STRIP, as_clip, one_clip, write_comparison
 from mmldm_scale.evaluation.metrics import METRICS, build_metrics
 from mmldm_scale.evaluation.metrics.metric import Metric, MetricAccumulator, MetricBatch, MetricContext
 from mmldm_scale.evaluation.reconstructor import ClipSignals, Reconstructor
@@ -35,11 +38,13 @@ from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.precision import DTYPES
+from mmldm_scale.sampling.lossless import FOLDER, LosslessSet
 from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.manifest import differences
 from mmldm_scale.shards.reader import DamagedSample, ShardSet
 
 RESULTS = "reconstruction.json"
+LOSSLESS = Path(FOLDER) / "reconstructed"  # the set of reconstructions, in the output folder
 SIGNALS: dict[Modality, tuple[str, ...]] = {"audio": ("audio_image", "waveform"), "video": ("frames",)}
 SHOWN_CLIPS = 4  # in the strip and as mp4 files
 RECONSTRUCTED, CEILING, SWAPPED = "metrics", "ceiling", "swapped_semantics"  # keys of the results
@@ -63,16 +68,20 @@ def run(args: argparse.Namespace) -> int:
     metrics = _build_metrics(settings, model)
     _make_output(args.output)
     torch.backends.cudnn.deterministic = True  # so that a second measurement gives the same values
+    origin: dict[str, Any] = {
+        "checkpoint": {"path": str(folder.resolve()), "fingerprint": pretrained.fingerprint(folder)},
+        "clips": {"path": str(args.input.resolve()), "fingerprint": shards.fingerprint},
+        "settings": dataclasses.asdict(settings),
+    }
     measurements = ClipMeasurements(Reconstructor(model, settings, device), shards, metrics, args.swap_semantics)
-    measurements.measure(indices, settings.batch_size)
+    with _keeping(args, shards, model, settings.batch_size, origin) as keep:
+        measurements.measure(indices, settings.batch_size, keep)
     results = {
         "samples": len(indices),
         **measurements.values(),
         "units": {metric.name: metric.unit for metric in metrics},
         "directions": {metric.name: metric.direction for metric in metrics},
-        "checkpoint": {"path": str(folder.resolve()), "fingerprint": pretrained.fingerprint(folder)},
-        "clips": {"path": str(args.input.resolve()), "fingerprint": shards.fingerprint},
-        "settings": dataclasses.asdict(settings),
+        **origin,
         "by_clip": measurements.rows,
     }
     write_comparison(args.output, measurements.shown, model.media)
@@ -80,6 +89,35 @@ def run(args: argparse.Namespace) -> int:
     print(_table(metrics, results))
     print(f"{len(indices)} clips; pictures are in {args.output / STRIP}, all values in {args.output / RESULTS}")
     return 0
+
+
+Keep = Callable[[range, Sequence[int], ClipSignals], None]  # positions, indices and reconstructions of some clips
+
+
+@contextmanager
+def _keeping(
+    args: argparse.Namespace, shards: ShardSet, model: Autoencoder, size: int, origin: dict[str, Any]
+) -> Iterator[Keep | None]:
+    """In the block, give what writes reconstructions to the lossless set; None without ``--lossless``.
+
+    Raises:
+        UserError: the folder holds other reconstructions, or the disk is full.
+    """
+    if not args.lossless:
+        yield None
+        return
+    lossless = LosslessSet(args.output, LOSSLESS.name, model.media, size)
+    with Leases(args.output) as leases:
+
+        def keep(positions: range, indices: Sequence[int], signals: ClipSignals) -> None:
+            clips = [as_clip(one_clip(signals, i)) for i in range(len(indices))]
+            records = [{"name": shards.key(index), "task": LOSSLESS.name, "index": index} for index in indices]
+            lossless.write(positions, clips, records, leases, lossless.index_file(positions).stem)
+
+        made_with = json.loads(json.dumps({**origin, "samples": args.num_samples}))  # tuples become lists
+        lossless.begin(made_with, leases)
+        yield keep
+        lossless.finish(args.num_samples, made_with, leases)
 
 
 class ClipMeasurements:
@@ -99,21 +137,28 @@ class ClipMeasurements:
         names = (RECONSTRUCTED, CEILING, SWAPPED) if swap_semantics else (RECONSTRUCTED, CEILING)
         self._accumulators = {name: MetricAccumulator(metrics) for name in names}
 
-    def measure(self, indices: Sequence[int], batch_size: int) -> None:
-        """Measure the clips at ``indices`` of the set; a swap takes the semantics from half of them further on."""
+    def measure(self, indices: Sequence[int], batch_size: int, keep: Keep | None = None) -> None:
+        """Measure the clips at ``indices`` of the set; a swap takes the semantics from half of them further on.
+
+        Args:
+            keep: gets the reconstructions, too, batch by batch.
+        """
         donors = [*indices[len(indices) // 2 :], *indices[: len(indices) // 2]]
         shown = {indices[i * len(indices) // SHOWN_CLIPS] for i in range(SHOWN_CLIPS)}
         with tqdm(total=len(indices), desc="reconstructing", unit=" clips", mininterval=1) as progress:
             for start in range(0, len(indices), batch_size):
                 batch = slice(start, start + batch_size)
-                self._measure_batch(indices[batch], donors[batch], shown)
+                reconstructed = self._measure_batch(indices[batch], donors[batch], shown)
+                if keep is not None:
+                    keep(range(len(indices))[batch], indices[batch], reconstructed)
                 progress.update(len(indices[batch]))
 
     def values(self) -> dict[str, dict[str, float]]:
         """Return each metric's value over all clips, of each version of them."""
         return {name: accumulator.values() for name, accumulator in self._accumulators.items()}
 
-    def _measure_batch(self, indices: Sequence[int], donors: Sequence[int], shown: set[int]) -> None:
+    def _measure_batch(self, indices: Sequence[int], donors: Sequence[int], shown: set[int]) -> ClipSignals:
+        """Measure the clips at ``indices``; return their reconstructions."""
         originals = self.reconstructor.originals([self._clip(index) for index in indices])
         versions = {
             RECONSTRUCTED: self.reconstructor.reconstruct(originals, indices),
@@ -137,6 +182,7 @@ class ClipMeasurements:
             if index in shown:
                 pictured = [signals for name, signals in versions.items() if name != CEILING]
                 self.shown[index] = [one_clip(signals, i) for signals in (originals, *pictured)]
+        return versions[RECONSTRUCTED]
 
     def _check_finite(self, index: int, values: dict[str, dict[str, float]]) -> None:
         if not all(math.isfinite(value) for by_metric in values.values() for value in by_metric.values()):

@@ -9,12 +9,13 @@ To add a protocol to the package, add its file. ``protocol.py`` has the keys.
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mmldm_scale import config
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.evaluation.protocols.protocol import Protocol
+from mmldm_scale.evaluation.protocols.protocol import Protocol, ReferenceConfig
 
 FOLDER = Path(__file__).parent
 SUFFIX = ".yaml"
@@ -36,6 +37,29 @@ def load(name: str) -> Protocol:
     if not name.endswith((".yaml", ".yml")):
         raise UserError(f"--protocol {name:.80}: must be one of {', '.join(names())}, or the path of a YAML file")
     return config.load(Protocol, [name])
+
+
+def only(protocol: Protocol, metrics: Collection[str]) -> Protocol:
+    """Return ``protocol`` with those of its metrics alone whose keys are in ``metrics``, which must not be empty."""
+    rows = [
+        replace(row, values={key: value for key, value in row.values.items() if key in metrics})
+        for row in protocol.published
+    ]
+    kept = {key: metric for key, metric in protocol.metrics.items() if key in metrics}
+    return replace(protocol, metrics=kept, published=[row for row in rows if row.values])
+
+
+def paired(protocol: Protocol) -> Protocol:
+    """Return ``protocol`` with the clip of each sample's name as its reference."""
+    return replace(protocol, reference=ReferenceConfig(split="the clip of each sample's name", paired=True))
+
+
+def deviation(name: str, protocol: Protocol, count: int) -> str:
+    """Return in words how ``count`` samples deviate from ``protocol``, which is called ``name``; "" if they do not."""
+    config = protocol.samples
+    if count == config.count or (count > config.count and not config.exact):
+        return ""
+    return f"not protocol {label(name)}: {count:,} of {config.count:,} samples"
 
 
 def label(name: str) -> str:

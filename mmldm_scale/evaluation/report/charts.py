@@ -15,8 +15,8 @@ BINS, HISTOGRAM = 40, 160  # of a histogram: number of bins, height of the highe
 Bar = tuple[str, float, tuple[float, float] | None]  # label, value, interval
 
 
-def bars(values: Sequence[Bar], floor: float) -> Markup:
-    """Return a chart with a bar for each of ``values``, the samples' first, and a line at ``floor``."""
+def bars(values: Sequence[Bar], floor: float, own: int = 1) -> Markup:
+    """Return a chart with a bar for each of ``values``, the first ``own`` of them ours, and a line at ``floor``."""
     limits = [0.0, floor, *(value for _, value, _ in values), *(end for *_, ends in values for end in ends or ())]
     scale = _Scale([limit for limit in limits if math.isfinite(limit)])
     parts = []
@@ -26,7 +26,7 @@ def bars(values: Sequence[Bar], floor: float) -> Markup:
         if not math.isfinite(value):
             continue
         left, right = sorted((scale(0), scale(value)))
-        kind = "all" if i else "selected"
+        kind = "selected" if i < own else "all"
         parts.append(f'<rect class="{kind}" x="{left:.1f}" y="{middle - 8}" width="{right - left:.1f}" height="16"/>')
         if ends:
             low, high = scale(ends[0]), scale(ends[1])

@@ -76,9 +76,9 @@ def choices(content: Content) -> str:
 
 def text(content: Content) -> str:
     """Return the report in Markdown."""
-    parts = [f"# {heading(content)}", _table([list(COLUMNS), *rows(content)])]
+    parts = [f"# {heading(content)}", table([list(COLUMNS), *rows(content)])]
     if content["published"]:
-        parts += ["## Published under this protocol", _table(published(content))]
+        parts += ["## Published under this protocol", table(published(content))]
     parts += ["## What was measured", "\n".join(f"- {line}" for line in facts(content))]
     parts += ["## The protocol", f"```yaml\n{choices(content)}```", f"```bash\n{content['command']}\n```"]
     return "\n\n".join(parts) + "\n"
@@ -91,10 +91,10 @@ def terminal(content: Content) -> str:
     split = request["reference"]["split"]
     columns = len(COLUMNS) - 1  # the network is in the report
     lines = [f"{heading(content)}: {counts} ({split})"]
-    lines += _aligned([list(COLUMNS)[:columns], *(row[:columns] for row in rows(content))])
+    lines += aligned([list(COLUMNS)[:columns], *(row[:columns] for row in rows(content))])
     if content["published"]:
         head, _, *others = published(content)
-        lines += ["published under this protocol:", *_aligned([head, *others])]
+        lines += ["published under this protocol:", *aligned([head, *others])]
     return "\n".join(lines)
 
 
@@ -103,12 +103,14 @@ def shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.5g}"
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Return ``lines``, the heading first, as a table in Markdown."""
     head, *others = (f"| {' | '.join(cell.replace('|', '¦') for cell in line)} |" for line in lines)
     return "\n".join([head, "|" + "---|" * len(lines[0]), *others])
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return ``lines`` with their cells in columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
