@@ -270,7 +270,10 @@ def test_copies_among_samples_are_refused_where_the_protocol_says_so(sets, tmp_p
     assert "samples are copies of others; protocol strict.yaml does not allow that" in capsys.readouterr().err
 
 
-SHIPPED = ("clean", "cmmd", "javisdit", "mmdiffusion", "mmdiffusion-before-2024-06", "packaged", "paired-audio")
+SHIPPED = (
+    *("clean", "cmmd", "javisdit", "mmdiffusion", "mmdiffusion-256", "mmdiffusion-before-2024-06"),
+    *("packaged", "paired-audio", "synthetic"),
+)
 
 
 def test_shipped_protocols_pin_what_they_say(capsys):

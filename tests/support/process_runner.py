@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 # What commands import only when they run, and each fork would import for itself:
-import mmldm_scale.evaluation.reconstruction
+import mmldm_scale.evaluation.ablation
 import mmldm_scale.sampling.job
 import mmldm_scale.trainables.autoencoder.trainable
 import mmldm_scale.trainables.dit.preview

@@ -1,19 +1,38 @@
-"""A clip set and extractors without files and weights, to evaluate in a test's own process."""
+"""A clip set and extractors without files and weights, to evaluate in a test's own process or in a fork."""
 
 import hashlib
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from mmldm_scale import cli
 from mmldm_scale.common.rng import generator
 from mmldm_scale.evaluation.clip_sets.clip_set import ClipRecord, ClipSet
+from mmldm_scale.evaluation.extractors import EXTRACTORS
 from mmldm_scale.evaluation.extractors.extractor import Extractor
 from mmldm_scale.media.clip import Clip
 
 RATE = 8000  # Hz
+
+
+def register(patch: pytest.MonkeyPatch) -> None:
+    """Have protocols know the extractors below, as toy_frames and toy_sound."""
+    for name, kind in (("toy_frames", "ToyFrames"), ("toy_sound", "ToySound")):
+        patch.setitem(EXTRACTORS, name, f"{name}:{kind}")
+        patch.setitem(sys.modules, f"mmldm_scale.evaluation.extractors.{name}", sys.modules[__name__])
+
+
+def command(folder: str, *words: str) -> int:
+    """Run ``mmldm`` with ``words`` in ``folder``, with the extractors; for processes that end afterwards."""
+    os.chdir(folder)
+    register(pytest.MonkeyPatch())
+    return cli.main(words)
 
 
 class ToyClips(ClipSet):
