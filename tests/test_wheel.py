@@ -58,10 +58,12 @@ def test_the_package_is_the_installed_one_and_has_every_preset(installed: Run) -
         "import mmldm_scale, json; from mmldm_scale.config import presets;"
         "print(mmldm_scale.__file__); print(presets.FOLDER);"
         "print(*(f'{folder}/{name}.yaml' for folder in presets.folders() for name in presets.names(folder)));"
-        "from mmldm_scale.evaluation import protocols; print(*protocols.names())"
+        "from mmldm_scale.evaluation import protocols, tables;"
+        "print(*protocols.names(), *(table.title for table in map(tables.load, tables.names())))"
     )
-    package, folder, names, protocols = installed("python", "-c", code).splitlines()
-    assert "mmdiffusion" in protocols.split()
+    package, folder, names, evaluation = installed("python", "-c", code).splitlines()
+    assert "mmdiffusion " in evaluation
+    assert "Table 6" in evaluation
     assert not Path(package).is_relative_to(ROOT)
     assert Path(folder) == Path(package).parent / "config/presets"
     assert set(names.split()) == {

@@ -24,8 +24,9 @@ class MakingTables:
     weights: dict[str, str] = field(default_factory=dict)
     # tables 1 and 4: the run, checkpoint or weights folder of each DiT, such as runs.landscape=runs/landscape/dit_L
     runs: dict[str, str] = field(default_factory=dict)
-    clips: dict[str, str] = field(default_factory=dict)  # set of clips of each data set; default: DATA/NAME/clips
-    # tables 5 and 6: the clips that are reconstructed, by data set; default: DATA/NAME/clips_test
+    # the training clips of each data set, which some protocols take as reference; default: DATA/NAME/clips
+    clips: dict[str, str] = field(default_factory=dict)
+    # other clips, the reference of other protocols; tables 5 and 6 reconstruct them; default: DATA/NAME/clips_test
     held_out: dict[str, str] = field(default_factory=dict)
     # files that a2v and v2a start from, by data set, such as inputs.landscape=data/landscape/videos/test
     inputs: dict[str, str] = field(default_factory=dict)

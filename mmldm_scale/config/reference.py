@@ -67,6 +67,13 @@ SECTIONS = (
         "`mmldm ablation --variants`",
         "mmldm_scale.evaluation.ablation:Ablation",
     ),
+    Section("evaluate", "Tables", "`mmldm table`", "mmldm_scale.config.evaluating:MakingTables"),
+    Section(
+        "evaluate",
+        "Definition of a table",
+        "`mmldm table FILE`",
+        "mmldm_scale.evaluation.tables.definition:TableDefinition",
+    ),
     Section("prepare", "Preparing shards", "`shard.py clips` and `all`", "data_tools.config:Preparation"),
     Section("prepare", "Measuring videos", "`shard.py measure`", "data_tools.config:MeasureConfig"),
     Section("prepare", "Selecting videos", "`shard.py select`", "data_tools.config:Selection"),

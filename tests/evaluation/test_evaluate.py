@@ -260,6 +260,20 @@ def test_pairs_are_clips_of_one_name(sets, tmp_path, capsys):
     assert "few: has no clip for 30 of 40 samples, such as clip_0012" in capsys.readouterr().err
 
 
+def test_pairs_may_be_asked_for_under_any_protocol(sets, protocol, tmp_path, capsys):
+    assert run(protocol, tmp_path / "out", "--paired", "--metrics", "fd") == 0
+    assert sorted(sets["real"].reads) == [i * 50 // 40 for i in range(40)]  # not spread over its 100 clips
+    content = report(tmp_path / "out")
+    assert list(content["figures"]) == ["fd"]
+    assert content["request"]["protocol"]["sha256"] == protocols.sha256(protocols.load(str(protocol)))
+    assert content["request"]["reference"]["split"] == "the clip of each sample's name"
+    marked = "protocol trial.yaml, but for the reference; each sample is compared with the clip of its name"
+    assert content["request"]["not_protocol"] == marked
+    assert "its Table 1" not in capsys.readouterr().out
+    assert run(protocol, tmp_path / "fx", "--metrics", "fd,fx") == 2
+    assert "--metrics fx: must be of fd, kd, energy, some" in capsys.readouterr().err
+
+
 def test_copies_among_samples_are_refused_where_the_protocol_says_so(sets, tmp_path, capsys, monkeypatch):
     strict = write(tmp_path / "strict.yaml", PROTOCOL, samples={"count": 40, "repeats": False})
     assert run(strict, tmp_path / "out") == 0

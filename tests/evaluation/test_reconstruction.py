@@ -57,7 +57,7 @@ def autoencoder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def measured(autoencoder, clips, tmp_path_factory) -> tuple[dict, Path]:
     output = tmp_path_factory.mktemp("out") / "reconstruction"
-    return reconstruct(autoencoder, clips, output, "--swap-semantics"), output
+    return reconstruct(autoencoder, clips, output, "--swap-semantics", "--lossless"), output
 
 
 def test_results_say_what_was_measured(measured, autoencoder, clips):
@@ -95,6 +95,10 @@ def test_metrics_are_those_of_what_the_model_decodes(measured, autoencoder, clip
     ]
     decoded = model.decode(posteriors.audio.mean, posteriors.video.mean, *noise, DecodingConfig(steps=2))
     row = measured[0]["by_clip"][2]
+    kept = ShardSet(measured[1] / "lossless/reconstructed", "samples")
+    assert [kept.key(i) for i in range(3)] == ["clip_0", "clip_2", "clip_4"]
+    kept_frames = torch.from_numpy(decode_clip(kept[2].members).frames).permute(0, 3, 1, 2) / 127.5 - 1
+    assert (kept_frames - decoded[0][0]).abs().max() < 2 / 127.5
     sound = load_vocoder(None, tiny_autoencoder.AUDIO)(audio_image.to_decibels(decoded[1]), waveform.shape[1])
     expected = {
         "psnr": picture_psnr(decoded[0][0], frames[0]),

@@ -10,8 +10,10 @@ from typing import Any
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config.evaluating import MakingTables
 from mmldm_scale.evaluation.measures import Measures, Report
+from mmldm_scale.evaluation.protocols.protocol import Protocol
 from mmldm_scale.evaluation.tables.definition import TableDefinition
 
+HELD_OUT = "held-out clips"  # what protocols call a reference that models were not trained on
 Place = tuple[str, str, str]  # of a report: what reports call its protocol, name of the row, name of the data set
 
 
@@ -44,8 +46,12 @@ class Request:
         """Return the set of clips of the data set ``name``; raise UserError if it is not given."""
         return self._set("clips", self.settings.clips, name, "clips")
 
+    def reference(self, name: str, protocol: Protocol) -> Path:
+        """Return the set of clips of ``name`` that ``protocol`` asks for; raise UserError if it is not given."""
+        return self.held_out(name) if protocol.reference.split == HELD_OUT else self.clips(name)
+
     def held_out(self, name: str) -> Path:
-        """Return the set of clips of ``name`` to reconstruct; raise UserError if it is not given."""
+        """Return the set of clips of ``name`` that models were not trained on; raise UserError if it is not given."""
         return self._set("held_out", self.settings.held_out, name, "clips_test")
 
     def _set(self, key: str, given: Mapping[str, str], name: str, folder: str) -> Path:

@@ -4,6 +4,7 @@ What was made lies in the output folder: ``samples/RUN/`` as ``mmldm sample --lo
 ``measured/PROTOCOL/SET-ROW/`` as ``mmldm evaluate`` does, and ``reference/``, the features of the reference clips.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mmldm_scale.evaluation.clip_sets import open_clip_set
 from mmldm_scale.evaluation.commands import run_here
 from mmldm_scale.evaluation.extractors import extractor_class
 from mmldm_scale.evaluation.measures import Measures, Report, measure
+from mmldm_scale.evaluation.protocols.protocol import Protocol
 from mmldm_scale.evaluation.tables.definition import SampledRow
 from mmldm_scale.evaluation.tables.request import Measured, Place, Request, Row, words
 from mmldm_scale.models.dit import DiT
@@ -26,6 +28,7 @@ from mmldm_scale.sampling.pipeline import DiTDescription
 from mmldm_scale.shards.manifest import MANIFEST
 
 SAMPLES, MEASURED, REFERENCE = "samples", "measured", "reference"  # subfolders of the output folder
+ALL = ("--part", "1/1")  # tasks of an array job take what no other one is making, in place of a fixed share each
 SIGNALS = {"video": "frames", "audio": "waveform"}  # that extractors read, by the modality
 
 
@@ -115,14 +118,19 @@ def _cells(request: Request) -> tuple[list[Cell], list[str]]:
     if not cells:
         names = " ".join(f"runs.{key}=DIR" for key in keys)
         raise UserError(f"runs: no row can be made; name the trained models: {names}")
-    for data in dict.fromkeys(cell.data for cell in cells):
-        available = len(open_clip_set(str(request.clips(data))))
-        needed = request.args.num_samples or max(
-            each.protocol.reference.count or each.protocol.samples.count for each in request.measures
-        )
-        if available < needed:
-            raise UserError(f"{request.clips(data)}: has {available:,} clips; {needed:,} are needed")
+    for measures in request.measures:
+        _check_references(request, measures.protocol, cells)
     return cells, left_out
+
+
+def _check_references(request: Request, protocol: Protocol, cells: Sequence[Cell]) -> None:
+    """Raise UserError if the clips that ``protocol`` asks for are missing, or are too few."""
+    needed = request.args.num_samples or protocol.reference.count or protocol.samples.count
+    for data in dict.fromkeys(cell.data for cell in cells):
+        path = request.reference(data, protocol)
+        available = len(open_clip_set(str(path)))
+        if available < needed:
+            raise UserError(f"{path}: has {available:,} clips; {needed:,} are needed as {protocol.reference.split}")
 
 
 def _given_cells(request: Request) -> tuple[list[Cell], list[str]]:
@@ -152,7 +160,7 @@ def _sample(request: Request, cell: Cell, *more: str) -> None:
     """Make the samples of ``cell`` that are missing."""
     args, settings = request.args, request.settings
     options: list[object] = ["--checkpoint", cell.checkpoint, "--task", cell.row.task, "--num-samples", request.count]
-    options += ["--output", request.output / SAMPLES / cell.run, "--lossless", "--device", args.device]
+    options += ["--output", request.output / SAMPLES / cell.run, "--lossless", "--device", args.device, *ALL]
     options += ["--processes", args.processes]
     if GIVEN[cell.row.task]:
         options += ["--input", settings.inputs[cell.data]]
@@ -168,8 +176,8 @@ def _measure(request: Request, cell: Cell, measures: Measures) -> Report | None:
     if not (samples / MANIFEST).exists():
         return None
     output = request.output / MEASURED / measures.label / f"{cell.data}-{cell.name}"
-    options = ["--samples", samples, "--reference", request.clips(cell.data)]
-    options += ["--device", args.device, "--processes", args.processes]
+    options = ["--samples", samples, "--reference", request.reference(cell.data, measures.protocol)]
+    options += ["--device", args.device, "--processes", args.processes, *ALL]
     options += ["--num-samples", args.num_samples] if args.num_samples else []
     options += [f"reference_features={request.output / REFERENCE}"]
     options += words({"weights": request.settings.weights})

@@ -84,6 +84,8 @@ def folder(tmp_path, monkeypatch) -> Path:
     """The current folder, with protocol, table and clips in it."""
     write_clips(tmp_path / "data/sea/clips", 8)
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(PROTOCOL, sort_keys=False))
+    held_out = {**PROTOCOL, "reference": {"split": "held-out clips"}}
+    (tmp_path / "held_out.yaml").write_text(yaml.safe_dump(held_out, sort_keys=False))
     (tmp_path / "table0.yaml").write_text(yaml.safe_dump(TABLE, sort_keys=False))
     (tmp_path / "weights").write_text("")
     monkeypatch.chdir(tmp_path)
@@ -173,9 +175,10 @@ def test_check_makes_nothing(model, folder, capsys):
     [
         (["runs.tyni=x"], "runs.tyni: no row has this model; must be one of tiny, other"),
         (["clips.sea=nowhere"], "nowhere: no such file or folder"),
-        (["--num-samples", "9"], "clips: has 8 clips; 9 are needed"),
+        (["--num-samples", "9"], "clips: has 8 clips; 9 are needed as training set"),
         (["--num-samples", "3"], "--num-samples 3: must be at least 4"),
         (["weights.toy_frames=lost"], "weights.toy_frames=lost: no such file or folder"),
+        (["--protocol", "held_out.yaml"], "data/sea/clips_test: no such file or folder"),
         (["runs.other=lost"], "lost: no such folder"),
         (["smaple.steps=3"], "smaple: unknown key; did you mean 'sample'?"),
         (["--protocol", "claen"], "--protocol claen: must be one of"),
