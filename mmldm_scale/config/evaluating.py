@@ -31,6 +31,8 @@ class MakingTables:
     # files that a2v and v2a start from, by data set, such as inputs.landscape=data/landscape/videos/test
     inputs: dict[str, str] = field(default_factory=dict)
     sample: dict[str, Any] = field(default_factory=dict)  # settings of `mmldm sample`, such as sample.steps=25
+    # tables 5 and 6: presets or YAML files for the autoencoder's training, laid over the table's own: cluster/a800
+    train_presets: list[str] = field(default_factory=list)
     # tables 5 and 6: settings of the autoencoder's training, such as train.kl_vae=weights/sd15
     train: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)  # tables 5 and 6: likewise, of the KL-VAE's fine-tuning

@@ -150,4 +150,6 @@ def add_table_arguments(parser: argparse.ArgumentParser) -> None:
     text = "tables 5 and 6, inside a SLURM job: train under this command, e.g. srun"
     add("--under", default="", metavar="COMMAND", help=text)
     add("--check", action="store_true", help="check runs, data, weights and settings and exit")
-    add_configuration(parser, "weights.i3d=FILE runs.landscape=DIR sample.steps=25", preset="cluster/a800")
+    add_path(parser, "--config", action="append", default=[], metavar="FILE", help="YAML; later files win")
+    text = "e.g. weights.i3d=FILE runs.landscape=DIR sample.steps=25"
+    add("overrides", nargs="*", metavar="key=value", help=text)

@@ -14,7 +14,6 @@ from mmldm_scale.config import presets
 from mmldm_scale.evaluation import ablation
 from mmldm_scale.evaluation.arguments import FINETUNE_FILE, add_ablation_arguments
 from mmldm_scale.evaluation.commands import run_here
-from mmldm_scale.evaluation.tables.definition import AblationRows
 from mmldm_scale.evaluation.tables.request import Measured, Request, Row, words
 
 ABLATION, SETTINGS = "ablation", "settings"  # subfolders of the output folder
@@ -48,9 +47,10 @@ def _run(request: Request, folder: Path, *more: str) -> None:
     args, settings, definition = request.args, request.settings, request.definition
     assert definition.ablation is not None
     (data,) = definition.sets
-    options: list[object] = ["--variants", _file(definition.ablation, "variants"), "--num-samples", request.count]
+    options: list[object] = ["--variants", _file(definition.ablation.variants), "--num-samples", request.count]
     options += ["--input", request.held_out(data), "--output", request.output / ABLATION]
-    options += ["--config", _file(definition.ablation, "preset")]
+    for name in (definition.ablation.preset, *settings.train_presets):
+        options += ["--config", _file(name)]
     for each in request.measures:
         options += ["--protocol", each.name]
     files = {
@@ -69,7 +69,6 @@ def _run(request: Request, folder: Path, *more: str) -> None:
     run_here(add_ablation_arguments, ablation.run, [*options, *more, *words(shards)])
 
 
-def _file(rows: AblationRows, key: str) -> Path:
-    """Return the YAML file that ``key`` of ``rows`` names: a preset's, or a path."""
-    name: str = getattr(rows, key)
+def _file(name: str) -> Path:
+    """Return the YAML file that ``name`` names: a preset's, or a path."""
     return Path(name) if name.endswith((".yaml", ".yml")) else presets.path(name)

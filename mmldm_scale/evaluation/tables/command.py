@@ -12,7 +12,7 @@ import json
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
-from mmldm_scale.config import arguments, load
+from mmldm_scale.config import load
 from mmldm_scale.config.evaluating import Evaluating, MakingTables
 from mmldm_scale.evaluation import tables
 from mmldm_scale.evaluation.commands import CommandFailed
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace) -> Request:
     """Return what ``args`` ask for; raise UserError if nothing can be measured."""
     definition = tables.load(args.table)
-    settings = load(MakingTables, arguments.files(args, "table"), args.overrides)
+    settings = load(MakingTables, args.config, args.overrides)
     if args.num_samples is not None:
         check_count(args.num_samples)
     names = args.protocol or definition.protocols

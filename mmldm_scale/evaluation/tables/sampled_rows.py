@@ -101,7 +101,8 @@ def check(request: Request) -> None:
     cells, left_out = _cells(request)
     for cell in cells:
         _sample(request, cell, "--check")
-    print("\n".join(left_out))
+    for line in left_out:
+        print(line)
 
 
 def _cells(request: Request) -> tuple[list[Cell], list[str]]:
@@ -117,7 +118,8 @@ def _cells(request: Request) -> tuple[list[Cell], list[str]]:
     cells, left_out = _given_cells(request)
     if not cells:
         names = " ".join(f"runs.{key}=DIR" for key in keys)
-        raise UserError(f"runs: no row can be made; name the trained models: {names}")
+        ask = f"runs: no row can be made; name the trained models: {names}"
+        raise UserError("; ".join(left_out) if request.settings.runs else ask)
     for measures in request.measures:
         _check_references(request, measures.protocol, cells)
     return cells, left_out
@@ -134,21 +136,37 @@ def _check_references(request: Request, protocol: Protocol, cells: Sequence[Cell
 
 
 def _given_cells(request: Request) -> tuple[list[Cell], list[str]]:
+    """Return the cells that can be made, and in lines, one for each reason, the others."""
     cells: list[Cell] = []
-    left_out: list[str] = []
+    left_out: dict[str, list[str]] = {}  # labels of rows by the reason
     for name, row in request.definition.rows.items():
         for data, run in row.runs.items():
-            title = request.definition.sets[data].title
-            if run not in request.settings.runs:
-                left_out.append(f"{row.label}, {title}: left out, runs.{run} is not given")
-            elif GIVEN[row.task] and data not in request.settings.inputs:
-                left_out.append(f"{row.label}, {title}: left out, inputs.{data} is not given")
+            made = _cell(request, name, data, run)
+            if isinstance(made, Cell):
+                cells.append(made)
             else:
-                checkpoint = Path(request.settings.runs[run])
-                description = DiTDescription.read(checkpoint)
-                description.check_task(row.task)
-                cells.append(Cell(name, row, data, run, checkpoint, description))
-    return cells, left_out
+                left_out.setdefault(f"{request.definition.sets[data].title}: {made}", []).append(row.label)
+    return cells, [f"{reason}: left out: {', '.join(labels)}" for reason, labels in left_out.items()]
+
+
+def _cell(request: Request, name: str, data: str, run: str) -> Cell | str:
+    """Return the cell of the row ``name``; the reason, if what it needs is not given.
+
+    Raises:
+        UserError: its run is not a DiT's, or cannot do the row's task.
+    """
+    row = request.definition.rows[name]
+    if run not in request.settings.runs:
+        return f"runs.{run} is not given"
+    if GIVEN[row.task] and data not in request.settings.inputs:
+        return f"inputs.{data} is not given"
+    checkpoint = Path(request.settings.runs[run])
+    description = DiTDescription.read(checkpoint)
+    description.check_task(row.task)
+    cell = Cell(name, row, data, run, checkpoint, description)
+    if not any(cell.metrics(measures) for measures in request.measures):
+        return "no network with weights reads what is generated"
+    return cell
 
 
 def _reads(extractor: str) -> set[str]:

@@ -92,10 +92,10 @@ def facts(content: Content, section: Content) -> list[str]:
     labels = {row["name"]: row["label"] for row in section["rows"]}
     for place, roles in section["sets"].items():
         name, _, data = place.partition("/")
-        for role, part in roles.items():
-            split = f", {part['split']}" if role == "reference" else ""
-            count = f"{part['measured']:,} of {part['clips']:,} clips in {part['path']} ({part['kind']}{split})"
-            lines.append(f"{labels[name]}, {content['sets'][data]}, {role}: {count}, fingerprint {part['fingerprint']}")
+        title = content["sets"][data]
+        lines.append(f"{labels[name]}, {title}: {_clips(roles['samples'])}")
+        lines.append(f"reference, {title} ({roles['reference']['split']}): {_clips(roles['reference'])}")
+    lines = list(dict.fromkeys(lines))  # rows share their reference
     for column in section["columns"]:
         title = f"{content['sets'][column['set']]} {column['title']}"
         floor = f"floor with {column['floor_clips']:,} clips: {column['floor_of']}"
@@ -106,11 +106,18 @@ def facts(content: Content, section: Content) -> list[str]:
     return [*lines, *sorted({each["note"] for each in section["columns"] if each["note"]}), *_remarks(section)]
 
 
+def _clips(part: Content) -> str:
+    count = f"{part['measured']:,} of {part['clips']:,} clips"
+    return f"{count} in {part['path']} ({part['kind']}), fingerprint {part['fingerprint']}"
+
+
 def _remarks(section: Content) -> list[str]:
     """Return in lines what is not in a part of the table."""
     lines = [f"{title}: not measured, {setting} is not given" for title, setting in section["not_measured"].items()]
     if section["published_elsewhere"]:
-        lines.append(f"{section['published_elsewhere']} published rows are not shown: theirs is another protocol")
+        lines.append(
+            f"published rows that are not shown, for theirs is another protocol: {section['published_elsewhere']}"
+        )
     return lines
 
 

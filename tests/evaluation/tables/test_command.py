@@ -117,8 +117,8 @@ def test_a_table_is_resumed_has_ours_beside_the_papers_and_is_not_computed_twice
     assert section["columns"][0]["floor"] == figure["floor"]
     assert section["rows"][0]["parameters"].endswith(" M")
     assert made["left_out"] == [
-        "tiny-v2a, Sea: left out, inputs.sea is not given",
-        "other, Sea: left out, runs.other is not given",
+        "Sea: inputs.sea is not given: left out: tiny-v2a",
+        "Sea: runs.other is not given: left out: other",
     ]
     markdown, page = (folder / "out/table.md").read_text(), (folder / "out/table.html").read_text()
     value = f"{figure['value']:.5g} [{figure['interval'][0]:.5g}, {figure['interval'][1]:.5g}]"
@@ -126,7 +126,7 @@ def test_a_table_is_resumed_has_ours_beside_the_papers_and_is_not_computed_twice
         for part in ("protocol trial.yaml", "Sea FD-toy ↓", value, f"{figure['floor']:.5g}", "7.5", "7.125"):
             assert part in text
         assert "7.25" not in text
-        assert "1 published rows are not shown: theirs is another protocol" in text
+        assert "published rows that are not shown, for theirs is another protocol: 1" in text
     for text in (markdown, page):
         for part in ("6 of 6 clips", "6 of 8 clips", "training set", "Toy network of frames, weights ffffffffffff"):
             assert part in text
@@ -158,7 +158,7 @@ def test_a_trial_is_marked_and_what_is_given_or_lacks_weights_is_not_measured(mo
     printed = capsys.readouterr().out
     assert "not protocol trial.yaml: 4 of 6 samples" in printed
     assert "FD-toy: not measured, weights.toy_frames is not given" in printed
-    assert "theirs " not in printed.replace("theirs is another", "")
+    assert "theirs " not in printed.replace("theirs is", "")
     assert run(model, "--num-samples", "4", f"inputs.sea={videos}") == 0  # now with weights
     (section,) = json.loads((folder / "out/table.json").read_text())["sections"]
     assert [list(row["values"]["sea"]) for row in section["rows"]] == [["fd", "energy"], ["energy"]]
