@@ -111,7 +111,8 @@ def _check(args: argparse.Namespace, variants: Sequence[Variant]) -> list[Measur
     Returns what figures of reconstructions can be measured.
     """
     files, names = arguments.files(args, "autoencoder"), args.protocol or [ABLATION_PROTOCOL]
-    measures = [each for each in find_measures(names, load(Evaluating, args.evaluate)) if _announced(each)]
+    found = find_measures(names, load(Evaluating, args.evaluate))
+    measures = [each for each in found if each.metrics]
     if measures:
         check_count(args.num_samples)
     schemas = [load(AutoencoderTraining, files, _overrides(args, variant)) for variant in variants]
@@ -120,13 +121,9 @@ def _check(args: argparse.Namespace, variants: Sequence[Variant]) -> list[Measur
         if not variant.finetuned:  # else its KL-VAE is trained first
             check_inputs(registered("autoencoder"), schema)
     check_set(str(args.input), "clips")
+    for each in found:
+        each.announce("r")
     return measures
-
-
-def _announced(measures: Measures) -> bool:
-    """Print what is left out of ``measures``; return whether anything is left."""
-    measures.announce("r")
-    return bool(measures.metrics)
 
 
 def table(results: Sequence[Result]) -> str:

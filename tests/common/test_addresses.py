@@ -17,6 +17,10 @@ LATENTS = (*PREPARATION, "--autoencoder", "x")
 SAMPLE = ("sample", "--task", "svg", "--num-samples", "1", "--checkpoint", "x", "--output", "out")
 RECONSTRUCT = ("reconstruct", "--checkpoint", "x", "--input", "x", "--num-samples", "1", "--output", "out")
 ABLATION = ("ablation", "--input", "x", "--num-samples", "1", "--output", "out", *TRAINING)
+SETS = ("--samples", "x", "--reference", "x", "--protocol", "packaged", "--output", "out")
+EVALUATE_RUN = ("evaluate-run", "x", "--reference", "x", "--protocol", "packaged")
+COMPARED = ("--samples", "x", "--training", "x", "--held-out", "x", "--output", "out")
+MEMORISATION = ("memorisation", *COMPARED, "--protocol", "packaged", "--extractor", "transnetv2")
 KEYS = {  # by command: the keys of its configuration that are paths
     ("train", "dit", *TRAINING[1:]): ("run", "init", "reading.stage", "preview.autoencoder"),
     ("train", "dit", *TRAINING[1:], "context.kind=text"): ("context.embeddings",),
@@ -32,7 +36,12 @@ KEYS = {  # by command: the keys of its configuration that are paths
 OPTIONS = {  # by command: its options that are paths
     SAMPLE: ("--checkpoint", "--output", "--input", "--autoencoder", "--config"),
     RECONSTRUCT: ("--checkpoint", "--input", "--output", "--config"),
-    ABLATION: ("--variants", "--config", "--finetune", "--reconstruct", "--input", "--output"),
+    ABLATION: ("--variants", "--config", "--finetune", "--reconstruct", "--evaluate", "--input", "--output"),
+    ("evaluate", *SETS): ("--samples", "--reference", "--output", "--config"),
+    EVALUATE_RUN: ("--reference", "--input", "--autoencoder", "--sampling", "--config"),
+    ("evaluate-run", *EVALUATE_RUN[2:]): ("folder",),
+    MEMORISATION: ("--samples", "--training", "--held-out", "--output", "--config"),
+    ("table", "1", "--data", "x", "--output", "out"): ("--data", "--output", "--config"),
     ("export", "--checkpoint", "x", "--output", "out"): ("--checkpoint",),
     ("doctor",): ("--run", "--weights", "--config"),
     ("train", "dit"): ("--config",),

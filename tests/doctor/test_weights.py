@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mmldm_scale.cli import main
 from mmldm_scale.common.atomic_files import sha256
@@ -17,7 +18,8 @@ from tests.support.tiny_models import tiny_autoencoder
 from tests.support.tiny_models.backbones import random_features
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/recipes").glob("*.md"))]
-PLACES = {"sd15", "vgg16.pth", "hifigan"}
+NETWORKS = yaml.safe_load((ROOT / "mmldm_scale/config/presets/evaluate/weights.yaml").read_text())["weights"]
+PLACES = {"sd15", "vgg16.pth", "hifigan", *(Path(place).name for place in NETWORKS.values())}  # of mmldm evaluate, too
 OTHERS = r"t5-large|dit_\w+|autoencoder|config\.json|model\.safetensors"  # what pages keep in such a folder besides
 
 

@@ -166,7 +166,7 @@ def test_the_real_command_resumes_after_a_variant_that_failed(data, forks, capsy
     check_table(data, capsys, monkeypatch)
     assert finetuned == str(data / "out/ablation/kl_vae")
 
-    assert cli.main(arguments(data, samples=1)) == 2
+    assert cli.main(arguments(data, samples=5)) == 2
     message = "reconstruction.json: measured with other clips or settings than now; remove its folder"
     assert message in capsys.readouterr().err
 
