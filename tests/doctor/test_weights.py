@@ -106,5 +106,5 @@ def test_the_layout_is_spelled_the_same_everywhere() -> None:
     files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "slurm").glob("*.sh")]
     files += (ROOT / "mmldm_scale/config/presets").rglob("*.yaml")
     for file in files:
-        places = re.findall(r"(?<![\w/])weights/([\w.-]*\w)", file.read_text())
+        places = re.findall(r"(?<![\w/])weights/([\w.=-]*\w)", file.read_text())
         assert {place for place in places if not re.fullmatch(OTHERS, place)} <= PLACES, file
