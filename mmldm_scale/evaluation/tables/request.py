@@ -13,7 +13,7 @@ from mmldm_scale.evaluation.measures import Measures, Report
 from mmldm_scale.evaluation.protocols.protocol import Protocol
 from mmldm_scale.evaluation.tables.definition import TableDefinition
 
-HELD_OUT = "held-out clips"  # what protocols call a reference that models were not trained on
+HELD_OUT = "held-out clips"  # how protocols begin to name a reference that models were not trained on
 Place = tuple[str, str, str]  # of a report: what reports call its protocol, name of the row, name of the data set
 
 
@@ -48,7 +48,7 @@ class Request:
 
     def reference(self, name: str, protocol: Protocol) -> Path:
         """Return the set of clips of ``name`` that ``protocol`` asks for; raise UserError if it is not given."""
-        return self.held_out(name) if protocol.reference.split == HELD_OUT else self.clips(name)
+        return self.held_out(name) if protocol.reference.split.startswith(HELD_OUT) else self.clips(name)
 
     def held_out(self, name: str) -> Path:
         """Return the set of clips of ``name`` that models were not trained on; raise UserError if it is not given."""
