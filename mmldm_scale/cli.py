@@ -38,7 +38,7 @@ examples:
   mmldm sample --checkpoint runs/dit_S --task svg --num-samples 16 --output runs/dit_S/samples
   mmldm evaluate --samples runs/dit_S/samples --reference data/landscape/clips --protocol packaged --output runs/figures
   mmldm reconstruct --checkpoint runs/autoencoder --input data/landscape/clips --num-samples 256 --output runs/quality
-  mmldm table 1 --data data --output runs/table1 runs.landscape=runs/landscape/dit_L weights.i3d=weights/i3d.pt
+  mmldm table 1 --data data --output runs/table1 runs.landscape=runs/dit_L weights.i3d=weights/i3d_pretrained_400.pt
   mmldm rate serve --study studies/landscape --set ours=runs/dit_S/samples --set theirs=data/theirs
   mmldm export --checkpoint runs/dit_S --ema 0.08 --output weights/dit_S
   mmldm status runs/dit_S

@@ -10,7 +10,7 @@ from mmldm_scale.common.addresses import path_key
 class Evaluating:
     """Settings of ``mmldm evaluate``."""
 
-    # path of each network's pretrained weights, such as weights.i3d=weights/i3d_torchscript.pt
+    # path of each network's pretrained weights, such as weights.i3d=weights/i3d_pretrained_400.pt
     weights: dict[str, str] = field(default_factory=dict)
     # folder that keeps the features of reference sets, for other evaluations, too; null: features/ in the output folder
     reference_features: str | None = path_key(None)
@@ -20,7 +20,7 @@ class Evaluating:
 class MakingTables:
     """Settings of ``mmldm table``."""
 
-    # path of each network's pretrained weights, such as weights.i3d=weights/i3d_torchscript.pt
+    # path of each network's pretrained weights, such as weights.i3d=weights/i3d_pretrained_400.pt
     weights: dict[str, str] = field(default_factory=dict)
     # tables 1 and 4: the run, checkpoint or weights folder of each DiT, such as runs.landscape=runs/landscape/dit_L
     runs: dict[str, str] = field(default_factory=dict)

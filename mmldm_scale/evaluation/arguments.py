@@ -29,7 +29,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--check", action="store_true", help="check protocol, weights and clips and exit")
     text = "print the fingerprints of the weights beside those of published files and exit"
     add("--check-weights", action="store_true", help=text)
-    add_configuration(parser, "weights.i3d=weights/i3d_torchscript.pt", preset="weights")
+    add_configuration(parser, "weights.i3d=weights/i3d_pretrained_400.pt", preset="weights")
 
 
 def add_evaluate_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +52,7 @@ def add_evaluate_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--processes", type=at_least_1, default=1, metavar="N", help=text)
     add("--check", action="store_true", help="check protocol, weights of networks and reference and exit")
     add_path(parser, "--sampling", action="append", default=[], metavar="FILE", help="settings of mmldm sample")
-    add_configuration(parser, "weights.i3d=weights/i3d_torchscript.pt sampling.steps=25", preset="weights")
+    add_configuration(parser, "weights.i3d=weights/i3d_pretrained_400.pt sampling.steps=25", preset="weights")
 
 
 def add_memorisation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def add_memorisation_arguments(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "--output", required=True, metavar="DIR", help="folder for features and report")
     _add_job_arguments(parser)
     add("--check", action="store_true", help="check protocol, weights and clips and exit")
-    add_configuration(parser, "weights.i3d=weights/i3d_torchscript.pt", preset="weights")
+    add_configuration(parser, "weights.i3d=weights/i3d_pretrained_400.pt", preset="weights")
 
 
 def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
