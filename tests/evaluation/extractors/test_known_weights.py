@@ -25,7 +25,7 @@ def test_rows_are_complete() -> None:
     assert len({(row.extractor, row.file) for row in rows}) == len(rows)
     for row in rows:
         assert row.extractor in EXTRACTORS
-        assert row.url.startswith("https://")
+        assert row.url.startswith(("https://", "package "))
         assert row.licence
         assert row.sha256 is None or re.fullmatch("[0-9a-f]{64}", row.sha256)
         assert row.git_blob is None or re.fullmatch("[0-9a-f]{40}", row.git_blob)
