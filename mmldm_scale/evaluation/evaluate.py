@@ -7,6 +7,7 @@ same command.
 """
 
 import argparse
+import functools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,18 +64,8 @@ def run(args: argparse.Namespace) -> int:
     plan = _plan(args, settings, protocol, place)
     if args.check:
         return _report_check(plan)
-    with processes.ended_by_signals(place, plan.shared.summary):
-        status = plan.shared.extract(place, args.processes, _words(plan))
-        if status in processes.STOPPED_STATUSES:
-            raise processes.stopped_by(status, plan.shared.summary())
-        if status or place.launched:
-            return status  # the launcher writes the report
-        if plan.shared.missing:
-            if place.speaks:
-                print(f"{plan.shared.summary()}; the job that makes the last one writes {report.JSON}")
-            return 0
-        _report(plan, place.speaks)
-    return 0
+    write_report = functools.partial(_report, plan, place.speaks)
+    return plan.shared.finish(place, args.processes, _words(plan), report.JSON, write_report)
 
 
 def _load_protocol(args: argparse.Namespace) -> Protocol:
