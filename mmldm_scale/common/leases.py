@@ -20,6 +20,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -49,6 +50,8 @@ class Leases:
         self._held: set[str] = set()
         self._seen: dict[str, tuple[Any, float]] = {}  # others' leases: (token, last touch), when first seen so
         self._renewed: set[str] = set()  # others' leases that were touched between two calls of take
+        # Takes the leases: an exception that a signal raises in the main thread can't leave one half taken.
+        self._taker = ThreadPoolExecutor(1, thread_name_prefix="leases")
         self._end = threading.Event()
         self._renewal = threading.Thread(target=self._renew, name="leases", daemon=True)
 
@@ -58,17 +61,7 @@ class Leases:
         Raises:
             UserError: the folder cannot be made, or the disk is full.
         """
-        path = self._folder / name
-        while not self._create(path):
-            holder, touched = _read(path)
-            if touched is None:
-                continue  # released just now
-            if self._alive(name, holder, touched):
-                return False
-            self._remove_expired(path, holder)
-        self._held.add(name)
-        self._seen.pop(name, None)
-        return True
+        return self._taker.submit(self._take, name).result()
 
     @contextlib.contextmanager
     def writing(self, path: Path) -> Iterator[None]:
@@ -127,17 +120,32 @@ class Leases:
 
     def __enter__(self) -> "Leases":
         self._renewal.start()
+        self._taker.submit(bool).result()  # starts its thread now: a signal meanwhile finds no lease taken
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._renewal.join()
+        self._taker.shutdown()
         for name in list(self._held):
             self.release(name)
         with contextlib.suppress(OSError):  # other processes have leases in the folder, or it was never made
             self._folder.rmdir()
             for folder in self._new:  # as long as they are still empty
                 folder.rmdir()
+
+    def _take(self, name: str) -> bool:
+        path = self._folder / name
+        while not self._create(path):
+            holder, touched = _read(path)
+            if touched is None:
+                continue  # released just now
+            if self._alive(name, holder, touched):
+                return False
+            self._remove_expired(path, holder)
+        self._held.add(name)
+        self._seen.pop(name, None)
+        return True
 
     def _create(self, path: Path) -> bool:
         for _ in range(ATTEMPTS):

@@ -93,6 +93,22 @@ def test_an_exception_gives_everything_back(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("step", ["_make_folder", "_write_holder", "_create"])
+def test_a_signal_cannot_leave_a_lease_half_taken(tmp_path, monkeypatch, step):
+    original = getattr(Leases, step)
+
+    def interrupted(*arguments):
+        result = original(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # this thread raises KeyboardInterrupt if it is the main one
+        return result
+
+    monkeypatch.setattr(Leases, step, interrupted)
+    with pytest.raises(KeyboardInterrupt), Leases(tmp_path) as leases:
+        leases.take("a")
+    assert not list(tmp_path.rglob("*"))
+
+
 def test_of_many_threads_one_wins_each_time(tmp_path):
     wins, start = [], threading.Barrier(8)
 
