@@ -287,6 +287,18 @@ def test_copies_among_samples_are_refused_where_the_protocol_says_so(sets, tmp_p
     )
 
 
+def test_published_rows_do_not_stand_beside_other_choices(sets, tmp_path, capsys):
+    shipped = yaml.safe_load((Path(protocols.FOLDER) / "mmdiffusion.yaml").read_text())
+    same, other = (tmp_path / name for name in ("same.yaml", "other.yaml"))
+    same.write_text(yaml.safe_dump(shipped | {"title": "as it is"}))
+    other.write_text(yaml.safe_dump(shipped | {"batch_size": 4}))
+    assert protocols.load(str(same)).published
+    assert run(other, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"{other}: published: " in error
+    assert "were measured under protocol mmdiffusion, whose choices are other than this file's; remove" in error
+
+
 def test_samples_that_are_alike_to_one_network_alone_are_no_copies():
     frames, sound = np.array([[1.0, 2], [1, 2], [3, 4]]), np.array([[0.0], [1], [1]])
     assert figures.copies(frames) == [(0, 1)]

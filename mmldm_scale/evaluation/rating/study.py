@@ -145,6 +145,9 @@ def create(folder: Path, wish: Wish) -> Study:
     if mode == "pairs" and len(wish.sets) < 2:
         raise UserError("--pairs: needs two or more sets, each with --set NAME=FOLDER")
     files = {name: _mp4_files(name, path) for name, path in wish.sets.items()}
+    for name, other in itertools.combinations(files, 2):
+        if {file.resolve() for file in files[name]} & {file.resolve() for file in files[other]}:
+            raise UserError(f"--set {other}={wish.sets[other]}: has clips of set {name}; give each set its own")
     keys = _keys(files, mode)
     sets = {
         name: RatedSet(

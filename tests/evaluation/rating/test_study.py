@@ -56,6 +56,13 @@ def test_another_configuration_is_refused(study: Study, more, complaint, sets, c
     assert "was made with" in line
 
 
+def test_one_folder_is_not_two_sets(sets, tmp_path, capsys) -> None:
+    folder = sets["first set"]
+    words = ["serve", "--study", str(tmp_path / "study"), "--set", f"a={folder}", "--set", f"b={folder}/."]
+    assert "has clips of set a; give each set its own" in refusal(words, capsys)
+    assert "--port 70000: must be from 0 to 65535" in refusal([*words, "--port", "70000"], capsys)
+
+
 def test_samples_of_several_tasks_are_no_set_but_those_of_one_are(sets, tmp_path, capsys) -> None:
     folder = tmp_path / "samples"
     folder.mkdir()
