@@ -1,14 +1,11 @@
 """Settings of `mmldm sample` and `mmldm reconstruct`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from mmldm_scale.common.addresses import path_key
 from mmldm_scale.config.check import require
 from mmldm_scale.config.models import Backend, DecodingConfig
 from mmldm_scale.config.training import Precision
-
-GenerationTask = Literal["svg", "a2v", "v2a"]  # both; video to given audio; audio to given video
 
 
 @dataclass

@@ -1,17 +1,16 @@
 """The options of ``mmldm sample``, in a module of their own so that other commands do not load the job's libraries."""
 
 import argparse
-from typing import get_args
 
 from mmldm_scale.common.addresses import add_path
-from mmldm_scale.config import GenerationTask
 from mmldm_scale.config.arguments import add_configuration, at_least_1
+from mmldm_scale.diffusion.tasks import TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mmldm sample``."""
     add_path(parser, "--checkpoint", required=True, metavar="DIR", help="a dit run, checkpoint or weights folder")
-    parser.add_argument("--task", required=True, choices=get_args(GenerationTask))
+    parser.add_argument("--task", required=True, choices=list(TASKS))
     parser.add_argument("--num-samples", required=True, type=int, metavar="N")
     add_path(parser, "--output", required=True, metavar="DIR")
     add_path(parser, "--input", metavar="PATH", help="a2v: a video, a sound file or a folder of them; v2a: videos")

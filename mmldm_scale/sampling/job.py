@@ -21,7 +21,7 @@ from mmldm_scale.cluster import slurm
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.config import Sampling, arguments, load
-from mmldm_scale.diffusion.guided_sampling import GIVEN
+from mmldm_scale.diffusion.tasks import GIVEN
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.clip_file import suffix
 from mmldm_scale.media.vocoder import load_vocoder

@@ -20,12 +20,13 @@ from torch import Tensor
 from mmldm_scale.common import portable_paths, rng
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.modalities import Modality, as_pair, by_modality
-from mmldm_scale.config import DiffusionConfig, DiTConfig, GenerationTask, MediaConfig, Sampling
+from mmldm_scale.config import DiffusionConfig, DiTConfig, MediaConfig, Sampling
 from mmldm_scale.config.media import Shape
-from mmldm_scale.diffusion.guided_sampling import GIVEN, Latents, sample_latents
+from mmldm_scale.diffusion.guided_sampling import Latents, sample_latents
 from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.diffusion.normalise import Statistics, normalise, restore
 from mmldm_scale.diffusion.samplers import get_sampler
+from mmldm_scale.diffusion.tasks import GIVEN, GenerationTask, check_task
 from mmldm_scale.media.audio_image import AudioImage, frame_signals, waveforms
 from mmldm_scale.media.clip import NO_FRAMES, NO_SOUND, Clip
 from mmldm_scale.media.pixels import to_frames
@@ -92,9 +93,8 @@ class DiTDescription:
         return by_modality(self.audio_shape, self.video_shape)
 
     def check_task(self, task: GenerationTask) -> None:
-        """Raise UserError if the model has one modality alone and ``task`` needs both."""
-        if GIVEN[task] and len(self.shapes) == 1:
-            raise UserError(f"task {task}: the model in {self.folder} has {' '.join(self.shapes)} alone; must be svg")
+        """Raise UserError, with the tasks that the model can do, unless it can do ``task``."""
+        check_task(task, self.shapes, self.model.continuation, str(self.folder))
 
     def class_number(self, label: str) -> int:
         """Return the index of the class named ``label``; raise UserError if the model has no such class."""

@@ -18,9 +18,10 @@ from mmldm_scale import __version__
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
-from mmldm_scale.config import GenerationTask, Sampling
+from mmldm_scale.config import Sampling
 from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.diffusion.samplers import get_sampler
+from mmldm_scale.diffusion.tasks import GenerationTask
 from mmldm_scale.models import pretrained
 from mmldm_scale.sampling.inputs import Input
 from mmldm_scale.sampling.pipeline import DiTDescription

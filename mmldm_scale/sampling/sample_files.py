@@ -14,8 +14,8 @@ from pathlib import Path
 
 from mmldm_scale.common.atomic_files import full_disk_reason
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import GenerationTask, MediaConfig
-from mmldm_scale.diffusion.guided_sampling import GIVEN
+from mmldm_scale.config import MediaConfig
+from mmldm_scale.diffusion.tasks import GIVEN, TASKS, GenerationTask
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.clip_file import write_clip
 from mmldm_scale.media.wav import decode_wav
@@ -23,7 +23,7 @@ from mmldm_scale.sampling.inputs import read_first_clip
 from mmldm_scale.sampling.lossless import LosslessSet
 from mmldm_scale.sampling.spectrograms import FOLDER, Spectrograms
 
-SAMPLE = re.compile(r"(svg|a2v|v2a)_(\d{6,})\.(mp4|wav)")  # the name of a sample's file: task, index, ending
+SAMPLE = re.compile(rf"({'|'.join(TASKS)})_(\d{{6,}})\.(mp4|wav)")  # the name of a sample's file: task, index, ending
 INPUTS = "inputs"  # folder, in the output folder, of the clips that a2v and v2a started from
 
 
