@@ -22,6 +22,7 @@ class Sampling:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     batch_size: int = 8  # samples made together
     vocoder: str | None = path_key(None)  # folder of a HiFi-GAN (the original's or transformers'); none: Griffin-Lim
+    text_encoder: str | None = path_key(None)  # for prompts: folder of the text encoder of the training's texts
     attention: Backend = "auto"  # attention backend of the DiT
     precision: Precision = "fp32"  # of DiT and autoencoder
 
