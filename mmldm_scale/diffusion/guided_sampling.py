@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.common.modalities import Modality, by_modality
-from mmldm_scale.config import GenerationTask
 from mmldm_scale.diffusion.guidance import Guidance, guided_prediction
 from mmldm_scale.diffusion.network import Network
 from mmldm_scale.diffusion.noise_process import Process
 from mmldm_scale.diffusion.samplers import get_sampler
-
-GIVEN: dict[GenerationTask, Modality | None] = {"svg": None, "a2v": "audio", "v2a": "video"}  # each task's condition
+from mmldm_scale.diffusion.tasks import GIVEN, GenerationTask
 
 
 @dataclass(frozen=True)
