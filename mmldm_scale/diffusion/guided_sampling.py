@@ -42,7 +42,7 @@ def sample_latents(
     guidance: float | Mapping[str, float] = 1.0,
     condition: Tensor | None = None,
     context: Mapping[str, Tensor] | None = None,
-    previous: Mapping[str, Tensor] | None = None,
+    previous: Mapping[Modality, Tensor] | None = None,
     sampler: str = "auto",
     class_guidance: float | None = None,
     guidance_interval: Sequence[float] = (0.0, 1.0),
@@ -77,7 +77,7 @@ def sample_latents(
     conditions |= {f"previous_{name}": latent for name, latent in (previous or {}).items()} | dict(context or {})
     generated = {name: latent for name, latent in start.items() if name not in fixed}
     low, high = guidance_interval
-    scales = guidance if isinstance(guidance, Mapping) else dict.fromkeys(generated, guidance)
+    scales = guidance if isinstance(guidance, Mapping) else {str(name): guidance for name in generated}
     guided = Guidance(scales, class_guidance, (low, high))
 
     def predict(packed: Tensor, time: int) -> Tensor:
