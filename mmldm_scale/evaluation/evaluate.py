@@ -23,6 +23,7 @@ from mmldm_scale.config.evaluating import Evaluating
 from mmldm_scale.evaluation import figures, protocols
 from mmldm_scale.evaluation.clip_sets import open_clip_set
 from mmldm_scale.evaluation.clip_sets.clip_set import ClipSet
+from mmldm_scale.evaluation.conform import LOSSY_KINDS
 from mmldm_scale.evaluation.features.extraction import MeasuredSet, Network
 from mmldm_scale.evaluation.features.sharing import SharedWork
 from mmldm_scale.evaluation.networks import build_networks, check_networks, network_key, report_weights
@@ -39,7 +40,7 @@ class _Plan:
 
     Attributes:
         shared: the blocks of samples and reference, and this job's share.
-        limited: how the number of samples deviates from the protocol's, in words; "" if it does not.
+        limited: how the samples deviate from the protocol, in words; "" if they do not.
     """
 
     args: argparse.Namespace
@@ -95,7 +96,8 @@ def _plan(args: argparse.Namespace, settings: Evaluating, protocol: Protocol, pl
             raise UserError(f"{option}: not given; only --check-weights does without")
     check_networks(protocol, settings)
     samples, reference = open_clip_set(str(args.samples)), open_clip_set(str(args.reference))
-    chosen, limited = _choose_samples(args, protocol, samples)
+    chosen, deviations = _choose_samples(args, protocol, samples)
+    deviations += _lossy(protocol, samples, reference)
     opposite = _choose_reference(args, protocol, reference, [samples.names[i] for i in chosen])
     report.check_folder(args.output)
     networks = build_networks(protocol, settings, place.device(args.device))
@@ -107,11 +109,21 @@ def _plan(args: argparse.Namespace, settings: Evaluating, protocol: Protocol, pl
         MeasuredSet("samples", samples, chosen, protocol, networks, folder),
         MeasuredSet("reference", reference, opposite, protocol, networks, shared),
     )
-    return _Plan(args, settings, protocol, networks, *measured, SharedWork(measured, part, parts), limited)
+    shared_work, limited = SharedWork(measured, part, parts), "; ".join(deviations)
+    return _Plan(args, settings, protocol, networks, *measured, shared_work, limited)
 
 
-def _choose_samples(args: argparse.Namespace, protocol: Protocol, clips: ClipSet) -> tuple[list[int], str]:
-    """Return the positions of the samples to measure, and how their number deviates from the protocol's, in words."""
+def _lossy(protocol: Protocol, samples: ClipSet, reference: ClipSet) -> list[str]:
+    """Return in words that only one of two sets went through lossy codecs, if that enters a figure."""
+    lossy = [name for name, clips in (("samples", samples), ("reference", reference)) if clips.kind in LOSSY_KINDS]
+    compared = any(figures.build_distance(metric).compares != "nothing" for metric in protocol.metrics.values())
+    if len(lossy) != 1 or not compared or protocol.sound.track != "lossless":
+        return []
+    return [f"only the {lossy[0]} are videos of lossy codecs, which is part of each distance"]
+
+
+def _choose_samples(args: argparse.Namespace, protocol: Protocol, clips: ClipSet) -> tuple[list[int], list[str]]:
+    """Return the positions of the samples to measure, and how they deviate from the protocol's, in words."""
     config, available, asked = protocol.samples, len(clips), args.num_samples
     if asked is not None and not SMALLEST <= asked <= available:
         raise UserError(f"--num-samples {asked}: must be {SMALLEST} to {available}, the samples in {args.samples}")
@@ -126,7 +138,7 @@ def _choose_samples(args: argparse.Namespace, protocol: Protocol, clips: ClipSet
     if args.paired:
         deviations = deviations or [f"protocol {name}, but for the reference"]
         deviations.append("each sample is compared with the clip of its name")
-    return _spread(count, available), "; ".join(deviations)
+    return _spread(count, available), deviations
 
 
 def _choose_reference(args: argparse.Namespace, protocol: Protocol, clips: ClipSet, names: Sequence[str]) -> list[int]:

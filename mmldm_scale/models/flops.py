@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.config import DiTConfig
 from mmldm_scale.config.media import Shape
 from mmldm_scale.models.dit import PRESETS, DiT, latent_shapes
 from mmldm_scale.models.dit_layers import FREQUENCIES
+from mmldm_scale.models.flop_counter import FlopCounter
 
 # The paper's latents of 16 frames of 256 × 256 pixels and their sound: channels, rows, columns.
 AUDIO_SHAPE, VIDEO_SHAPE = (16, 8, 8), (16, 16, 16)
@@ -27,9 +27,9 @@ def forward_macs(module: nn.Module, *inputs: torch.Tensor) -> int:
     """
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     state = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounter() as counter, torch.no_grad():
         torch.func.functional_call(module, state, tuple(x.to("meta") for x in inputs))
-    return counter.get_total_flops() // 2
+    return counter.total // 2
 
 
 @dataclass(frozen=True)

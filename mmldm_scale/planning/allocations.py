@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmldm_scale.planning.meta_operators import call, fused_attention, tensors_in
+from mmldm_scale.models.meta_operators import call, fused_attention, tensors_in
 
 
 class Allocations(TorchDispatchMode):

@@ -7,7 +7,6 @@ count_flops(outline)  # {torch.bfloat16: …, torch.float32: …} floating-point
 
 import dataclasses
 import functools
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +15,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
 from omegaconf import MISSING
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from mmldm_scale.config import TrainingConfig, load
+from mmldm_scale.models.flop_counter import FlopCounter
+from mmldm_scale.models.meta_operators import fused_attention
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.models.recompute import Recomputation
 from mmldm_scale.planning.hardware import Cluster
 from mmldm_scale.planning.memory import FLOAT32_BYTES, run_step, trained_networks, working_outline
-from mmldm_scale.planning.meta_operators import call, fused_attention
 from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.trainables.registry import registered
 from mmldm_scale.training.monitoring.throughput import TRAINING
@@ -137,48 +135,6 @@ def count_flops(outline: StepOutline) -> dict[torch.dtype, int]:
     with fused_attention(), FlopCounter() as counter:  # without the former, attention is counted in float32
         run_step(outline, replace(outline.info, logged=False))
     return dict(counter.flops)
-
-
-def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
-
-
-def _attention_backward(gradient: torch.Tensor, *inputs: Any, **__: Any) -> int:
-    return 2 * _attention(*inputs)  # the kernel's own recomputation is not counted
-
-
-FORMULAS: dict[Any, Callable[..., int]] = {
-    **flop_registry,
-    # the attention kernel that runs on the device "meta"
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-
-
-class FlopCounter(TorchDispatchMode):
-    """Counts the FLOPs of matrix products, convolutions and attention in a ``with`` block, by torch's formulas.
-
-    torch's ``FlopCounterMode`` does not count by type of number, on which the time depends: on a V100 the KL-VAE, in
-    float32 beside fp16, takes eight times as long as in fp16.
-
-    Attributes:
-        flops: floating-point operations by the type of number.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops: Counter[torch.dtype] = Counter()
-
-    def __torch_dispatch__(
-        self, operator: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run ``operator`` and count its FLOPs."""
-        kwargs = kwargs or {}
-        result = call(operator, args, kwargs)
-        formula = FORMULAS.get(operator._overloadpacket)
-        if formula:
-            self.flops[args[0].dtype] += formula(*args, **kwargs, out_val=result)
-        return result
 
 
 def checkpoint_bytes(outline: StepOutline, training: TrainingConfig) -> int:

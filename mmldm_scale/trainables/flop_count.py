@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 from torch import no_grad
-from torch.utils.flop_counter import FlopCounterMode
+
+from mmldm_scale.models.flop_counter import FlopCounter
 
 
 def flops_of(function: Callable[[], object]) -> int:
     """Return the floating-point operations (twice the MACs) of ``function()``, which runs without gradients."""
-    with FlopCounterMode(display=False) as counter, no_grad():
+    with FlopCounter() as counter, no_grad():
         function()
-    return counter.get_total_flops()
+    return counter.total

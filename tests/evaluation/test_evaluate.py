@@ -287,6 +287,16 @@ def test_copies_among_samples_are_refused_where_the_protocol_says_so(sets, tmp_p
     )
 
 
+def test_samples_alone_of_lossy_codecs_are_said(sets, protocol, tmp_path, monkeypatch):
+    monkeypatch.setattr(sets["samples"], "kind", "videos")
+    assert run(protocol, tmp_path / "out") == 0
+    said = report(tmp_path / "out")["request"]["not_protocol"]
+    assert said == "only the samples are videos of lossy codecs, which is part of each distance"
+    monkeypatch.setattr(sets["real"], "kind", "videos")
+    assert run(protocol, tmp_path / "both") == 0
+    assert report(tmp_path / "both")["request"]["not_protocol"] == ""
+
+
 def test_published_rows_do_not_stand_beside_other_choices(sets, tmp_path, capsys):
     shipped = yaml.safe_load((Path(protocols.FOLDER) / "mmdiffusion.yaml").read_text())
     same, other = (tmp_path / name for name in ("same.yaml", "other.yaml"))

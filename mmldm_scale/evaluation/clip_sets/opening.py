@@ -51,6 +51,9 @@ def open_clip_set(path: str) -> ClipSet:
     if tasks:
         return SampledFolder(path, folder, tasks[0])
     videos, sounds = media_files(folder)
+    for below in sorted({file.parent for file in [*videos, *sounds]}):
+        if _tasks(below):
+            raise UserError(f"{path}: contains samples of mmldm sample, and their inputs, in {below}; give that folder")
     if not videos and not sounds:
         raise UserError(f"{path}: contains {_contents(folder)}; {ALLOWED}")
     return MediaFolder(path, folder, pair_files(path, folder, videos, sounds))

@@ -32,7 +32,8 @@ def facts(content: Content) -> list[str]:
     first = figures[0]
     lines.append(
         f"intervals: {first['level']:.0%} of {first['resamples']} resampled sets, around the value; floors: mean over "
-        f"{first['floor_repeats']} ways to halve the reference, {first['floor_clips']:,} clips each"
+        f"{first['floor_repeats']} ways to halve the reference, {first['floor_clips']:,} clips each; at the floor's "
+        "count: as many samples against such a half, to compare with the floor where few clips raise a distance"
     )
     lines += [f"floor of {part['title']}: {part['floor_of']}" for part in figures]
     lines += sorted({part["note"] for part in figures if part["note"]})

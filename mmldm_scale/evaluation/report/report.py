@@ -198,7 +198,10 @@ def _page(content: Mapping[str, Any], figures: Sequence[Figure]) -> str:
 
 def _chart(content: Mapping[str, Any], figure: Figure) -> dict[str, Any]:
     """Return what the page shows of ``figure``."""
-    values: list[Bar] = [("these samples", figure.value, (figure.low, figure.high))]
+    values: list[Bar] = [
+        ("these samples", figure.value, (figure.low, figure.high)),
+        (f"{figure.floor_clips:,} of them, as the floor", figure.floor_samples, None),
+    ]
     for row in content["published"]:
         if figure.key in row["values"]:
             values.append((f"{row['label']}, {row['data']}", row["values"][figure.key], None))
@@ -206,7 +209,7 @@ def _chart(content: Mapping[str, Any], figure: Figure) -> dict[str, Any]:
     return {
         "title": figure.title,
         "figure": content["figures"][figure.key],
-        "bars": bars(values, figure.floor),
+        "bars": bars(values, figure.floor, own=2),
         "boxes": boxes(clips),
     }
 

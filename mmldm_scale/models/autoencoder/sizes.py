@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmldm_scale.config import AutoencoderConfig, DiscriminatorConfig, KLVAEConfig, MediaConfig
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.discriminator import AudioVideoDiscriminator
 from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.models.flop_counter import FlopCounter
 
 CLASSES = 9  # classes of the Landscape data set
 
@@ -66,6 +66,6 @@ def _count(*parts: nn.Module) -> int:
 
 
 def _macs(operation: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounter() as counter, torch.no_grad():
         operation()
-    return counter.get_total_flops() // 2
+    return counter.total // 2

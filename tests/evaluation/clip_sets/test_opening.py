@@ -19,6 +19,16 @@ from tests.support.tiny_models.tiny_autoencoder import MEDIA
 RATE = MEDIA.audio.sample_rate
 
 
+def test_a_folder_above_samples_is_no_set(tmp_path):
+    samples = tmp_path / "runs/dit/samples"
+    video(samples / "svg_000000.mp4", 0)
+    (samples / "svg.json").write_text("{}")
+    for above in ("runs", "runs/dit"):
+        with pytest.raises(UserError, match=f"samples of mmldm sample, and their inputs, in {samples}; give that"):
+            open_clip_set(str(tmp_path / above))
+    assert open_clip_set(str(samples)).names == ["svg_000000"]
+
+
 def test_folders_that_are_linked_are_part_of_the_set(tmp_path):
     video(tmp_path / "elsewhere/waves/0.mp4", 0)
     video(tmp_path / "set/rain/1.mp4", 1)
