@@ -263,7 +263,18 @@ class Pipeline:
         context = self._context(labels, embeddings)
         steps, sampler = self.settings.steps, self.settings.sampler
         return sample_latents(
-            self.dit, self.process, task, noise, steps, guidance, condition, context, before, sampler=sampler
+            self.dit,
+            self.process,
+            task,
+            noise,
+            steps,
+            guidance,
+            condition,
+            context,
+            before,
+            sampler=sampler,
+            class_guidance=self.settings.class_guidance,
+            guidance_interval=self.settings.guidance_interval,
         )
 
     def _context(self, labels: Sequence[str], embeddings: Sequence[Tensor]) -> dict[str, Tensor]:
