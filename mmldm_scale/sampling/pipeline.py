@@ -41,7 +41,7 @@ from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.dit import DiT, layout_problem
 from mmldm_scale.models.precision import DTYPES
-from mmldm_scale.sampling.windows import cut, join_frames, join_spectrograms, sample_media, window_count
+from mmldm_scale.sampling.windows import cut, join_frames, join_spectrograms, noise_stream, sample_media, window_count
 
 Schema = TypeVar("Schema")
 
@@ -254,7 +254,7 @@ class Pipeline:
             if len(values) not in (0, count):
                 raise ValueError(f"{name}: one is needed for each sample: {count}, not {len(values)}")
         shapes = self.description.shapes.items()
-        place = _window_stream(window)
+        place = noise_stream(window)
         noise = Latents(**{name: self._noise(f"sample/{task}/{name}{place}", indices, shape) for name, shape in shapes})
         guidance = {"audio": self.settings.audio_guidance, "video": self.settings.video_guidance}
         if given:
@@ -344,7 +344,7 @@ class Pipeline:
         statistics, shape = self.description.statistics, self.autoencoder.noise_shape
         restored = {name: restore(latent, statistics[name]) for name, latent in latents.present.items()}
         shapes: dict[Modality, tuple[int, ...]] = {"audio": shape, "video": (self.media.frames, *shape)}
-        written, place = [name for name in restored if name in TASKS[task].result], _window_stream(window)
+        written, place = [name for name in restored if name in TASKS[task].result], noise_stream(window)
         noise = {name: self._noise(f"decode/{task}/{name}{place}", indices, shapes[name]) for name in written}
         frames, audio_image = self.autoencoder.decode(*as_pair(restored), *as_pair(noise), self.settings.decoding)
         return (
@@ -357,11 +357,6 @@ class Pipeline:
         noise = rng.standard_normal(self.settings.seed, stream, indices, shape)
         # Copied into torch's own memory: MKL repeats its sums exactly only for arrays aligned to 64 bytes.
         return torch.from_numpy(noise).clone().to(self.device)
-
-
-def _window_stream(window: int) -> str:
-    """Return what the name of a noise stream ends with for a window of a long sample; nothing for the first one."""
-    return f"/window/{window}" if window else ""
 
 
 def check_settings(description: DiTDescription, settings: Sampling) -> None:

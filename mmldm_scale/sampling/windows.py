@@ -38,6 +38,11 @@ def window_count(media: MediaConfig, whole: MediaConfig) -> int:
     return -(-whole.frames // media.frames)
 
 
+def noise_stream(window: int) -> str:
+    """Return what the names of the noise streams of a window end with; nothing for the first one of a sample."""
+    return f"/window/{window}" if window else ""
+
+
 def cut(clip: Clip, media: MediaConfig, count: int) -> list[Clip]:
     """Return ``clip`` as ``count`` clips of the format ``media``, one behind the other.
 
