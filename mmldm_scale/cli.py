@@ -113,6 +113,12 @@ COMMANDS = (  # name, what it does, adds its options, runs it and returns the ex
         _run("evaluation.run_evaluation.command"),
     ),
     (
+        "seams",
+        "measure the jumps of long samples where their windows meet",
+        evaluation.add_seams_arguments,
+        _run("evaluation.seams"),
+    ),
+    (
         "memorisation",
         "find samples that are closer to a training clip than other real clips are",
         evaluation.add_memorisation_arguments,

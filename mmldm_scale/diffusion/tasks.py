@@ -41,6 +41,11 @@ class Task:
         return self.previous if self.given is None else (self.given,)
 
     @property
+    def window(self) -> Literal["first", "last"]:
+        """The part of an input that is taken unless another is named."""
+        return "last" if self.previous else "first"
+
+    @property
     def generated(self) -> tuple[Modality, ...]:
         """The modalities of a sample that are not given."""
         return tuple(modality for modality in self.result if modality != self.given)

@@ -55,6 +55,11 @@ def add_evaluate_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_configuration(parser, "weights.i3d=weights/i3d_pretrained_400.pt sampling.steps=25", preset="weights")
 
 
+def add_seams_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``mmldm seams``."""
+    add_path(parser, "folder", metavar="SAMPLES", help="a folder that mmldm sample --seconds filled")
+
+
 def add_memorisation_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mmldm memorisation``."""
     add = parser.add_argument

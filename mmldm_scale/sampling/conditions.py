@@ -34,7 +34,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def wanted_inputs(args: argparse.Namespace, media: MediaConfig, seconds: float | None) -> Wanted:
     """Return what the task of ``args`` needs of its inputs, of the format ``media``."""
     task = TASKS[args.task]
-    window = parse_window(args.window) if args.window else "last" if task.previous else "first"
+    window = parse_window(args.window) if args.window else task.window
     return Wanted(task.needs, media, window, seconds)
 
 

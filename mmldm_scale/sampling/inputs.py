@@ -32,6 +32,7 @@ from mmldm_scale.media.decode import (
     read_sounds,
     sound_seconds,
 )
+from mmldm_scale.media.find_files import find_files
 from mmldm_scale.media.track import END_TOLERANCE
 from mmldm_scale.sampling import input_sets
 
@@ -85,7 +86,7 @@ def list_inputs(path: Path, needs: Sequence[Modality]) -> list[Path]:
         raise UserError(f"--input {path}: no such file or folder")
     sound = tuple(needs) == ("audio",)
     suffixes = SUFFIXES | SOUND_SUFFIXES if sound else SUFFIXES
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    files = sorted(p for p in map(path.joinpath, find_files(path)) if p.suffix.lower() in suffixes and p.is_file())
     if not files:
         kinds = "no video and no sound file" if sound else "no video"
         raise UserError(f"--input {path}: contains {kinds}; allowed endings: {', '.join(sorted(suffixes))}")

@@ -147,7 +147,11 @@ def _plan(args: argparse.Namespace) -> _Plan:
     candidates = list_inputs(args.input, task.needs) if task.needs else []
     check_sets(candidates, wanted)
     prompts = find_prompts(args, description, settings)
-    more = {"window": wanted.window if args.window else None, "seconds": seconds, "prompts": prompts or None}
+    more = {
+        "window": wanted.window if wanted.window != task.window else None,
+        "seconds": seconds,
+        "prompts": prompts or None,
+    }
     record = folder_record(description, settings, candidates, args.label, more)
     begun_by = check_folder(args.output, args.task, record).get(VERSION)
     if args.num_samples is None:

@@ -10,7 +10,7 @@ it is generated, up to the rounding of batched arithmetic. The first window of a
 one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,7 +41,7 @@ from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.dit import DiT, layout_problem
 from mmldm_scale.models.precision import DTYPES
-from mmldm_scale.sampling.windows import cut, join_frames, join_spectrograms, sample_media, window_count
+from mmldm_scale.sampling.windows import cut, join_frames, join_spectrograms, noise_stream, sample_media, window_count
 
 Schema = TypeVar("Schema")
 
@@ -253,8 +253,7 @@ class Pipeline:
         for name, values in (("labels", labels), ("embeddings", embeddings)):
             if len(values) not in (0, count):
                 raise ValueError(f"{name}: one is needed for each sample: {count}, not {len(values)}")
-        shapes = self.description.shapes.items()
-        place = _window_stream(window)
+        shapes, place = self.description.shapes.items(), noise_stream(window)
         noise = Latents(**{name: self._noise(f"sample/{task}/{name}{place}", indices, shape) for name, shape in shapes})
         guidance = {"audio": self.settings.audio_guidance, "video": self.settings.video_guidance}
         if given:
@@ -320,10 +319,12 @@ class Pipeline:
     ) -> list[Clip]:
         """Return the samples ``indices`` of ``task``, of ``seconds`` each, from the latents of their ``windows``.
 
-        The spectrograms of all windows become one sound, so that it has no joints.
+        The spectrograms of all windows become one sound, so that it has no joints. Long samples lack what is given.
         """
         whole = self.description.sample_media(seconds)
-        decoded = [self._decode(task, indices, latents, number) for number, latents in enumerate(windows)]
+        # Short samples decode the given modality, too: else v2a would differ from older versions' by rounding.
+        names = TASKS[task].generated if len(windows) > 1 else TASKS[task].result
+        decoded = [self._decode(task, indices, latents, number, names) for number, latents in enumerate(windows)]
         pictures, sounds = [NO_FRAMES] * len(indices), [NO_SOUND] * len(indices)
         frames = [part for part, _ in decoded if part is not None]
         if frames:
@@ -335,17 +336,17 @@ class Pipeline:
         return [Clip(*parts) for parts in zip(pictures, sounds, strict=True)]
 
     def _decode(
-        self, task: GenerationTask, indices: Sequence[int], latents: Latents, window: int
+        self, task: GenerationTask, indices: Sequence[int], latents: Latents, window: int, names: Collection[Modality]
     ) -> tuple[np.ndarray | None, Tensor | None]:
         """Return the frames (B, F, S, S, 3) uint8 and mel magnitudes (B, n_mels, T) in dB of one window.
 
-        None for a modality that the model does not have, or that the task does not write.
+        None for a modality that the model does not have, or that is not in ``names``.
         """
         statistics, shape = self.description.statistics, self.autoencoder.noise_shape
         restored = {name: restore(latent, statistics[name]) for name, latent in latents.present.items()}
         shapes: dict[Modality, tuple[int, ...]] = {"audio": shape, "video": (self.media.frames, *shape)}
-        written, place = [name for name in restored if name in TASKS[task].result], _window_stream(window)
-        noise = {name: self._noise(f"decode/{task}/{name}{place}", indices, shapes[name]) for name in written}
+        streams = {name: f"decode/{task}/{name}{noise_stream(window)}" for name in restored if name in names}
+        noise = {name: self._noise(stream, indices, shapes[name]) for name, stream in streams.items()}
         frames, audio_image = self.autoencoder.decode(*as_pair(restored), *as_pair(noise), self.settings.decoding)
         return (
             None if frames is None else to_frames(frames).cpu().numpy(),
@@ -357,11 +358,6 @@ class Pipeline:
         noise = rng.standard_normal(self.settings.seed, stream, indices, shape)
         # Copied into torch's own memory: MKL repeats its sums exactly only for arrays aligned to 64 bytes.
         return torch.from_numpy(noise).clone().to(self.device)
-
-
-def _window_stream(window: int) -> str:
-    """Return what the name of a noise stream ends with for a window of a long sample; nothing for the first one."""
-    return f"/window/{window}" if window else ""
 
 
 def check_settings(description: DiTDescription, settings: Sampling) -> None:

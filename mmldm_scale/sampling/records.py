@@ -172,9 +172,15 @@ class SampleRecords:
             "prompt": None,
             "checkpoint": {"fingerprint": self._record["checkpoint"]},
             "autoencoder": {"fingerprint": description.autoencoder["fingerprint"]},
-            **({"seconds": self._record["seconds"]} if "seconds" in self._record else {}),
+            **self._length(),
             **({"text_encoder": {"fingerprint": self._contexts.fingerprint}} if self._contexts else {}),
         }
+
+    def _length(self) -> dict[str, float]:
+        """Return the length of a long sample and of its windows in seconds; {} for samples of one clip."""
+        if "seconds" not in self._record:
+            return {}
+        return {"seconds": self._record["seconds"], "window_seconds": self._description.media.seconds}
 
     @property
     def made_with(self) -> dict[str, Any]:

@@ -38,6 +38,11 @@ def window_count(media: MediaConfig, whole: MediaConfig) -> int:
     return -(-whole.frames // media.frames)
 
 
+def noise_stream(window: int) -> str:
+    """Return what the names of the noise streams of a window end with; nothing for the first one of a sample."""
+    return f"/window/{window}" if window else ""
+
+
 def cut(clip: Clip, media: MediaConfig, count: int) -> list[Clip]:
     """Return ``clip`` as ``count`` clips of the format ``media``, one behind the other.
 
@@ -69,18 +74,35 @@ def join_spectrograms(windows: Sequence[torch.Tensor], media: MediaConfig, whole
     its sample (t + 1/2) · hop. Where a window's length is no multiple of the hop, the frames of the joined spectrogram
     lie between those of the windows, and are interpolated linearly in dB.
 
+    The models' spectrograms are those of clips mirrored at both ends. There a tone has a kink, and the frames that
+    reach over the end have a click of up to 40 dB in the other bands. So they are limited to the line, in dB, between
+    the nearest frames on both sides that do not reach over it (ours).
+
     Args:
         windows: (B, n_mels, media.mel_frames) of each window.
     """
     if len(windows) == 1:
         return windows[0]
-    hop = media.audio.hop_length
+    hop, reach = media.audio.hop_length, media.audio.n_fft / 2
     centres = (np.arange(media.mel_frames) + 0.5) * hop  # in samples from the beginning of the window
     length = media.seconds * media.audio.sample_rate
-    known = np.concatenate([number * length + centres for number in range(len(windows))])  # (K,), ascending
+    starts = np.arange(len(windows))[:, None] * length
+    known = (starts + centres).flatten()  # (K,), ascending
     wanted = np.clip((np.arange(whole.mel_frames) + 0.5) * hop, known[0], known[-1])  # (T,)
-    after = np.clip(np.searchsorted(known, wanted), 1, len(known) - 1)
-    share = torch.from_numpy((wanted - known[after - 1]) / (known[after] - known[after - 1])).to(windows[0])
     levels = torch.cat(list(windows), dim=2)  # (B, n_mels, K)
+    joints = starts[1:, 0]
+    clear = (np.abs(known[:, None] - joints) >= reach).all(axis=1)  # (K,)
+    if not clear[[0, -1]].all():  # windows of hardly more than a frame
+        return _between(levels, known, wanted)
+    ceiling = _between(levels[..., torch.from_numpy(clear)], known[clear], wanted)
+    near = torch.from_numpy((np.abs(wanted[:, None] - joints) < reach + hop).any(axis=1)).to(levels.device)
+    joined = _between(levels, known, wanted)
+    return torch.where(near, torch.minimum(joined, ceiling), joined)
+
+
+def _between(levels: torch.Tensor, known: np.ndarray, wanted: np.ndarray) -> torch.Tensor:
+    """Return (B, n, T): ``levels`` (B, n, K) at the times ``known`` (K,), at the times ``wanted`` (T,), linearly."""
+    after = np.clip(np.searchsorted(known, wanted), 1, len(known) - 1)
+    share = torch.from_numpy((wanted - known[after - 1]) / (known[after] - known[after - 1])).to(levels)
     earlier, later = (torch.from_numpy(index).to(levels.device) for index in (after - 1, after))
     return torch.lerp(levels[..., earlier], levels[..., later], share)
