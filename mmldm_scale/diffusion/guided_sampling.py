@@ -79,7 +79,8 @@ def sample_latents(
     conditions |= {f"previous_{name}": latent for name, latent in (previous or {}).items()} | dict(context or {})
     generated = {name: latent for name, latent in start.items() if name not in fixed}
     low, high = guidance_interval
-    scales = guidance if isinstance(guidance, Mapping) else dict.fromkeys(generated, guidance)
+    names: list[str] = [*generated]
+    scales = guidance if isinstance(guidance, Mapping) else dict.fromkeys(names, guidance)
     guided = Guidance(scales, class_guidance, (low, high))
 
     def predict(packed: Tensor, time: int) -> Tensor:

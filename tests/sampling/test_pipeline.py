@@ -245,8 +245,8 @@ def test_class_and_interval_of_guidance_reach_the_samples(classes):
     strong, plain = latents(video_guidance=4.0), latents(video_guidance=1.0)
     assert torch.equal(latents(video_guidance=1.0, class_guidance=4.0), strong)
     outside = latents(video_guidance=4.0, guidance_interval=[0.0, 0.9])  # the only step is at 1
-    assert torch.allclose(outside, plain)
-    assert not torch.allclose(strong, plain)
+    torch.testing.assert_close(outside, plain, rtol=1e-4, atol=1e-3)  # another batch: rounded otherwise
+    assert not torch.allclose(strong, plain, rtol=1e-2)
 
 
 def test_a_label_that_the_model_does_not_know_is_refused_with_those_that_it_does(classes, pipeline):
