@@ -39,8 +39,8 @@ from mmldm_scale.sampling.pipeline import DiTDescription, Pipeline
 
 STEPS = (5, 10, 25, 50)
 MANY = 250  # steps of the reference
-DECODED = (5, 25)  # numbers of steps whose samples are decoded, besides the reference's
-DECODING = DecodingConfig("dpm++", 10)
+DECODED = (10,)  # numbers of steps whose samples are decoded, besides the reference's
+DECODING = DecodingConfig("dpm++", 5)
 TOGETHER = 8  # samples of a batch
 Setting = tuple[str, int]  # sampler, steps
 
