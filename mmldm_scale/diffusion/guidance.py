@@ -7,8 +7,8 @@ class and text it is InstructPix2Pix's (arXiv 2211.09800, Eq. 3):
     ε(nothing) + φ (ε(media) − ε(nothing)) + φ_c (ε(all) − ε(media))
     = φ_c ε(all) + (φ − φ_c) ε(media) + (1 − φ) ε(nothing)
 
-With φ_c = φ it is the usual φ ε(all) − (φ − 1) ε(nothing). Eq. 9 of the paper prints (1 − φ) for (φ − 1), which for
-φ > 1 would add the unconditional prediction. v and a flow's velocity are guided likewise, which is the same: at fixed
+With φ_c = φ it is the usual φ ε(all) − (φ − 1) ε(nothing). Eq. 9 prints (1 − φ) for (φ − 1), which for φ > 1 would add
+the unconditional prediction. v and a flow's velocity are guided likewise, which is the same: at fixed
 latents they are affine in ε, and the weights add up to 1. A branch whose weight is 0 is not computed.
 """
 

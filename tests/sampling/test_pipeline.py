@@ -242,11 +242,12 @@ def test_class_and_interval_of_guidance_reach_the_samples(classes):
         pipeline = Pipeline.from_pretrained(folder, Sampling(steps=1, **settings))
         return pipeline.latents("svg", [0], labels=["wind"]).video
 
-    strong, plain = latents(video_guidance=4.0), latents(video_guidance=1.0)
-    assert torch.equal(latents(video_guidance=1.0, class_guidance=4.0), strong)
-    outside = latents(video_guidance=4.0, guidance_interval=[0.0, 0.9])  # the only step is at 1
-    assert torch.allclose(outside, plain)
-    assert not torch.allclose(strong, plain)
+    # This network's classes differ by less than 1e-3, so that it takes a large scale to see them beside rounding.
+    strong, plain = latents(video_guidance=1000.0), latents(video_guidance=1.0)
+    assert torch.equal(latents(video_guidance=1.0, class_guidance=1000.0), strong)
+    outside = latents(video_guidance=1000.0, guidance_interval=[0.0, 0.9])  # the only step is at 1
+    torch.testing.assert_close(outside, plain, rtol=1e-4, atol=1e-3)
+    assert (strong - plain).abs().max() > 0.1
 
 
 def test_a_label_that_the_model_does_not_know_is_refused_with_those_that_it_does(classes, pipeline):
