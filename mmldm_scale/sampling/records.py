@@ -27,6 +27,9 @@ from mmldm_scale.sampling.pipeline import DiTDescription
 from mmldm_scale.sampling.sample_files import INPUTS, SampleFiles
 
 VERSION = "version"  # key of the program's version, in both kinds of record
+SIGNAL_DECODER = (
+    "signal_decoder"  # key of the fingerprint of an autoencoder with a distilled decoder; None: not distilled
+)
 
 
 # --- of a folder's task ----------------------------------------------------------------------------------------------
@@ -157,6 +160,7 @@ class SampleRecords:
             "prompt": None,  # texts are given from Python only
             "checkpoint": {"fingerprint": self._record["checkpoint"]},
             "autoencoder": {"fingerprint": description.autoencoder["fingerprint"]},
+            SIGNAL_DECODER: self._record.get(SIGNAL_DECODER),
         }
 
     @property
