@@ -1,7 +1,7 @@
 """Benchmark of distilled signal decoders: error of decoded clips at few steps, beside the teacher's at many.
 
     python -m benchmarks.few_steps_decoding --teacher AUTOENCODER --student DISTILLED --clips HELD_OUT_SET \
-        --output benchmarks/results/few_steps_decoding_MACHINE.json --plot docs/few_steps_decoding.png
+        --output benchmarks/results/few_steps_decoding_MACHINE.json --plot docs/few_steps_decoding.svg
 
 Clips spread evenly over a set that no training saw are encoded once and decoded from the same noise by each decoder in
 each number of steps. "psnr" (frames) and "mel_l1" (the audio image's, in dB, before any vocoder) hold the result
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.curves import write
 from benchmarks.report import machine, publish
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DecodingConfig, Reconstructing
@@ -32,6 +33,7 @@ from mmldm_scale.shards.clips import decode_clip
 from mmldm_scale.shards.reader import ShardSet
 
 TEACHER_STEPS = (50, 10, 4, 2, 1)  # the first are the reference
+Curve = dict[int, dict[str, float]]  # by number of steps
 
 
 def main() -> int:
@@ -65,13 +67,13 @@ def main() -> int:
         args.output,
     )
     if args.plot:
-        plot(curves, args.plot)
+        write(args.plot, panels(curves))
     return 0
 
 
 def measure(
     decoders: Mapping[str, Autoencoder], shards: ShardSet, count: int, lpips: str | None = None
-) -> dict[str, dict[int, dict[str, float]]]:
+) -> dict[str, Curve]:
     """Return for each decoder and number of steps the means over ``count`` clips; decoders["teacher"] is the reference.
 
     Raises:
@@ -103,7 +105,7 @@ def measure(
                 if distance is not None:
                     row["lpips"] = float(distance(made[0].flatten(0, 1), truth[0].flatten(0, 1)).mean())
                 rows[name, steps].append(row)
-    curves: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
+    curves: dict[str, Curve] = defaultdict(dict)
     for (name, steps), found in rows.items():
         curves[name][steps] = {key: round(sum(row[key] for row in found) / count, 3) for key in found[0]}
     return dict(curves)
@@ -115,28 +117,16 @@ def sharpness(pictures: Tensor) -> float:
     return float(sum(differences)) / 2
 
 
-def plot(curves: Mapping[str, Mapping[int, Mapping[str, float]]], file: Path) -> None:
-    """Draw PSNR, mel distance and sharpness against the number of steps into ``file``."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    labels = {
-        "psnr": "PSNR of the frames, dB",
-        "mel_l1": "mel distance, dB",
-        "sharpness": "sharpness, share of the clips'",
+def panels(curves: Mapping[str, Curve]) -> dict[str, tuple[dict[str, dict[int, float]], float]]:
+    """Return the panels of the plot: each quantity's curves, and the teacher's value in most steps."""
+    titles = {"psnr": "PSNR of frames, dB", "mel_l1": "mel distance, dB", "sharpness": "sharpness, share of clips'"}
+    return {
+        title: (
+            {name: {steps: row[key] for steps, row in curve.items()} for name, curve in curves.items()},
+            curves["teacher"][TEACHER_STEPS[0]][key],
+        )
+        for key, title in titles.items()
     }
-    for axes, (key, label) in zip(figure.subplots(1, 3), labels.items(), strict=True):
-        for name, curve in curves.items():
-            steps = sorted(curve)
-            axes.plot(steps, [curve[n][key] for n in steps], "o-" if name != "teacher" else "s--", label=name)
-        axes.axhline(curves["teacher"][TEACHER_STEPS[0]][key], color="grey", linewidth=0.6)
-        axes.set_xscale("log")
-        axes.set_xticks(sorted({n for curve in curves.values() for n in curve}))
-        axes.set_xticklabels([str(n) for n in sorted({n for curve in curves.values() for n in curve})])
-        axes.set_xlabel("steps")
-        axes.set_ylabel(label)
-    figure.axes[0].legend()
-    figure.savefig(file, dpi=110)
 
 
 if __name__ == "__main__":

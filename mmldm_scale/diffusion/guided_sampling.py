@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmldm_scale.common.modalities import Modality, as_pair, by_modality
 from mmldm_scale.config import GenerationTask
+from mmldm_scale.diffusion import mean_flow
 from mmldm_scale.diffusion.conditions import null
 from mmldm_scale.diffusion.network import Network
 from mmldm_scale.diffusion.noise_process import Process
@@ -79,6 +80,10 @@ def sample_latents(
     scales = guidance if isinstance(guidance, Mapping) else dict.fromkeys(names, guidance)
     generated = {name: latent for name, latent in start.items() if name not in fixed}
 
+    sample = get_sampler(sampler, process, steps)
+    if sample.name == "mean_flow":
+        network = mean_flow.average(network, process.length, steps)
+
     def predict(packed: Tensor, time: int) -> Tensor:
         """Return the guided prediction for the generated modalities, packed (B, N) like their latents."""
         latents = _unpack(packed, generated)
@@ -88,7 +93,6 @@ def sample_latents(
         predicted = _predict(network, latents, time, conditions, scales)
         return _pack({name: predicted[name] for name in generated})
 
-    sample = get_sampler(sampler, process, steps)
     return Latents(**_unpack(sample(predict, _pack(generated), process, steps), generated), **fixed)
 
 

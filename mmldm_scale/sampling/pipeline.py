@@ -285,7 +285,8 @@ def find_autoencoder(
     """
     known, folder = description.autoencoder, _autoencoder_folder(description, path)
     distillation = Distillation.read(folder)
-    fingerprint = distillation.teacher if distillation else pretrained.fingerprint(folder)
+    is_students = distillation is not None and distillation.teacher == known["fingerprint"]
+    fingerprint = known["fingerprint"] if is_students else pretrained.fingerprint(folder)
     if fingerprint != known["fingerprint"]:
         raise UserError(
             f"{folder}: is not the autoencoder that made the DiT's latents (fingerprint {fingerprint[:12]}…, not "

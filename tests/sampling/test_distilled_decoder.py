@@ -1,5 +1,6 @@
 """Sampling with a distilled signal decoder: it decodes the latents of the autoencoder that taught it."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ def test_it_is_accepted_in_place_of_its_teacher_alone(model: TinyModel, distille
         find_autoencoder(description, distilled["autoencoder"], DecodingConfig(steps=4))
     with pytest.raises(UserError, match="is not the autoencoder that made the DiT's latents"):
         find_autoencoder(description, distilled["other_autoencoder"])
+    own = {"path": str(distilled["autoencoder"]), "fingerprint": pretrained.fingerprint(distilled["autoencoder"])}
+    assert find_autoencoder(dataclasses.replace(description, autoencoder=own)) == distilled["autoencoder"]
     settings = Sampling(steps=1, decoding=DecodingConfig("auto", 1))
     (clip,) = Pipeline.from_pretrained(model.dit, settings, distilled["autoencoder"]).generate("svg", [0])
     assert clip.frames.any()

@@ -11,13 +11,13 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.diffusion.noise_process import Diffusion, Process, RectifiedFlow
+from mmldm_scale.diffusion.noise_process import Diffusion, MeanFlow, Process, RectifiedFlow
 from mmldm_scale.diffusion.samplers.contract import Predict
 from mmldm_scale.diffusion.samplers.ddim import ddim
 from mmldm_scale.diffusion.samplers.euler import euler
 from mmldm_scale.diffusion.samplers.multistep import dpm_solver_pp, unipc
 
-P = TypeVar("P", Diffusion, RectifiedFlow)
+P = TypeVar("P", Diffusion, RectifiedFlow, MeanFlow)
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ SAMPLERS: dict[str, Sampler[Any]] = {
     sampler.name: sampler
     for sampler in (
         Sampler("ddim", ddim, Diffusion, needs_divisor=True),
+        Sampler("mean_flow", euler, MeanFlow, needs_divisor=True),  # along average velocities, see guided_sampling
         Sampler("euler", euler, RectifiedFlow, needs_divisor=True),
         Sampler("dpm++", dpm_solver_pp, Diffusion),
         Sampler("unipc", unipc, Diffusion),
