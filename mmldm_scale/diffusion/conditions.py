@@ -16,6 +16,7 @@ from mmldm_scale.config import DiffusionConfig
 from mmldm_scale.diffusion.mean_flow import span
 
 TrainingTask = Literal["svg", "a2v", "v2a"]
+CONTEXT = ("label", "context", "context_length")  # the DiT's arguments that are a class or a text
 
 
 def task_at(config: DiffusionConfig, chance: float) -> TrainingTask:
@@ -73,7 +74,7 @@ def conditions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
             arguments[f"previous_{name}"] = batch[f"previous_{name}"] * _as_mask(batch[f"previous_{name}_given"])
     if "interval" in batch:
         arguments["span"] = span(batch)
-    return arguments | {name: batch[name] for name in ("label", "context", "context_length") if name in batch}
+    return arguments | {name: batch[name] for name in CONTEXT if name in batch}
 
 
 def shares(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
