@@ -36,9 +36,9 @@ class DecoderDistilTraining(ShardTraining):
     autoencoder: str = path_key("???")  # the trained autoencoder: a run, checkpoint or weights folder
     # the numbers of steps that it learns to decode in; each divides the largest, and that the 1,000 timesteps
     steps: list[int] = field(default_factory=lambda: [1, 2, 4])
-    # what it learns to draw: the teacher's picture of the same noisy one, or the clip's own picture
-    target: Literal["teacher", "clip"] = "teacher"
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)  # how the teacher draws
+    # what it learns to draw: the clip's own picture, or the one that the teacher draws from the same noisy one
+    target: Literal["clip", "teacher"] = "clip"
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)  # how the teacher draws, with target=teacher
     loss_weights: LossWeights = field(default_factory=LossWeights)  # weights of the two modalities' errors
     frames_per_clip: int = 2  # [frames] number of frames of each clip that are decoded in a step
     flip: float = 0.5  # [0..1] share of clips that are mirrored
@@ -50,6 +50,10 @@ class DecoderDistilTraining(ShardTraining):
         self._check_steps()
         problem = f"{self.init}: must be null; the decoder begins with the weights of autoencoder="
         require(self.init is None, "init", problem)
+        for key in ("audio_guidance", "video_guidance"):
+            value = getattr(self.teacher, key)
+            valid = value == 1 or self.target == "teacher"
+            require(valid, f"teacher.{key}", f"{value:g}: needs target=teacher; with target=clip it must be 1")
         require(0 <= self.flip <= 1, "flip", f"{self.flip:g}: must be in 0..1")
         require(self.frames_per_clip >= 1, "frames_per_clip", f"{self.frames_per_clip}: must be at least 1")
 

@@ -1,13 +1,16 @@
 """A signal decoder that learns to draw a picture in few steps what its teacher draws in many.
 
-A clip's picture is made noisy to one of the few timesteps t at which the distilled decoder will be called. The frozen
-teacher draws the clean picture from it by DDIM, guided if so configured. The decoder learns to predict that picture at
-once: its loss is the squared error of the clean latent z that its noise ε̂ implies,
+A clip's picture is made noisy to one of the few timesteps t at which the distilled decoder will be called. From there
+the decoder learns to predict the clean picture at once: its loss is the squared error of the clean latent z that its
+noise ε̂ implies,
 
     ẑ = (z^t − √(1 − ᾱ) ε̂) / √ᾱ.
 
-This is the consistency function of the teacher (Song et al., arXiv 2303.01469), learned for these timesteps alone, by
-regression on the teacher's own result instead of on a neighbour's. DDIM at these timesteps samples from it.
+The clean picture is the clip's own: what the perceptual latent says decides nearly all of a picture, so that little is
+left to be drawn, and the mean of what is possible is close to each of it. With ``target: teacher`` it is what the
+frozen teacher draws from the same noisy picture by DDIM, guided if so configured. That is the teacher's consistency
+function (Song et al., arXiv 2303.01469), learned for these timesteps alone, by regression on the teacher's own result
+instead of on a neighbour's. DDIM at these timesteps samples from either.
 """
 
 import copy

@@ -54,10 +54,8 @@ def build_trainable(config: DecoderDistilTraining) -> Trainable:
     module = DecoderDistillation(config, model)
     _place(config, module)
     fingerprint = pretrained.fingerprint(folder)
-    teacher, guidance = config.teacher, {}
-    if config.target == "teacher":
-        guidance = {key: getattr(teacher, key) for key in ("audio_guidance", "video_guidance")}
-    distillation = Distillation(tuple(config.steps), fingerprint, **guidance, target=config.target)
+    guidance = config.teacher.audio_guidance, config.teacher.video_guidance
+    distillation = Distillation(tuple(config.steps), fingerprint, *guidance, target=config.target)
     validation = _validation(config, clips, module) if config.validation else None
     return Trainable(
         name=config.trainable,
@@ -183,6 +181,6 @@ def forward_flops(config: DecoderDistilTraining, model: Autoencoder) -> float:
     conditioning, decoding = flops_of(conditions), flops_of(decode)
     flops = conditioning + decoding + (flops_of(encode) + flops_of(lambda: twin.picture_latents(pictures)) * total) / 3
     if config.target == "teacher":
-        guided = [max(1.0, getattr(config.teacher, f"{name}_guidance")) > 1 for name in model.modalities]
+        guided = [getattr(config.teacher, f"{name}_guidance") > 1 for name in model.modalities]
         flops += (conditioning + config.teacher.steps * (1 + any(guided)) * decoding) / 3
     return flops

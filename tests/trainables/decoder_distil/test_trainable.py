@@ -28,6 +28,7 @@ from tests.support.tiny_models import tiny_autoencoder
 from tests.support.tiny_models.autoencoder_trainable import CLASSES
 
 TRAINING = """
+target: teacher
 teacher: {steps: 2}
 training: {global_batch: 4, micro_batch: 2, total_samples: 16, learning_rate: 1.0e-3, precision: fp32, zero_stage: 2,
            log_every: 4, checkpoint_every: 8, preview_every: 16, ema_lengths: [0.063], workers: 0,
@@ -49,7 +50,8 @@ def build(data: Path, steps: int = 3, guidance: float = 1.0, **settings: object)
     teacher = TeacherConfig(steps, guidance, guidance)
     training = TrainingConfig(micro_batch=4, global_batch=4, log_every=4, precision="fp32")
     paths = {"shards": [str(data / "clips")], "autoencoder": str(data / "teacher")}
-    return build_trainable(DecoderDistilTraining(teacher=teacher, training=training, **(paths | settings)))
+    settings = paths | {"target": "teacher"} | settings
+    return build_trainable(DecoderDistilTraining(teacher=teacher, training=training, **settings))
 
 
 def batch_of(trainable: Trainable) -> dict[str, torch.Tensor]:
@@ -196,6 +198,7 @@ def test_what_cannot_be_distilled_is_refused_in_one_line(data: Path, tmp_path: P
         (["init=x"], "init: x: must be null; the decoder begins with the weights of autoencoder="),
         (["teacher.steps=0"], "teacher.steps: 0: must be in 1..100"),
         (["teacher.audio_guidance=0.5"], "teacher.audio_guidance: 0.5: must be at least 1"),
+        (["teacher.video_guidance=2"], "teacher.video_guidance: 2: needs target=teacher"),
     ):
         with pytest.raises(UserError, match=message) as error:
             load(DecoderDistilTraining, [], ["shards=x", "autoencoder=y", *overrides])
@@ -218,7 +221,7 @@ def test_a_damaged_description_is_refused_in_one_line(data: Path, tmp_path: Path
 
 
 def test_the_planner_counts_the_teacher_that_is_there(data: Path) -> None:
-    config = DecoderDistilTraining(shards=["x"], autoencoder=str(data / "teacher"))
+    config = DecoderDistilTraining(shards=["x"], autoencoder=str(data / "teacher"), target="teacher")
     planned, built = outline(config), build(data, steps=10)
     assert planned.count_flops() == built.flops_per_sample
     trained = sum(parameter.numel() for parameter in planned.module.parameters())
