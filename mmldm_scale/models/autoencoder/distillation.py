@@ -49,10 +49,10 @@ class Distillation:
             return None
         try:
             steps = tuple(map(int, stored["steps"]))
-            guidance = [float(stored[key]) for key in ("audio_guidance", "video_guidance")]
+            audio, video = (float(stored[key]) for key in ("audio_guidance", "video_guidance"))
             if not steps or min(steps) < 1:
                 raise ValueError("steps must be numbers of at least 1")
-            return cls(steps, str(stored["teacher"]), *guidance, str(stored["target"]))
+            return cls(steps, str(stored["teacher"]), audio, video, str(stored["target"]))
         except (KeyError, TypeError, ValueError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[: pretrained.REASON_LENGTH]
             raise UserError(f"{folder / pretrained.CONFIG}: {KEY}: {reason}") from None

@@ -19,6 +19,7 @@ from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder.decoder import NOISE
 from mmldm_scale.models.autoencoder.distillation import Distillation, timesteps
 from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.planning import memory
 from mmldm_scale.trainables.decoder_distil.config import DecoderDistilTraining, TeacherConfig
 from mmldm_scale.trainables.decoder_distil.loss import draw
 from mmldm_scale.trainables.decoder_distil.trainable import build_trainable, outline
@@ -222,7 +223,8 @@ def test_a_damaged_description_is_refused_in_one_line(data: Path, tmp_path: Path
 
 def test_the_planner_counts_the_teacher_that_is_there(data: Path) -> None:
     config = DecoderDistilTraining(shards=["x"], autoencoder=str(data / "teacher"), target="teacher")
-    planned, built = outline(config), build(data, steps=10)
+    planned, built = memory.working_outline(outline, config), build(data, steps=10)
+    assert memory.predict(planned, config.training, 1).activations > 0
     assert planned.count_flops() == built.flops_per_sample
     trained = sum(parameter.numel() for parameter in planned.module.parameters())
     assert trained == sum(parameter.numel() for parameter in built.module.parameters())
