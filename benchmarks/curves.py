@@ -48,7 +48,8 @@ def _panel(title: str, curves: Curves, line: float, left: int) -> str:
         colour, points = COLOURS[i], [(x(number), y(curve[number])) for number in sorted(curve)]
         parts.append(f'<path d="M{"L".join(f"{a:.1f} {b:.1f}" for a, b in points)}" stroke="{colour}"/>')
         parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in points]
-        parts.append(_text(edges[1] - 4, TOP + 14 * (i + 1), name, "end", colour))
+        if left == 0:  # the colours mean the same in all panels
+            parts.append(_text(edges[1] - 4, TOP + 14 * (i + 1), name, "end", colour))
     return "".join(parts)
 
 
