@@ -97,7 +97,12 @@ def _run(module: str) -> Callable[[argparse.Namespace], int]:
 
 
 COMMANDS = (  # name, what it does, adds its options, runs it and returns the exit status
-    ("train", "train a kl_vae, an autoencoder or a dit", launch.add_train_arguments, _run("launch.train")),
+    (
+        "train",
+        "train a kl_vae, an autoencoder, a dit, or distil a decoder",
+        launch.add_train_arguments,
+        _run("launch.train"),
+    ),
     ("launch", "submit a training, or a sweep, as SLURM jobs", launch.add_launch_arguments, _run("launch.launch")),
     ("sample", "make videos with sound from a trained dit", sampling.add_arguments, _run("sampling.job")),
     (

@@ -38,7 +38,7 @@ def test_composed_configuration_is_printed_and_nothing_started(tmp_path, capsys)
         (["train", "dit", "shards="], "shards: ['']: each must name a folder or a URL"),
         (["trian", "dit"], "trian: no such command; did you mean train?\n"),
         (["videos"], "videos: no such command; must be one of train, launch, "),
-        (["train", "gan", "shards=x"], "trainable 'gan': must be one of kl_vae, autoencoder, dit\n"),
+        (["train", "gan", "shards=x"], "trainable 'gan': must be one of kl_vae, autoencoder, decoder-distil, dit\n"),
         (["train", "dit", "shards=x", "trainable=kl_vae"], "trainable: kl_vae, but this is `mmldm train dit`"),
         (
             ["train", "dit", "--preset", "S", "--flip", "0"],

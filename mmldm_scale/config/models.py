@@ -132,6 +132,8 @@ class DiTConfig:
     context_width: int = 1024  # width of a context token before its projection to width
     # continue clips: context tokens of the previous clip, and a control branch of depth / 2 that reads it
     continuation: bool = False
+    # embed how long the interval is over which the predicted velocity is the average, for diffusion.mean_flow
+    average_velocity: bool = False
     attention: Backend = "auto"  # kernel of the attention; auto: the fastest one on this device
     # what the backward pass recomputes, to save memory: nothing; all but matrix products and attention; everything
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
@@ -165,6 +167,9 @@ class DiffusionConfig:
     min_snr: float = 0.0  # γ of Min-SNR weighting (arXiv 2303.09556 takes 5); 0: all timesteps have the same weight
     zero_terminal_snr: bool = False  # the last timestep is pure noise (arXiv 2305.08891)
     time_distribution: Literal["uniform", "logit_normal"] = "uniform"  # of the timesteps drawn in training
+    # share of training samples that learn the average velocity over an interval (MeanFlow, arXiv 2505.13447), so that 1
+    # to 4 steps sample; needs prediction=flow and model.average_velocity=true; 0: none
+    mean_flow: float = 0.0
     audio_conditioned: float = 0.05  # share of training samples that see the clean audio latent
     video_conditioned: float = 0.05  # share that see the clean video latent
     # share of samples, whatever else they see, that see the latents of the previous clip; needs model.continuation
@@ -173,7 +178,7 @@ class DiffusionConfig:
     without_previous_audio: float = 0.2  # share of these that see its frames alone (video continuation)
 
     def __post_init__(self) -> None:
-        require_within(self, "diffusion", steps=(1, 1_000_000), continued=(0, 1))
+        require_within(self, "diffusion", steps=(1, 1_000_000), continued=(0, 1), mean_flow=(0, 1))
         for keys in (
             ("audio_conditioned", "video_conditioned"),
             ("without_previous_video", "without_previous_audio"),
@@ -194,6 +199,8 @@ class DiffusionConfig:
         reason = "a flow ends in pure noise anyway" if flow else "noise predicted from pure noise teaches nothing"
         valid = kind == "v" or not self.zero_terminal_snr
         require(valid, "diffusion.zero_terminal_snr", f"needs prediction=v, not {kind}: {reason}")
+        valid = flow or not self.mean_flow
+        require(valid, "diffusion.mean_flow", f"{self.mean_flow:g}: needs prediction=flow, not {kind}")
         valid = flow or self.time_distribution == "uniform"
         require(valid, "diffusion.time_distribution", f"{self.time_distribution} needs prediction=flow, not {kind}")
 

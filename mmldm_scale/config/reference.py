@@ -52,6 +52,12 @@ SECTIONS = (
         "`mmldm train kl_vae`",
         "mmldm_scale.trainables.kl_vae.config:KLVAETraining",
     ),
+    Section(
+        "train_decoder_distil",
+        "Distilling a signal decoder",
+        "`mmldm train decoder-distil`",
+        "mmldm_scale.trainables.decoder_distil.config:DecoderDistilTraining",
+    ),
     Section("sample", "Sampling", "`mmldm sample`", "mmldm_scale.config.sampling:Sampling"),
     Section("evaluate", "Evaluation", "`mmldm evaluate`", "mmldm_scale.config.evaluating:Evaluating"),
     Section(
@@ -105,6 +111,7 @@ TITLES = {
     "train_dit": "Settings of a DiT's training",
     "train_autoencoder": "Settings of an autoencoder's training",
     "train_kl_vae": "Settings of a KL-VAE's training",
+    "train_decoder_distil": "Settings of a signal decoder's distillation",
     "sample": "Settings of sampling",
     "evaluate": "Settings of evaluation",
     "prepare": "Settings of data preparation",

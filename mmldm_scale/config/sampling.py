@@ -16,7 +16,7 @@ class Sampling:
     seed: int = 0  # of the noise of all samples
     steps: int = 50  # sampling steps of the DiT, 1 to its diffusion.steps
     sampler: str = (
-        "auto"  # of the DiT: ddim (prediction=epsilon or v), euler (flow), dpm++, unipc (all); auto: ddim or euler
+        "auto"  # of the DiT: ddim (prediction=epsilon, v), euler (flow), mean_flow (with mean_flow), dpm++, unipc (all)
     )
     audio_guidance: float = 2.5  # guidance scale of generated audio latents; ours, the paper names none
     video_guidance: float = 2.5  # guidance scale of generated video latents; likewise

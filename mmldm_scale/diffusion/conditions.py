@@ -13,6 +13,7 @@ from torch import Tensor
 from mmldm_scale.common import rng
 from mmldm_scale.common.modalities import MODALITIES, Modality
 from mmldm_scale.config import DiffusionConfig
+from mmldm_scale.diffusion.mean_flow import span
 
 TrainingTask = Literal["svg", "a2v", "v2a"]
 CONTEXT = ("label", "context", "context_length")  # the DiT's arguments that are a class or a text
@@ -56,12 +57,13 @@ def conditions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         batch: as :func:`mmldm_scale.diffusion.loss.losses` takes it: clean latents "audio" and "video",
             (B, C, H, W), and "audio_given" and "video_given", (B,) boolean, or those of one modality alone. If the
             model continues clips, "previous_audio", "previous_video", "previous_audio_given" and
-            "previous_video_given" likewise. If it has a context, "label", or "context" and "context_length", which the
-            DiT takes as they are.
+            "previous_video_given" likewise. If it predicts average velocities, what
+            :func:`~mmldm_scale.diffusion.mean_flow.span` takes. If it has a context, "label", or "context" and
+            "context_length", which the DiT takes as they are.
 
     Returns:
         "audio_condition" and "video_condition", and "previous_audio" and "previous_video" if ``batch`` has them: the
-        clean latents, zeros (null) for samples without; the context as it is, if ``batch`` has one.
+        clean latents, zeros (null) for samples without; "span" and the context, if ``batch`` has them.
     """
     arguments = {}
     for name in MODALITIES:
@@ -70,6 +72,8 @@ def conditions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in MODALITIES:
         if f"previous_{name}" in batch:
             arguments[f"previous_{name}"] = batch[f"previous_{name}"] * _as_mask(batch[f"previous_{name}_given"])
+    if "interval" in batch:
+        arguments["span"] = span(batch)
     return arguments | {name: batch[name] for name in CONTEXT if name in batch}
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.common.modalities import Modality, by_modality
+from mmldm_scale.diffusion import mean_flow
 from mmldm_scale.diffusion.guidance import Guidance, guided_prediction
 from mmldm_scale.diffusion.network import Network
 from mmldm_scale.diffusion.noise_process import Process
@@ -80,6 +81,10 @@ def sample_latents(
     scales = guidance if isinstance(guidance, Mapping) else {str(name): guidance for name in generated}
     guided = Guidance(scales, class_guidance, (low, high))
 
+    sample = get_sampler(sampler, process, steps)
+    if sample.name == "mean_flow":
+        network = mean_flow.average(network, process.length, steps)
+
     def predict(packed: Tensor, time: int) -> Tensor:
         """Return the guided prediction for the generated modalities, packed (B, N) like their latents."""
         latents = _unpack(packed, generated)
@@ -90,7 +95,6 @@ def sample_latents(
         weights = {name: guided.weights(share, name, conditions) for name in generated}
         return _pack(guided_prediction(network, latents, time, conditions, weights))
 
-    sample = get_sampler(sampler, process, steps)
     return Latents(**_unpack(sample(predict, _pack(generated), process, steps), generated), **fixed)
 
 

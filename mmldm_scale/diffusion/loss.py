@@ -18,10 +18,11 @@ from mmldm_scale.common import rng
 from mmldm_scale.common.modalities import MODALITIES, Modality, as_pair, by_modality
 from mmldm_scale.config import ContrastiveConfig, DiffusionConfig, LossWeights
 from mmldm_scale.config.media import Shape
+from mmldm_scale.diffusion import mean_flow
 from mmldm_scale.diffusion.conditions import conditions, is_continued, task_at
 from mmldm_scale.diffusion.contrastive import contrast, wrong_pairings
 from mmldm_scale.diffusion.network import Network
-from mmldm_scale.diffusion.noise_process import Process
+from mmldm_scale.diffusion.noise_process import MeanFlow, Process
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Draw:
     continued: bool  # whether the previous clip is, with any task; at most one of the two above is true
     audio_noise: np.ndarray | None  # n_a, float32, shaped like the audio latent
     video_noise: np.ndarray | None  # n_v, likewise
+    interval: float = 0.0  # over which the velocity is averaged: share of the way from ``time`` to the clean latents
 
 
 def draw(
@@ -46,7 +48,8 @@ def draw(
     shapes = by_modality(audio_shape, video_shape)
     noise = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     continued = is_continued(config, seed, position)
-    return Draw(time, task == "a2v", task == "v2a", continued, *as_pair(noise))
+    time, interval = _draw_interval(config, time, seed, position)
+    return Draw(time, task == "a2v", task == "v2a", continued, *as_pair(noise), interval)
 
 
 def _draw_time(config: DiffusionConfig, random: np.random.Generator) -> int:
@@ -60,6 +63,16 @@ def _draw_time(config: DiffusionConfig, random: np.random.Generator) -> int:
     return min(int(share * config.steps), config.steps - 1)
 
 
+def _draw_interval(config: DiffusionConfig, time: int, seed: int, position: int) -> tuple[int, float]:
+    """Return the sample's timestep and interval: ``time`` and 0, or the larger of it and another and their interval."""
+    if not config.mean_flow:
+        return time, 0.0
+    random = rng.generator(seed, "dit/mean_flow", position)
+    if random.random() >= config.mean_flow:
+        return time, 0.0
+    return mean_flow.draw_interval(time, _draw_time(config, random))
+
+
 def losses(
     network: Network,
     process: Process,
@@ -71,7 +84,8 @@ def losses(
 
     "loss/audio" and "loss/video" are the mean squared errors of the predictions (how the public code reads the norms of
     Eq. 8), unweighted, so that they can be compared from step to step. "loss" is what training minimises: half their
-    sum, each with its modality's weight of ``loss_weights`` (None: no weights), multiplied by the timestep's weight. If
+    sum, each with its modality's weight of ``loss_weights`` (None: no weights), multiplied by the timestep's weight; of
+    average velocities it is multiplied by :func:`~.mean_flow.adaptive_weight`, too, and so is always near 1. If
     ``contrastive`` has a weight, "term/contrastive" is its unweighted term, and "loss" includes it with that weight.
     For a network of one modality alone, "loss" is that one's error, likewise with its weight and the timestep's.
 
@@ -84,6 +98,8 @@ def losses(
     weighted = [getattr(weights, name) * error for name, error in true.items()]
     error = reduce(operator.add, weighted) / len(weighted)
     values = {"loss": process.weight(batch["time"]) * error}
+    if isinstance(process, MeanFlow):
+        values["loss"] = values["loss"] * mean_flow.adaptive_weight(error)
     values |= {f"loss/{name}": error for name, error in true.items()}
     if contrastive and contrastive.weight:
         wrong = errors(network, process, wrong_pairings(batch))
@@ -102,8 +118,9 @@ def errors(network: Network, process: Process, batch: dict[str, Tensor]) -> dict
     time = batch["time"]
     pairs = {name: (batch[name], batch[f"{name}_noise"]) for name in MODALITIES if name in batch}
     noisy = {name: process.corrupt(clean, noise, time) for name, (clean, noise) in pairs.items()}
-    predictions = by_modality(*network(*as_pair(noisy), time, **conditions(batch)))
-    return {
-        name: (predictions[name].float() - process.target(clean, noise, time).float()).square().mean(dim=(1, 2, 3))
-        for name, (clean, noise) in pairs.items()
-    }
+    arguments = conditions(batch)
+    predictions = by_modality(*network(*as_pair(noisy), time, **arguments))
+    targets = {name: process.target(clean, noise, time).float() for name, (clean, noise) in pairs.items()}
+    if isinstance(process, MeanFlow):
+        targets = mean_flow.targets(network, predictions, targets, noisy, time, process.length, arguments)
+    return {name: (predictions[name].float() - target).square().mean(dim=(1, 2, 3)) for name, target in targets.items()}

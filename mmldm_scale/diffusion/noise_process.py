@@ -136,9 +136,17 @@ class RectifiedFlow:
         return torch.ones_like(time, dtype=torch.float32)
 
 
+class MeanFlow(RectifiedFlow):
+    """A rectified flow whose network also predicts average velocities (:mod:`~mmldm_scale.diffusion.mean_flow`)."""
+
+    predictions: ClassVar[tuple[str, ...]] = ("flow with mean_flow above 0",)
+
+
 Process = Diffusion | RectifiedFlow
 
 
 def noise_process(config: DiffusionConfig) -> Process:
-    """Return the process that ``config.prediction`` names."""
-    return RectifiedFlow(config) if config.prediction == "flow" else Diffusion(config)
+    """Return the process that ``config.prediction`` and ``config.mean_flow`` name."""
+    if config.prediction != "flow":
+        return Diffusion(config)
+    return MeanFlow(config) if config.mean_flow else RectifiedFlow(config)

@@ -36,6 +36,7 @@ from mmldm_scale.evaluation.reconstructor import ClipSignals, Reconstructor
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder.decoding import check_decoding
+from mmldm_scale.models.autoencoder.distillation import Distillation
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.sampling.lossless import FOLDER, LosslessSet
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     shards = ShardSet(args.input, "clips")
     indices = _choose_clips(args, shards)
     folder = pretrained.find(args.checkpoint, "autoencoder")
+    check_decoding(settings.decoding, Distillation.read(folder))
     model = Autoencoder.from_pretrained(folder, DTYPES[settings.precision], device)
     _check_clips(args, shards, model)
     metrics = _build_metrics(settings, model)

@@ -4,7 +4,7 @@ import argparse
 
 from mmldm_scale.config.arguments import add_configuration, at_least_1
 
-TRAINABLE = "what to train: kl_vae, autoencoder, dit, or a trainable that another package registers"
+TRAINABLE = "what to train: kl_vae, autoencoder, decoder-distil, dit, or a trainable that another package registers"
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:

@@ -114,6 +114,8 @@ class DiT(nn.Module):
         for name, shape in shapes.items():
             self.add_module(f"embed_{name}", ConditionedEmbedding(shape, width))
         self.time = TimeEmbedding(width)
+        if config.average_velocity:
+            self.span = TimeEmbedding(width)
         self.blocks = nn.ModuleList(self._block() for _ in range(config.depth))
         if config.continuation:
             for name, shape in shapes.items():
@@ -151,6 +153,7 @@ class DiT(nn.Module):
         context_length: Tensor | None = None,
         previous_audio: Tensor | None = None,
         previous_video: Tensor | None = None,
+        span: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Predict the noise in ``audio`` (B, C, Ha, Wa) and ``video`` (B, C, Hv, Wv) at timestep ``time`` (B,).
 
@@ -167,13 +170,15 @@ class DiT(nn.Module):
             previous_audio: (B, C, Ha, Wa), the previous clip's clean audio latents; zeros for samples that do not have
                 them. None: no sample has them.
             previous_video: (B, C, Hv, Wv), likewise.
+            span: (B,), how many timesteps before ``time`` the interval begins over which the predicted velocity is the
+                average; None: 0, the velocity at this instant.
 
         Returns:
             The predicted noise of audio (B, C, Ha, Wa) and video (B, C, Hv, Wv); None for one that is missing.
 
         Raises:
-            ValueError: latents are missing, or of a modality that the model does not have; or a label, context or
-                previous clip is passed to a model built without them.
+            ValueError: latents are missing, or of a modality that the model does not have; or a label, context,
+                previous clip or span is passed to a model built without them.
         """
         latents, given = by_modality(audio, video), by_modality(audio_condition, video_condition)
         if list(latents) != list(self.config.modalities):
@@ -193,7 +198,7 @@ class DiT(nn.Module):
         ]
         if context.shape[1]:
             parts.insert(0, self.embed_context(context))  # (B, T, D)
-        modulation = self.time.embed(time, dtype)  # (B, 1, D)
+        modulation = self._modulation(time, span, dtype)  # (B, 1, D)
         branch = self.embed_control(*previous.values(), *latents.values(), time, context) if previous else None
         x = self._transform(torch.cat(parts, dim=1), modulation, branch)  # (B, N, D)
         tokens = x.split([part.shape[1] for part in parts], dim=1)[-len(latents) :]  # as in parts
@@ -203,6 +208,15 @@ class DiT(nn.Module):
                 for name, of_modality in zip(latents, tokens, strict=True)
             }
         )
+
+    def _modulation(self, time: Tensor, span: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return what modulates every block, (B, 1, D): ``time`` (B,) embedded, and ``span`` (B,), if it is."""
+        embedded = self.time.embed(time, dtype)
+        if self.config.average_velocity:
+            return embedded + self.span.embed(torch.zeros_like(time) if span is None else span, dtype)
+        if span is not None:
+            raise ValueError("DiT.forward: span needs model.average_velocity=true, this model has false")
+        return embedded
 
     def _transform(self, x: Tensor, modulation: Tensor, branch: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return the output of the trunk's blocks for ``x`` (B, N, D), with the corrections of the control branch.
@@ -282,6 +296,8 @@ class DiT(nn.Module):
                     zeroed.append(module.condition)
             elif isinstance(module, FinalLayer):
                 zeroed += [module.modulation, module.project]
+        if self.config.average_velocity:  # so that it begins undisturbed with the weights of a flow
+            zeroed.append(cast(nn.Linear, self.span[2]))
         if self.config.context_tokens:
             embeddings.append(self.null_context)
         if self.classes:

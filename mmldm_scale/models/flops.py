@@ -60,7 +60,8 @@ def dit_macs(config: DiTConfig, audio_shape: Shape | None, video_shape: Shape | 
     block = (4 + 2 * config.mlp_ratio) * d * d * tokens + 6 * d * d
     stems = 2 if config.continuation else 1  # each embeds time and context
     context = config.context_tokens + (sum(positions) if config.continuation else 0)
-    ends = stems * (FREQUENCIES * d + d * d + context * config.context_width * d)
+    times = stems + config.average_velocity
+    ends = times * (FREQUENCIES * d + d * d) + stems * context * config.context_width * d
     for shape, count in zip(shapes, positions, strict=True):
         ends += 3 * shape[0] * d * count + 2 * d * d  # embedding, condition and output; the output's adaLN
         if config.continuation:

@@ -37,9 +37,22 @@ from mmldm_scale.sampling.conditions import (
 )
 from mmldm_scale.sampling.inputs import Input, Wanted, check_sets, choose_inputs, list_inputs
 from mmldm_scale.sampling.lossless import LosslessSet
-from mmldm_scale.sampling.pipeline import DiTDescription, Pipeline, check_settings, find_autoencoder
+from mmldm_scale.sampling.pipeline import (
+    DiTDescription,
+    Pipeline,
+    check_settings,
+    distilled_decoder,
+    find_autoencoder,
+)
 from mmldm_scale.sampling.prompts import TextContexts
-from mmldm_scale.sampling.records import VERSION, SampleRecords, check_folder, folder_record, write_folder_record
+from mmldm_scale.sampling.records import (
+    SIGNAL_DECODER,
+    VERSION,
+    SampleRecords,
+    check_folder,
+    folder_record,
+    write_folder_record,
+)
 from mmldm_scale.sampling.sample_files import SampleFiles
 
 SHOWN = 4  # number of samples of a job that are written to TensorBoard
@@ -153,6 +166,7 @@ def _plan(args: argparse.Namespace) -> _Plan:
         "prompts": prompts or None,
     }
     record = folder_record(description, settings, candidates, args.label, more)
+    record[SIGNAL_DECODER] = distilled_decoder(description, args.autoencoder)
     begun_by = check_folder(args.output, args.task, record).get(VERSION)
     if args.num_samples is None:
         args.num_samples = count_samples(args, candidates, wanted, prompts)
@@ -173,7 +187,7 @@ def _report_check(plan: _Plan) -> int:
         UserError: the autoencoder or the vocoder is missing.
     """
     args, vocoder = plan.args, plan.settings.vocoder
-    find_autoencoder(plan.description, args.autoencoder)
+    find_autoencoder(plan.description, args.autoencoder, plan.settings.decoding)
     if vocoder is not None:
         load_vocoder(vocoder, plan.description.media.audio)
     inputs = f" from {len(plan.candidates)} files in {args.input}" if plan.candidates else ""

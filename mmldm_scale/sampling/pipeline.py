@@ -24,7 +24,7 @@ from torch import Tensor
 from mmldm_scale.common import portable_paths, rng
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.modalities import Modality, as_pair, by_modality
-from mmldm_scale.config import DiffusionConfig, DiTConfig, MediaConfig, Sampling
+from mmldm_scale.config import DecodingConfig, DiffusionConfig, DiTConfig, MediaConfig, Sampling
 from mmldm_scale.config.media import Shape
 from mmldm_scale.diffusion.guided_sampling import Latents, sample_latents
 from mmldm_scale.diffusion.noise_process import noise_process
@@ -38,6 +38,7 @@ from mmldm_scale.media.vocoder import load_vocoder
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.attention import choose_backend
 from mmldm_scale.models.autoencoder.decoding import check_decoding
+from mmldm_scale.models.autoencoder.distillation import Distillation
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.dit import DiT, layout_problem
 from mmldm_scale.models.precision import DTYPES
@@ -158,7 +159,7 @@ class Pipeline:
         dtype = DTYPES[settings.precision]
         check_settings(description, settings)
         choose_backend(settings.attention, device, dtype, description.model.width // description.model.heads)
-        folder = find_autoencoder(description, autoencoder)
+        folder = find_autoencoder(description, autoencoder, settings.decoding)
         model = replace(description.model, attention=settings.attention)
         dit = DiT(model, description.audio_shape, description.video_shape, len(description.classes))
         pretrained.load_into(dit, description.folder)
@@ -366,26 +367,54 @@ def check_settings(description: DiTDescription, settings: Sampling) -> None:
     check_decoding(settings.decoding)
 
 
-def find_autoencoder(description: DiTDescription, path: str | Path | None = None) -> Path:
+def find_autoencoder(
+    description: DiTDescription, path: str | Path | None = None, decoding: DecodingConfig | None = None
+) -> Path:
     """Return the weights folder of the autoencoder that made the DiT's latents, at ``path`` or its path at that time.
 
+    One whose signal decoder was distilled from that one's decodes the same latents.
+
+    Args:
+        decoding: how it is to decode; None: not at all.
+
     Raises:
-        UserError: there is no autoencoder, or it is a different one.
+        UserError: there is no autoencoder, it is a different one, or it cannot decode so.
     """
-    known = description.autoencoder
-    try:
-        folder = pretrained.find(path or portable_paths.find(Path(known["path"]), description.folder), "autoencoder")
-    except UserError as error:
-        raise UserError(
-            str(error) if path else f"{error}; --autoencoder DIR names its new place (in training: preview.autoencoder)"
-        ) from None
-    fingerprint = pretrained.fingerprint(folder)
+    known, folder = description.autoencoder, _autoencoder_folder(description, path)
+    distillation = Distillation.read(folder)
+    is_students = distillation is not None and distillation.teacher == known["fingerprint"]
+    fingerprint = known["fingerprint"] if is_students else pretrained.fingerprint(folder)
     if fingerprint != known["fingerprint"]:
         raise UserError(
             f"{folder}: is not the autoencoder that made the DiT's latents (fingerprint {fingerprint[:12]}…, not "
             f"{known['fingerprint'][:12]}…); its path was {known['path']}"
         )
+    if decoding is not None:
+        check_decoding(decoding, distillation)
     return folder
+
+
+def distilled_decoder(description: DiTDescription, path: str | Path | None = None) -> str | None:
+    """Return the fingerprint of the autoencoder that decodes the latents if its signal decoder is distilled.
+
+    None: it is the one that made the latents; or there is none, which :func:`find_autoencoder` refuses.
+    """
+    try:
+        folder = _autoencoder_folder(description, path)
+    except UserError:
+        return None
+    return pretrained.fingerprint(folder) if Distillation.read(folder) else None
+
+
+def _autoencoder_folder(description: DiTDescription, path: str | Path | None) -> Path:
+    """Return the weights folder of the autoencoder at ``path``, or where it was; raise UserError if there is none."""
+    known = Path(description.autoencoder["path"])
+    try:
+        return pretrained.find(path or portable_paths.find(known, description.folder), "autoencoder")
+    except UserError as error:
+        raise UserError(
+            str(error) if path else f"{error}; --autoencoder DIR names its new place (in training: preview.autoencoder)"
+        ) from None
 
 
 def _parse(schema: type[Schema], values: dict[str, Any]) -> Schema:

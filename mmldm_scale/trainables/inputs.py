@@ -22,6 +22,7 @@ SHARD_KEYS = ("shards", "validation")
 # Keys, of any trainable, that name weights, and what a folder there may hold: one of these files, or checkpoints.
 WEIGHTS_KEYS = {
     "kl_vae": ("config.json", "vae/config.json", "weights/config.json"),
+    "autoencoder": ("config.json", "weights/config.json"),
     "unet": ("config.json", "unet/config.json"),
     "lpips": (),
     "init": ("config.json", "weights/config.json"),

@@ -74,16 +74,16 @@ class Registration:
         return "manifest" in inspect.signature(_resolve(self.outline_path)).parameters
 
 
-def _record(name: str, schema: str, shards: "Kind", weights_prefix: str) -> Registration:
-    """Return the record of the trainable in the folder ``name`` beside this file."""
-    package = f"{__package__}.{name}"
+def _record(name: str, schema: str, shards: "Kind", weights_prefix: str, weights: str = "") -> Registration:
+    """Return the record of the trainable in the folder ``name`` beside this file; ``weights``: ``name`` if empty."""
+    package = f"{__package__}.{name.replace('-', '_')}"
     return Registration(
         name=name,
         schema_path=f"{package}.config:{schema}",
         build_path=f"{package}.trainable:build_trainable",
         outline_path=f"{package}.trainable:outline",
         shards=shards,
-        weights=name,
+        weights=weights or name,
         weights_prefix=weights_prefix,
     )
 
@@ -93,6 +93,13 @@ TRAINABLES: dict[str, Registration] = {
     for record in (
         _record("kl_vae", "KLVAETraining", shards="clips", weights_prefix="vae."),
         _record("autoencoder", "AutoencoderTraining", shards="clips", weights_prefix="autoencoder."),
+        _record(
+            "decoder-distil",
+            "DecoderDistilTraining",
+            shards="clips",
+            weights_prefix="autoencoder.",
+            weights="autoencoder",
+        ),
         _record("dit", "DiTTraining", shards="latents", weights_prefix="dit."),
     )
 }

@@ -79,7 +79,7 @@ FREE = {  # keys that may change when a run is resumed; so may all that begin wi
 }
 
 # Keys with paths of what a checkpoint knows by its fingerprint, or does not need any more.
-MOVABLE = {"shards", "kl_vae", "lpips", "unet", "init"}
+MOVABLE = {"shards", "kl_vae", "autoencoder", "lpips", "unet", "init"}
 
 
 def begin(run: Path, schema: Any, world: "World") -> None:

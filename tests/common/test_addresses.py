@@ -26,6 +26,7 @@ KEYS = {  # by command: the keys of its configuration that are paths
     ("train", "dit", *TRAINING[1:], "context.kind=text"): ("context.embeddings",),
     ("train", "autoencoder", *TRAINING): ("run", "init", "kl_vae", "unet", "reading.stage"),
     ("train", "kl_vae", *TRAINING[1:]): ("run", "kl_vae", "lpips"),
+    ("train", "decoder-distil", *TRAINING[1:]): ("run", "autoencoder"),
     ("launch", "train", "dit", "--tasks-per-node", "1", *TRAINING[1:]): ("run",),
     ("plan", "--model", "S", "--gpu", "a800"): ("init",),
     ("doctor", "shards=x"): ("run", "init"),

@@ -204,5 +204,5 @@ def test_every_preset_is_valid(preset: str) -> None:
     }
     for schema in schemas[folder]:
         keys = {f.name for f in dataclasses.fields(schema)}
-        paths = [f"{name}=x" for name in ("shards", "kl_vae") if name in keys]
+        paths = [f"{name}=x" for name in ("shards", "kl_vae", "autoencoder") if name in keys]
         config.load(schema, [presets.path(preset)], paths)

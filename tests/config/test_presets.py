@@ -30,7 +30,7 @@ def test_a_name_without_a_folder_is_the_commands_own() -> None:
 @pytest.mark.parametrize(
     ("name", "folder", "offers"),
     [
-        ("XL", "dit", "must be one of B, L, S, audio, demo, landscape, long, video, cluster/a800,"),
+        ("XL", "dit", "must be one of B, L, S, audio, demo, landscape, long, mean_flow, video, cluster/a800,"),
         ("cluster/a80", "dit", "must be one of cluster/a800, cluster/local,"),
         ("clusters/a800", "kl_vae", "must be one of demo, finetune, finetune_demo, cluster/a800,"),
         ("../presets/dit/L", "dit", "must be one of B, L,"),

@@ -52,7 +52,8 @@ def test_nothing_need_be_set_and_what_is_missing_is_marked(name: str, capsys) ->
 def test_it_reads_back(name: str, tmp_path) -> None:
     schema, file = TRAINABLES[name].schema(), tmp_path / "c.yaml"
     file.write_text(config.render(schema))
-    overrides = ["shards=[a,b]", "kl_vae=x"] if name != "dit" else ["shards=[a,b]"]
+    needed = [f"{key}=x" for key in ("kl_vae", "autoencoder") if key in schema.__dataclass_fields__]
+    overrides = ["shards=[a,b]", *needed]
     assert config.load(schema, [file], overrides) == config.load(schema, [], overrides)
 
 

@@ -14,6 +14,7 @@ CHECKED = {
     "train_autoencoder": "mmldm train autoencoder --under srun --kill-on-bad-exit=1",
     "train_kl_vae": "mmldm train kl_vae --under srun --kill-on-bad-exit=1 "
     "--config {project}/configs/kl_vae/finetune.yaml",
+    "train_decoder_distil": "mmldm train decoder-distil --under srun --kill-on-bad-exit=1",
     "ablation": "mmldm ablation --under srun --kill-on-bad-exit=1",
     "encode_latents": "python {project}/data_tools/shard.py latents",
     "sample": "mmldm sample",

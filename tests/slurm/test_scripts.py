@@ -19,6 +19,7 @@ SCRIPTS = {
     "train_dit_L": (2, 8, 1, f"mmldm train dit {LAUNCH} {CONFIGS}/dit/L.yaml"),
     "train_autoencoder": (1, 8, 1, f"mmldm train autoencoder {LAUNCH}"),
     "train_kl_vae": (1, 8, 1, f"mmldm train kl_vae {LAUNCH} {CONFIGS}/kl_vae/finetune.yaml"),
+    "train_decoder_distil": (1, 8, 1, f"mmldm train decoder-distil {LAUNCH}"),
     "ablation": (1, 8, 1, f"mmldm ablation {LAUNCH}"),
     "encode_latents": (1, 1, 1, "python {project}/data_tools/shard.py latents"),
     "sample": (1, 1, 8, "mmldm sample"),

@@ -52,7 +52,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_installed_package_adds_a_trainable(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert registry.names() == ["kl_vae", "autoencoder", "dit", "gone", "other", "toy"]
+    assert registry.names() == ["kl_vae", "autoencoder", "decoder-distil", "dit", "gone", "other", "toy"]
     assert main(["train", "toy", "--print-config"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("trainable: toy")
@@ -64,7 +64,7 @@ def test_an_installed_package_adds_a_trainable(package: Path, capsys: pytest.Cap
     [
         ("other", "toy_package:RECORD must be a Registration named other"),
         ("gone", "toy_package:nothing cannot be imported"),
-        ("none", "must be one of kl_vae, autoencoder, dit, gone, other, toy"),
+        ("none", "must be one of kl_vae, autoencoder, decoder-distil, dit, gone, other, toy"),
     ],
 )
 def test_a_wrong_entry_point_is_refused_in_one_line(package: Path, name: str, message: str) -> None:
@@ -82,7 +82,8 @@ def test_a_registered_name_cannot_be_registered_again(monkeypatch: pytest.Monkey
 def test_a_configuration_without_the_key_loads_and_one_of_another_trainable_does_not() -> None:
     for name, record in TRAINABLES.items():
         schema = record.schema()
-        overrides = ["shards=x", "kl_vae=x"] if name == "autoencoder" else ["shards=x"]
+        needed = {"autoencoder": ["kl_vae=x"], "decoder-distil": ["autoencoder=x"]}
+        overrides = ["shards=x", *needed.get(name, [])]
         assert config.load(schema, [], overrides).trainable == name
         assert next(iter(schema.__dataclass_fields__)) == "trainable"
         with pytest.raises(UserError, match=f"trainable: gan, but this is `mmldm train {name}`"):

@@ -1,6 +1,6 @@
 """The configuration files that come with the package: ``FOLDER/NAME.yaml`` beside this file, each of them a preset.
 
-    presets.names("dit")                          # ["B", "L", "S", "audio", "demo", "landscape", "long", "video"]
+    presets.names("dit")                          # ["B", "L", "S", "audio", "demo", "landscape", "long", ...]
     presets.path("L", "dit")                      # the file of `mmldm train dit --preset L`
     presets.path("cluster/a800")                  # and of `--preset cluster/a800`, which any command may give
     presets.dit_models()["L"]                     # the DiTConfig in dit/L.yaml

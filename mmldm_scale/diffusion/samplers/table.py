@@ -13,7 +13,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.diffusion.noise_process import Diffusion, Process, RectifiedFlow
+from mmldm_scale.diffusion.noise_process import Diffusion, MeanFlow, Process, RectifiedFlow
 from mmldm_scale.diffusion.samplers.contract import Predict
 from mmldm_scale.diffusion.samplers.ddim import ddim
 from mmldm_scale.diffusion.samplers.euler import euler
@@ -56,6 +56,7 @@ SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler
     for sampler in (
         Sampler("ddim", ddim, Diffusion),
+        Sampler("mean_flow", euler, MeanFlow),  # along average velocities, see guided_sampling
         Sampler("euler", euler, RectifiedFlow),
         Sampler("dpm++", dpm_solver_pp, Process),
         Sampler("unipc", unipc, Process),

@@ -13,6 +13,7 @@ from mmldm_scale.config import DecodingConfig
 from mmldm_scale.diffusion.noise_process import Process, noise_process
 from mmldm_scale.diffusion.samplers import get_sampler
 from mmldm_scale.models.autoencoder.decoder import NOISE, Condition
+from mmldm_scale.models.autoencoder.distillation import Distillation
 
 
 class Decoder(Protocol):
@@ -26,8 +27,17 @@ class Decoder(Protocol):
         """Return the noise predicted in ``noisy`` (N, c, s, s) at ``time`` (N,), float32."""
 
 
-def check_decoding(decoding: DecodingConfig, prefix: str = "decoding.") -> None:
-    """Raise UserError if the sampler is unknown or cannot take the steps; messages name the key {prefix}steps."""
+def check_decoding(
+    decoding: DecodingConfig, distillation: Distillation | None = None, prefix: str = "decoding."
+) -> None:
+    """Raise UserError if the sampler is unknown or cannot take the steps; messages name the key {prefix}steps.
+
+    Args:
+        distillation: how the signal decoder was distilled, which then must allow ``decoding``; None: it was not, or it
+            is not known.
+    """
+    if distillation is not None:
+        distillation.check(decoding, prefix)
     get_sampler(decoding.sampler, noise_process(NOISE), decoding.steps, prefix)
 
 

@@ -12,7 +12,8 @@ averages (after DC-AE, arXiv 2410.10733), so that latents carry the clip from th
 import torch
 from torch import Tensor, nn
 
-from mmldm_scale.config import AutoencoderConfig
+from mmldm_scale.common.errors import UserError
+from mmldm_scale.config import AutoencoderConfig, EncoderConfig
 from mmldm_scale.config.media import Shape
 from mmldm_scale.models.autoencoder.blocks import SelfAttention, fold, norm_groups, residual_block, zeroed
 from mmldm_scale.models.recompute import Recomputation, recompute
@@ -158,3 +159,27 @@ def _add_shortcut(moments: Tensor, latents: Tensor, factor: int) -> Tensor:
     """Return ``moments`` (B, 2·C, h, w) with ``latents`` (B, F, c, s, s), folded by ``factor``, added to the mean."""
     mean, logvar = moments.chunk(2, dim=1)  # (B, C, h, w) each
     return torch.cat([mean + fold(latents, factor, mean.shape[1]), logvar], dim=1)
+
+
+def latent_shape(encoder: EncoderConfig, channels: int, size: int, key: str) -> Shape:
+    """Return (C, h, w) of the perceptual latents of ``encoder``, with C ``channels``, for KL-VAE latents of ``size``.
+
+    ``key`` is the encoder's in the configuration, for the UserError if it does not divide ``size``.
+    """
+    side = divide(size, 2 ** (len(encoder.multipliers) - 1), key)
+    return channels, side, side
+
+
+def check_key_frames(key_frames: list[int], frames: int) -> None:
+    """Raise UserError unless ``key_frames`` are indices of a clip's ``frames``."""
+    if not all(0 <= frame < frames for frame in key_frames):
+        raise UserError(
+            f"model.video_encoder.key_frames: must lie in 0..{frames - 1}, a clip's frames, not {key_frames}"
+        )
+
+
+def divide(size: int, factor: int, reducer: str) -> int:
+    """Return ``size`` / ``factor``; raise UserError, which names the ``reducer``, if that is no whole number."""
+    if size % factor:
+        raise UserError(f"media.size: {reducer} reduces {size} by {factor}; must be divisible")
+    return size // factor

@@ -15,7 +15,6 @@ Shapes: B clips of F frames of S×S pixels; KL-VAE latents (c, s, s), s = S/f; p
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +25,29 @@ from torch import Tensor, nn
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.modalities import OTHER, Modality, as_pair, by_modality
-from mmldm_scale.config import AutoencoderConfig, DecodingConfig, EncoderConfig, MediaConfig
+from mmldm_scale.config import AutoencoderConfig, DecodingConfig, MediaConfig
 from mmldm_scale.config.media import Shape
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder import pictures as pictures_of_clips
 from mmldm_scale.models.autoencoder.decoder import Condition, SignalDecoder
-from mmldm_scale.models.autoencoder.decoding import denoise
-from mmldm_scale.models.autoencoder.encoders import AudioEncoder, VideoEncoder
-from mmldm_scale.models.autoencoder.gaussian import Gaussian
+from mmldm_scale.models.autoencoder.decoding import check_decoding, denoise
+from mmldm_scale.models.autoencoder.distillation import KEY as DISTILLED
+from mmldm_scale.models.autoencoder.distillation import Distillation
+from mmldm_scale.models.autoencoder.encoders import (
+    AudioEncoder,
+    VideoEncoder,
+    check_key_frames,
+    divide,
+    latent_shape,
+)
+from mmldm_scale.models.autoencoder.gaussian import Gaussian, Posteriors
 from mmldm_scale.models.autoencoder.semantic import ClassificationHead, ContrastiveHead, Projector, Semantics
 from mmldm_scale.models.autoencoder.stable_diffusion import build_kl_vae
 
 # What the weights folders mean that were written before a key of AutoencoderConfig existed.
 OLDER_MEANING: dict[str, Any] = {"detach_projectors": False, "decoder": {"features": "skips"}}
 REASON_LENGTH = 200  # characters of a library's message that are repeated in an error
-
-
-@dataclass(frozen=True)
-class Posteriors:
-    """Posteriors of the perceptual latents: ``audio`` (B, C, H_a, W_a) and ``video`` (B, C, H_v, W_v)."""
-
-    audio: Gaussian | None = None
-    video: Gaussian | None = None
-
-    @property
-    def present(self) -> dict[Modality, Gaussian]:
-        """The posteriors by modality, without the missing one."""
-        return by_modality(self.audio, self.video)
-
-    @property
-    def means(self) -> tuple[Tensor | None, Tensor | None]:
-        """The means of audio and video, as :meth:`Autoencoder.decode` takes them."""
-        return as_pair({name: posterior.mean for name, posterior in self.present.items()})
 
 
 class Autoencoder(nn.Module):
@@ -72,6 +61,7 @@ class Autoencoder(nn.Module):
         modalities: those that it encodes and decodes, in the order of all dictionaries by modality.
         shapes: (C, H, W) of each modality's perceptual latent.
         noise_shape: (c, s, s) of a picture's KL-VAE latent.
+        distillation: how its signal decoder was distilled; None: it was not.
 
     Raises:
         UserError: ``media.size`` is not divisible by the reductions of KL-VAE and encoders, or a key frame is not one
@@ -83,19 +73,20 @@ class Autoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.media, self.classes = config, media, tuple(classes)
+        self.distillation: Distillation | None = None
         self.kl_vae = vae.eval().requires_grad_(False)
-        channels, size = vae.config["latent_channels"], _divide(media.size, kl_vae.reduction(vae), "the KL-VAE")
+        channels, size = vae.config["latent_channels"], divide(media.size, kl_vae.reduction(vae), "the KL-VAE")
         self.noise_shape: Shape = (channels, size, size)
         self.modalities: tuple[Modality, ...] = tuple(config.modalities)
         encoders = by_modality(config.audio_encoder, config.video_encoder)
         self.shapes: dict[Modality, Shape] = {
-            name: _latent_shape(encoders[name], config.latent_channels, size, f"model.{name}_encoder")
+            name: latent_shape(encoders[name], config.latent_channels, size, f"model.{name}_encoder")
             for name in self.modalities
         }
         if "audio" in self.modalities:
             self.audio_encoder = AudioEncoder(config, channels)
         if "video" in self.modalities:
-            _check_key_frames(config.video_encoder.key_frames, media.frames)
+            check_key_frames(config.video_encoder.key_frames, media.frames)
             self.video_encoder = VideoEncoder(config, self.noise_shape, media.frames)
         if self.has_semantics:
             for name, shape in self.shapes.items():
@@ -116,9 +107,10 @@ class Autoencoder(nn.Module):
         self.kl_vae.eval()
         return self
 
-    def set_kl_vae_aside(self) -> None:
-        """Make the KL-VAE a plain attribute, outside the module's parameters and state and what ``to`` casts."""
-        self.__dict__["kl_vae"] = self._modules.pop("kl_vae")
+    def set_aside(self, *names: str) -> None:
+        """Make the parts ``names`` plain attributes, outside its parameters, state and what ``to`` casts."""
+        for name in names:
+            self.__dict__[name] = self._modules.pop(name)
 
     @property
     def audio_shape(self) -> Shape | None:
@@ -195,6 +187,7 @@ class Autoencoder(nn.Module):
         frames: Tensor | None,
         semantics: Semantics | None,
         labels: Tensor | None = None,
+        decoder: SignalDecoder | None = None,
     ) -> tuple[Condition, ...]:
         """Return the decoder's conditions for the audio images (N = B) and for ``frames`` (N = B·K).
 
@@ -204,6 +197,7 @@ class Autoencoder(nn.Module):
             frames: (B, K) int64, indices of the frames to decode, 0 to F - 1; None: no video is decoded.
             semantics: of these latents; each modality is decoded with the other's.
             labels: (B,) int64 indices into ``classes``, -1 for unknown; None: all unknown.
+            decoder: another decoder than its own, of the same configuration.
 
         Returns:
             One condition for each of :attr:`modalities`, in this order; none for video if ``frames`` is None.
@@ -213,8 +207,9 @@ class Autoencoder(nn.Module):
         first = next(iter(latents.values()))
         only = torch.zeros(len(first), 1, dtype=torch.long, device=first.device)  # an audio image is the only "frame"
         indices = by_modality(only, frames)
+        of_decoder = self.decoder if decoder is None else decoder
         return tuple(
-            self.decoder.condition(name, latent, indices[name], tokens.get(OTHER[name]), labels)
+            of_decoder.condition(name, latent, indices[name], tokens.get(OTHER[name]), labels)
             for name, latent in latents.items()
             if name in indices
         )
@@ -272,7 +267,11 @@ class Autoencoder(nn.Module):
         Returns:
             Frames (B, F, 3, S, S) and audio images (B, 3, S, S), both float32 in [-1, 1]; None for a modality without
             noise. The latents are needed of both that the model has: each is decoded with the other's semantics.
+
+        Raises:
+            UserError: the decoder cannot draw as ``decoding`` says.
         """
+        check_decoding(decoding, self.distillation)
         latents = {name: part.to(self.dtype) for name, part in self._by_modality(audio_latent, video_latent).items()}
         noise = by_modality(audio_noise, None if video_noise is None else video_noise.flatten(0, 1))
         semantics = semantics or self.semantics(*as_pair(latents))
@@ -333,7 +332,28 @@ class Autoencoder(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the whole model, including the KL-VAE, as a weights folder of kind "autoencoder"."""
-        save(folder, self.config, self.media, self.kl_vae, self.classes, self.state_dict())
+        save(folder, self.config, self.media, self.kl_vae, self.classes, self.state_dict(), self.distillation)
+
+    @classmethod
+    def from_description(cls, folder: Path) -> "Autoencoder":
+        """Return the autoencoder that the weights folder ``folder`` describes, with random weights.
+
+        Raises:
+            UserError: it is of another kind, or describes no autoencoder.
+        """
+        stored = pretrained.read_config(folder, "autoencoder")
+        try:
+            config = _restore(AutoencoderConfig, OLDER_MEANING, stored["model"])
+            media = _restore(MediaConfig, stored["media"])
+            vae = build_kl_vae(stored["kl_vae"], folder / pretrained.CONFIG)
+            model = cls(config, media, vae, stored["classes"])
+        except UserError:
+            raise
+        except Exception as error:  # layers of impossible sizes raise anything
+            reason = " ".join(str(error).split())[:REASON_LENGTH]
+            raise UserError(f"{folder / pretrained.CONFIG}: does not describe an autoencoder: {reason}") from None
+        model.distillation = Distillation.read(folder)
+        return model
 
     @classmethod
     def from_pretrained(
@@ -347,17 +367,7 @@ class Autoencoder(nn.Module):
             UserError: there is none at ``path``, it is of another kind, or it is damaged.
         """
         folder = pretrained.find(path, "autoencoder")
-        stored = pretrained.read_config(folder, "autoencoder")
-        try:
-            config = _restore(AutoencoderConfig, OLDER_MEANING, stored["model"])
-            media = _restore(MediaConfig, stored["media"])
-            vae = build_kl_vae(stored["kl_vae"], folder / pretrained.CONFIG)
-            model = cls(config, media, vae, stored["classes"])
-        except UserError:
-            raise
-        except Exception as error:  # layers of impossible sizes raise anything
-            reason = " ".join(str(error).split())[:REASON_LENGTH]
-            raise UserError(f"{folder / pretrained.CONFIG}: does not describe an autoencoder: {reason}") from None
+        model = cls.from_description(folder)
         pretrained.load_into(model, folder)
         model.to(device, dtype).kl_vae.float()
         return model.eval()
@@ -370,6 +380,7 @@ def save(
     vae: AutoencoderKL,
     classes: Sequence[str],
     state: dict[str, Tensor],
+    distillation: Distillation | None = None,
 ) -> None:
     """Write ``state``, the tensors of a whole :class:`Autoencoder` by name, as a folder for ``from_pretrained``."""
     description = {
@@ -377,6 +388,7 @@ def save(
         "media": dataclasses.asdict(media),
         "kl_vae": {key: value for key, value in vae.config.items() if not key.startswith("_")},
         "classes": list(classes),
+        **({DISTILLED: distillation.description()} if distillation else {}),
     }
     pretrained.save(folder, "autoencoder", description, state)
 
@@ -384,21 +396,3 @@ def save(
 def _restore(schema: type, *values: dict[str, Any]) -> Any:
     """Return the ``schema`` with ``values``, of which the later ones win."""
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *values))
-
-
-def _latent_shape(encoder: EncoderConfig, channels: int, size: int, key: str) -> Shape:
-    side = _divide(size, 2 ** (len(encoder.multipliers) - 1), key)
-    return channels, side, side
-
-
-def _check_key_frames(key_frames: list[int], frames: int) -> None:
-    if not all(0 <= frame < frames for frame in key_frames):
-        raise UserError(
-            f"model.video_encoder.key_frames: must lie in 0..{frames - 1}, a clip's frames, not {key_frames}"
-        )
-
-
-def _divide(size: int, factor: int, reducer: str) -> int:
-    if size % factor:
-        raise UserError(f"media.size: {reducer} reduces {size} by {factor}; must be divisible")
-    return size // factor

@@ -59,7 +59,7 @@ class Reconstruction(nn.Module):
         model = config.model if config.contrastive_weight else replace(config.model, contrastive_width=0)
         classes = classes if model.semantics and config.classification_weight else []
         self.autoencoder = Autoencoder(model, media, vae, classes)
-        self.autoencoder.set_kl_vae_aside()
+        self.autoencoder.set_aside("kl_vae")
         self.audio_image = AudioImage(media)
         self.process = Diffusion(DiffusionConfig())
         self.term_weights = _term_weights(config, self.autoencoder)

@@ -5,36 +5,35 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.common import rng
-from mmldm_scale.config import MediaConfig
+from mmldm_scale.config import DecodingConfig, MediaConfig
 from mmldm_scale.media.audio_image import AudioImage, frame_signals, waveforms
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.pixels import strips, to_frames
 from mmldm_scale.media.vocoder import load_vocoder
+from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.runs.media_log import Preview
-from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining
-from mmldm_scale.trainables.autoencoder.loss import Reconstruction
 from mmldm_scale.trainables.clip_stream import Clips
 
 SHOWN_CLIPS = 2
 SHOWN_FRAMES = 8  # of each clip in the picture strip, at most
 
 
-def show(config: AutoencoderTraining, clips: Clips, module: Reconstruction, preview: Preview) -> None:
+def show(decoding: DecodingConfig, clips: Clips, model: Autoencoder, audio_image: AudioImage, preview: Preview) -> None:
     """Show clips of the set and their reconstructions: pictures and video, audio image and sound, as far as present."""
-    model, device = module.autoencoder, next(module.parameters()).device
+    device = next(model.decoder.parameters()).device
     for number, clip in enumerate(clips.spread(SHOWN_CLIPS)):
         has_audio, has_video = ("audio" in model.modalities), ("video" in model.modalities)
         frames = frame_signals([clip], device) if has_video else None
-        audio = module.audio_image.encode(waveforms([clip], device)) if has_audio else None
+        audio = audio_image.encode(waveforms([clip], device)) if has_audio else None
         random = rng.generator(0, "autoencoder/preview", number)
         audio_noise = _normal(random, (1, *model.noise_shape)).to(device) if has_audio else None
         video_noise = _normal(random, (1, len(clip.frames), *model.noise_shape)).to(device) if has_video else None
         means = model.encode(frames, audio).means
-        restored, restored_audio = model.decode(*means, audio_noise, video_noise, config.preview)
+        restored, restored_audio = model.decode(*means, audio_noise, video_noise, decoding)
         if frames is not None and restored is not None:
             _show_frames(preview, f"clip_{number}", frames, restored, clips.media)
         if audio is not None and restored_audio is not None:
-            _show_sound(preview, f"clip_{number}", clip, audio, restored_audio, module.audio_image)
+            _show_sound(preview, f"clip_{number}", clip, audio, restored_audio, audio_image)
 
 
 def _show_frames(preview: Preview, tag: str, frames: Tensor, restored: Tensor, media: MediaConfig) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmldm_scale.common.device import training_device
 from mmldm_scale.common.errors import UserError
@@ -25,6 +25,7 @@ from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.discriminator import FRAMES, PICTURES, AudioVideoDiscriminator
 from mmldm_scale.models.autoencoder.model import OLDER_MEANING, Autoencoder, save
 from mmldm_scale.models.autoencoder.stable_diffusion import load_unet
+from mmldm_scale.runs.media_log import Preview
 from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
 from mmldm_scale.trainables.autoencoder import preview
@@ -60,7 +61,7 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
         UserError: shards, KL-VAE or U-Net are missing, damaged or of another kind; sizes or the contrastive loss's
             groups do not fit together; the validation clips are too few or are trained on.
     """
-    check_decoding(config.preview, "preview.")
+    check_decoding(config.preview, prefix="preview.")
     vae = kl_vae.load(config.kl_vae)
     clips = Clips(config, modalities=config.model.modalities)
     _check_frames(config, clips.media)
@@ -92,7 +93,7 @@ def build_trainable(config: AutoencoderTraining) -> Trainable:
         ),
         term_weights=module.term_weights,
         begin_step=module.begin_step,
-        preview=functools.partial(preview.show, config, clips),
+        preview=functools.partial(_show, config, clips),
         validation=validation,
         quarantine=clips.samples.quarantine,
         discriminator=_discriminator(config),
@@ -159,6 +160,12 @@ def _validation(config: AutoencoderTraining, clips: Clips, module: Reconstructio
     mixtures = held_out.samples.mixture, clips.samples.mixture
     count, group = config.training.validation_samples, max(1, module.group)
     return ValidationSamples(dataset, *mixtures, count, dataset.steps, config.shared_recordings, group)
+
+
+def _show(config: AutoencoderTraining, clips: Clips, module: nn.Module, writer: Preview) -> None:
+    """Show clips and their reconstructions."""
+    assert isinstance(module, Reconstruction)
+    preview.show(config.preview, clips, module.autoencoder, module.audio_image, writer)
 
 
 def _discriminator(config: AutoencoderTraining) -> Discriminator | None:

@@ -60,8 +60,18 @@ class DiTTraining(ShardTraining):
         valid = self.model.context_tokens > 0 or self.context.kind == "none"
         require(valid, "context.kind", f"{self.context.kind}: needs model.context_tokens of at least 1")
         self.loss_weights.check(self.model.modalities)
+        self._check_mean_flow()
         if len(self.model.modalities) == 1:
             self._check_one_modality()
+
+    def _check_mean_flow(self) -> None:
+        """Raise UserError if average velocities are to be learned and something does not go with them."""
+        share, embedded = self.diffusion.mean_flow, self.model.average_velocity
+        problem = f"{str(embedded).lower()}: must be {str(share > 0).lower()} with diffusion.mean_flow={share:g}"
+        require(embedded == (share > 0), "model.average_velocity", problem)
+        weight = self.contrastive.weight
+        problem = f"{weight:g}: must be 0 with diffusion.mean_flow={share:g}: it compares errors of velocities"
+        require(not (share and weight), "contrastive.weight", problem)
 
     def _check_one_modality(self) -> None:
         """Raise UserError if a task or a term of the loss needs the modality that the model does not have."""

@@ -92,6 +92,8 @@ class SampleMaker:
         random = rng.generator(seed, "dit/latents", position)
         mirrored = random.random() < config.flip
         sample: Batch = {"time": torch.tensor(drawn.time)}
+        if self._config.diffusion.mean_flow:
+            sample["interval"] = torch.tensor(drawn.interval)
         for name, latent in self._latents(latents, mirrored, random).items():
             sample[name] = latent
             sample[f"{name}_noise"] = torch.from_numpy(getattr(drawn, f"{name}_noise"))

@@ -18,6 +18,7 @@ from mmldm_scale.config import DecodingConfig, MediaConfig, Sampling
 from mmldm_scale.diffusion.tasks import GIVEN, GenerationTask
 from mmldm_scale.media.clip import NO_FRAMES, NO_SOUND, Clip
 from mmldm_scale.models import pretrained
+from mmldm_scale.models.autoencoder.distillation import Distillation
 from mmldm_scale.runs.media_log import Preview, show
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.training.trainable import Batch
@@ -37,16 +38,19 @@ def startup_messages(config: DiTTraining, autoencoder: str) -> list[str]:
             empty if the set names none.
 
     Raises:
-        UserError: ``preview.autoencoder`` is no autoencoder.
+        UserError: ``preview.autoencoder`` is no autoencoder, or one that cannot decode in ``preview.decoding_steps``.
     """
     if not config.preview.samples or (dist.is_initialized() and dist.get_rank()):
         return []
     try:
-        pretrained.find(config.preview.autoencoder or autoencoder, "autoencoder")
+        folder = pretrained.find(config.preview.autoencoder or autoencoder, "autoencoder")
     except UserError as error:
         if config.preview.autoencoder:
             raise UserError(f"preview.autoencoder: {error}") from None
         return [f"previews show no samples: {error}; preview.autoencoder=DIR names its present folder"]
+    distillation = Distillation.read(folder)
+    if distillation is not None:
+        distillation.check(DecodingConfig(steps=config.preview.decoding_steps), "preview.decoding_")
     return []
 
 

@@ -146,8 +146,11 @@ def outline(
 
 
 def forward_flops(config: DiTTraining, audio_shape: Shape | None, video_shape: Shape | None) -> float:
-    """Return a sample's forward FLOPs, of which training takes three times as many; contrastive passes are counted."""
-    passes = contrastive.PASSES if config.contrastive.weight else 1
+    """Return a sample's forward FLOPs, of which training takes three times as many; all passes are counted.
+
+    A mean flow's target takes one forward pass, a third of what training takes.
+    """
+    passes = contrastive.PASSES if config.contrastive.weight else 1 + bool(config.diffusion.mean_flow) / 3
     return passes * dit_macs(config.model, audio_shape, video_shape).flops
 
 

@@ -13,9 +13,10 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import MediaConfig, load
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.dit import DiT
+from mmldm_scale.models.flops import dit_macs
 from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.trainables.dit.config import DiTTraining
-from mmldm_scale.trainables.dit.trainable import build_trainable
+from mmldm_scale.trainables.dit.trainable import build_trainable, outline
 from tests.support.datasets.latent_sets import AUDIO, VIDEO, latent_sample, write_latents
 
 SMALL = ["model.depth=1", "model.width=16", "model.heads=2", "model.context_tokens=2", "model.context_width=4"]
@@ -204,3 +205,27 @@ def test_the_flops_are_those_of_the_shapes_in_the_shards(latents):
 def test_missing_shards_and_unusable_attention_are_refused_at_the_start(latents, overrides, message):
     with pytest.raises(UserError, match=message):
         build_trainable(configure(latents, *overrides))
+
+
+def test_average_velocities_are_learned_on_intervals_that_fit_any_timestep(latents, tmp_path):
+    """Half of the samples have one; in validation, timesteps are replaced. The planner counts one more forward pass."""
+    settings = ["diffusion.prediction=flow", "diffusion.mean_flow=0.5", "model.average_velocity=true"]
+    held_out = write_latents(tmp_path / "held_out", (8,), first=100)
+    config = configure(latents, *settings, f"validation={held_out}", "training.micro_batch=2", "shared_recordings=true")
+    trainable = build_trainable(config)
+    samples = [trainable.dataset[position] for position in range(20)]
+    assert 4 <= sum(sample["interval"] > 0 for sample in samples) <= 16
+    for sample in [*samples, *trainable.validation.__getitems__(range(8))]:
+        assert 0 <= sample["interval"] <= 1
+    for parameter in trainable.module.parameters():  # of which many are zero, so that nothing reaches the others
+        torch.nn.init.normal_(parameter, std=0.1)
+    output = trainable.module(torch.utils.data.default_collate(samples))
+    output.loss.mean().backward()
+    weighted = (output.metrics["loss/audio"] + output.metrics["loss/video"]) / 2
+    torch.testing.assert_close(output.loss, weighted / (weighted + 1e-3))
+    assert trainable.module.dit.span[2].weight.grad.any()
+    plain = build_trainable(configure(latents, *settings[:1]))
+    assert "interval" not in plain.dataset[0]
+    planned = outline(config)
+    planned.module(planned.batch)  # on shapes alone
+    assert trainable.flops_per_sample == pytest.approx(4 / 3 * dit_macs(config.model, AUDIO, VIDEO).flops)

@@ -1,0 +1,1 @@
+"""A trainable that distils an autoencoder's signal decoder: see :mod:`.trainable`."""
