@@ -325,6 +325,10 @@ class Autoencoder(nn.Module):
         output: Tensor = self.get_submodule(f"{modality}_{part}")(latent)
         return output
 
+    def description(self) -> dict[str, Any]:
+        """Return what :func:`build` makes such a model of: JSON values."""
+        return _description(self.config, self.media, self.kl_vae, self.classes)
+
     def save_pretrained(self, folder: Path) -> None:
         """Write the whole model, including the KL-VAE, as a weights folder of kind "autoencoder"."""
         save(folder, self.config, self.media, self.kl_vae, self.classes, self.state_dict())
@@ -341,20 +345,27 @@ class Autoencoder(nn.Module):
             UserError: there is none at ``path``, it is of another kind, or it is damaged.
         """
         folder = pretrained.find(path, "autoencoder")
-        stored = pretrained.read_config(folder, "autoencoder")
-        try:
-            config = _restore(AutoencoderConfig, OLDER_MEANING, stored["model"])
-            media = _restore(MediaConfig, stored["media"])
-            vae = build_kl_vae(stored["kl_vae"], folder / pretrained.CONFIG)
-            model = cls(config, media, vae, stored["classes"])
-        except UserError:
-            raise
-        except Exception as error:  # layers of impossible sizes raise anything
-            reason = " ".join(str(error).split())[:REASON_LENGTH]
-            raise UserError(f"{folder / pretrained.CONFIG}: does not describe an autoencoder: {reason}") from None
+        model = build(pretrained.read_config(folder, "autoencoder"), folder / pretrained.CONFIG)
         pretrained.load_into(model, folder)
         model.to(device, dtype).kl_vae.float()
         return model.eval()
+
+
+def build(stored: dict[str, Any], file: Path) -> Autoencoder:
+    """Return the autoencoder that ``stored``, the content of ``file``, describes, with random weights.
+
+    Raises:
+        UserError: it does not describe one.
+    """
+    try:
+        config = _restore(AutoencoderConfig, OLDER_MEANING, stored["model"])
+        media = _restore(MediaConfig, stored["media"])
+        return Autoencoder(config, media, build_kl_vae(stored["kl_vae"], file), stored["classes"])
+    except UserError:
+        raise
+    except Exception as error:  # layers of impossible sizes raise anything
+        reason = " ".join(str(error).split())[:REASON_LENGTH]
+        raise UserError(f"{file}: does not describe an autoencoder: {reason}") from None
 
 
 def save(
@@ -366,13 +377,18 @@ def save(
     state: dict[str, Tensor],
 ) -> None:
     """Write ``state``, the tensors of a whole :class:`Autoencoder` by name, as a folder for ``from_pretrained``."""
-    description = {
+    pretrained.save(folder, "autoencoder", _description(config, media, vae, classes), state)
+
+
+def _description(
+    config: AutoencoderConfig, media: MediaConfig, vae: AutoencoderKL, classes: Sequence[str]
+) -> dict[str, Any]:
+    return {
         "model": dataclasses.asdict(config),
         "media": dataclasses.asdict(media),
         "kl_vae": {key: value for key, value in vae.config.items() if not key.startswith("_")},
         "classes": list(classes),
     }
-    pretrained.save(folder, "autoencoder", description, state)
 
 
 def _restore(schema: type, *values: dict[str, Any]) -> Any:
