@@ -28,10 +28,10 @@ diffusers copies the files that are imported here; mmldm_code/ is {package}'s ow
 import sys
 
 {imports}
-from .{pipeline} import MMLDMPipeline
+from .{pipeline} import MMLDMDiT, MMLDMPipeline
 
 # The name under which model_index.json has the parts; it is the module's name in the package.
-sys.modules.setdefault("{parts}", sys.modules[{parts_alias}.__name__])
+sys.modules.setdefault("{parts}", sys.modules[MMLDMDiT.__module__])
 
 __all__ = ["MMLDMPipeline"]
 '''
@@ -44,14 +44,12 @@ def write(folder: Path) -> None:
     for module in modules:
         (folder / CODE_FOLDER / f"{_flat(module)}.py").write_text(_renamed(module, modules))
     imports = "\n".join(f"from .{CODE_FOLDER}.{_flat(module)} import __doc__ as _" for module in modules)
-    imports += f"\nfrom .{CODE_FOLDER} import {_flat(PARTS_MODULE)}"
     (folder / CODE).write_text(
         HEADER.format(
             package=PACKAGE,
             imports=imports,
             pipeline=f"{CODE_FOLDER}.{_flat(PIPELINE_MODULE)}",
             parts=PARTS_MODULE,
-            parts_alias=_flat(PARTS_MODULE),
         )
     )
 

@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import stable_diffusion
-from mmldm_scale.sampling.diffusers_pipeline.parts import MMLDMAutoencoder, MMLDMDiT
+from mmldm_scale.sampling.diffusers_pipeline.parts import MMLDMAutoencoder, MMLDMDiT, cast
 
 INDEX, PIPELINE = "model_index.json", "MMLDMPipeline"
 SCHEDULER, SCHEDULER_CONFIG = "scheduler", "scheduler_config.json"
@@ -76,9 +76,8 @@ def _networks(folder: Path, dtype: torch.dtype | None, own: dict[str, Any]) -> d
         if name not in own:
             stable_diffusion.load_whole_unet(unet, folder / name)
             parts[name] = unet.eval()
-    if dtype:
-        for name in {"vae", *unets} & parts.keys():
-            parts[name].to(dtype)
+    for name in {"vae", *unets} & parts.keys():
+        cast(parts[name], dtype)
     return parts
 
 
@@ -109,7 +108,7 @@ def _vocoder(folder: Path, dit: MMLDMDiT, dtype: torch.dtype | None) -> torch.nn
 
     pretrained.verify(folder / "vocoder")
     generator: torch.nn.Module = load_generator(folder / "vocoder", dit.description.media.audio)
-    return generator.to(dtype) if dtype else generator
+    return cast(generator, dtype)
 
 
 def _download(name: str, options: dict[str, Any]) -> Path:

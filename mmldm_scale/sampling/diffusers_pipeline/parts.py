@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -20,6 +20,8 @@ from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder.model import Autoencoder, build
 from mmldm_scale.models.dit import DiT
 from mmldm_scale.sampling.pipeline import DiTDescription
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 AUTOENCODER_PART = "autoencoder_part"  # kind of the weights folder of an MMLDMAutoencoder
 UNET = "unet"
@@ -60,7 +62,7 @@ class MMLDMDiT(ModelMixin):
         description = DiTDescription.read(Path(folder) / subfolder)
         model = cls(description)
         pretrained.load_into(model.dit, description.folder)
-        return model.to(torch_dtype).eval() if torch_dtype else model.eval()
+        return cast(model, torch_dtype).eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:
         """Write a DiT's weights folder, which ``mmldm sample --checkpoint`` reads, too."""
@@ -124,12 +126,19 @@ class MMLDMAutoencoder(ModelMixin):
         unets = {unet_folder(name): unet for name, unet in model.decoder.unets.items()}
         part = cls(model, fingerprint)
         pretrained.load_into(part.model, folder)
-        return (part.to(dtype) if dtype else part).eval(), unets
+        return cast(part, dtype).eval(), unets
 
     def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:
         """Write the part as a weights folder of its own kind."""
         description = self.description | {FINGERPRINT: self.fingerprint}
         pretrained.save(Path(folder), AUTOENCODER_PART, description, self.model.state_dict())
+
+
+def cast(module: Module, dtype: torch.dtype | None) -> Module:
+    """Return ``module`` in ``dtype``, if there is one, without the warning that diffusers' own ``to`` prints."""
+    if dtype:
+        torch.nn.Module.to(module, dtype)
+    return module
 
 
 def unet_folder(name: str) -> str:

@@ -35,7 +35,7 @@ from mmldm_scale.media.vocoder import GriffinLim, Vocoder
 from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.sampling.diffusers_pipeline import denoising, loading, media_inputs, saving
-from mmldm_scale.sampling.diffusers_pipeline.parts import MMLDMAutoencoder, MMLDMDiT
+from mmldm_scale.sampling.diffusers_pipeline.parts import MMLDMAutoencoder, MMLDMDiT, cast
 
 OutputType = Literal["np", "pt", "pil", "latent"]
 Generators = torch.Generator | list[torch.Generator]
@@ -374,12 +374,12 @@ class MMLDMPipeline(DiffusionPipeline):
         """Cast a KL-VAE in float16 to float32 for the block, since its activations overflow float16."""
         half = self.vae.dtype == torch.float16
         if half:
-            self.vae.to(torch.float32)
+            cast(self.vae, torch.float32)
         try:
             yield
         finally:
             if half:
-                self.vae.to(torch.float16)
+                cast(self.vae, torch.float16)
 
 
 def _rows(latents: Tensor | Mapping[str, Tensor] | None) -> int:
