@@ -62,7 +62,7 @@ Without `mmldm_scale` installed, the folder's own code does the same. diffusers 
 ## Intended use and limits
 
 For research on generative models of video with sound. The model knows nothing but the data named above, and its samples
-are of the length and size named above. {known} It has no safety filter and no watermark; mark samples as
+are of the length and size named above.{known} It has no safety filter and no watermark; mark samples as
 generated when you publish them.
 
 ## Licence
@@ -105,7 +105,7 @@ def text(folder: Path, description: DiTDescription, configuration: dict[str, Any
         clips=_clips(description),
         training=_training(folder, configuration),
         weights=_weights(folder, description),
-        known=f"It knows the classes {', '.join(description.classes)}." if description.classes else "",
+        known=f" It knows the classes {', '.join(description.classes)}." if description.classes else "",
         licence=UNKNOWN_LICENCE if licence == "unknown" else f"The weights: {licence}.",
     )
 
