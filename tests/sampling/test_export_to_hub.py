@@ -75,7 +75,7 @@ def test_the_folder_is_uploaded_as_it_is(model, hub, tmp_path, capsys) -> None:
     assert export(model.dit, tmp_path / "out", *push) == 0
     files = {file.relative_to(tmp_path / "out").as_posix(): file for file in (tmp_path / "out").rglob("*.*")}
     assert hub.files == {name: file.read_bytes() for name, file in files.items()}
-    assert hub.created["private"] is True
+    assert hub.created["visibility"] == "private"
     assert hub.tokens == {f"Bearer {TOKEN}"}
     card = hub.files["README.md"].decode()
     assert card.startswith("---\nlicense: cc-by-4.0\nlibrary_name: diffusers\npipeline_tag: any-to-any\ntags:\n")

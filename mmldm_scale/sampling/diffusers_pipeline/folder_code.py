@@ -8,6 +8,7 @@ each. They are the package's own with their imports renamed: ``mmldm_scale.model
 """
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,11 +40,11 @@ __all__ = ["MMLDMPipeline"]
 
 def write(folder: Path) -> None:
     """Write ``pipeline.py`` and ``mmldm_code/`` into ``folder``."""
-    modules = sorted(_reached([PIPELINE_MODULE, *ALSO]))
+    sources = _sources()
     (folder / CODE_FOLDER).mkdir()
-    for module in modules:
-        (folder / CODE_FOLDER / f"{_flat(module)}.py").write_text(_renamed(module, modules))
-    imports = "\n".join(f"from .{CODE_FOLDER}.{_flat(module)} import __doc__ as _" for module in modules)
+    for name, source in sources.items():
+        (folder / CODE_FOLDER / f"{name}.py").write_text(source)
+    imports = "\n".join(f"from .{CODE_FOLDER}.{name} import __doc__ as _" for name in sources)
     (folder / CODE).write_text(
         HEADER.format(
             package=PACKAGE,
@@ -52,6 +53,13 @@ def write(folder: Path) -> None:
             parts=PARTS_MODULE,
         )
     )
+
+
+@functools.cache
+def _sources() -> dict[str, str]:
+    """Return the sources of the modules by their names in the flat folder."""
+    modules = sorted(_reached([PIPELINE_MODULE, *ALSO]))
+    return {_flat(module): _renamed(module, modules) for module in modules}
 
 
 def _reached(modules: list[str]) -> set[str]:

@@ -27,14 +27,14 @@ def upload(folder: Path, repository: str) -> str:
     Raises:
         Outage: the Hub cannot be reached or refuses; ``folder`` stays.
     """
-    import httpx
     import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # of the HTTP library that it uses
 
     api = huggingface_hub.HfApi()
     try:
         url = api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="mmldm export")
-    except (OSError, ValueError, httpx.HTTPError) as error:  # huggingface_hub's own are of these
+    except (OSError, ValueError, HTTPError) as error:  # huggingface_hub's own are of these
         reason = " ".join(str(error).split())[:REASON_LENGTH]
         raise Outage(f"--push-to-hub: {repository}: not uploaded: {reason}; {folder} has what was exported") from None
     return str(url)
