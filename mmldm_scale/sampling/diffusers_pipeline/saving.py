@@ -5,16 +5,14 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import diffusers
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.models import pretrained
 from mmldm_scale.sampling.diffusers_pipeline.loading import INDEX, PIPELINE
-
-if TYPE_CHECKING:
-    from mmldm_scale.sampling.diffusers_pipeline.pipeline import MMLDMPipeline
 
 PARTS_MODULE = "mmldm_scale.sampling.diffusers_pipeline.parts"  # of our classes, in model_index.json
 OWN_PARTS = ("dit", "autoencoder")
@@ -22,7 +20,7 @@ CARD, CODE, CODE_FOLDER = "README.md", "pipeline.py", "mmldm_code"  # in an expo
 
 
 def save(
-    pipe: "MMLDMPipeline", folder: str | os.PathLike[str], by_diffusers: Callable[..., None], options: dict[str, Any]
+    pipe: DiffusionPipeline, folder: str | os.PathLike[str], by_diffusers: Callable[..., None], options: dict[str, Any]
 ) -> None:
     """Write ``pipe`` to ``folder`` by the library's own function, and what that leaves out.
 
