@@ -12,11 +12,11 @@ from typing import Any
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.pages import render
 from mmldm_scale.config import MediaConfig
+from mmldm_scale.diffusion.tasks import TASKS
 from mmldm_scale.sampling.sample_files import INPUTS, SAMPLE
 from mmldm_scale.sampling.spectrograms import Spectrograms
 
 PAGE = "index.html"
-TITLES = {"svg": "Generated without input", "a2v": "Picture to given sound", "v2a": "Sound to given picture"}
 MOST = 4096  # samples of a task on the page
 
 
@@ -75,9 +75,9 @@ def _page(folder: Path, spectrograms: Spectrograms) -> str:
         if match:
             tasks.setdefault(match[1], []).append(file)
     sections = [
-        _Section(task, title, len(tasks[task]), [_sample(folder, file, spectrograms) for file in tasks[task][:MOST]])
-        for task, title in TITLES.items()
-        if task in tasks
+        _Section(name, task.title, len(files), [_sample(folder, file, spectrograms) for file in files[:MOST]])
+        for name, task in TASKS.items()
+        if (files := tasks.get(name))
     ]
     return render(Path(__file__).with_name("gallery.html"), title="Samples", sections=sections)
 
