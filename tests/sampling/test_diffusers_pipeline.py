@@ -146,7 +146,7 @@ def test_a_model_of_one_modality(model, tmp_path, modality) -> None:
     output = pipe(latents=latents, **QUICK)  # of the only modality, without its name
     assert (output.frames is None, output.fps is None) == (modality == "audio",) * 2
     assert (output.audios is None, output.sampling_rate is None) == (modality == "video",) * 2
-    with pytest.raises(UserError, match="must be svg"):
+    with pytest.raises(UserError, match=f"task a2v: .* {modality} alone"):
         pipe("a2v", audio=np.zeros(3200, np.float32))
 
 
@@ -208,6 +208,7 @@ def test_inputs_and_outputs_in_the_forms_of_diffusers(pipe, clips, videos) -> No
     made = [pipe("a2v", audio=form, **options).frames for form in forms]
     assert all(torch.allclose(one, made[0], atol=1e-4) for one in made[1:])
     kept = pipe("a2v", audio=videos / "a.mp4", output_type="pt", **QUICK)
+    assert pipe("audio", output_type="latent", **QUICK).frames is None
     assert kept.frames.shape == (1, 4, 3, 32, 32)
     assert kept.audios.shape == (1, 3200)
     output = pipe("v2a", video=str(videos / "a.mp4"), output_type="pil", **QUICK)
@@ -218,7 +219,7 @@ def test_inputs_and_outputs_in_the_forms_of_diffusers(pipe, clips, videos) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "v2x"}, "task: 'v2x': must be one of svg, a2v, v2a"),
+        ({"task": "v2x"}, "task: 'v2x': must be one of svg, a2v, v2a, audio, video"),
         ({"task": "a2v"}, "audio: task 'a2v' needs it"),
         ({"video": np.zeros((4, 32, 32, 3), np.uint8)}, "video: task 'svg' takes none"),
         ({"task": "a2v", "audio": np.zeros(100, np.float32)}, r"audio\[0\]: 0.013 s: must be at least 0.4 s"),

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import MediaConfig
-from mmldm_scale.media.clip import Clip, MediaError
+from mmldm_scale.media.clip import NO_FRAMES, Clip, MediaError
 
 
 def sounds(audio: Any, media: MediaConfig, sampling_rate: float | None = None) -> list[np.ndarray]:
@@ -118,13 +118,18 @@ def _fitted(picture: Image.Image, media: MediaConfig) -> np.ndarray:
 def _read(file: Path, media: MediaConfig, given: Any) -> Clip:
     """Return the clip at the beginning of ``file``, of which ``given`` is needed."""
     try:
-        from mmldm_scale.sampling.inputs import read_input
+        from mmldm_scale.media.decode import has_picture, read_clips, read_sound
     except ImportError:
         raise UserError(f"{file}: to read files, install mmldm_scale; or pass an array") from None
     try:
-        return read_input(file, media, given)
+        if given == "audio" and not has_picture(file):
+            return Clip(NO_FRAMES, read_sound(file, media))
+        clip = next(read_clips(file, [0.0], media, given == "audio"))
+        if isinstance(clip, MediaError):
+            raise clip
     except MediaError as error:
         raise UserError(f"{error.detail} ({error.reason})") from None
+    return clip
 
 
 def _is_array(value: Any) -> bool:

@@ -26,9 +26,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from mmldm_scale.common.modalities import Modality, as_pair
-from mmldm_scale.config import DecodingConfig, GenerationTask
-from mmldm_scale.diffusion.guided_sampling import GIVEN
+from mmldm_scale.config import DecodingConfig
 from mmldm_scale.diffusion.normalise import normalise, restore
+from mmldm_scale.diffusion.tasks import GIVEN, TASKS, GenerationTask
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.pixels import to_signal
 from mmldm_scale.media.vocoder import GriffinLim, Vocoder
@@ -167,7 +167,8 @@ class MMLDMPipeline(DiffusionPipeline):
         """Sample.
 
         Args:
-            task: "svg" makes what the model has, "a2v" video to ``audio``, "v2a" sound to ``video``.
+            task: "svg" makes what the model has, "audio" and "video" return one of it alone, "a2v" makes video to
+                ``audio``, "v2a" sound to ``video``.
             num_inference_steps: steps of the scheduler; how many it allows is its business.
             guidance_scale: of the conditions, for both modalities or {"audio": …, "video": …}; 1: none, half the work.
             audio: for a2v, one sound for each sample (:func:`.media_inputs.sounds`).
@@ -213,13 +214,18 @@ class MMLDMPipeline(DiffusionPipeline):
         else:
             start = self._noise(self._decoder_shapes(), count, generator, decoder_latents, "decoder_latents")
             output = self._output(*self._decode(denoised, start, decoding), task, given, output_type)
+        if "video" not in TASKS[task].result:
+            output.frames = output.fps = None
+        if "audio" not in TASKS[task].result:
+            output.audios = output.sampling_rate = None
         self.maybe_free_model_hooks()
         return output if return_dict else (output.frames, output.audios)
 
     def _check(self, task: str, output_type: str, callback_inputs: Sequence[str]) -> None:
         """Raise ValueError or UserError if these arguments are not possible with this model and scheduler."""
-        if task not in GIVEN:
-            raise ValueError(f"task: {task!r:.80}: must be one of {', '.join(GIVEN)}")
+        tasks = [name for name, row in TASKS.items() if not row.previous]  # no continuations
+        if task not in tasks:
+            raise ValueError(f"task: {task!r:.80}: must be one of {', '.join(tasks)}")
         if output_type not in ("np", "pt", "pil", "latent"):
             raise ValueError(f"output_type: {output_type!r:.80}: must be np, pt, pil or latent")
         if set(callback_inputs) - set(self._callback_tensor_inputs):
