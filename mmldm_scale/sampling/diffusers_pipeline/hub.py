@@ -28,7 +28,7 @@ def upload(folder: Path, repository: str) -> str:
         Outage: the Hub cannot be reached or refuses; ``folder`` stays.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HTTPError  # of the HTTP library that it uses
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that it uses
 
     api = huggingface_hub.HfApi()
     try:

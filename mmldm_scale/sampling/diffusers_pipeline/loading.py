@@ -97,10 +97,11 @@ def _scheduler(folder: Path) -> SchedulerMixin:
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise UserError(f"{file}: _class_name is {name!r:.80}: must be a scheduler of diffusers")
     try:
-        return kind.from_pretrained(folder, subfolder=SCHEDULER)  # type: ignore[no-any-return]
+        scheduler: Any = kind.from_pretrained(folder, subfolder=SCHEDULER)
     except Exception as error:  # wrong values raise anything
         reason = " ".join(str(error).split())[:REASON_LENGTH]
         raise UserError(f"{file}: does not describe a scheduler: {reason}") from None
+    return scheduler
 
 
 def _vocoder(folder: Path, dit: MMLDMDiT, dtype: torch.dtype | None) -> torch.nn.Module:

@@ -77,7 +77,7 @@ def training_of(source: Path) -> dict[str, Any]:
     for folder in source.parents[:3]:
         if (folder / RUN_CONFIG).is_file() and (folder / "checkpoints").is_dir():
             try:
-                values = OmegaConf.to_container(read_yaml(folder / RUN_CONFIG))
+                values: Any = OmegaConf.to_container(read_yaml(folder / RUN_CONFIG))
             except UserError:
                 return {}
             return values if isinstance(values, dict) else {}

@@ -47,7 +47,7 @@ class MMLDMDiT(ModelMixin):
         return self.dit(audio, video, time, **conditions)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # its other arguments have no effect
         cls,
         folder: str | os.PathLike[str],
         torch_dtype: torch.dtype | None = None,
@@ -64,9 +64,9 @@ class MMLDMDiT(ModelMixin):
         pretrained.load_into(model.dit, description.folder)
         return cast(model, torch_dtype).eval()
 
-    def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *_: Any, **__: Any) -> None:
         """Write a DiT's weights folder, which ``mmldm sample --checkpoint`` reads, too."""
-        pretrained.save(Path(folder), "dit", self.stored, self.dit.state_dict())
+        pretrained.save(Path(save_directory), "dit", self.stored, self.dit.state_dict())
 
 
 class MMLDMAutoencoder(ModelMixin):
@@ -97,7 +97,7 @@ class MMLDMAutoencoder(ModelMixin):
         return self.model
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # its other arguments have no effect
         cls,
         folder: str | os.PathLike[str],
         torch_dtype: torch.dtype | None = None,
@@ -123,15 +123,15 @@ class MMLDMAutoencoder(ModelMixin):
         stored = pretrained.read_config(folder, AUTOENCODER_PART)
         fingerprint = str(stored.pop(FINGERPRINT, ""))
         model = build(stored, folder / pretrained.CONFIG)
-        unets = {unet_folder(name): unet for name, unet in model.decoder.unets.items()}
+        unets: dict[str, Any] = {unet_folder(name): unet for name, unet in model.decoder.unets.items()}
         part = cls(model, fingerprint)
         pretrained.load_into(part.model, folder)
         return cast(part, dtype).eval(), unets
 
-    def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *_: Any, **__: Any) -> None:
         """Write the part as a weights folder of its own kind."""
         description = self.description | {FINGERPRINT: self.fingerprint}
-        pretrained.save(Path(folder), AUTOENCODER_PART, description, self.model.state_dict())
+        pretrained.save(Path(save_directory), AUTOENCODER_PART, description, self.model.state_dict())
 
 
 def cast(module: Module, dtype: torch.dtype | None) -> Module:

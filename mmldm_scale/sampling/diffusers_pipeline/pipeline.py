@@ -21,7 +21,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -73,7 +73,7 @@ class MMLDMPipeline(DiffusionPipeline):
         vocoder: a SpeechT5HifiGan of transformers; None: Griffin-Lim.
     """
 
-    model_cpu_offload_seq = "dit->unet->unet_audio->unet_video->vae->vocoder"
+    model_cpu_offload_seq: Any = "dit->unet->unet_audio->unet_video->vae->vocoder"
     _optional_components = ["unet", "unet_audio", "unet_video", "vocoder"]  # noqa: RUF012  (diffusers' own form)
     _exclude_from_cpu_offload = ["autoencoder"]  # noqa: RUF012  (small, and called by methods of its own)
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
@@ -116,7 +116,9 @@ class MMLDMPipeline(DiffusionPipeline):
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+    def save_pretrained(  # type: ignore[override]  # its other arguments are options
+        self, save_directory: str | os.PathLike[str], **options: Any
+    ) -> None:
         """Write a folder for :meth:`from_pretrained`; ``options`` as for diffusers' own, safetensors only.
 
         The model card and the code for programs without this package come from the folder that the pipeline is from.
@@ -261,7 +263,7 @@ class MMLDMPipeline(DiffusionPipeline):
         if own is None:
             draws = {key: (count, *shape) for key, shape in shapes.items()}
             return {key: randn_tensor(shape, generator, device, torch.float32) for key, shape in draws.items()}
-        parts = {next(iter(shapes)): own} if isinstance(own, Tensor) and len(shapes) == 1 else own
+        parts: Any = {next(iter(shapes)): own} if isinstance(own, Tensor) and len(shapes) == 1 else own
         wanted = {str(key): (count, *shape) for key, shape in shapes.items()}
         found = {key: tuple(part.shape) for key, part in parts.items()} if isinstance(parts, Mapping) else type(own)
         if found != wanted:
@@ -351,7 +353,7 @@ class MMLDMPipeline(DiffusionPipeline):
         output = MMLDMPipelineOutput()
         if frames is not None:
             levels = frames.float().add(1).div(2).clamp(0, 1)  # (B, F, 3, S, S)
-            pictures = levels if output_type == "pt" else levels.movedim(2, -1).cpu().numpy()
+            pictures: Any = levels if output_type == "pt" else levels.movedim(2, -1).cpu().numpy()
             if output_type == "pil":
                 pictures = [self.numpy_to_pil(video) for video in pictures]
             output.frames, output.fps = pictures, self.media.fps
