@@ -1,6 +1,6 @@
 """MM-LDM at scale: latent diffusion for videos with sound, from shards to samples.
 
-    from mmldm_scale import PRESETS, Autoencoder, Clip, DiT, Pipeline, Sampling, ShardSet, write_video
+    from mmldm_scale import PRESETS, Autoencoder, Clip, DiT, MMLDMPipeline, Pipeline, Sampling, ShardSet, write_video
 
 The names are imported when they are first used, so that commands which need no model start quickly.
 """
@@ -14,13 +14,25 @@ _MODULES = {
     "Autoencoder": "mmldm_scale.models.autoencoder.model",
     "Clip": "mmldm_scale.media.clip",
     "DiT": "mmldm_scale.models.dit",
+    "MMLDMPipeline": "mmldm_scale.sampling.diffusers_pipeline.pipeline",
     "Pipeline": "mmldm_scale.sampling.pipeline",
     "Sampling": "mmldm_scale.config",
     "ShardSet": "mmldm_scale.shards.reader",
     "write_video": "mmldm_scale.media.encode",
 }
 
-__all__ = ["PRESETS", "Autoencoder", "Clip", "DiT", "Pipeline", "Sampling", "ShardSet", "__version__", "write_video"]
+__all__ = [
+    "PRESETS",
+    "Autoencoder",
+    "Clip",
+    "DiT",
+    "MMLDMPipeline",
+    "Pipeline",
+    "Sampling",
+    "ShardSet",
+    "__version__",
+    "write_video",
+]
 
 try:
     __version__ = metadata.version("mmldm_scale")

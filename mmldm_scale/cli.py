@@ -69,6 +69,12 @@ def _add_export_arguments(export: argparse.ArgumentParser) -> None:
     add("--ema", type=float, metavar="LENGTH", help="length of the average; default: the first of training.ema_lengths")
     add("--at", type=int, metavar="SAMPLES", help="with --ema: samples seen at the average's end; default: all")
     add("--format", choices=["mmldm", "diffusers"], default="mmldm", help="file layout: ours, or that of diffusers")
+    text = "diffusers, of a dit: where its autoencoder is; default: where it was when the latents were made"
+    add_path(export, "--autoencoder", metavar="DIR", help=text)
+    add_path(export, "--vocoder", metavar="PATH", help="diffusers, of a dit: a HiFi-GAN for its sound")
+    add("--license", default="unknown", metavar="ID", help="diffusers, of a dit: licence in the model card")
+    text = "diffusers, of a dit: upload the folder to this repository of the Hugging Face Hub, new ones private"
+    add("--push-to-hub", metavar="OWNER/NAME", help=text)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -76,9 +82,13 @@ def _export(args: argparse.Namespace) -> int:
     from mmldm_scale.trainables import registry
     from mmldm_scale.training.checkpoint import export
 
+    layout = diffusers_format.layout(args)
     records = [registry.registered(name) for name in registry.names()]
     prefixes = {record.weights: record.weights_prefix for record in records}
-    return export.run(args, prefixes, diffusers_format if args.format == "diffusers" else None)
+    status = export.run(args, prefixes, layout)
+    if args.push_to_hub:
+        diffusers_format.push_to_hub(args)
+    return status
 
 
 def _add_status_arguments(status: argparse.ArgumentParser) -> None:

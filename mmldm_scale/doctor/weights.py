@@ -21,7 +21,7 @@ from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import AudioImageConfig, AutoencoderConfig
 from mmldm_scale.doctor.findings import Check, Finding
-from mmldm_scale.media.hifi_gan import HifiGan
+from mmldm_scale.media.hifi_gan import load_generator
 from mmldm_scale.models.autoencoder.stable_diffusion import load_kl_vae, load_unet
 from mmldm_scale.models.autoencoder.unet import build_unet
 from mmldm_scale.models.lpips import load_lpips
@@ -44,7 +44,7 @@ def _load_unet(path: Path) -> None:
 
 
 def _load_hifi_gan(path: Path) -> None:
-    HifiGan(path, AudioImageConfig())
+    load_generator(path, AudioImageConfig())
 
 
 @dataclass(frozen=True)

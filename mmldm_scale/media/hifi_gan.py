@@ -1,4 +1,4 @@
-"""Pretrained HiFi-GAN generators, in their authors' format or in transformers': ``HifiGan(path, audio)``.
+"""Pretrained HiFi-GAN generators, in their authors' format or in transformers': ``load_generator(path, audio)``.
 
 The authors' format is a folder with ``config.json`` and a generator's checkpoint (``generator_v1``, ``g_02500000``: a
 torch file, from which only tensors are read, or .safetensors), or the path of that checkpoint with ``config.json`` in
@@ -50,20 +50,10 @@ GEOMETRY = (  # keys with the same meaning in both formats
 
 
 class HifiGan:
-    """A pretrained HiFi-GAN generator as a vocoder.
+    """A pretrained HiFi-GAN generator (:func:`load_generator`) as a vocoder."""
 
-    Raises:
-        UserError: there is none at ``path``, it is damaged, or its mel settings differ from ``audio``.
-    """
-
-    def __init__(self, path: Path, audio: AudioImageConfig) -> None:
-        try:
-            self.model = _load(path, audio)
-        except UserError:
-            raise
-        except Exception as error:  # a wrong value in the file can raise any exception in the library
-            reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
-            raise UserError(f"{path}: cannot be loaded as a vocoder: {reason}") from None
+    def __init__(self, model: SpeechT5HifiGan) -> None:
+        self.model = model
 
     @torch.inference_mode()
     def __call__(self, decibels: Tensor, samples: int) -> Tensor:
@@ -71,9 +61,25 @@ class HifiGan:
         model = self.model.to(decibels.device)  # type: ignore[arg-type]  # transformers wraps the method untyped
         mels = (decibels.float() * (math.log(10) / 20)).clamp(min=math.log(MIN_MAGNITUDE))  # natural logarithm
         with torch.autocast(decibels.device.type, enabled=False):
-            sounds = [model(mel.T) for mel in mels]  # (T, n_mels) -> (T * hop,), one by one: independent of the batch
+            # (T, n_mels) -> (T * hop,), one by one: independent of the batch
+            sounds = [model(mel.T.to(model.dtype)).float() for mel in mels]
         sound = torch.stack(sounds)[:, :samples]
         return F.pad(sound, (0, samples - sound.shape[1])).clamp(-1, 1)
+
+
+def load_generator(path: Path, audio: AudioImageConfig) -> SpeechT5HifiGan:
+    """Return the generator at ``path``, float32, in evaluation mode.
+
+    Raises:
+        UserError: there is none at ``path``, it is damaged, or its mel settings differ from ``audio``.
+    """
+    try:
+        return _load(path, audio)
+    except UserError:
+        raise
+    except Exception as error:  # a wrong value in the file can raise any exception in the library
+        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: cannot be loaded as a vocoder: {reason}") from None
 
 
 def _load(path: Path, audio: AudioImageConfig) -> SpeechT5HifiGan:

@@ -26,9 +26,9 @@ def load_vocoder(path: str | None, audio: AudioImageConfig) -> Vocoder:
     """
     if path is None:
         return GriffinLim(audio)
-    from mmldm_scale.media.hifi_gan import HifiGan  # imports transformers, which takes a second
+    from mmldm_scale.media.hifi_gan import HifiGan, load_generator  # imports transformers, which takes a second
 
-    return HifiGan(Path(path), audio)
+    return HifiGan(load_generator(Path(path), audio))
 
 
 class GriffinLim:

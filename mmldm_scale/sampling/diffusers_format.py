@@ -7,32 +7,81 @@
 
 ``UNet2DConditionModel.from_pretrained(folder, subfolder="unet")`` loads a part. An autoencoder with a U-Net for each
 modality has ``unet_audio/`` and ``unet_video/``. A KL-VAE's weights folder has its ``vae/`` in any case, so that its
-layout is the same. There is no ``model_index.json``: it would name a pipeline class, which diffusers does not have.
+layout is the same. The folder of a DiT is that of a whole pipeline (:mod:`.diffusers_pipeline.folder`); the others have
+no ``model_index.json``, which would name a pipeline class.
 """
 
+import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmldm_scale import config
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.diffusion.schedule import diffusers_scheduler
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from mmldm_scale.models.autoencoder.stable_diffusion import UNET_FOLDER, VAE_FOLDER
+from mmldm_scale.models.autoencoder.stable_diffusion import VAE_FOLDER
+from mmldm_scale.sampling.diffusers_pipeline import folder as pipeline_folder
+from mmldm_scale.sampling.diffusers_pipeline import hub
+from mmldm_scale.sampling.diffusers_pipeline.folder import Extras
+from mmldm_scale.sampling.diffusers_pipeline.parts import unet_folder
 
 SCHEDULER = "scheduler"
 
 
-def place(folder: Path, kind: str) -> Path:
-    """Return the folder inside ``folder`` in which the weights folder of the whole model belongs."""
-    return folder if kind == "kl_vae" else folder / kind
+@dataclass(frozen=True)
+class DiffusersFormat:
+    """The layout, for :func:`mmldm_scale.training.checkpoint.export.run`; ``extras`` are added to a DiT."""
+
+    extras: Extras = field(default_factory=Extras)
+
+    def place(self, folder: Path, kind: str) -> Path:
+        """Return the folder inside ``folder`` in which the weights folder of the whole model belongs."""
+        return folder if kind == "kl_vae" else folder / kind
+
+    def write(self, folder: Path, kind: str, source: Path) -> None:
+        """Complete ``folder``, which holds the model's weights folder at :meth:`place`, to diffusers' layout.
+
+        Args:
+            source: the weights folder that the model is from.
+
+        Raises:
+            UserError: a part that the layout of a DiT needs is missing.
+        """
+        if kind == "dit":
+            pipeline_folder.complete(folder, source, self.extras)
+        for name, part in _parts(self.place(folder, kind), kind).items():
+            if not (folder / name).exists():  # a KL-VAE's weights folder has its part
+                part.save_pretrained(folder / name)
 
 
-def write(folder: Path, kind: str) -> None:
-    """Complete ``folder``, which holds the model's weights folder at its :func:`place`, to diffusers' layout."""
-    for name, part in _parts(place(folder, kind), kind).items():
-        if not (folder / name).exists():  # a KL-VAE's weights folder has its part
-            part.save_pretrained(folder / name)
+def layout(args: argparse.Namespace) -> DiffusersFormat | None:
+    """Return the layout that the arguments of ``mmldm export`` ask for; None: our own.
+
+    Raises:
+        UserError: an option does not fit the format, or nothing can be uploaded.
+    """
+    if args.format != "diffusers":
+        given = {"--autoencoder": args.autoencoder, "--vocoder": args.vocoder, "--push-to-hub": args.push_to_hub}
+        options = [name for name, value in given.items() if value is not None]
+        if options:
+            raise UserError(f"{options[0]}: needs --format diffusers")
+        return None
+    if args.push_to_hub:
+        if isinstance(args.output, str):
+            raise UserError(f"--push-to-hub: --output {args.output}: must be a folder, which is uploaded")
+        kind = pretrained.read_kind(pretrained.locate(args.checkpoint))
+        if kind != "dit":
+            raise UserError(f"--push-to-hub: {args.checkpoint} is of kind {kind!r}: must be a dit, with all its parts")
+        hub.check(args.push_to_hub)
+    name = args.push_to_hub or Path(args.output).name
+    return DiffusersFormat(Extras(args.autoencoder, args.vocoder, args.license, name))
+
+
+def push_to_hub(args: argparse.Namespace) -> None:
+    """Upload what was exported; raise Outage if that fails."""
+    print(f"uploaded to {hub.upload(args.output, args.push_to_hub)}")
 
 
 def _parts(weights: Path, kind: str) -> dict[str, Any]:
@@ -44,12 +93,6 @@ def _parts(weights: Path, kind: str) -> dict[str, Any]:
         return {VAE_FOLDER: kl_vae.load(weights)}
     if kind == "autoencoder":
         model = Autoencoder.from_pretrained(weights)
-        unets = {
-            UNET_FOLDER if name == "shared" else f"{UNET_FOLDER}_{name}": unet
-            for name, unet in model.decoder.unets.items()
-        }
+        unets = {unet_folder(name): unet for name, unet in model.decoder.unets.items()}
         return {VAE_FOLDER: model.kl_vae, **unets, SCHEDULER: diffusers_scheduler(model.decoder.process.config)}
-    if kind == "dit":
-        values = pretrained.read_config(weights, kind)["diffusion"]
-        return {SCHEDULER: diffusers_scheduler(config.restore(config.DiffusionConfig, values, str(weights)))}
     return {}

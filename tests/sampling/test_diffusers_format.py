@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from mmldm_scale.diffusion.schedule import scheduler
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from mmldm_scale.sampling import diffusers_format
+from mmldm_scale.sampling.diffusers_format import DiffusersFormat
 from tests.support.tiny_models import tiny_autoencoder
+
+LAYOUT = DiffusersFormat()
 
 
 def parts(folder: Path) -> dict[str, Any]:
@@ -44,8 +47,8 @@ def assert_same_schedule(schedule: diffusers.DDIMScheduler, expected: diffusers.
 @pytest.mark.parametrize("shared", [True, False])
 def test_autoencoder(tmp_path, shared: bool) -> None:
     model = tiny_autoencoder.opened(tiny_autoencoder.build(shared_decoder=shared))
-    model.save_pretrained(diffusers_format.place(tmp_path, "autoencoder"))
-    diffusers_format.write(tmp_path, "autoencoder")
+    model.save_pretrained(LAYOUT.place(tmp_path, "autoencoder"))
+    LAYOUT.write(tmp_path, "autoencoder", tmp_path)
     loaded, unets = parts(tmp_path), model.decoder.unets
     assert loaded.keys() == {"vae", "scheduler", *(["unet"] if shared else ["unet_audio", "unet_video"])}
     assert_same(loaded["vae"], model.kl_vae)
@@ -58,39 +61,34 @@ def test_autoencoder(tmp_path, shared: bool) -> None:
 
 def test_kl_vae(tmp_path) -> None:
     vae = kl_vae.build(tiny_autoencoder.KL_VAE, scaling_factor=3.0)
-    kl_vae.save(diffusers_format.place(tmp_path, "kl_vae"), vae)
-    diffusers_format.write(tmp_path, "kl_vae")
+    kl_vae.save(LAYOUT.place(tmp_path, "kl_vae"), vae)
+    LAYOUT.write(tmp_path, "kl_vae", tmp_path)
     loaded = parts(tmp_path)
     assert loaded.keys() == {"vae"}
     assert_same(loaded["vae"], vae)
     assert loaded["vae"].config.scaling_factor == 3.0
 
 
-def test_dit(tmp_path) -> None:
-    diffusion = DiffusionConfig(steps=500, beta_end=0.02)
-    weights, values = diffusers_format.place(tmp_path, "dit"), {"diffusion": dataclasses.asdict(diffusion)}
-    pretrained.save(weights, "dit", values, {"weight": torch.ones(2)})
-    diffusers_format.write(tmp_path, "dit")
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": 500, "beta_end": 0.02}, {"prediction": "v", "zero_terminal_snr": True}, {"prediction": "flow"}],
+)
+def test_dit(model, tmp_path, settings: dict[str, Any]) -> None:
+    diffusion = DiffusionConfig(**settings)
+    shutil.copytree(model.dit, LAYOUT.place(tmp_path, "dit"), ignore=shutil.ignore_patterns(pretrained.SUMS))
+    file = tmp_path / "dit" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"diffusion": dataclasses.asdict(diffusion)}))
+    LAYOUT.write(tmp_path, "dit", model.dit)
     loaded = parts(tmp_path)
-    assert loaded.keys() == {"scheduler"}
-    assert_same_schedule(loaded["scheduler"], scheduler(diffusion))
-
-
-def test_dit_of_other_predictions(tmp_path) -> None:
-    schedulers = {}
-    for settings in ({"prediction": "v", "zero_terminal_snr": True}, {"prediction": "flow", "steps": 500}):
-        folder, values = tmp_path / settings["prediction"], dataclasses.asdict(DiffusionConfig(**settings))
-        weights = diffusers_format.place(folder, "dit")
-        pretrained.save(weights, "dit", {"diffusion": values}, {"weight": torch.ones(2)})
-        diffusers_format.write(folder, "dit")
-        schedulers[settings["prediction"]] = parts(folder)["scheduler"]
-    assert_same_schedule(schedulers["v"], scheduler(DiffusionConfig(prediction="v", zero_terminal_snr=True)))
-    assert schedulers["v"].alphas_cumprod[-1] == 0
-    assert isinstance(schedulers["flow"], diffusers.FlowMatchEulerDiscreteScheduler)
-    assert schedulers["flow"].config.num_train_timesteps == 500
+    assert loaded.keys() == {"scheduler", "vae", "unet"}
+    assert_same(loaded["unet"], Autoencoder.from_pretrained(model.autoencoder).decoder.unets["shared"])
+    if diffusion.prediction == "flow":
+        assert isinstance(loaded["scheduler"], diffusers.FlowMatchEulerDiscreteScheduler)
+    else:
+        assert_same_schedule(loaded["scheduler"], scheduler(diffusion))
 
 
 def test_a_kind_without_parts_of_diffusers_is_its_weights_folder_alone(tmp_path) -> None:
-    pretrained.save(diffusers_format.place(tmp_path, "toy"), "toy", {}, {"weight": torch.ones(2)})
-    diffusers_format.write(tmp_path, "toy")
+    pretrained.save(LAYOUT.place(tmp_path, "toy"), "toy", {}, {"weight": torch.ones(2)})
+    LAYOUT.write(tmp_path, "toy", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]

@@ -135,6 +135,10 @@ class SignalDecoder(nn.Module):
             if unet.estimate:
                 self.estimators[modality] = zeroed(nn.Conv2d(widths[0], noise_shape[0], 3, padding=1))
 
+    def set_unets_aside(self) -> None:
+        """Make the U-Nets a plain attribute, outside the module's parameters and state and what ``to`` casts."""
+        self.__dict__["unets"] = dict(cast(nn.ModuleDict, self._modules.pop("unets")).items())
+
     def condition(
         self,
         modality: Modality,

@@ -44,7 +44,11 @@ class Distillation:
         Raises:
             UserError: the description is not one that :meth:`description` returns, or the folder cannot be read.
         """
-        stored = pretrained.read_config(folder, "autoencoder").get(KEY)
+        return cls.parse(pretrained.read_config(folder, "autoencoder").get(KEY), folder / pretrained.CONFIG)
+
+    @classmethod
+    def parse(cls, stored: Any, file: Path) -> "Distillation | None":
+        """Return what ``stored``, of the key :data:`KEY` in ``file``, says; None for None; raise as :meth:`read`."""
         if stored is None:
             return None
         try:
@@ -55,7 +59,7 @@ class Distillation:
             return cls(steps, str(stored["teacher"]), audio, video, str(stored["target"]))
         except (KeyError, TypeError, ValueError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[: pretrained.REASON_LENGTH]
-            raise UserError(f"{folder / pretrained.CONFIG}: {KEY}: {reason}") from None
+            raise UserError(f"{file}: {KEY}: {reason}") from None
 
     def description(self) -> dict[str, Any]:
         """Return what :meth:`read` reads, as JSON values."""

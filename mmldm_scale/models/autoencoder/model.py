@@ -330,6 +330,10 @@ class Autoencoder(nn.Module):
         output: Tensor = self.get_submodule(f"{modality}_{part}")(latent)
         return output
 
+    def description(self) -> dict[str, Any]:
+        """Return what :func:`build` makes such a model of: JSON values."""
+        return _description(self.config, self.media, self.kl_vae, self.classes, self.distillation)
+
     def save_pretrained(self, folder: Path) -> None:
         """Write the whole model, including the KL-VAE, as a weights folder of kind "autoencoder"."""
         save(folder, self.config, self.media, self.kl_vae, self.classes, self.state_dict(), self.distillation)
@@ -341,19 +345,7 @@ class Autoencoder(nn.Module):
         Raises:
             UserError: it is of another kind, or describes no autoencoder.
         """
-        stored = pretrained.read_config(folder, "autoencoder")
-        try:
-            config = _restore(AutoencoderConfig, OLDER_MEANING, stored["model"])
-            media = _restore(MediaConfig, stored["media"])
-            vae = build_kl_vae(stored["kl_vae"], folder / pretrained.CONFIG)
-            model = cls(config, media, vae, stored["classes"])
-        except UserError:
-            raise
-        except Exception as error:  # layers of impossible sizes raise anything
-            reason = " ".join(str(error).split())[:REASON_LENGTH]
-            raise UserError(f"{folder / pretrained.CONFIG}: does not describe an autoencoder: {reason}") from None
-        model.distillation = Distillation.read(folder)
-        return model
+        return build(pretrained.read_config(folder, "autoencoder"), folder / pretrained.CONFIG)
 
     @classmethod
     def from_pretrained(
@@ -373,6 +365,25 @@ class Autoencoder(nn.Module):
         return model.eval()
 
 
+def build(stored: dict[str, Any], file: Path) -> Autoencoder:
+    """Return the autoencoder that ``stored``, the content of ``file``, describes, with random weights.
+
+    Raises:
+        UserError: it does not describe one.
+    """
+    try:
+        config = _restore(AutoencoderConfig, OLDER_MEANING, stored["model"])
+        media = _restore(MediaConfig, stored["media"])
+        model = Autoencoder(config, media, build_kl_vae(stored["kl_vae"], file), stored["classes"])
+    except UserError:
+        raise
+    except Exception as error:  # layers of impossible sizes raise anything
+        reason = " ".join(str(error).split())[:REASON_LENGTH]
+        raise UserError(f"{file}: does not describe an autoencoder: {reason}") from None
+    model.distillation = Distillation.parse(stored.get(DISTILLED), file)
+    return model
+
+
 def save(
     folder: Path,
     config: AutoencoderConfig,
@@ -383,14 +394,23 @@ def save(
     distillation: Distillation | None = None,
 ) -> None:
     """Write ``state``, the tensors of a whole :class:`Autoencoder` by name, as a folder for ``from_pretrained``."""
-    description = {
+    pretrained.save(folder, "autoencoder", _description(config, media, vae, classes, distillation), state)
+
+
+def _description(
+    config: AutoencoderConfig,
+    media: MediaConfig,
+    vae: AutoencoderKL,
+    classes: Sequence[str],
+    distillation: Distillation | None,
+) -> dict[str, Any]:
+    return {
         "model": dataclasses.asdict(config),
         "media": dataclasses.asdict(media),
         "kl_vae": {key: value for key, value in vae.config.items() if not key.startswith("_")},
         "classes": list(classes),
         **({DISTILLED: distillation.description()} if distillation else {}),
     }
-    pretrained.save(folder, "autoencoder", description, state)
 
 
 def _restore(schema: type, *values: dict[str, Any]) -> Any:

@@ -119,6 +119,18 @@ def load_unet(unet: UNet2DConditionModel, path: str | Path) -> None:
     unet.load_state_dict(state, strict=False)
 
 
+def load_whole_unet(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Load a U-Net that diffusers saved from a signal decoder, with its class embedding, into one alike.
+
+    Raises:
+        UserError: there is no U-Net in ``folder``, or it is damaged, or has other weights or settings than ``unet``.
+    """
+    _check_settings(folder, _read_config(folder, UNet2DConditionModel), unet)
+    state = _read_folder(folder)
+    _check_match(folder, state, unet.state_dict(), "the autoencoder beside it")
+    unet.load_state_dict(state)
+
+
 def _part_folder(path: Path, name: str) -> Path:
     """Return the folder of a part: a file's parent, a pipeline's sub-folder ``name``, or ``path`` itself."""
     if not path.exists():

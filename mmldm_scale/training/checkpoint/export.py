@@ -46,8 +46,11 @@ class FolderLayout(Protocol):
     def place(self, folder: Path, kind: str) -> Path:
         """Return the folder inside ``folder`` for the weights folder of the whole model."""
 
-    def write(self, folder: Path, kind: str) -> None:
-        """Write the other files of the layout into ``folder``, which holds the weights folder at :meth:`place`."""
+    def write(self, folder: Path, kind: str, source: Path) -> None:
+        """Write the other files of the layout into ``folder``, which holds the weights folder at :meth:`place`.
+
+        ``source`` is the weights folder in the run that the model is from.
+        """
 
 
 @dataclass(frozen=True)
@@ -283,7 +286,7 @@ def _write(
         if origin:
             provenance.write(weights, origin)
         if layout:
-            layout.write(temporary, source.kind)
+            layout.write(temporary, source.kind, source.weights)
         pretrained.seal(temporary)
         for path in temporary.rglob("*"):
             sync(path)

@@ -99,7 +99,7 @@ def test_kl_vae(data, tmp_path, trained) -> None:
     assert_same(kl_vae.load(export(tmp_path)), averaged)
 
 
-def test_dit(tmp_path, trained) -> None:
+def test_dit(tmp_path, trained, capsys) -> None:
     shards = write_latents(tmp_path / "latents")
     config = load(DiTTraining, overrides=[f"shards={shards}", "training.precision=fp32", *SMALL])
     config.training = TRAINING
@@ -107,7 +107,7 @@ def test_dit(tmp_path, trained) -> None:
     found = DiT(config.model, AUDIO, VIDEO)
     pretrained.load_into(found, export(tmp_path, "--weights", "raw"))
     assert_holds(found, weights, "dit.")
-    folder = export(tmp_path, "--weights", "raw", "--format", "diffusers")
-    pretrained.load_into(found, folder / "dit")
-    assert_holds(found, weights, "dit.")
-    assert (folder / "scheduler").is_dir()
+    command = ["export", "--checkpoint", str(tmp_path / "run"), "--format", "diffusers"]
+    assert main([*command, "--output", str(tmp_path / "pipeline")]) == 2  # the latents are of no autoencoder
+    assert "--autoencoder DIR names its new place" in capsys.readouterr().err
+    assert not (tmp_path / "pipeline").exists()
