@@ -23,7 +23,8 @@ class Sampling:
     audio_guidance: float = 2.5  # guidance scale of generated audio latents; ours, the paper names none
     video_guidance: float = 2.5  # guidance scale of generated video latents; likewise
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    batch_size: int = 8  # samples made together
+    batch_size: int = 8  # samples of a block, which one process makes; of a tar with --lossless
+    clips_together: int | None = None  # clips of a block computed together; none: 2 on a CPU, measured on a GPU
     vocoder: str | None = path_key(None)  # folder of a HiFi-GAN (the original's or transformers'); none: Griffin-Lim
     attention: Backend = "auto"  # attention backend of the DiT
     precision: Precision = "fp32"  # of DiT and autoencoder
@@ -31,6 +32,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size"):
             require(getattr(self, key) >= 1, key, "must be at least 1")
+        require(self.clips_together is None or self.clips_together >= 1, "clips_together", "must be at least 1")
 
 
 @dataclass

@@ -174,11 +174,15 @@ class Pipeline:
             ValueError: ``inputs``, ``labels`` or ``embeddings`` are not one for each sample.
         """
         clips = self.decode(task, indices, self.latents(task, indices, inputs, labels, embeddings))
+        return self.with_given(task, clips, inputs)
+
+    def with_given(self, task: GenerationTask, clips: Sequence[Clip], inputs: Sequence[Clip]) -> list[Clip]:
+        """Return the decoded ``clips`` with the modality that ``task`` is given copied from their ``inputs``."""
         if GIVEN[task] == "audio":
             return [replace(clip, waveform=source.waveform) for clip, source in zip(clips, inputs, strict=True)]
         if GIVEN[task] == "video":
             return [replace(clip, frames=source.frames) for clip, source in zip(clips, inputs, strict=True)]
-        return clips
+        return list(clips)
 
     @torch.no_grad()
     def latents(

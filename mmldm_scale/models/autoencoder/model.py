@@ -330,6 +330,24 @@ class Autoencoder(nn.Module):
         save(folder, self.config, self.media, self.kl_vae, self.classes, self.state_dict())
 
     @classmethod
+    def from_description(cls, folder: Path) -> "Autoencoder":
+        """Return the autoencoder that a weights folder describes, with random weights.
+
+        Raises: as :meth:`from_pretrained`.
+        """
+        stored = pretrained.read_config(folder, "autoencoder")
+        try:
+            config = _restore(AutoencoderConfig, OLDER_MEANING, stored["model"])
+            media = _restore(MediaConfig, stored["media"])
+            vae = build_kl_vae(stored["kl_vae"], folder / pretrained.CONFIG)
+            return cls(config, media, vae, stored["classes"])
+        except UserError:
+            raise
+        except Exception as error:  # layers of impossible sizes raise anything
+            reason = " ".join(str(error).split())[:REASON_LENGTH]
+            raise UserError(f"{folder / pretrained.CONFIG}: does not describe an autoencoder: {reason}") from None
+
+    @classmethod
     def from_pretrained(
         cls, path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> "Autoencoder":
@@ -341,17 +359,7 @@ class Autoencoder(nn.Module):
             UserError: there is none at ``path``, it is of another kind, or it is damaged.
         """
         folder = pretrained.find(path, "autoencoder")
-        stored = pretrained.read_config(folder, "autoencoder")
-        try:
-            config = _restore(AutoencoderConfig, OLDER_MEANING, stored["model"])
-            media = _restore(MediaConfig, stored["media"])
-            vae = build_kl_vae(stored["kl_vae"], folder / pretrained.CONFIG)
-            model = cls(config, media, vae, stored["classes"])
-        except UserError:
-            raise
-        except Exception as error:  # layers of impossible sizes raise anything
-            reason = " ".join(str(error).split())[:REASON_LENGTH]
-            raise UserError(f"{folder / pretrained.CONFIG}: does not describe an autoencoder: {reason}") from None
+        model = cls.from_description(folder)
         pretrained.load_into(model, folder)
         model.to(device, dtype).kl_vae.float()
         return model.eval()

@@ -44,20 +44,33 @@ def _parts(model: Autoencoder, discriminator: nn.Module) -> dict[str, list[nn.Mo
     }
 
 
+def decoding_macs(model: Autoencoder) -> tuple[int, int]:
+    """Return the MACs of decoding one picture: of one step of the signal decoder, and of the KL-VAE's decoder.
+
+    Args:
+        model: on the meta device: only shapes are computed.
+    """
+    with torch.device("meta"):
+        latents = torch.empty(1, *model.noise_shape)
+        audio, video = (torch.empty(1, *shape) if shape else None for shape in (model.audio_shape, model.video_shape))
+        index = None if video is None else torch.zeros(1, 1, dtype=torch.long)
+        condition = model.conditions(audio, video, index, model.semantics(audio, video))[-1]
+        time = torch.zeros(1, dtype=torch.long)
+    return _macs(lambda: model.decoder(latents, time, condition)), _macs(lambda: model.picture(latents))
+
+
 def _arithmetic(model: Autoencoder) -> dict[str, int]:
     """Return the MACs of each operation, by its name."""
     frames, size = model.media.frames, model.media.size
     with torch.device("meta"):
         pictures = torch.empty(frames + 1, 3, size, size)
         latents = torch.empty(1, frames + 1, *model.noise_shape)
-        perceptual = torch.empty(1, *model.shapes["audio"]), torch.empty(1, *model.shapes["video"])
-        index, time = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
-        _, video = model.conditions(*perceptual, index, model.semantics(*perceptual))
+    drawn, decoded = decoding_macs(model)
     return {
         f"KL-VAE encodes {frames} frames, sound": _macs(lambda: model.picture_latents(pictures)),
         "encoders": _macs(lambda: model.posteriors(latents[:, :-1], latents[:, -1])),
-        "U-Net, a picture and step": _macs(lambda: model.decoder(latents[:, 0], time, video)),
-        "KL-VAE decodes a picture": _macs(lambda: model.picture(latents[:, 0])),
+        "U-Net, a picture and step": drawn,
+        "KL-VAE decodes a picture": decoded,
     }
 
 
