@@ -47,9 +47,8 @@ class Memory:
 )
 def test_the_number_is_doubled_while_memory_for_twice_as_many_is_free(monkeypatch, size, most, expected):
     memory = Memory(monkeypatch, size=size, weights=100, each=100)
-    memory.each = 100
     assert measure([memory.stage, memory.stage], most, GPU) == expected
-    assert max(memory.trials) <= max(1, expected / 2)
+    assert max(memory.trials) <= expected
 
 
 def test_a_cpu_has_a_fixed_number():
