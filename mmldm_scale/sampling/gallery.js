@@ -66,6 +66,12 @@ function fill(item) {
   if (playingAll) start(item);
 }
 
+function keepHeight() { // an empty item is as high as a filled one, so that nothing moves when it is filled
+  list.style.setProperty("--height", "0");
+  const heights = filled().map(item => item.offsetHeight);
+  if (heights.length) list.style.setProperty("--height", `${Math.max(...heights)}px`);
+}
+
 function empty(item) {
   if (item.lastChild.className !== "media") return;
   for (const each of item.querySelectorAll("video, audio")) {
@@ -78,6 +84,7 @@ function empty(item) {
 
 const near = new IntersectionObserver(entries => {
   for (const { target, isIntersecting } of entries) (isIntersecting ? fill : empty)(target);
+  if (!list.style.getPropertyValue("--height")) keepHeight();
 }, { rootMargin: "50% 0%" });
 
 function makeItem(sample) {
@@ -161,8 +168,8 @@ function select(item, focus = true) {
   item.setAttribute("aria-current", "true");
   if (focus) {
     item.focus({ preventScroll: true });
-    item.scrollIntoView({ block: "nearest" });
     fill(item);
+    item.scrollIntoView({ block: "nearest" });
   }
   hear();
 }
@@ -207,6 +214,7 @@ filter();
 
 // --- events ----------------------------------------------------------------------------------------------------------
 
+addEventListener("resize", keepHeight);
 for (const each of Object.values(filters)) each.addEventListener("input", filter);
 document.getElementById("bar").addEventListener("submit", event => event.preventDefault());
 playButton.addEventListener("click", () => playAll(true));

@@ -71,7 +71,7 @@ def test_a_folder_of_2048_samples_is_filtered_played_and_walked_through(folder: 
         browser.press("ArrowDown")
         assert browser.evaluate(SELECTED) == f"svg_{1 + columns:06d}"
         browser.press("End")
-        browser.wait(f"{SELECTED} == 'v2a_000000' && document.activeElement.id == 'v2a_000000'")
+        browser.wait(f"{SELECTED} == 'v2a_000000' && document.activeElement.id == 'v2a_000000' && inView(selected)")
         browser.wait(f"document.querySelector('#svg_000000 video') === null && {LOADED} < 100")
         browser.press("?")
         browser.wait("document.getElementById('keys').open")
