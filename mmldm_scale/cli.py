@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 status: int = args.run(args)
             return status
     except UserError as error:
-        _print_once(f"mmldm: {error}")
+        _print_once("\n".join(f"mmldm: {line}" for line in str(error).splitlines()))  # a line for each mistake
         return error.status
     except KeyboardInterrupt:
         _print_once("mmldm: interrupted")

@@ -15,8 +15,9 @@ from typing import Literal
 
 from mmldm_scale.common.addresses import path_key
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.media.find_files import find_files
 
-from .files import file_size, find_files, find_videos, folder_split
+from .files import file_size, find_videos, folder_split
 from .source import SourceOptions
 from .video import Video
 

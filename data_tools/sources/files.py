@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.decode import SUFFIXES
+from mmldm_scale.media.find_files import find_files
 
 from .video import BY_NAME, Video
 
@@ -80,37 +81,6 @@ def kind_of(path: str) -> str | None:
     return KINDS.get(os.path.splitext(name)[1].lower())
 
 
-def find_files(folder: Path) -> list[str]:
-    """Return all files below ``folder``: relative paths, sorted.
-
-    Links are followed, loops are not: each folder is visited once, under its own name rather than under that of a link.
-    Raises UserError if ``folder`` is no folder, or one below it cannot be read.
-    """
-    if not folder.exists():
-        raise UserError(f"{folder}: no such folder; give a folder of media files")
-    if not folder.is_dir():
-        raise UserError(f"{folder}: is a file; give the folder that holds the media files")
-    top = os.path.join(folder, "")
-    paths: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    pending = [top]  # the folder itself, then links to folders
-    while pending:
-        links: list[str] = []
-        for start in sorted(pending):
-            for parent, folders, files in os.walk(start, onerror=_refuse):
-                status = os.stat(parent)
-                if (status.st_dev, status.st_ino) in seen:
-                    folders.clear()
-                    continue
-                seen.add((status.st_dev, status.st_ino))
-                below = [os.path.join(parent, name) for name in folders]
-                links += [name for name in below if os.path.islink(name)]
-                inside = os.path.join(parent, "")[len(top) :]
-                paths += [inside + name for name in files]
-        pending = links
-    return sorted(paths)
-
-
 def file_size(folder: Path, path: str) -> int:
     """Return the bytes of a file, 0 for a dangling link and what is not ours to look at: probing will say which."""
     try:
@@ -123,7 +93,3 @@ def folder_split(folder: Path, path: str) -> str:
     """Return the innermost folder of ``folder/path`` (``folder`` itself included) that is one of SPLITS, or ""."""
     parents = [os.path.basename(os.path.abspath(folder)), *path.split("/")[:-1]]
     return next((name.lower() for name in reversed(parents) if name.lower() in SPLITS), "")
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot be read: {error.strerror}")

@@ -18,9 +18,10 @@ from typing import Any
 from mmldm_scale.common.addresses import path_key
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.decode import SUFFIXES
+from mmldm_scale.media.find_files import find_files
 
 from ..launching.progress import Progress
-from .files import find_files, folder_split, kind_of, named_other
+from .files import folder_split, kind_of, named_other
 from .listing import relative_path
 from .source import SourceOptions
 from .tar_members import NOTE_LIMIT, Member, index_tar, notes, read_member

@@ -17,6 +17,7 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.common.modalities import Modality
 from mmldm_scale.config.media import Shape
+from mmldm_scale.media.find_files import find_files
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder.gaussian import LOGVAR_RANGE
 from mmldm_scale.models.autoencoder.model import Autoencoder
@@ -36,7 +37,6 @@ from mmldm_scale.shards.writer import ShardWriter
 
 from ..launching.process_pool import batched
 from ..launching.progress import Progress
-from ..sources.files import find_files
 from ..sources.keys import unique_keys
 from .latent_files import LatentNames, OtherShape, UnreadableLatents, read_tensor
 from .latents import commit_latents, squared_errors

@@ -218,8 +218,8 @@ class ContextConfig:
 class DecodingConfig:
     """How the signal decoder draws pictures from perceptual latents."""
 
-    sampler: str = "ddim"  # ddim (steps must divide 1000), dpm++ or unipc (any number of steps)
-    steps: int = 50  # steps of the sampler
+    sampler: str = "ddim"  # ddim, dpm++ or unipc
+    steps: int = 50  # steps of the sampler, 1 to 1000
     audio_guidance: float = 1.0  # guidance scale of audio images, at least 1; 1 (ours): none, half the work
     video_guidance: float = 1.0  # guidance scale of frames, likewise
     pictures: int = 0  # how many pictures go through the U-Net together; 0: all of a batch of clips

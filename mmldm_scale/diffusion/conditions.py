@@ -15,6 +15,7 @@ from mmldm_scale.common.modalities import MODALITIES, Modality
 from mmldm_scale.config import DiffusionConfig
 
 TrainingTask = Literal["svg", "a2v", "v2a"]
+CONTEXT = ("label", "context", "context_length")  # the DiT's arguments that are a class or a text
 
 
 def task_at(config: DiffusionConfig, chance: float) -> TrainingTask:
@@ -69,7 +70,7 @@ def conditions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in MODALITIES:
         if f"previous_{name}" in batch:
             arguments[f"previous_{name}"] = batch[f"previous_{name}"] * _as_mask(batch[f"previous_{name}_given"])
-    return arguments | {name: batch[name] for name in ("label", "context", "context_length") if name in batch}
+    return arguments | {name: batch[name] for name in CONTEXT if name in batch}
 
 
 def shares(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

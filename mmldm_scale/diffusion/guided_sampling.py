@@ -5,15 +5,15 @@ context (a class, or embeddings of a text), and svg may continue the previous cl
 that a sample is a function of its noise and its conditions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mmldm_scale.common.modalities import Modality, as_pair, by_modality
+from mmldm_scale.common.modalities import Modality, by_modality
 from mmldm_scale.config import GenerationTask
-from mmldm_scale.diffusion.conditions import null
+from mmldm_scale.diffusion.guidance import Guidance, guided_prediction
 from mmldm_scale.diffusion.network import Network
 from mmldm_scale.diffusion.noise_process import Process
 from mmldm_scale.diffusion.samplers import get_sampler
@@ -50,26 +50,28 @@ def sample_latents(
     context: Mapping[str, Tensor] | None = None,
     previous: Mapping[str, Tensor] | None = None,
     sampler: str = "auto",
+    class_guidance: float | None = None,
+    guidance_interval: Sequence[float] = (0.0, 1.0),
 ) -> Latents:
     """Generate latents from ``noise``.
 
     Guidance acts on the generated modalities, in the standard form of classifier-free guidance:
     φ · ε(conditions) − (φ − 1) · ε(null) with φ = ``guidance``. ε(null) sees neither condition nor context nor previous
-    clip. Eq. 9 prints (1 − φ) for (φ − 1), which for φ > 1 would add the unconditional prediction. Without any
-    condition there is no guidance. v and a flow's velocity are guided likewise, which is the same: at fixed latents
-    they are affine in ε, and φ and −(φ − 1) add up to 1.
+    clip. Without any condition there is no guidance. :mod:`~mmldm_scale.diffusion.guidance` has the general form.
 
     Args:
         network: the DiT; its latents are (B, C, H, W), audio and video each with its own C, H and W.
         process: the noise process that the network was trained with.
-        steps: how many steps the sampler takes.
-        guidance: φ of both modalities, or of each by name; 1 has no effect.
+        steps: how many steps the sampler takes, from 1 to ``process.length``.
+        guidance: φ of both modalities, or of each by name, at least 0; 1 has no effect.
         condition: for a2v and v2a, the clean latent of the given modality. The network sees it clean as the condition
             and, as in training, corrupted to the present timestep (Eq. 5, with that modality's ``noise`` throughout);
             it is returned unchanged.
         context: {"label": (B,)}, or {"context": (B, T, W), "context_length": (B,)}, as the DiT takes them.
         previous: the clean latents of the clips that are continued: "audio", "video" or both.
         sampler: a name of :data:`~mmldm_scale.diffusion.samplers.SAMPLERS`, or "auto".
+        class_guidance: φ of the context, of both modalities; None: as ``guidance``.
+        guidance_interval: low and high in 0..1: at timestep t of T, guidance applies if low < (t + 1) / T ≤ high.
 
     Raises:
         UserError: the sampler is unknown, or process or steps do not fit it.
@@ -79,9 +81,10 @@ def sample_latents(
     fixed = _given(task, start, condition)
     conditions = {f"{name}_condition": latent for name, latent in fixed.items()}
     conditions |= {f"previous_{name}": latent for name, latent in (previous or {}).items()} | dict(context or {})
-    names: list[str] = [*start]
-    scales = guidance if isinstance(guidance, Mapping) else dict.fromkeys(names, guidance)
     generated = {name: latent for name, latent in start.items() if name not in fixed}
+    low, high = guidance_interval
+    scales = guidance if isinstance(guidance, Mapping) else dict.fromkeys(generated, guidance)
+    guided = Guidance(scales, class_guidance, (low, high))
 
     def predict(packed: Tensor, time: int) -> Tensor:
         """Return the guided prediction for the generated modalities, packed (B, N) like their latents."""
@@ -89,8 +92,9 @@ def sample_latents(
         for name, clean in fixed.items():
             timestep = torch.tensor([time], device=clean.device)
             latents[name] = process.corrupt(clean.float(), start[name], timestep)
-        predicted = _predict(network, latents, time, conditions, scales)
-        return _pack({name: predicted[name] for name in generated})
+        share = (time + 1) / process.length
+        weights = {name: guided.weights(share, name, conditions) for name in generated}
+        return _pack(guided_prediction(network, latents, time, conditions, weights))
 
     sample = get_sampler(sampler, process, steps)
     return Latents(**_unpack(sample(predict, _pack(generated), process, steps), generated), **fixed)
@@ -119,27 +123,3 @@ def _unpack(packed: Tensor, like: Mapping[Modality, Tensor]) -> dict[Modality, T
     return {
         name: part.reshape(latent.shape).contiguous() for (name, latent), part in zip(like.items(), parts, strict=True)
     }
-
-
-def _predict(
-    network: Network,
-    latents: Mapping[Modality, Tensor],
-    time: int,
-    conditions: dict[str, Tensor],
-    guidance: Mapping[str, float],
-) -> dict[Modality, Tensor]:
-    """Return the guided prediction for each modality under ``conditions``, from one forward pass, float32."""
-    first = next(iter(latents.values()))
-    times = torch.full((len(first),), time, device=first.device)
-    if not conditions:
-        predicted = by_modality(*network(*as_pair(latents), times))
-        return {name: part.float() for name, part in predicted.items()}
-    without = null(conditions)
-    doubled = {name: torch.cat([value, without[name]]) for name, value in conditions.items()}
-    twice = {name: latent.repeat(2, 1, 1, 1) for name, latent in latents.items()}
-    predicted = by_modality(*network(*as_pair(twice), times.repeat(2), **doubled))
-    guided: dict[Modality, Tensor] = {}
-    for name, pair in predicted.items():
-        conditional, unconditional = pair.float().chunk(2)
-        guided[name] = guidance[name] * conditional - (guidance[name] - 1) * unconditional
-    return guided

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from mmldm_scale.cluster import slurm
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
@@ -183,11 +185,12 @@ def _report(plan: _Plan, speaks: bool) -> None:
         UserError: the output folder holds the report of another evaluation.
     """
     args, protocol = plan.args, plan.protocol
+    same = plan.samples.clips.fingerprint() == plan.reference.clips.fingerprint()
     facts = report.Facts(
         name=protocols.label(args.protocol),
         protocol=protocol,
         protocol_sha256=protocols.sha256(protocols.load(args.protocol)),
-        limited=plan.limited,
+        limited="; ".join(filter(None, [plan.limited, "the samples are the reference clips themselves" * same])),
         samples=plan.samples,
         reference=plan.reference,
         networks=plan.networks,
@@ -208,15 +211,24 @@ def _figures(plan: _Plan) -> list[figures.Figure]:
         UserError: samples are copies of each other, which the protocol refuses.
     """
     names = {measured.role: measured.names for measured in (plan.samples, plan.reference)}
+    if not plan.protocol.samples.repeats:
+        _refuse_copies(plan)
     computed = []
     for key, metric in plan.protocol.metrics.items():
-        network = network_key(metric)
-        samples, reference = (measured.features(network) for measured in (plan.samples, plan.reference))
-        repeated = figures.copies(samples)
-        if repeated and not plan.protocol.samples.repeats and samples.shape[1] > 1:
-            raise UserError(
-                f"{plan.args.samples}: {repeated} samples are copies of others; protocol "
-                f"{protocols.label(plan.args.protocol)} does not allow that"
-            )
+        samples, reference = (measured.features(network_key(metric)) for measured in (plan.samples, plan.reference))
         computed.append(figures.compute(key, plan.protocol, samples, reference, names))
     return computed
+
+
+def _refuse_copies(plan: _Plan) -> None:
+    """Raise UserError if two samples are the same for every network, of which some have more than one number."""
+    made = [plan.samples.features(network) for network in plan.networks]
+    if max(features.shape[1] for features in made) == 1:
+        return
+    copies = figures.copies(np.concatenate(made, axis=1))
+    if copies:
+        first, other = (plan.samples.names[i] for i in copies[0])
+        raise UserError(
+            f"{plan.args.samples}: {len(copies)} samples are the same as others to all networks, such as {other} as "
+            f"{first}; protocol {protocols.label(plan.args.protocol)} allows no copies"
+        )

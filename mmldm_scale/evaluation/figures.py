@@ -111,9 +111,11 @@ def compute(
     )
 
 
-def copies(features: np.ndarray) -> int:
-    """Return how many rows of ``features`` (N, D) are copies of another row."""
-    return len(features) - len(np.unique(features, axis=0))
+def copies(features: np.ndarray) -> list[tuple[int, int]]:
+    """Return each row of ``features`` (N, D) that is as an earlier one: (number of the first such, its own number)."""
+    features = np.nan_to_num(features, nan=np.inf)  # numbers that a clip does not have are alike, too
+    _, first, kinds = np.unique(features, axis=0, return_index=True, return_inverse=True)
+    return [(int(first[kind]), row) for row, kind in enumerate(kinds.reshape(-1)) if first[kind] != row]
 
 
 def number(value: float) -> float | None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
+from mmldm_scale.common.modalities import Modality
 from mmldm_scale.config import Sampling
+from mmldm_scale.diffusion.guidance import Guidance
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.autoencoder.sizes import decoding_macs
 from mmldm_scale.models.flops import dit_macs
@@ -63,12 +65,15 @@ class Cost:
         )
 
 
-def sample_cost(description: DiTDescription, autoencoder: Path, settings: Sampling, guided: bool) -> Cost:
+def sample_cost(
+    description: DiTDescription, autoencoder: Path, settings: Sampling, given: Modality | None, context: str | None
+) -> Cost:
     """Return what a sample costs; the models are built on shapes alone, and no weights are read.
 
     Args:
         autoencoder: its weights folder.
-        guided: whether the task has a condition or a class: then the DiT runs twice in each step.
+        given: the modality that the task is given.
+        context: "label" for a class, "context" for a text; None: the samples have neither.
     """
     forward = dit_macs(description.model, description.audio_shape, description.video_shape)
     picture, rendered = _decoding_macs(autoencoder)
@@ -78,13 +83,27 @@ def sample_cost(description: DiTDescription, autoencoder: Path, settings: Sampli
     pictures = sum(counts[name] for name in description.shapes)
     drawn = sum(counts[name] * (2 if scales[name] > 1 else 1) for name in description.shapes)
     return Cost(
-        denoising=(forward.linear + forward.attention) * settings.steps * (2 if guided else 1),
+        denoising=(forward.linear + forward.attention) * _passes(description, settings, given, context),
         signal_decoder=picture * drawn * decoding.steps,
         kl_vae=rendered * pictures,
         steps=settings.steps,
         decoding_steps=decoding.steps,
         pictures=pictures,
     )
+
+
+def _passes(description: DiTDescription, settings: Sampling, given: Modality | None, context: str | None) -> int:
+    """Return how often the DiT computes a sample: in each step once for each branch of its guidance."""
+    scales = {"audio": settings.audio_guidance, "video": settings.video_guidance}
+    low, high = settings.guidance_interval
+    guidance = Guidance(scales, settings.class_guidance, (low, high))
+    conditions = [*([f"{given}_condition"] if given else []), *([context] if context else [])]
+    generated = [name for name in description.shapes if name != given]
+    passes = 0
+    for step in range(settings.steps):
+        weights = [guidance.weights((step + 1) / settings.steps, name, conditions) for name in generated]
+        passes += sum(any(branch) for branch in zip(*weights, strict=True))
+    return passes
 
 
 @functools.lru_cache

@@ -67,9 +67,11 @@ function fill(item) {
 }
 
 function keepHeight() { // an empty item is as high as a filled one, so that nothing moves when it is filled
-  list.style.setProperty("--height", "0");
-  const heights = filled().map(item => item.offsetHeight);
-  if (heights.length) list.style.setProperty("--height", `${Math.max(...heights)}px`);
+  const bottom = element => element.getBoundingClientRect().bottom;
+  const heights = filled().map(item => bottom(item.lastChild) - item.getBoundingClientRect().top);
+  if (!heights.length) return;
+  list.style.setProperty("--height", `${Math.ceil(Math.max(...heights)) + 12}px`);
+  if (selected === document.activeElement) selected.scrollIntoView({ block: "nearest" });
 }
 
 function empty(item) {

@@ -179,8 +179,8 @@ def _announce_cost(plan: _Plan) -> None:
         return
     args = plan.args
     autoencoder = find_autoencoder(plan.description, args.autoencoder)
-    guided = GIVEN[args.task] is not None or args.label is not None
-    cost = sample_cost(plan.description, autoencoder, plan.settings, guided)
+    context = None if args.label is None else "label"
+    cost = sample_cost(plan.description, autoencoder, plan.settings, GIVEN[args.task], context)
     print(f"{args.task}: {cost}", file=sys.stderr, flush=True)
 
 

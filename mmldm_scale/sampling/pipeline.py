@@ -213,7 +213,19 @@ class Pipeline:
             condition = self._encode(inputs, given) if condition is None else condition.to(self.device)
         context = self._context(labels, embeddings)
         steps, sampler = self.settings.steps, self.settings.sampler
-        return sample_latents(self.dit, self.process, task, noise, steps, guidance, condition, context, sampler=sampler)
+        return sample_latents(
+            self.dit,
+            self.process,
+            task,
+            noise,
+            steps,
+            guidance,
+            condition,
+            context,
+            sampler=sampler,
+            class_guidance=self.settings.class_guidance,
+            guidance_interval=self.settings.guidance_interval,
+        )
 
     def _context(self, labels: Sequence[str], embeddings: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the DiT's context arguments for a batch; empty if all samples have the null context."""

@@ -141,13 +141,12 @@ class SampleRecords:
         """What all records have in common."""
         settings, description = self._settings, self._description
         sampler = get_sampler(settings.sampler, noise_process(description.diffusion), settings.steps)
-        guidance = {"audio": settings.audio_guidance, "video": settings.video_guidance}
         decoding = dataclasses.asdict(settings.decoding)
         del decoding["pictures"]  # decoded together: changes nothing but rounding
         vocoder = settings.vocoder and {"fingerprint": pretrained.fingerprint(Path(settings.vocoder))}
         return {
             "seed": settings.seed,
-            "guidance": {name: guidance[name] for name in description.shapes},
+            "guidance": _guidance(settings, description.shapes),
             "sampler": sampler.name,
             "steps": settings.steps,
             "decoding": decoding,
@@ -242,6 +241,18 @@ class SampleRecords:
             "window": [0.0, self._description.media.seconds],
             "sha256": source.sha256,
         }
+
+
+def _guidance(settings: Sampling, modalities: Iterable[str]) -> dict[str, Any]:
+    """Return scales by modality, and those of the other settings of guidance that differ from their defaults.
+
+    So the records of older versions, which had no others, are those of samples that are made today.
+    """
+    guidance: dict[str, Any] = {name: getattr(settings, f"{name}_guidance") for name in modalities}
+    others = {"class": "class_guidance", "interval": "guidance_interval"}
+    default = Sampling()
+    changed = {name: key for name, key in others.items() if getattr(settings, key) != getattr(default, key)}
+    return guidance | {name: getattr(settings, key) for name, key in changed.items()}
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -6,7 +6,7 @@ Commands call it before they import what takes seconds, or submit a job. The fil
 loaded: here it is only whether they are there, and whether a shard set is finished and complete.
 """
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,27 @@ def check_inputs(record: Registration, config: ShardTraining) -> list[str]:
     """Check that the inputs of ``config``, of the trainable ``record``, are there; return a line on each.
 
     Raises:
-        UserError: a shard set is missing, unfinished, of another kind or lacks a tar, or weights are missing.
+        UserError: a shard set is missing, unfinished, of another kind or lacks a tar, or weights are missing; a line
+            for each of them.
     """
     has_checkpoint = bool(find_checkpoints(Path(config.run)))
-    return [
-        *(line for key in SHARD_KEYS for line in _shard_lines(key, getattr(config, key, []), record.shards)),
-        *(
-            _weights_line(key, path)
-            for key in WEIGHTS_KEYS
-            if (path := _value(config, key)) and not (key in BEGINNING_KEYS and has_checkpoint)
-        ),
+    sets = [(key, location) for key in SHARD_KEYS for location in getattr(config, key, [])]
+    weights = [(key, _value(config, key)) for key in WEIGHTS_KEYS if not (key in BEGINNING_KEYS and has_checkpoint)]
+    looks = [
+        *(partial(_shard_line, key, location, record.shards) for key, location in sets),
+        *(partial(_weights_line, key, path) for key, path in weights if path),
     ]
+    lines, problems = [], []
+    for look in looks:
+        try:
+            lines.append(look())
+        except UserError as error:
+            problems.append(error)
+    if len(problems) > 1:
+        raise UserError("\n".join(map(str, problems)))
+    if problems:
+        raise problems[0]
+    return lines
 
 
 def check_set(location: str, kind: Kind) -> Manifest:
@@ -68,13 +78,11 @@ def check_set(location: str, kind: Kind) -> Manifest:
     return manifest
 
 
-def _shard_lines(key: str, locations: list[str], kind: Kind) -> Iterator[str]:
-    for location in locations:
-        if is_url(location):
-            yield f"{key}={location}: a URL, which is not checked here"
-            continue
-        manifest = check_set(location, kind)
-        yield f"{key}={location}: {manifest.samples:,} {kind} in {len(manifest.shards)} shards"
+def _shard_line(key: str, location: str, kind: Kind) -> str:
+    if is_url(location):
+        return f"{key}={location}: a URL, which is not checked here"
+    manifest = check_set(location, kind)
+    return f"{key}={location}: {manifest.samples:,} {kind} in {len(manifest.shards)} shards"
 
 
 def _weights_line(key: str, value: str) -> str:

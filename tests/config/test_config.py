@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,23 @@ def test_mistake_is_one_line_naming_file_key_and_what_fits(tmp_path, text: str, 
     assert complaint in str(error.value)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("class_guidance=-1", "class_guidance: -1.0: must be a number of at least 0"),
+        ("audio_guidance=.nan", "audio_guidance: nan: must be a number of at least 0"),
+        ("guidance_interval=[0.5,0.5]", "[0.5, 0.5]: must be [low, high] with 0 <= low < high <= 1"),
+        ("guidance_interval=[0,1.5]", "guidance_interval: [0.0, 1.5]: must be [low, high]"),
+        ("guidance_interval=[0.3]", "guidance_interval: [0.3]: must be [low, high]"),
+    ],
+)
+def test_guidance_that_cannot_be_meant_is_refused(override: str, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        config.load(Sampling, [], [override])
+    loaded = config.load(Sampling, [], ["class_guidance=0", "guidance_interval=[0,1]"])
+    assert (loaded.class_guidance, loaded.guidance_interval) == (0.0, [0.0, 1.0])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ training: {global_batch: 4, micro_batch: 4, total_samples: 8, precision: fp32, l
            preview_every: 8, workers: 0}
 """
 AUTOENCODER = MODEL + "preview: {steps: 1}\n"
-TOY = "tests.support.toy_evaluation:command"
+TOY = "tests.support.toy_evaluation:ablation_command"
 STEP = "reconstruction/step-000000000008"  # results of the only checkpoint
 PROTOCOL = """
 title: a trial

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mmldm_scale import cli
 from mmldm_scale.config import load, presets
 from mmldm_scale.config.evaluating import Evaluating
-from mmldm_scale.evaluation import evaluate, protocols
+from mmldm_scale.evaluation import evaluate, figures, protocols
 from mmldm_scale.evaluation.distances.frechet import frechet_distance
 from mmldm_scale.evaluation.extractors import EXTRACTORS, extractor_class
 from tests.support.toy_evaluation import ToyClips, ToyFrames
@@ -154,7 +154,7 @@ def test_a_report_is_not_computed_twice_and_not_overwritten_by_another(sets, pro
     assert run(protocol, tmp_path / "out") == 0
     assert capsys.readouterr().out == first
     assert run(protocol, tmp_path / "out", samples="real") == 2
-    assert "is of another evaluation (samples); choose another --output" in capsys.readouterr().err
+    assert "is of another evaluation (not_protocol, samples); choose another --output" in capsys.readouterr().err
 
 
 def test_samples_against_themselves(sets, protocol, tmp_path):
@@ -281,7 +281,28 @@ def test_copies_among_samples_are_refused_where_the_protocol_says_so(sets, tmp_p
     monkeypatch.setattr(ToyClips, "read", lambda self, index: original(self, index // 2))
     monkeypatch.setattr(ToyClips, "fingerprint", lambda self: "a" * 63 + str(len(self.path)))
     assert run(strict, tmp_path / "copies") == 2
-    assert "samples are copies of others; protocol strict.yaml does not allow that" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "mmldm: samples: 15 samples are the same as others to all networks, such as clip_0001 as clip_0000; "
+        "protocol strict.yaml allows no copies"
+    )
+
+
+def test_published_rows_do_not_stand_beside_other_choices(sets, tmp_path, capsys):
+    shipped = yaml.safe_load((Path(protocols.FOLDER) / "mmdiffusion.yaml").read_text())
+    same, other = (tmp_path / name for name in ("same.yaml", "other.yaml"))
+    same.write_text(yaml.safe_dump(shipped | {"title": "as it is"}))
+    other.write_text(yaml.safe_dump(shipped | {"batch_size": 4}))
+    assert protocols.load(str(same)).published
+    assert run(other, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"{other}: published: " in error
+    assert "were measured under protocol mmdiffusion, whose choices are other than this file's; remove" in error
+
+
+def test_samples_that_are_alike_to_one_network_alone_are_no_copies():
+    frames, sound = np.array([[1.0, 2], [1, 2], [3, 4]]), np.array([[0.0], [1], [1]])
+    assert figures.copies(frames) == [(0, 1)]
+    assert figures.copies(np.concatenate([frames, sound], axis=1)) == []
 
 
 SHIPPED = (

@@ -90,6 +90,16 @@ def test_what_is_missing_is_one_line(latents, folder, capsys, trainable, setting
     assert not (folder / "new").exists()
 
 
+def test_all_that_is_missing_is_said_at_once(folder, capsys) -> None:
+    missing = ["shards=nowhere", "kl_vae=vae", "unet=empty"]
+    assert main(["train", "autoencoder", "--preset", "landscape", "--check", *missing, "run=new"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "mmldm: nowhere: no such folder; expected a finished shard set (made by data_tools/shard.py)",
+        "mmldm: kl_vae=vae: no such file or folder",
+        "mmldm: unet=empty: holds no weights; must hold config.json or unet/config.json or checkpoints",
+    ]
+
+
 def test_a_truncated_tar_is_found_without_reading(latents, tmp_path, capsys) -> None:
     copy = write_latents(tmp_path / "latents", (4, 3))
     with (copy / "shard-000001.tar").open("r+b") as tar:

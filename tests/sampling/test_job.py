@@ -401,6 +401,7 @@ def test_a_folder_begun_before_a_setting_existed_is_continued(model, whole, tmp_
     record = tmp_path / "out" / "svg.json"
     settings = json.loads(record.read_text())
     assert settings.pop("sampler") == "auto"
+    assert (settings.pop("class_guidance"), settings.pop("guidance_interval")) == (None, [0.0, 1.0])
     record.write_text(json.dumps(settings))
     assert sample(model, tmp_path / "out") == 0
     record.write_text("[]")
@@ -470,8 +471,13 @@ def test_samples_of_a_label_are_not_mixed_with_those_of_another(model, tmp_path)
     with pytest.raises(UserError, match="label 'storm': .* its classes are rain, wind"):
         sample(labelled, tmp_path / "out", "--label", "storm", number=1)
     assert not (tmp_path / "out").exists()
-    sample(labelled, tmp_path / "out", "--label", "rain", number=1)
+    guided = ("class_guidance=4", "guidance_interval=[0,0.6]")
+    sample(labelled, tmp_path / "out", "--label", "rain", *guided, number=1)
+    record = json.loads(records_in(tmp_path / "out")["svg_000000.json"])
+    assert record["guidance"] == {"audio": 2.5, "video": 2.5, "class": 4.0, "interval": [0.0, 0.6]}
     sample(labelled, tmp_path / "without", number=1)
     assert videos_in(tmp_path / "out") != videos_in(tmp_path / "without")
     with pytest.raises(UserError, match="made with another label; give another --output"):
-        sample(labelled, tmp_path / "out", "--label", "wind", number=1)
+        sample(labelled, tmp_path / "out", "--label", "wind", *guided, number=1)
+    with pytest.raises(UserError, match="made with another class_guidance; give another --output"):
+        sample(labelled, tmp_path / "out", "--label", "rain", "class_guidance=3", guided[1], number=1)

@@ -235,6 +235,20 @@ def test_each_modality_of_a_labelled_sample_is_guided_by_its_own_setting(model, 
     assert not torch.allclose(getattr(plain, modality), getattr(strong, modality))
 
 
+def test_class_and_interval_of_guidance_reach_the_samples(classes):
+    folder = classes.description.folder
+
+    def latents(**settings) -> torch.Tensor:
+        pipeline = Pipeline.from_pretrained(folder, Sampling(steps=1, **settings))
+        return pipeline.latents("svg", [0], labels=["wind"]).video
+
+    strong, plain = latents(video_guidance=4.0), latents(video_guidance=1.0)
+    assert torch.equal(latents(video_guidance=1.0, class_guidance=4.0), strong)
+    outside = latents(video_guidance=4.0, guidance_interval=[0.0, 0.9])  # the only step is at 1
+    assert torch.allclose(outside, plain)
+    assert not torch.allclose(strong, plain)
+
+
 def test_a_label_that_the_model_does_not_know_is_refused_with_those_that_it_does(classes, pipeline):
     with pytest.raises(UserError, match="label 'storm': .* its classes are rain, wind"):
         classes.generate("svg", [0], labels=["storm"])

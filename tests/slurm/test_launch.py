@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 120  # seconds that a job may take on a busy machine
-LENGTH, BATCH = 1_200, 4  # samples: 300 steps, some seconds
+LENGTH, BATCH = 800, 4  # samples: 200 steps, some seconds
 CONFIG = f"""
 model: {{depth: 1, width: 16, heads: 2, context_tokens: 2, context_width: 4}}
 training: {{total_samples: {LENGTH}, global_batch: {BATCH}, micro_batch: 2, precision: fp32, workers: 1,

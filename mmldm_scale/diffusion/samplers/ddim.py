@@ -8,9 +8,7 @@ from mmldm_scale.diffusion.samplers.contract import CLEAN, Predict, even_interva
 
 
 def ddim(predict: Predict, noise: Tensor, process: Diffusion, steps: int) -> Tensor:
-    """Return the latents (B, ...) that ``noise`` (B, ...) leads to; ``steps`` must divide the process's length.
-
-    See :mod:`.contract`.
+    """Return the latents (B, ...) that ``noise`` (B, ...) leads to; see :mod:`.contract`.
 
     Each step mixes the clean latents and the noise that were predicted anew, for the timestep where the step ends.
     """

@@ -7,10 +7,7 @@ from mmldm_scale.diffusion.samplers.contract import Predict, even_intervals
 
 
 def euler(predict: Predict, noise: Tensor, process: RectifiedFlow, steps: int) -> Tensor:
-    """Return the latents (B, ...) that ``noise`` (B, ...) leads to; ``steps`` must divide the process's length.
-
-    See :mod:`.contract`.
-    """
+    """Return the latents (B, ...) that ``noise`` (B, ...) leads to; see :mod:`.contract`."""
     latents = noise
     for time, end in even_intervals(process.length, steps):
         latents = latents - (time - end) / process.length * predict(latents, time)

@@ -1,12 +1,14 @@
-"""The table of samplers by name, and which noise process and numbers of steps each of them takes.
+"""The table of samplers by name, and which noise processes each of them takes.
 
 To add a sampler, write a function as :mod:`.contract` says and add its line to ``SAMPLERS``; ``sampler=NAME`` then
-selects it. From outside the package, ``SAMPLERS["name"] = Sampler("name", function, Diffusion)`` does the same.
+selects it. From outside the package, ``SAMPLERS["name"] = Sampler("name", function, Diffusion)`` does the same. The
+last argument is the process that it takes: ``Diffusion``, ``RectifiedFlow``, or ``Process`` for both.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from types import UnionType
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -17,17 +19,14 @@ from mmldm_scale.diffusion.samplers.ddim import ddim
 from mmldm_scale.diffusion.samplers.euler import euler
 from mmldm_scale.diffusion.samplers.multistep import dpm_solver_pp, unipc
 
-P = TypeVar("P", Diffusion, RectifiedFlow)
-
 
 @dataclass(frozen=True)
-class Sampler(Generic[P]):
+class Sampler:
     """A sampler's function and what it takes. Called, it checks its arguments and samples."""
 
     name: str
-    function: Callable[[Predict, Tensor, P, int], Tensor]  # as :mod:`.contract` says
-    process: type[P]  # the noise process, and so the predictions, that the function knows how to sample
-    needs_divisor: bool = False  # whether steps must divide the number of timesteps of the noise schedule
+    function: Callable[[Predict, Tensor, Any, int], Tensor]  # as :mod:`.contract` says
+    process: type[Process] | UnionType  # the noise process, and so the predictions, that the function can sample
 
     def __call__(self, predict: Predict, noise: Tensor, process: Process, steps: int) -> Tensor:
         """Return the latents, shaped like ``noise`` (B, …), that ``noise`` leads to in ``steps`` steps.
@@ -35,41 +34,36 @@ class Sampler(Generic[P]):
         Raises:
             UserError: the process or the number of steps does not fit the sampler.
         """
-        return self.function(predict, noise, self.check(process, steps), steps)
+        self.check(process, steps)
+        return self.function(predict, noise, process, steps)
 
-    def check(self, process: Process, steps: int, prefix: str = "") -> P:
-        """Return ``process``, or raise UserError if it or ``steps`` does not fit the sampler.
+    def check(self, process: Process, steps: int, prefix: str = "") -> None:
+        """Raise UserError if ``process`` or ``steps`` does not fit the sampler.
 
         Messages name the configuration keys ``{prefix}sampler`` and ``{prefix}steps``.
         """
         if not isinstance(process, self.process):
-            needed, actual = " or ".join(self.process.predictions), process.config.prediction
-            allowed = ", ".join(_fitting(process))
+            kinds: tuple[type[Process], ...] = get_args(self.process) or (self.process,)
+            needed = " or ".join(name for kind in kinds for name in kind.predictions)
+            actual, allowed = process.config.prediction, ", ".join(_fitting(process))
             raise UserError(f"{prefix}sampler: {self.name} needs prediction={needed}, not {actual}; allowed: {allowed}")
-        if steps < 1:
-            raise UserError(f"{prefix}steps: {steps}: must be at least 1")
-        if self.needs_divisor and process.length % steps:
-            divisors = [n for n in range(1, process.length + 1) if process.length % n == 0]
-            near = sorted(sorted(divisors, key=lambda n: abs(n - steps))[:2])
-            raise UserError(
-                f"{prefix}steps: {steps} does not divide the {process.length} timesteps of the noise schedule, as "
-                f"sampler={self.name} needs; the nearest allowed are {near[0]} and {near[1]}"
-            )
-        return process
+        if not 1 <= steps <= process.length:
+            limit = f"the number of timesteps of the noise schedule, {process.length}"
+            raise UserError(f"{prefix}steps: {steps}: must be from 1 to {limit}")
 
 
-SAMPLERS: dict[str, Sampler[Any]] = {
+SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler
     for sampler in (
-        Sampler("ddim", ddim, Diffusion, needs_divisor=True),
-        Sampler("euler", euler, RectifiedFlow, needs_divisor=True),
-        Sampler("dpm++", dpm_solver_pp, Diffusion),
-        Sampler("unipc", unipc, Diffusion),
+        Sampler("ddim", ddim, Diffusion),
+        Sampler("euler", euler, RectifiedFlow),
+        Sampler("dpm++", dpm_solver_pp, Process),
+        Sampler("unipc", unipc, Process),
     )
 }
 
 
-def get_sampler(name: str, process: Process, steps: int, prefix: str = "") -> Sampler[Any]:
+def get_sampler(name: str, process: Process, steps: int, prefix: str = "") -> Sampler:
     """Return the sampler ``name``, checked to fit; "auto" is the first in the table that fits ``process``.
 
     It loads no weights: call it early to refuse a configuration before anything is loaded.

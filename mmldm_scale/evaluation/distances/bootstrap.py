@@ -42,8 +42,8 @@ def interval(
     """Return the percentile interval of the figure of ``samples`` (N, D) and ``reference`` (M, D).
 
     Both sets are resampled with replacement, pairs together. Resampled sets have copies of clips, which shifts some
-    distances, Fréchet's upwards. So the interval is that of the resampled figures' deviations from their mean, around
-    the figure of all clips.
+    distances, Fréchet's upwards. Of these the interval is that of the resampled figures' deviations from their mean,
+    around the figure of all clips. A mean over clips is not shifted, and its interval stays within the clips' values.
 
     Args:
         name: of the figure.
@@ -59,8 +59,9 @@ def interval(
         values.append(estimate(rows, others))
     centre = estimate(np.arange(len(samples)), np.arange(len(reference)))
     present = _present(values)
-    low, high = np.quantile(present - present.mean(), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(max(centre + float(low), distance.lowest), centre + float(high))
+    shift = present.mean() - centre if distance.copies_count else 0.0
+    low, high = np.quantile(present - shift, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(max(float(low), distance.lowest), float(high))
 
 
 def floor(distance: Distance, samples: np.ndarray, reference: np.ndarray, name: str, seed: int, repeats: int) -> Floor:

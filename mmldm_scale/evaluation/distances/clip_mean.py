@@ -15,6 +15,7 @@ class ClipMean(Distance):
     """
 
     compares = "nothing"
+    copies_count = False
     floor = "the mean over a half of the reference"
 
     def __init__(self, column: int = 0, better: Direction = "higher") -> None:

@@ -6,6 +6,7 @@ A distance states, as class attributes:
 - ``compares``: "sets", if samples and reference clips are two distributions; "pairs", if each sample is compared with
   the reference clip of its name; "nothing", if the reference does not count;
 - ``lowest``: below which it cannot be, and so no interval is;
+- ``copies_count``: whether copies of clips, which resampled sets have, shift it, as they do Fréchet's distance;
 - ``floor``: in words, what its figure of the reference itself is (see ``bootstrap.py``);
 - ``note``: in a sentence, what a reader of the figure has to know; "" for nothing.
 
@@ -33,6 +34,7 @@ class Distance(ABC):
     direction: Direction
     compares: Literal["sets", "pairs", "nothing"]
     lowest: float = -math.inf
+    copies_count: bool = True
     floor: str
     note: str = ""
 

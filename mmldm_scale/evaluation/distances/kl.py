@@ -21,6 +21,7 @@ class _KL(Distance):
 
     direction = "lower"
     compares = "pairs"
+    copies_count = False
     floor = "pairs of different clips of the reference: what samples without any relation to their input reach"
 
     def estimate(self, samples: np.ndarray, reference: np.ndarray) -> Estimate:

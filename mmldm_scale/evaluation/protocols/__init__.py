@@ -30,13 +30,23 @@ def load(name: str) -> Protocol:
     """Return the protocol ``name``: that of a shipped file, or the path of a YAML file.
 
     Raises:
-        UserError: there is no such protocol or file, or one of its keys or values is wrong.
+        UserError: there is no such protocol or file, one of its keys or values is wrong, or the file has published rows
+            of a shipped protocol beside other choices than that one's.
     """
     if name in names():
         return config.load(Protocol, [FOLDER / f"{name}{SUFFIX}"])
     if not name.endswith((".yaml", ".yml")):
         raise UserError(f"--protocol {name:.80}: must be one of {', '.join(names())}, or the path of a YAML file")
-    return config.load(Protocol, [name])
+    protocol = config.load(Protocol, [name])
+    for shipped in names() if protocol.published else []:
+        original = load(shipped)
+        borrowed = [row.label for row in protocol.published if row in original.published]
+        if borrowed and sha256(protocol) != sha256(original):
+            raise UserError(
+                f"{name}: published: {borrowed[0]}'s figures were measured under protocol {shipped}, whose choices are "
+                "other than this file's; remove the key published"
+            )
+    return protocol
 
 
 def only(protocol: Protocol, metrics: Collection[str]) -> Protocol:

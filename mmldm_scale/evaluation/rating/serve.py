@@ -17,6 +17,7 @@ from mmldm_scale.evaluation.rating.study import Study, Wish
 
 LEASE = "serve"
 IDLE = 60  # seconds without a byte after which a connection is closed; browsers open another
+MOST_PORT = 65_535
 
 
 class Handler(WSGIRequestHandler):
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the study, its sets or its settings are wrong, it is served already, or the address is not free.
     """
+    if not 0 <= args.port <= MOST_PORT:
+        raise UserError(f"--port {args.port}: must be from 0 to {MOST_PORT}")
     wish = Wish(args.mode, args.questions, args.attention, args.seed, studies.parse_sets(args.sets))
     with Leases(args.study) as held:
         if not held.take(LEASE):

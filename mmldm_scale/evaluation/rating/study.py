@@ -22,6 +22,7 @@ import av
 
 from mmldm_scale.common.atomic_files import sha256, write_whole
 from mmldm_scale.common.errors import UserError
+from mmldm_scale.evaluation.clip_sets.sampled_folder import samples_by_task
 from mmldm_scale.evaluation.rating.noise_clip import write_noise_clip
 
 FILE, TOKEN, NOISE = "study.json", "token", "noise.mp4"
@@ -144,10 +145,13 @@ def create(folder: Path, wish: Wish) -> Study:
     if mode == "pairs" and len(wish.sets) < 2:
         raise UserError("--pairs: needs two or more sets, each with --set NAME=FOLDER")
     files = {name: _mp4_files(name, path) for name, path in wish.sets.items()}
+    for name, other in itertools.combinations(files, 2):
+        if {file.resolve() for file in files[name]} & {file.resolve() for file in files[other]}:
+            raise UserError(f"--set {other}={wish.sets[other]}: has clips of set {name}; give each set its own")
     keys = _keys(files, mode)
     sets = {
         name: RatedSet(
-            wish.sets[name].resolve(), {keys[name][file]: ClipFile(file.name, sha256(file)) for file in paths}
+            _folder(wish.sets[name]).resolve(), {keys[name][file]: ClipFile(file.name, sha256(file)) for file in paths}
         )
         for name, paths in files.items()
     }
@@ -201,7 +205,8 @@ def check(study: Study, wish: Wish) -> Study:
         if asked is not None and asked != has:
             shown = [", ".join(value) if isinstance(value, list) else value for value in (asked, has)]
             raise UserError(f"{option}: {shown[0]}, but the study {study.folder} was made with {shown[1]}")
-    sets = {name: replace(rated, folder=wish.sets.get(name, rated.folder)) for name, rated in study.sets.items()}
+    folders = {name: _folder(path) for name, path in wish.sets.items()}
+    sets = {name: replace(rated, folder=folders.get(name, rated.folder)) for name, rated in study.sets.items()}
     study = replace(study, sets=sets)
     for name, rated in study.sets.items():
         for key, clip in rated.clips.items():
@@ -230,13 +235,28 @@ def unpaired(study: Study) -> dict[str, int]:
     return dict(counts)
 
 
-def _mp4_files(name: str, folder: Path) -> list[Path]:
+def _mp4_files(name: str, path: Path) -> list[Path]:
+    """Return the clips in the folder ``path``, or those of the task whose record ``path`` is.
+
+    Samples of several tasks are no set: those of a2v and v2a have real sound or pictures.
+    """
+    folder = _folder(path)
     if not folder.is_dir():
-        raise UserError(f"--set {name}={folder}: no such folder")
-    files = sorted(file for file in folder.glob("*.mp4") if file.is_file())
+        raise UserError(f"--set {name}={path}: no such folder")
+    samples = samples_by_task(folder)
+    if folder == path and len(samples) > 1:
+        records = " or ".join(str(folder / f"{task}.json") for task in samples)
+        raise UserError(f"--set {name}={path}: contains samples of the tasks {', '.join(samples)}; give {records}")
+    found = sorted(folder.glob("*.mp4")) if folder == path else samples.get(path.stem, [])
+    files = [file for file in found if file.suffix == ".mp4" and file.is_file()]
     if not files:
-        raise UserError(f"--set {name}={folder}: holds no .mp4 file")
+        raise UserError(f"--set {name}={path}: holds no .mp4 file")
     return files
+
+
+def _folder(path: Path) -> Path:
+    """Return the folder of a set that is given as a folder, or as the record of a task's samples in it."""
+    return path.parent if path.suffix == ".json" else path
 
 
 def _keys(files: Mapping[str, Sequence[Path]], mode: Mode) -> dict[str, dict[Path, str]]:

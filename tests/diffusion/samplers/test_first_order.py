@@ -1,5 +1,7 @@
 """DDIM and Euler's method, against their equations in float64 and against diffusers' schedulers."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from mmldm_scale.config import DiffusionConfig
 from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.diffusion.samplers import SAMPLERS, get_sampler
+from mmldm_scale.diffusion.samplers.contract import even_intervals
 from mmldm_scale.diffusion.schedule import scheduler
 from tests.support.ideal_network import PREDICTIONS, STD, mixture, posterior_means, predict
 
@@ -17,7 +20,7 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("settings", PREDICTIONS.values(), ids=PREDICTIONS)
-@pytest.mark.parametrize("steps", [1, 5, 50])
+@pytest.mark.parametrize("steps", [1, 5, 50, 7, 30])
 def test_each_step_mixes_the_expected_latents_and_noise_anew(settings, steps):
     process, visited = noise_process(DiffusionConfig(**settings)), []
 
@@ -26,13 +29,29 @@ def test_each_step_mixes_the_expected_latents_and_noise_anew(settings, steps):
         return predict(latents, settings, time, STD).float()
 
     result = get_sampler("auto", process, steps)(network, noise(), process, steps)
-    z, stride = noise().double().numpy(), 1000 // steps
-    for time in range(999, -1, -stride):
+    z, ends = noise().double().numpy(), np.linspace(1000, 0, steps + 1).round().astype(int) - 1
+    for time, end in pairwise(ends.tolist()):
         latents, remaining_noise = posterior_means(z, settings, time, STD)
-        alpha, sigma = mixture(settings, time - stride)
+        alpha, sigma = mixture(settings, end)
         z = alpha * latents + sigma * remaining_noise
     np.testing.assert_allclose(result.numpy(), z, atol=1e-3)
-    assert visited == list(range(999, -1, -stride))
+    assert visited == ends[:-1].tolist()
+
+
+@pytest.mark.parametrize("length", [1000, 37])
+def test_any_number_of_steps_covers_the_schedule_in_steps_that_differ_by_one_at_most(length):
+    for steps in range(1, length + 1):
+        intervals = even_intervals(length, steps)
+        assert [start for start, _ in intervals] + [-1] == [length - 1, *(end for _, end in intervals)]
+        lengths = {start - end for start, end in intervals}
+        assert lengths <= {length // steps, -(-length // steps)}, steps
+
+
+@pytest.mark.parametrize("steps", [3, 7, 16, 30, 333, 1000])
+def test_the_timesteps_are_those_of_diffusers(steps):
+    reference = scheduler(DiffusionConfig())
+    reference.set_timesteps(steps)
+    assert [start for start, _ in even_intervals(1000, steps)] == reference.timesteps.tolist()
 
 
 def test_ddim_is_its_equation_as_published():

@@ -19,6 +19,14 @@ from tests.support.tiny_models.tiny_autoencoder import MEDIA
 RATE = MEDIA.audio.sample_rate
 
 
+def test_folders_that_are_linked_are_part_of_the_set(tmp_path):
+    video(tmp_path / "elsewhere/waves/0.mp4", 0)
+    video(tmp_path / "set/rain/1.mp4", 1)
+    (tmp_path / "set/waves").symlink_to(tmp_path / "elsewhere/waves")
+    (tmp_path / "set/rain/loop").symlink_to(tmp_path / "set")
+    assert open_clip_set(str(tmp_path / "set")).names == ["rain/1", "waves/0"]
+
+
 def video(path: Path, number: int, sound: bool = True) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     waveform = clip(number).waveform if sound else None

@@ -229,6 +229,14 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     assert 80 <= held <= 97
 
 
+def test_the_interval_of_a_share_is_within_0_and_1():
+    x = np.array([[1.0]] * 19 + [[0.0]])
+    found = interval(ClipMean(), x, x, "share", 0, 200, 0.95)
+    rows = [generator(0, "evaluate/bootstrap/share", number).integers(20, size=20) for number in range(200)]
+    assert (found.low, found.high) == pytest.approx(np.percentile([x[r].mean() for r in rows], [2.5, 97.5]))
+    assert found.high == 1
+
+
 def test_the_interval_lies_around_the_value_where_copies_raise_the_distance():
     """With fewer clips than dimensions, resampled sets are farther apart than the sets themselves."""
     x, y = vectors(20, 40, "x", 0.5), vectors(20, 40, "y")

@@ -56,6 +56,27 @@ def test_another_configuration_is_refused(study: Study, more, complaint, sets, c
     assert "was made with" in line
 
 
+def test_one_folder_is_not_two_sets(sets, tmp_path, capsys) -> None:
+    folder = sets["first set"]
+    words = ["serve", "--study", str(tmp_path / "study"), "--set", f"a={folder}", "--set", f"b={folder}/."]
+    assert "has clips of set a; give each set its own" in refusal(words, capsys)
+    assert "--port 70000: must be from 0 to 65535" in refusal([*words, "--port", "70000"], capsys)
+
+
+def test_samples_of_several_tasks_are_no_set_but_those_of_one_are(sets, tmp_path, capsys) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for number, clip in enumerate(sorted(sets["first set"].glob("*.mp4"))[:4]):
+        shutil.copy(clip, folder / f"{('svg', 'a2v')[number % 2]}_{number:06d}.mp4")
+    words = ["serve", "--study", str(tmp_path / "study"), "--single", "--set"]
+    records = f"{folder / 'a2v.json'} or {folder / 'svg.json'}"
+    line = refusal([*words, f"mine={folder}"], capsys)
+    assert line == f"mmldm: --set mine={folder}: contains samples of the tasks a2v, svg; give {records}\n"
+    made = studies.create(tmp_path / "study", Wish("single", None, 0, None, {"mine": folder / "svg.json"}))
+    assert sorted(made.sets["mine"].clips) == ["svg_000000", "svg_000002"]
+    assert studies.check(studies.load(made.folder), Wish(None, None, None, None, {"mine": folder / "svg.json"})) == made
+
+
 def test_clips_that_were_changed_are_refused_and_moved_ones_found(study: Study, sets, tmp_path, capsys) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(sets["first set"], moved)
