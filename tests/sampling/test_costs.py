@@ -31,6 +31,6 @@ def test_a_cost_is_what_torch_counts(model, videos, task, guidance):
             pipeline.decode(task, [0], latents)
     cost = sample_cost(pipeline.description, model.autoencoder, pipeline.settings, "audio" if inputs else None, None)
     assert cost.denoising == pytest.approx(denoising.get_total_flops() / 2, rel=0.02)
-    # Semantics and pyramids, which are computed once a clip, weigh more in a tiny model; so does the audio's context.
-    assert cost.decoding == pytest.approx(decoded.get_total_flops() / 2, rel=0.1)
+    # Semantics and pyramids, computed once a clip, and tokens, padded to the longest, weigh more in a tiny model.
+    assert cost.decoding == pytest.approx(decoded.get_total_flops() / 2, rel=0.15)
     assert (cost.pictures, cost.steps, cost.decoding_steps) == (model.media.frames + 1, 4, 2)
