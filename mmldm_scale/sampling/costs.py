@@ -1,7 +1,7 @@
 """What a sample costs, in MACs (multiply-accumulates) by stage, from the models' descriptions alone.
 
-svg: a sample costs 83.2 TMACs: denoise 1.8 (50 steps), decode 81.4 (signal decoder 76.3: 17 pictures, 50 steps;
-KL-VAE 5.1); the vocoder is not counted
+svg: a sample costs 83.4 TMACs: denoise 1.85 (50 steps), decode 81.6 (signal decoder 76.3: 17 pictures, 50 steps;
+KL-VAE 5.29); the vocoder is not counted
 """
 
 import functools
