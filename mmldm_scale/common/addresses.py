@@ -29,7 +29,7 @@ def require_local(name: str, value: str) -> None:
         )
 
 
-def add_path(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+def add_path(parser: argparse._ActionsContainer, name: str, **options: Any) -> None:
     """Add the option ``name``, whose value is a path; a URL raises UserError. ``options`` as for add_argument."""
 
     def parse(text: str) -> Path:

@@ -23,7 +23,7 @@ from mmldm_scale.config.models import (
     UNetConfig,
 )
 from mmldm_scale.config.render import render
-from mmldm_scale.config.sampling import GenerationTask, Reconstructing, Sampling
+from mmldm_scale.config.sampling import Reconstructing, Sampling
 from mmldm_scale.config.training import (
     AdversarialConfig,
     AdversarialForm,
@@ -48,7 +48,6 @@ __all__ = [
     "DiffusionConfig",
     "DiscriminatorConfig",
     "EncoderConfig",
-    "GenerationTask",
     "KLVAEConfig",
     "LossWeights",
     "MediaConfig",

@@ -2,14 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
 
 from mmldm_scale.common.addresses import path_key
 from mmldm_scale.config.check import require
 from mmldm_scale.config.models import Backend, DecodingConfig
 from mmldm_scale.config.training import Precision
-
-GenerationTask = Literal["svg", "a2v", "v2a"]  # both; video to given audio; audio to given video
 
 
 @dataclass
@@ -31,6 +28,7 @@ class Sampling:
     batch_size: int = 8  # samples of a block, which one process makes; of a tar with --lossless
     clips_together: int | None = None  # clips of a block computed together; none: 2 on a CPU, measured on a GPU
     vocoder: str | None = path_key(None)  # folder of a HiFi-GAN (the original's or transformers'); none: Griffin-Lim
+    text_encoder: str | None = path_key(None)  # for prompts: folder of the text encoder of the training's texts
     attention: Backend = "auto"  # attention backend of the DiT
     precision: Precision = "fp32"  # of DiT and autoencoder
 

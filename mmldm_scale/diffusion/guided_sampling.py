@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.common.modalities import Modality, by_modality
-from mmldm_scale.config import GenerationTask
 from mmldm_scale.diffusion.guidance import Guidance, guided_prediction
 from mmldm_scale.diffusion.network import Network
 from mmldm_scale.diffusion.noise_process import Process
 from mmldm_scale.diffusion.samplers import get_sampler
-
-GIVEN: dict[GenerationTask, Modality | None] = {"svg": None, "a2v": "audio", "v2a": "video"}  # each task's condition
+from mmldm_scale.diffusion.tasks import GIVEN, GenerationTask
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def sample_latents(
     guidance: float | Mapping[str, float] = 1.0,
     condition: Tensor | None = None,
     context: Mapping[str, Tensor] | None = None,
-    previous: Mapping[str, Tensor] | None = None,
+    previous: Mapping[Modality, Tensor] | None = None,
     sampler: str = "auto",
     class_guidance: float | None = None,
     guidance_interval: Sequence[float] = (0.0, 1.0),
@@ -83,7 +81,7 @@ def sample_latents(
     conditions |= {f"previous_{name}": latent for name, latent in (previous or {}).items()} | dict(context or {})
     generated = {name: latent for name, latent in start.items() if name not in fixed}
     low, high = guidance_interval
-    scales = guidance if isinstance(guidance, Mapping) else dict.fromkeys(generated, guidance)
+    scales = guidance if isinstance(guidance, Mapping) else {str(name): guidance for name in generated}
     guided = Guidance(scales, class_guidance, (low, high))
 
     def predict(packed: Tensor, time: int) -> Tensor:

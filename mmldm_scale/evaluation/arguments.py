@@ -1,11 +1,11 @@
 """The options of the commands that evaluate, in a module without the libraries that the jobs import."""
 
 import argparse
-from typing import get_args
 
 from mmldm_scale.common.addresses import add_path
-from mmldm_scale.config import GenerationTask, presets
+from mmldm_scale.config import presets
 from mmldm_scale.config.arguments import add_configuration, at_least_1
+from mmldm_scale.diffusion.tasks import TASKS
 
 VARIANTS_FILE = presets.path("ablation/table5")
 FINETUNE_FILE = presets.path("kl_vae/finetune")
@@ -43,7 +43,7 @@ def add_evaluate_run_arguments(parser: argparse.ArgumentParser) -> None:
     text = "of the checkpoints from one multiple of SAMPLES to the next, evaluate the first (default: all checkpoints)"
     add("--every", type=at_least_1, metavar="SAMPLES", help=text)
     add("--watch", action="store_true", help="evaluate new checkpoints, too, until the run is finished")
-    add("--task", default="svg", choices=get_args(GenerationTask), help="of the samples; default svg")
+    add("--task", default="svg", choices=list(TASKS), help="of the samples; default svg")
     add_path(parser, "--input", metavar="PATH", help="a2v: a video, a sound file or a folder of them; v2a: videos")
     add_path(parser, "--autoencoder", metavar="DIR", help="if it was moved since the latents were made with it")
     add("--keep-samples", action="store_true", help="keep the samples after they were measured")

@@ -180,10 +180,50 @@ def read_sound(path: Path, media: MediaConfig) -> np.ndarray:
     """Return the sound at the beginning of ``path``, which may have no picture: (media.audio_samples,) float32, mono.
 
     Raises:
-        MediaError: missing_file, empty_file, unreadable, not_media, no_audio_stream, unsupported_codec, encrypted,
-            too_short, truncated, corrupt, clock_jumps or unsupported_sound.
+        MediaError: as :func:`read_sounds` raises and yields.
+    """
+    waveform = next(read_sounds(path, [0.0], media))
+    if isinstance(waveform, MediaError):
+        raise waveform
+    return waveform
+
+
+def read_sounds(path: Path, starts: Sequence[float], media: MediaConfig) -> Iterator[np.ndarray | MediaError]:
+    """Yield the sound from each of ``starts`` on, (media.audio_samples,) float32, mono, or why there is none.
+
+    Args:
+        path: a file that may have no picture.
+        starts: seconds from the beginning of the sound, ascending, not negative.
+
+    Yields:
+        MediaError: too_short, truncated, corrupt, clock_jumps or unsupported_sound.
+
+    Raises:
+        MediaError: missing_file, empty_file, unreadable, not_media, no_audio_stream, unsupported_codec, encrypted or
+            corrupt.
     """
     path = Path(path)
+    first, end = _sound_span(path)
+    with closing(AudioTrack(path)) as track:
+        inside = [start for start in starts if start <= end - first - media.seconds + END_TOLERANCE]
+        sounds = window_sounds(track, inside, first, media)
+        for start in starts:
+            if start in inside:
+                yield next(sounds)
+                continue
+            where = f" from {start:g} s on" if start else ""
+            text = f"{path}: {media.seconds:g} s of sound{where} are needed; it has {end - first:.3f} s"
+            yield MediaError("too_short", text)
+
+
+def sound_seconds(path: Path) -> float:
+    """Return the length of the sound in ``path`` in seconds; raise MediaError as :func:`read_sounds` raises it."""
+    first, end = _sound_span(Path(path))
+    return end - first
+
+
+def _sound_span(path: Path) -> tuple[float, float]:
+    """Return when the sound that can be decoded begins and when it ends, in seconds of the container's clock."""
     with closing(AudioTrack(path)) as track:
         refuse_encrypted(path, track.stream)
     with closing(AudioTrack(path)) as track:  # anew, since a packet was read
@@ -193,13 +233,7 @@ def read_sound(path: Path, media: MediaConfig) -> np.ndarray:
         if isinstance(first.content, MediaError):
             raise first.content
         _, end = stream_span(path, track.stream)
-        if end - first.time < media.seconds - END_TOLERANCE:  # its own start would count what encoders put before it
-            text = f"{path}: {media.seconds:g} s of sound are needed; it has {end - first.time:.3f} s"
-            raise MediaError("too_short", text)
-        waveform = next(window_sounds(track, [0.0], first.time, media))
-    if isinstance(waveform, MediaError):
-        raise waveform
-    return waveform
+        return first.time, end  # the stream's own start would count what encoders put before the sound
 
 
 def refuse_encrypted(path: Path, *streams: Stream | None) -> None:

@@ -1,21 +1,34 @@
 """The options of ``mmldm sample``, in a module of their own so that other commands do not load the job's libraries."""
 
 import argparse
-from typing import get_args
 
 from mmldm_scale.common.addresses import add_path
-from mmldm_scale.config import GenerationTask
 from mmldm_scale.config.arguments import add_configuration, at_least_1
+from mmldm_scale.diffusion.tasks import TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mmldm sample``."""
     add_path(parser, "--checkpoint", required=True, metavar="DIR", help="a dit run, checkpoint or weights folder")
-    parser.add_argument("--task", required=True, choices=get_args(GenerationTask))
-    parser.add_argument("--num-samples", required=True, type=int, metavar="N")
+    parser.add_argument("--task", required=True, choices=list(TASKS))
+    text = "default: as many as there are inputs, or else prompts"
+    parser.add_argument("--num-samples", type=int, metavar="N", help=text)
     add_path(parser, "--output", required=True, metavar="DIR")
-    add_path(parser, "--input", metavar="PATH", help="a2v: a video, a sound file or a folder of them; v2a: videos")
+    text = "what a2v, v2a and continuations start from: a video, a sound file (a2v, audio_continuation), a folder of "
+    add_path(parser, "--input", metavar="PATH", help=text + "them, or a shard set of clips")
+    parser.add_argument(
+        "--window",
+        metavar="WHICH",
+        help="the part of each input: first, last, all (each whole one) or the second at which it begins (default: "
+        "first; of continuations last)",
+    )
+    text = "length of the samples, for a model that continues clips (default: that of its clips)"
+    parser.add_argument("--seconds", type=float, metavar="S", help=text)
     parser.add_argument("--label", metavar="NAME", help="the class of all samples, for a model trained on classes")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", metavar="TEXT", help="the text of all samples, for a model trained on texts")
+    text = "a text a line: sample i takes line i modulo their number"
+    add_path(prompts, "--prompts", metavar="FILE", help=text)
     add_path(parser, "--autoencoder", metavar="DIR", help="if it was moved since the latents were made with it")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
     parser.add_argument(

@@ -17,14 +17,16 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from tqdm import tqdm
 
 from mmldm_scale.common.leases import Leases
-from mmldm_scale.diffusion.guided_sampling import GIVEN, Latents
+from mmldm_scale.diffusion.guided_sampling import Latents
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.runs.event_file import EventFile
 from mmldm_scale.runs.media_log import MediaWriter, show
 from mmldm_scale.sampling import together
+from mmldm_scale.sampling.inputs import Wanted
 from mmldm_scale.sampling.pipeline import Pipeline
 from mmldm_scale.sampling.processes import Place
 from mmldm_scale.sampling.progress import Progress
+from mmldm_scale.sampling.prompts import TextContexts
 from mmldm_scale.sampling.records import SampleRecords
 from mmldm_scale.sampling.sample_files import SampleFiles
 from mmldm_scale.sampling.stage_times import StageTimes
@@ -36,12 +38,29 @@ WRITERS = 4  # threads that encode and write samples: H.264, AAC, PNG and zlib r
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """What all samples of a job are made from.
+
+    Attributes:
+        label: their class; None: they have none.
+        wanted: what each input must have.
+        contexts: their prompts; None: they have none.
+        seconds: their length; None: one clip.
+    """
+
+    label: str | None
+    wanted: Wanted
+    contexts: TextContexts | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class _Part:
-    """Clips of a block that were computed together: their indices, what they start from, and their latents."""
+    """Clips of a block that were computed together: their indices, what they start from, and each window's latents."""
 
     indices: range
     sources: list[Clip]
-    latents: Latents
+    windows: list[Latents]
 
 
 @dataclass(frozen=True)
@@ -63,7 +82,6 @@ class SamplingJob:
     """Generates blocks of samples and writes them to a folder.
 
     Args:
-        label: the class of all samples; None: they have none.
         size: samples of a whole block.
     """
 
@@ -73,13 +91,12 @@ class SamplingJob:
         files: SampleFiles,
         records: SampleRecords,
         leases: Leases,
-        label: str | None,
+        conditions: Conditions,
         place: Place,
         size: int,
     ) -> None:
         self.pipeline, self.files, self.records, self._leases, self._place = pipeline, files, records, leases, place
-        self._labels = [] if label is None else [label]
-        self._size = size
+        self._conditions, self._size = conditions, size
         self._shown = 0
         self._events: EventFile | None = None
         self._times = StageTimes.of_process(place.rank)
@@ -108,14 +125,14 @@ class SamplingJob:
         trial = _trial(self.pipeline)
         first = blocks[0].start
         sources = self._sources(range(first, first + self._size)) if device.type == "cuda" else []
-        task, latents = self.files.task, Latents()
+        task, windows = self.files.task, list[Latents]()
 
         def denoise(clips: range) -> None:
-            nonlocal latents
-            latents = trial.latents(task, clips, sources[: len(clips)], self._labels * len(clips))
+            nonlocal windows
+            windows = self._windows(trial, clips, sources[: len(clips)])
 
         def decode(clips: range) -> None:
-            trial.decode(task, clips, latents)
+            trial.join(task, clips, windows, self._conditions.seconds)
 
         count = together.measure([denoise, decode], self._size, device)
         if device.type == "cuda" and self._place.speaks:
@@ -143,10 +160,10 @@ class SamplingJob:
         def compute(indices: range) -> _Part:
             with self._times.measured("denoise", len(indices)):
                 sources = self._sources(indices)
-                latents = self.pipeline.latents(self.files.task, indices, sources, self._labels * len(indices))
+                windows = self._windows(self.pipeline, indices, sources)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
-            return _Part(indices, sources, latents)
+            return _Part(indices, sources, windows)
 
         whole = range(block.start, block.start + self._size)  # the last one, too, though it may have fewer samples
         parts = self._together.compute(whole, self._needed(block), compute)
@@ -166,7 +183,8 @@ class SamplingJob:
         def compute(positions: range) -> list[Clip]:
             rows = slice(positions.start, positions.stop)
             with self._times.measured("decode", len(positions)):
-                return self.pipeline.decode(self.files.task, part.indices[rows], part.latents.rows(rows))
+                windows = [latents.rows(rows) for latents in part.windows]
+                return self.pipeline.join(self.files.task, part.indices[rows], windows, self._conditions.seconds)
 
         positions = range(len(part.indices))
         clips = [clip for _, group in self._together.compute(positions, positions, compute) for clip in group]
@@ -200,7 +218,7 @@ class SamplingJob:
     def _show(self, index: int, clip: Clip) -> None:
         if self._events is not None and self._shown < SHOWN:
             self._shown += 1
-            show(MediaWriter(self._events, 0), f"{self.files.task}/{index:06d}", clip, self.pipeline.media)
+            show(MediaWriter(self._events, 0), f"{self.files.task}/{index:06d}", clip, self.files.media)
 
     def _needed(self, block: range) -> list[int]:
         """Return the samples of ``block`` that have to be computed: all if their lossless tar is missing."""
@@ -208,11 +226,17 @@ class SamplingJob:
             return list(block)
         return [index for index in block if not self.files.file(index).exists()]
 
+    def _windows(self, pipeline: Pipeline, indices: range, sources: list[Clip]) -> list[Latents]:
+        """Return the latents of each window of the samples ``indices``, which start from ``sources``."""
+        label, contexts = self._conditions.label, self._conditions.contexts
+        labels = [] if label is None else [label] * len(indices)
+        embeddings = [contexts.embedding(index) for index in indices] if contexts else []
+        return pipeline.windows(self.files.task, indices, sources, labels, embeddings, self._conditions.seconds)
+
     def _sources(self, block: range) -> list[Clip]:
-        given = GIVEN[self.files.task]
-        if given is None:
-            return []
-        return [source.read(self.pipeline.media, given) for source in map(self.records.source, block) if source]
+        """Return what the samples ``block`` start from; [] if the task takes no input."""
+        wanted = self._conditions.wanted
+        return [source.read(wanted) for source in map(self.records.source, block) if source]
 
 
 def _trial(pipeline: Pipeline) -> Pipeline:

@@ -5,6 +5,7 @@ KL-VAE 5.29); the vocoder is not counted
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import torch
 from mmldm_scale.common.modalities import Modality
 from mmldm_scale.config import Sampling
 from mmldm_scale.diffusion.guidance import Guidance
+from mmldm_scale.diffusion.tasks import TASKS, GenerationTask
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.autoencoder.sizes import decoding_macs
 from mmldm_scale.models.flops import dit_macs
 from mmldm_scale.sampling.pipeline import DiTDescription
+from mmldm_scale.sampling.windows import window_count
 
 TERA = 1e12
 
@@ -31,7 +34,7 @@ class Cost:
         kl_vae: of the KL-VAE's decoder for all pictures.
         steps: of the DiT.
         decoding_steps: of the signal decoder.
-        pictures: that the signal decoder draws: the frames and the audio image.
+        pictures: that the signal decoder draws: the frames and the audio image, without what is given.
     """
 
     denoising: int
@@ -66,38 +69,57 @@ class Cost:
 
 
 def sample_cost(
-    description: DiTDescription, autoencoder: Path, settings: Sampling, given: Modality | None, context: str | None
+    description: DiTDescription,
+    autoencoder: Path,
+    settings: Sampling,
+    task: GenerationTask,
+    context: str | None = None,
+    seconds: float | None = None,
 ) -> Cost:
     """Return what a sample costs; the models are built on shapes alone, and no weights are read.
 
     Args:
         autoencoder: its weights folder.
-        given: the modality that the task is given.
         context: "label" for a class, "context" for a text; None: the samples have neither.
+        seconds: length of the sample; None: one clip.
+
+    Raises:
+        UserError: ``seconds`` is out of range.
     """
     forward = dit_macs(description.model, description.audio_shape, description.video_shape)
     picture, rendered = _decoding_macs(autoencoder)
-    decoding, frames = settings.decoding, description.media.frames
-    counts = {"audio": 1, "video": frames}
+    decoding, windows = settings.decoding, window_count(description.media, description.sample_media(seconds))
+    counts = {"audio": 1, "video": description.media.frames}
     scales = {"audio": decoding.audio_guidance, "video": decoding.video_guidance}
-    pictures = sum(counts[name] for name in description.shapes)
-    drawn = sum(counts[name] * (2 if scales[name] > 1 else 1) for name in description.shapes)
+    made = [name for name in TASKS[task].generated if name in description.shapes]
+    pictures = windows * sum(counts[name] for name in made)
+    drawn = windows * sum(counts[name] * (2 if scales[name] > 1 else 1) for name in made)
+    first = _passes(description, settings, task, context, TASKS[task].previous)
+    others = _passes(description, settings, task, context, tuple(description.shapes)) if windows > 1 else 0
     return Cost(
-        denoising=(forward.linear + forward.attention) * _passes(description, settings, given, context),
+        denoising=(forward.linear + forward.attention) * (first + (windows - 1) * others),
         signal_decoder=picture * drawn * decoding.steps,
         kl_vae=rendered * pictures,
-        steps=settings.steps,
+        steps=settings.steps * windows,
         decoding_steps=decoding.steps,
         pictures=pictures,
     )
 
 
-def _passes(description: DiTDescription, settings: Sampling, given: Modality | None, context: str | None) -> int:
-    """Return how often the DiT computes a sample: in each step once for each branch of its guidance."""
+def _passes(
+    description: DiTDescription,
+    settings: Sampling,
+    task: GenerationTask,
+    context: str | None,
+    previous: Sequence[Modality],
+) -> int:
+    """Return how often the DiT computes a window: in each step once for each branch of its guidance."""
     scales = {"audio": settings.audio_guidance, "video": settings.video_guidance}
     low, high = settings.guidance_interval
     guidance = Guidance(scales, settings.class_guidance, (low, high))
-    conditions = [*([f"{given}_condition"] if given else []), *([context] if context else [])]
+    given = TASKS[task].given
+    conditions = [f"previous_{name}" for name in previous]
+    conditions += [*([f"{given}_condition"] if given else []), *([context] if context else [])]
     generated = [name for name in description.shapes if name != given]
     passes = 0
     for step in range(settings.steps):

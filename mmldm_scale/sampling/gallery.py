@@ -21,11 +21,11 @@ from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.pages import render
 from mmldm_scale.config import MediaConfig
+from mmldm_scale.diffusion.tasks import TASKS
 from mmldm_scale.sampling.sample_files import INPUTS, SAMPLE
 from mmldm_scale.sampling.spectrograms import FOLDER, Spectrograms
 
 PAGE = "index.html"
-TITLES = {"svg": "Generated without input", "a2v": "Picture to given sound", "v2a": "Sound to given picture"}
 MOST = 4096  # samples of a task on the page
 LONGEST = 500  # characters of a text on the page
 
@@ -92,9 +92,9 @@ class _Page:
         tasks: dict[str, list[str]] = {}
         for name in sorted(set(itertools.chain(*found))):
             tasks.setdefault(_task(name), []).append(name)
-        order = sorted(tasks, key=lambda task: [*TITLES, *sorted(tasks)].index(task))
+        order = sorted(tasks, key=lambda task: [*TASKS].index(task))
         self._left_out = sum(max(0, len(names) - MOST) for names in tasks.values())
-        self._tasks = [[task, TITLES.get(task, task), len(tasks[task])] for task in order]
+        self._tasks = [[task, TASKS[task].title, len(tasks[task])] for task in order]
         names = [name for task in order for name in tasks[task][:MOST]]
         self.samples = [self._sample(name, [files.get(name) for files in found]) for name in names]
 

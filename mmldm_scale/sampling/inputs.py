@@ -1,16 +1,20 @@
-"""The files that a2v and v2a start from: listed, checked one by one, and cut as the model needs them.
+"""What samples start from: the user's files and shard sets, listed, checked one by one, and cut as the model needs it.
 
-a2v takes videos with sound and sound files, v2a takes videos. The condition is the first clip of a file. A file without
-a usable clip is skipped, with its reason on stderr. Which files are used is recorded once for all tasks of a job
-(:func:`choose_inputs`).
+A file is a video or, where sound alone is needed, a sound file; a sample of a shard set of clips is one clip. An input
+is a window of a file, or a clip of a set. One that cannot be used is skipped, with its reason on stderr. Which inputs
+are used is recorded once for all tasks of a job (:func:`choose_inputs`).
 """
 
 import json
+import math
 import os
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 from tqdm import tqdm
 
 from mmldm_scale.common.atomic_files import sha256, write_whole
@@ -19,129 +23,287 @@ from mmldm_scale.common.leases import Leases
 from mmldm_scale.common.modalities import Modality
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.clip import NO_FRAMES, Clip, MediaError
-from mmldm_scale.media.decode import SOUND_SUFFIXES, SUFFIXES, has_picture, read_clips, read_sound
+from mmldm_scale.media.decode import (
+    SOUND_SUFFIXES,
+    SUFFIXES,
+    has_picture,
+    probe,
+    read_clips,
+    read_sounds,
+    sound_seconds,
+)
+from mmldm_scale.media.track import END_TOLERANCE
+from mmldm_scale.sampling import input_sets
+
+Window = Literal["first", "last", "all"] | float
+SILENCE_DB = -60.0  # RMS level in dB of full scale below which a sound is silent, as in data preparation
 
 
-def list_inputs(path: Path, given: Modality) -> list[Path]:
-    """Return ``path`` itself if it is a file, or the media files (by suffix) anywhere below it, sorted.
+@dataclass(frozen=True)
+class Wanted:
+    """What a task needs of each input.
+
+    Attributes:
+        needs: the modalities that it must have.
+        media: its format and length.
+        window: which part of a file: its beginning, its end, each whole window, or the one that begins at these
+            seconds.
+        seconds: ``media.seconds`` if that is longer than the model's clips, else None.
+    """
+
+    needs: tuple[Modality, ...]
+    media: MediaConfig
+    window: Window = "first"
+    seconds: float | None = None
+
+
+def parse_window(text: str) -> Window:
+    """Return the value of ``--window``; raise UserError if it is none."""
+    if text == "first" or text == "last" or text == "all":
+        return text
+    try:
+        start = float(text)
+    except ValueError:
+        start = -1.0
+    if not 0 <= start < math.inf:
+        raise UserError(f"--window {text}: must be first, last, all or a start in seconds, at least 0")
+    return start
+
+
+def list_inputs(path: Path, needs: Sequence[Modality]) -> list[Path]:
+    """Return ``path`` itself if it is a file or a shard set, or the media files (by suffix) anywhere below it, sorted.
 
     Args:
-        given: "audio": videos and sound files are listed; "video": videos.
+        needs: ("audio",): videos and sound files are listed; else videos.
 
     Raises:
         UserError: it does not exist, or contains no such file.
     """
-    if path.is_file():
+    if path.is_file() or input_sets.is_set(path):
         return [path]
     if not path.is_dir():
         raise UserError(f"--input {path}: no such file or folder")
-    suffixes = SUFFIXES | SOUND_SUFFIXES if given == "audio" else SUFFIXES
+    sound = tuple(needs) == ("audio",)
+    suffixes = SUFFIXES | SOUND_SUFFIXES if sound else SUFFIXES
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
     if not files:
-        kinds = "no video and no sound file" if given == "audio" else "no video"
+        kinds = "no video and no sound file" if sound else "no video"
         raise UserError(f"--input {path}: contains {kinds}; allowed endings: {', '.join(sorted(suffixes))}")
     return files
 
 
 @dataclass(frozen=True)
 class Input:
-    """A file that was looked at: what it contained then, and why it is not used ("" if it is)."""
+    """A window of a file, or a clip of a shard set, that was looked at.
+
+    Attributes:
+        path: the file, or the folder of the set.
+        sha256: of the file, or of the clip's members, at that time.
+        reason: why it is not used; "": it is.
+        start: of the window, in seconds.
+        key: of the clip in its set; "": it is a file.
+    """
 
     path: str
     sha256: str
     reason: str = ""
+    start: float = 0.0
+    key: str = ""
 
-    def read(self, media: MediaConfig, given: Modality) -> Clip:
-        """Return its first clip; raise UserError if it is not as it was when it was looked at."""
+    def read(self, wanted: Wanted) -> Clip:
+        """Return its clip; raise UserError if it is not as it was when it was looked at."""
         try:
-            if sha256(Path(self.path)) == self.sha256:
-                return read_input(Path(self.path), media, given)
+            if self.key:
+                digest, clip = input_sets.read(Path(self.path), self.key, wanted.media, wanted.needs)
+                if digest == self.sha256:
+                    return clip
+            elif sha256(Path(self.path)) == self.sha256:
+                return _first(read_windows(Path(self.path), [self.start], wanted))
             problem = "has another content"
         except OSError as error:
             problem = f"cannot be read: {error.strerror}"
         except MediaError as error:
             problem = error.detail
-        raise UserError(f"--input: {self.path}: changed since this job's first task looked at it: {problem}")
+        place = f"{self.path}: {self.key}" if self.key else self.path
+        raise UserError(f"--input: {place}: changed since this job's first task looked at it: {problem}")
+
+
+def check_sets(candidates: Sequence[Path], wanted: Wanted) -> None:
+    """Raise UserError if a shard set among ``candidates`` has other clips than are ``wanted``."""
+    for path in filter(input_sets.is_set, candidates):
+        if isinstance(wanted.window, float):
+            raise UserError(f"--window {wanted.window:g}: each clip of the set {path} is one window; leave it out")
+        input_sets.check(path, wanted.media)
 
 
 def choose_inputs(
-    file: Path, candidates: list[Path], needed: int, media: MediaConfig, given: Modality, leases: Leases
+    file: Path, candidates: Sequence[Path], needed: int | None, wanted: Wanted, leases: Leases
 ) -> list[Input]:
-    """Return the first ``needed`` of ``candidates`` that begin with a usable clip (fewer if there are no more).
+    """Return the first ``needed`` usable inputs of ``candidates`` (fewer if there are no more; None: all).
 
     The first task of a job looks at the files and records what it finds in ``file``; all others, and later runs that
-    need more, go on from there. So sample i starts from the same input in each. A record of other candidates, left by a
-    job that was refused later, is replaced. Each unusable one of several is reported in a line on stderr.
-
-    Args:
-        given: what the task is given: "audio" needs sound, "video" needs a picture.
+    need more, go on from there. So sample i starts from the same input in each. A record of other candidates or
+    windows, left by a job that was refused later, is replaced. Each unusable one of several is reported in a line on
+    stderr.
 
     Raises:
-        UserError: no file is usable, or ``file`` is no such record.
+        UserError: nothing is usable, or ``file`` is no such record.
     """
+    places = list(_places(candidates))
     with leases.writing(file):  # one task looks at the files, the others wait
-        inputs = _read_record(file)
-        if [os.path.abspath(part.path) for part in inputs] != [os.path.abspath(p) for p in candidates[: len(inputs)]]:
-            inputs = []
-        known = len(inputs)
-        _extend(inputs, candidates, needed, media, given)
-        if len(inputs) > known:
-            write_whole(file, json.dumps([asdict(part) for part in inputs], indent=1).encode() + b"\n")
+        inputs = _read_record(file, wanted)
+        looked_at = list(dict.fromkeys((part.path, part.key) for part in inputs))
+        if looked_at != [(os.path.abspath(path), key) for path, key in places[: len(looked_at)]]:
+            inputs, looked_at = [], []
+        _extend(inputs, places[len(looked_at) :], len(places), needed, wanted)
+        if len({(part.path, part.key) for part in inputs}) > len(looked_at):
+            rows = [_as_row(part, wanted) for part in inputs]
+            write_whole(file, json.dumps(rows, indent=1).encode() + b"\n")
     usable = [part for part in inputs if not part.reason]
     if not usable:
-        raise UserError(f"--input: none of {len(candidates)} files can be used; the last: {inputs[-1].reason}")
+        raise UserError(f"--input: none of {len(places)} files can be used; the last: {inputs[-1].reason}")
     return usable[:needed]
 
 
-def _extend(inputs: list[Input], candidates: list[Path], needed: int, media: MediaConfig, given: Modality) -> None:
-    """Look at more of ``candidates`` than ``inputs`` has, until ``needed`` are usable."""
+def count_inputs(candidates: Sequence[Path], wanted: Wanted) -> int:
+    """Return how many usable inputs ``candidates`` have, without a record; raise UserError if there are none."""
+    places, inputs = list(_places(candidates)), list[Input]()
+    _extend(inputs, places, len(places), None, wanted)
     usable = sum(not part.reason for part in inputs)
-    total = min(needed, len(candidates))
+    if not usable:
+        raise UserError(f"--input: none of {len(places)} files can be used; the last: {inputs[-1].reason}")
+    return usable
+
+
+def _places(candidates: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Yield the files of ``candidates``, and the clips of those that are shard sets by their keys."""
+    for path in candidates:
+        if input_sets.is_set(path):
+            yield from ((path, key) for key in input_sets.keys(path))
+        else:
+            yield path, ""
+
+
+def _extend(
+    inputs: list[Input], places: Sequence[tuple[Path, str]], count: int, needed: int | None, wanted: Wanted
+) -> None:
+    """Look at ``places``, the rest of ``count``, until ``needed`` of ``inputs`` are usable; append what is found."""
+    usable = sum(not part.reason for part in inputs)
+    total = count if needed is None else min(needed, count)
     with tqdm(
-        total=total, initial=usable, desc="checking inputs", unit=" files", leave=False, mininterval=1
+        total=total, initial=min(usable, total), desc="checking inputs", unit=" files", leave=False, mininterval=1
     ) as progress:
-        for candidate in candidates[len(inputs) :]:
-            if usable == needed:
+        for path, key in places:
+            if needed is not None and usable >= needed:
                 return
-            inputs.append(_look_at(candidate, media, given))
-            if inputs[-1].reason and len(candidates) > 1:  # of one alone the error says it
-                tqdm.write(f"skipped {inputs[-1].reason}", file=sys.stderr)
-            if not inputs[-1].reason:
-                usable += 1
-                progress.update()
+            found = _look_at(path, key, wanted)
+            for part in (part for part in found if part.reason and count > 1):  # of one alone the error says it
+                tqdm.write(f"skipped {part.reason}", file=sys.stderr)
+            inputs += found
+            usable += sum(not part.reason for part in found)
+            progress.update()
 
 
-def _look_at(file: Path, media: MediaConfig, given: Modality) -> Input:
-    reason = digest = ""
+def _look_at(path: Path, key: str, wanted: Wanted) -> list[Input]:
+    """Return the inputs in the file ``path``, or the clip ``key`` of the set ``path``; at least one."""
+    place, digest = os.path.abspath(path), ""
     try:
-        digest = sha256(file)
-        read_input(file, media, given)
+        if key:
+            digest, clip = input_sets.read(path, key, wanted.media, wanted.needs)
+            return [Input(place, digest, _silence(clip, f"{path}: {key}", wanted), key=key)]
+        digest = sha256(path)
+        starts = _starts(path, wanted)
+        clips = zip(starts, read_windows(path, starts, wanted), strict=True)
+        return [Input(place, digest, _problem(clip, path, start, wanted), start) for start, clip in clips]
     except OSError as error:
-        reason = f"{file}: {error.strerror} (unreadable)"
+        return [Input(place, digest, f"{path}: {error.strerror} (unreadable)", key=key)]
     except MediaError as error:
-        reason = f"{error.detail} ({error.reason})"
-    return Input(os.path.abspath(file), digest, reason)
+        return [Input(place, digest, f"{error.detail} ({error.reason})", key=key)]
 
 
-def _read_record(file: Path) -> list[Input]:
+def _problem(clip: Clip | MediaError, path: Path, start: float, wanted: Wanted) -> str:
+    """Return why the window of ``path`` at ``start`` cannot be used; "" if it can."""
+    if isinstance(clip, MediaError):
+        return f"{clip.detail} ({clip.reason})"
+    return _silence(clip, f"{path} from {start:g} s on" if start else str(path), wanted)
+
+
+def _silence(clip: Clip, name: str, wanted: Wanted) -> str:
+    if "audio" not in wanted.needs:
+        return ""
+    level = 10 * math.log10(float(np.mean(np.square(clip.waveform, dtype=np.float64))) + 1e-20)
+    return f"{name}: RMS level {level:.1f} dB, below {SILENCE_DB:g} dB (silent)" if level < SILENCE_DB else ""
+
+
+def _starts(path: Path, wanted: Wanted) -> list[float]:
+    """Return where the windows of ``path`` begin, in seconds; of a file that is too short, where one would."""
+    if isinstance(wanted.window, float):
+        return [wanted.window]
+    if wanted.window == "first":
+        return [0.0]
+    seconds, length = _sound_alone(path, wanted) or probe(path).seconds, wanted.media.seconds
+    if wanted.window == "last":
+        return [math.floor(1000 * max(0.0, seconds - length)) / 1000]  # to the millisecond, as the records say it
+    return [number * length for number in range(max(1, int((seconds + END_TOLERANCE) / length)))]
+
+
+def _sound_alone(path: Path, wanted: Wanted) -> float:
+    """Return the seconds of sound in ``path`` if it has no picture and none is needed; 0.0 if it is a video."""
+    return sound_seconds(path) if wanted.needs == ("audio",) and not has_picture(path) else 0.0
+
+
+def read_windows(path: Path, starts: Sequence[float], wanted: Wanted) -> Iterator[Clip | MediaError]:
+    """Yield the window of ``path`` at each of ``starts`` (seconds), or why there is none.
+
+    A sound file, which is enough where sound alone is needed, gives clips without frames.
+
+    Raises:
+        MediaError: the file cannot be read, or lacks what is needed.
+    """
+    if wanted.needs == ("audio",) and not has_picture(path):
+        for sound in read_sounds(path, starts, wanted.media):
+            yield sound if isinstance(sound, MediaError) else Clip(NO_FRAMES, sound)
+    else:
+        yield from read_clips(path, starts, wanted.media, need_sound="audio" in wanted.needs)
+
+
+def _first(clips: Iterator[Clip | MediaError]) -> Clip:
+    clip = next(clips)
+    if isinstance(clip, MediaError):
+        raise clip
+    return clip
+
+
+def _as_row(part: Input, wanted: Wanted) -> dict[str, Any]:
+    """Return ``part`` as a row of the record; the window is named where it is not the first clip of a file."""
+    row: dict[str, Any] = {"path": part.path, "sha256": part.sha256, "reason": part.reason}
+    if part.key:
+        row["key"] = part.key
+    if wanted.window != "first":
+        row |= {"window": wanted.window, "start": part.start}
+    if wanted.seconds is not None:
+        row["seconds"] = wanted.seconds
+    return row
+
+
+def _read_record(file: Path, wanted: Wanted) -> list[Input]:
+    """Return the inputs that ``file`` records; [] if there is none, or their windows are others than ``wanted``."""
     if not file.exists():
         return []
     try:
-        parts = json.loads(file.read_text())
-        return [Input(str(part["path"]), str(part["sha256"]), str(part["reason"])) for part in parts]
-    except (OSError, ValueError, LookupError, TypeError):
+        rows = json.loads(file.read_text())
+        inputs = [
+            Input(
+                *(str(row[name]) for name in ("path", "sha256", "reason")),
+                start=float(row.get("start", 0.0)),
+                key=str(row.get("key", "")),
+            )
+            for row in rows
+        ]
+        windows = {(row.get("window", "first"), row.get("seconds")) for row in rows}
+        return inputs if windows <= {(wanted.window, wanted.seconds)} else []
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{file}: not the record of a sampling job's inputs; give another --output") from None
-
-
-def read_input(file: Path, media: MediaConfig, given: Modality) -> Clip:
-    """Return the clip at the beginning of ``file``; of a sound file, which ``given`` = "audio" allows, without frames.
-
-    Raises:
-        MediaError: the file cannot be read, is too short, or lacks what is given.
-    """
-    if given == "audio" and not has_picture(file):
-        return Clip(NO_FRAMES, read_sound(file, media))
-    return read_first_clip(file, media, need_sound=given == "audio")
 
 
 def read_first_clip(video: Path, media: MediaConfig, need_sound: bool = True) -> Clip:
@@ -150,7 +312,4 @@ def read_first_clip(video: Path, media: MediaConfig, need_sound: bool = True) ->
     Raises:
         MediaError: the video cannot be read or is too short.
     """
-    clip = next(read_clips(video, [0.0], media, need_sound))
-    if isinstance(clip, MediaError):
-        raise clip
-    return clip
+    return _first(read_clips(video, [0.0], media, need_sound))

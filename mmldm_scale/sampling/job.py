@@ -1,7 +1,7 @@
 """``mmldm sample``: an offline job that fills a folder with sampled videos.
 
 The folder contains ``{task}_{index:06d}.mp4`` (with sound; of a model of video alone without, of a model of audio
-alone a .wav in its place) with a .json beside each, ``inputs/`` with the clips that a2v and v2a started from,
+alone a .wav in its place) with a .json beside each, ``inputs/`` with the clips that samples started from,
 ``{task}.json`` with the settings of the samples, TensorBoard events of a few samples, and a gallery page. With
 ``--lossless``, ``lossless/{task}/`` has the same samples as a shard set, one tar a block. Only missing samples are
 generated, in whole blocks of ``batch_size`` indices. So a job that was killed and run again, any number of
@@ -18,15 +18,23 @@ from mmldm_scale.cluster import slurm
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.config import Sampling, arguments, load
-from mmldm_scale.diffusion.guided_sampling import GIVEN
+from mmldm_scale.diffusion.tasks import TASKS
 from mmldm_scale.media.clip_file import suffix
 from mmldm_scale.media.vocoder import load_vocoder
 from mmldm_scale.sampling import gallery, processes
-from mmldm_scale.sampling.blocks import SamplingJob
+from mmldm_scale.sampling.blocks import Conditions, SamplingJob
+from mmldm_scale.sampling.conditions import (
+    check_arguments,
+    count_samples,
+    find_prompts,
+    inputs_file,
+    wanted_inputs,
+)
 from mmldm_scale.sampling.costs import sample_cost
-from mmldm_scale.sampling.inputs import Input, choose_inputs, list_inputs
+from mmldm_scale.sampling.inputs import Input, Wanted, check_sets, choose_inputs, list_inputs
 from mmldm_scale.sampling.lossless import LosslessSet
 from mmldm_scale.sampling.pipeline import DiTDescription, Pipeline, check_settings, find_autoencoder
+from mmldm_scale.sampling.prompts import TextContexts
 from mmldm_scale.sampling.records import VERSION, SampleRecords, check_folder, folder_record, write_folder_record
 from mmldm_scale.sampling.sample_files import SampleFiles
 
@@ -36,7 +44,10 @@ class _Plan:
     """A job whose arguments were checked.
 
     Attributes:
-        candidates: the files that inputs are taken from; empty: the task starts from nothing.
+        candidates: the files and sets that inputs are taken from; empty: the task starts from nothing.
+        wanted: what each input must have.
+        seconds: length of the samples; None: one clip.
+        contexts: the prompts of the samples; None: they have none.
         record: everything that the samples depend on.
         begun_by: version of the program that began the folder; None if it recorded none.
         part, parts: which share of the blocks this job makes, from 0, of how many.
@@ -46,6 +57,9 @@ class _Plan:
     settings: Sampling
     description: DiTDescription
     candidates: list[Path]
+    wanted: Wanted
+    seconds: float | None
+    contexts: TextContexts | None
     record: dict[str, Any]
     begun_by: str | None
     files: SampleFiles
@@ -114,21 +128,33 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> _Plan:
     """Check everything that needs no weights and no media."""
     settings = load(Sampling, arguments.files(args, "sample"), args.overrides)
-    _check(args)
+    check_arguments(args)
     description = DiTDescription.read(args.checkpoint)
+    task = TASKS[args.task]
     description.check_task(args.task)
+    media = description.sample_media(args.seconds)
+    seconds = None if media == description.media else args.seconds
     if args.label is not None:
         description.class_number(args.label)  # refuses an unknown class before anything is written
     check_settings(description, settings)
     part, parts = processes.parse_part(args.part) if args.part else slurm.array_share()
-    given = GIVEN[args.task]
-    candidates = list_inputs(args.input, given) if given else []
-    record = folder_record(description, settings, candidates, args.label)
+    wanted = wanted_inputs(args, media if task.given else description.media, seconds if task.given else None)
+    candidates = list_inputs(args.input, task.needs) if task.needs else []
+    check_sets(candidates, wanted)
+    prompts = find_prompts(args, description, settings)
+    more = {"window": wanted.window if args.window else None, "seconds": seconds, "prompts": prompts or None}
+    record = folder_record(description, settings, candidates, args.label, more)
     begun_by = check_folder(args.output, args.task, record).get(VERSION)
-    media = description.media
+    if args.num_samples is None:
+        args.num_samples = count_samples(args, candidates, wanted, prompts)
     lossless = LosslessSet(args.output, args.task, media, settings.batch_size) if args.lossless else None
-    files = SampleFiles(args.output, args.task, suffix(description.shapes), media, lossless)
-    return _Plan(args, settings, description, candidates, record, begun_by, files, part, parts)
+    made = [name for name in task.result if name in description.shapes]
+    files = SampleFiles(args.output, args.task, suffix(made), media, wanted.media, lossless)
+    encoder = settings.text_encoder
+    contexts = TextContexts(args.output, encoder, description.model, prompts) if prompts and encoder else None
+    return _Plan(
+        args, settings, description, candidates, wanted, seconds, contexts, record, begun_by, files, part, parts
+    )
 
 
 def _report_check(plan: _Plan) -> int:
@@ -142,19 +168,29 @@ def _report_check(plan: _Plan) -> int:
     if vocoder is not None:
         load_vocoder(vocoder, plan.description.media.audio)
     inputs = f" from {len(plan.candidates)} files in {args.input}" if plan.candidates else ""
+    inputs = f" from the set {args.input}" if plan.candidates == [args.input] and args.input.is_dir() else inputs
     print(f"{args.output}: {args.num_samples} samples of task {args.task}{inputs} can be made")
     return 0
 
 
 def _records(plan: _Plan, place: processes.Place, leases: Leases) -> SampleRecords:
     """Return the records of the job's samples, once its inputs are looked at; complete those of existing samples."""
-    args, given, blocks = plan.args, GIVEN[plan.args.task], plan.blocks
+    args, blocks = plan.args, plan.blocks
     inputs: list[Input] = []
-    if given and (args.verify or plan.incomplete or plan.files.record_missing(blocks)):
-        list_file = args.output / f"{args.task}_inputs.json"
-        inputs = choose_inputs(list_file, plan.candidates, args.num_samples, plan.description.media, given, leases)
+    if plan.candidates and (args.verify or plan.incomplete or plan.files.record_missing(blocks)):
+        inputs = choose_inputs(inputs_file(args), plan.candidates, args.num_samples, plan.wanted, leases)
     folder = args.input.parent if args.input and args.input.is_file() else args.input
-    records = SampleRecords(plan.files, plan.description, plan.settings, plan.record, plan.begun_by, inputs, folder)
+    records = SampleRecords(
+        plan.files,
+        plan.description,
+        plan.settings,
+        plan.record,
+        plan.begun_by,
+        inputs,
+        folder,
+        plan.wanted.media.seconds,
+        plan.contexts,
+    )
     if not place.launched:  # else the launcher has done it
         records.complete(blocks, args.verify, leases)
     return records
@@ -179,24 +215,25 @@ def _announce_cost(plan: _Plan) -> None:
         return
     args = plan.args
     autoencoder = find_autoencoder(plan.description, args.autoencoder)
-    context = None if args.label is None else "label"
-    cost = sample_cost(plan.description, autoencoder, plan.settings, GIVEN[args.task], context)
+    context = "label" if args.label is not None else "context" if plan.contexts is not None else None
+    cost = sample_cost(plan.description, autoencoder, plan.settings, args.task, context, plan.seconds)
     print(f"{args.task}: {cost}", file=sys.stderr, flush=True)
 
 
 def _generate(plan: _Plan, place: processes.Place, records: SampleRecords, leases: Leases) -> None:
     """Generate the samples that are missing."""
-    args = plan.args
-    pipeline = Pipeline.from_pretrained(
-        plan.description.folder, plan.settings, args.autoencoder, place.device(args.device)
-    )
+    args, device = plan.args, place.device(plan.args.device)
+    if plan.contexts is not None:
+        plan.contexts.prepare(leases, device)
+    pipeline = Pipeline.from_pretrained(plan.description.folder, plan.settings, args.autoencoder, device)
     write_folder_record(args.output, args.task, plan.record, leases)  # now that nothing can be refused
     if plan.files.lossless is not None:
         plan.files.lossless.begin(records.made_with, leases)
     blocks = plan.incomplete
     own = blocks[place.rank :: place.count]
     others = [block for block in blocks if block not in own]  # helped with if their processes are slower
-    job = SamplingJob(pipeline, plan.files, records, leases, args.label, place, plan.settings.batch_size)
+    conditions = Conditions(args.label, plan.wanted, plan.contexts, plan.seconds)
+    job = SamplingJob(pipeline, plan.files, records, leases, conditions, place, plan.settings.batch_size)
     job.generate([*own, *others], plan.all_blocks)
     if not any(map(plan.files.missing, plan.all_blocks)):
         leases.clear()  # those of killed jobs
@@ -220,15 +257,3 @@ def _write_gallery(plan: _Plan) -> None:
 
 def _blocks(samples: int, size: int) -> list[range]:
     return [range(start, min(start + size, samples)) for start in range(0, samples, size)]
-
-
-def _check(args: argparse.Namespace) -> None:
-    if args.num_samples < 1:
-        raise UserError(f"--num-samples {args.num_samples}: must be at least 1")
-    given = GIVEN[args.task]
-    if given and args.input is None:
-        kinds = "a video, a sound file or a folder of them" if given == "audio" else "a video or a folder of videos"
-        raise UserError(f"--task {args.task} starts from {given}: it needs --input, {kinds}")
-    if args.input is not None and not given:
-        raise UserError(f"--task {args.task} takes no --input; a2v and v2a do")
-    processes.check_processes(args.processes, args.device)

@@ -3,8 +3,11 @@
     pipeline = Pipeline.from_pretrained("runs/dit_S", Sampling(steps=50), device="cuda")
     clips = pipeline.generate("svg", indices=range(8))
 
-The noise of each sample is a function of (seed, task, index): sample 7 is the same in whichever batch and job it is
-generated, up to the rounding of batched arithmetic.
+    long, *_ = pipeline.generate("svg", indices=[0], seconds=16)  # of a model that continues clips
+
+The noise of each sample is a function of (seed, task, index, window): sample 7 is the same in whichever batch and job
+it is generated, up to the rounding of batched arithmetic. The first window of a long sample has the noise of a short
+one.
 """
 
 from collections.abc import Sequence
@@ -12,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,12 +24,13 @@ from torch import Tensor
 from mmldm_scale.common import portable_paths, rng
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.modalities import Modality, as_pair, by_modality
-from mmldm_scale.config import DiffusionConfig, DiTConfig, GenerationTask, MediaConfig, Sampling
+from mmldm_scale.config import DiffusionConfig, DiTConfig, MediaConfig, Sampling
 from mmldm_scale.config.media import Shape
-from mmldm_scale.diffusion.guided_sampling import GIVEN, Latents, sample_latents
+from mmldm_scale.diffusion.guided_sampling import Latents, sample_latents
 from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.diffusion.normalise import Statistics, normalise, restore
 from mmldm_scale.diffusion.samplers import get_sampler
+from mmldm_scale.diffusion.tasks import GIVEN, TASKS, GenerationTask, check_task
 from mmldm_scale.media.audio_image import AudioImage, frame_signals, waveforms
 from mmldm_scale.media.clip import NO_FRAMES, NO_SOUND, Clip
 from mmldm_scale.media.pixels import to_frames
@@ -36,6 +41,7 @@ from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.dit import DiT, layout_problem
 from mmldm_scale.models.precision import DTYPES
+from mmldm_scale.sampling.windows import cut, join_frames, join_spectrograms, sample_media, window_count
 
 Schema = TypeVar("Schema")
 
@@ -92,9 +98,22 @@ class DiTDescription:
         return by_modality(self.audio_shape, self.video_shape)
 
     def check_task(self, task: GenerationTask) -> None:
-        """Raise UserError if the model has one modality alone and ``task`` needs both."""
-        if GIVEN[task] and len(self.shapes) == 1:
-            raise UserError(f"task {task}: the model in {self.folder} has {' '.join(self.shapes)} alone; must be svg")
+        """Raise UserError, with the tasks that the model can do, unless it can do ``task``."""
+        check_task(task, self.shapes, self.model.continuation, str(self.folder))
+
+    def sample_media(self, seconds: float | None) -> MediaConfig:
+        """Return the format of samples of ``seconds``; None: of one clip.
+
+        Raises:
+            UserError: ``seconds`` is out of range, or the model does not continue clips and they are longer than one.
+        """
+        whole = sample_media(self.media, seconds)
+        if window_count(self.media, whole) > 1 and not self.model.continuation:
+            raise UserError(
+                f"--seconds {seconds:g}: the model in {self.folder} has model.continuation=false and makes clips of "
+                f"{self.media.seconds:g} s; longer samples need one trained with configs/dit/long.yaml"
+            )
+        return whole
 
     def class_number(self, label: str) -> int:
         """Return the index of the class named ``label``; raise UserError if the model has no such class."""
@@ -155,26 +174,30 @@ class Pipeline:
         inputs: Sequence[Clip] = (),
         labels: Sequence[str] = (),
         embeddings: Sequence[Tensor] = (),
+        seconds: float | None = None,
     ) -> list[Clip]:
         """Generate the samples ``indices`` of ``task`` in one batch.
 
         Args:
-            inputs: for a2v and v2a, one clip for each sample, cut as ``self.media`` says. The given modality of a
-                clip, sound or frames, is copied to the result.
+            inputs: for a2v and v2a, one clip for each sample, as long as the sample; the given modality, sound or
+                frames, is copied to the result. For a continuation, the clip before each sample, cut as ``self.media``
+                says.
             labels: for a model trained on classes, the class name of each sample; empty: no classes.
             embeddings: for a model trained on texts, the embeddings of each sample's text, (n ≤ context_tokens,
                 context_width), by the encoder that was used in training; empty: no texts.
+            seconds: length of the samples; None: one clip. Longer ones are made window after window, each of which sees
+                the one before it.
 
         Returns:
-            One clip for each sample; of a model of one modality alone, with no frames or without sound.
+            One clip for each sample; of a model or task of one modality alone, with no frames or without sound.
 
         Raises:
-            UserError: the model has no class of that name, takes no texts, or takes embeddings of another shape; or the
-                task needs a modality that the model does not have.
+            UserError: the model has no class of that name, takes no texts, or takes embeddings of another shape; it
+                cannot do the task, or continues no clips and ``seconds`` is longer than one.
             ValueError: ``inputs``, ``labels`` or ``embeddings`` are not one for each sample.
         """
-        clips = self.decode(task, indices, self.latents(task, indices, inputs, labels, embeddings))
-        return self.with_given(task, clips, inputs)
+        windows = self.windows(task, indices, inputs, labels, embeddings, seconds)
+        return self.with_given(task, self.join(task, indices, windows, seconds), inputs)
 
     def with_given(self, task: GenerationTask, clips: Sequence[Clip], inputs: Sequence[Clip]) -> list[Clip]:
         """Return the decoded ``clips`` with the modality that ``task`` is given copied from their ``inputs``."""
@@ -185,6 +208,27 @@ class Pipeline:
         return list(clips)
 
     @torch.no_grad()
+    def windows(
+        self,
+        task: GenerationTask,
+        indices: Sequence[int],
+        inputs: Sequence[Clip] = (),
+        labels: Sequence[str] = (),
+        embeddings: Sequence[Tensor] = (),
+        seconds: float | None = None,
+    ) -> list[Latents]:
+        """Return the normalised latents of each window of the samples; arguments and errors of :meth:`generate`."""
+        count = window_count(self.media, self.description.sample_media(seconds))
+        parts = [list(inputs)] * count  # by window: what latents() takes
+        if GIVEN[task] and count > 1:
+            parts = [list(clips) for clips in zip(*(cut(clip, self.media, count) for clip in inputs), strict=True)]
+        made: list[Latents] = []
+        for number, part in enumerate(parts):
+            previous = made[-1] if made else None
+            made.append(self.latents(task, indices, part, labels, embeddings, previous=previous, window=number))
+        return made
+
+    @torch.no_grad()
     def latents(
         self,
         task: GenerationTask,
@@ -193,24 +237,32 @@ class Pipeline:
         labels: Sequence[str] = (),
         embeddings: Sequence[Tensor] = (),
         condition: Tensor | None = None,
+        previous: Latents | None = None,
+        window: int = 0,
     ) -> Latents:
         """Return the normalised latents that :meth:`decode` makes clips of; arguments and errors of :meth:`generate`.
 
         Args:
             condition: in place of ``inputs``, the normalised latents of the given modality, (B, C, H, W).
+            previous: the normalised latents of the clips that are continued. None: those of the ``inputs`` if the task
+                is a continuation, else none.
+            window: number of the window in a long sample, from 0: which noise it has.
         """
         self.description.check_task(task)
         given, count = GIVEN[task], len(indices)
-        if given and condition is None and len(inputs) != count:
+        seen = TASKS[task].previous if previous is None else ()
+        if (seen or (given and condition is None)) and len(inputs) != count:
             raise ValueError(f"{task} needs one input for each sample: {count}, not {len(inputs)}")
         for name, values in (("labels", labels), ("embeddings", embeddings)):
             if len(values) not in (0, count):
                 raise ValueError(f"{name}: one is needed for each sample: {count}, not {len(values)}")
         shapes = self.description.shapes.items()
-        noise = Latents(**{name: self._noise(f"sample/{task}/{name}", indices, shape) for name, shape in shapes})
+        place = _window_stream(window)
+        noise = Latents(**{name: self._noise(f"sample/{task}/{name}{place}", indices, shape) for name, shape in shapes})
         guidance = {"audio": self.settings.audio_guidance, "video": self.settings.video_guidance}
         if given:
             condition = self._encode(inputs, given) if condition is None else condition.to(self.device)
+        before = {name: self._encode(inputs, name) for name in seen} if previous is None else previous.present
         context = self._context(labels, embeddings)
         steps, sampler = self.settings.steps, self.settings.sampler
         return sample_latents(
@@ -222,6 +274,7 @@ class Pipeline:
             guidance,
             condition,
             context,
+            before,
             sampler=sampler,
             class_guidance=self.settings.class_guidance,
             guidance_interval=self.settings.guidance_interval,
@@ -256,27 +309,62 @@ class Pipeline:
             posterior = self.autoencoder.encode_frames(frame_signals(clips, self.device))
         return normalise(posterior.mean, self.description.statistics[modality])
 
-    @torch.no_grad()
     def decode(self, task: GenerationTask, indices: Sequence[int], latents: Latents) -> list[Clip]:
         """Return the clips of the normalised ``latents`` of the samples ``indices`` of ``task``."""
+        return self.join(task, indices, [latents])
+
+    @torch.no_grad()
+    def join(
+        self,
+        task: GenerationTask,
+        indices: Sequence[int],
+        windows: Sequence[Latents],
+        seconds: float | None = None,
+    ) -> list[Clip]:
+        """Return the samples ``indices`` of ``task``, of ``seconds`` each, from the latents of their ``windows``.
+
+        The spectrograms of all windows become one sound, so that it has no joints.
+        """
+        whole = self.description.sample_media(seconds)
+        decoded = [self._decode(task, indices, latents, number) for number, latents in enumerate(windows)]
+        pictures, sounds = [NO_FRAMES] * len(indices), [NO_SOUND] * len(indices)
+        frames = [part for part, _ in decoded if part is not None]
+        if frames:
+            pictures = [join_frames(parts, whole) for parts in zip(*frames, strict=True)]  # (F, S, S, 3) each
+        spectrograms = [part for _, part in decoded if part is not None]
+        if spectrograms and self.vocoder is not None:
+            waveforms = self.vocoder(join_spectrograms(spectrograms, self.media, whole), whole.audio_samples)
+            sounds = list(waveforms.float().cpu().numpy())  # (samples,) each
+        return [Clip(*parts) for parts in zip(pictures, sounds, strict=True)]
+
+    def _decode(
+        self, task: GenerationTask, indices: Sequence[int], latents: Latents, window: int
+    ) -> tuple[np.ndarray | None, Tensor | None]:
+        """Return the frames (B, F, S, S, 3) uint8 and mel magnitudes (B, n_mels, T) in dB of one window.
+
+        None for a modality that the model does not have, or that the task does not make: a given one is not decoded.
+        """
         statistics, shape = self.description.statistics, self.autoencoder.noise_shape
         restored = {name: restore(latent, statistics[name]) for name, latent in latents.present.items()}
         shapes: dict[Modality, tuple[int, ...]] = {"audio": shape, "video": (self.media.frames, *shape)}
-        noise = {name: self._noise(f"decode/{task}/{name}", indices, shapes[name]) for name in restored}
+        written, place = [name for name in restored if name in TASKS[task].generated], _window_stream(window)
+        noise = {name: self._noise(f"decode/{task}/{name}{place}", indices, shapes[name]) for name in written}
         frames, audio_image = self.autoencoder.decode(*as_pair(restored), *as_pair(noise), self.settings.decoding)
-        pictures, sounds = [NO_FRAMES] * len(indices), [NO_SOUND] * len(indices)
-        if frames is not None:
-            pictures = list(to_frames(frames).cpu().numpy())  # (F, S, S, 3) each
-        if audio_image is not None and self.vocoder is not None:
-            waveforms = self.vocoder(self.audio_image.to_decibels(audio_image.float()), self.media.audio_samples)
-            sounds = list(waveforms.float().cpu().numpy())  # (samples,) each
-        return [Clip(*parts) for parts in zip(pictures, sounds, strict=True)]
+        return (
+            None if frames is None else to_frames(frames).cpu().numpy(),
+            None if audio_image is None else self.audio_image.to_decibels(audio_image.float()),
+        )
 
     def _noise(self, stream: str, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
         """Return standard normal noise (B, *shape), a function of (seed, stream, index) for each sample."""
         noise = rng.standard_normal(self.settings.seed, stream, indices, shape)
         # Copied into torch's own memory: MKL repeats its sums exactly only for arrays aligned to 64 bytes.
         return torch.from_numpy(noise).clone().to(self.device)
+
+
+def _window_stream(window: int) -> str:
+    """Return what the name of a noise stream ends with for a window of a long sample; nothing for the first one."""
+    return f"/window/{window}" if window else ""
 
 
 def check_settings(description: DiTDescription, settings: Sampling) -> None:

@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from mmldm_scale import __version__
 from mmldm_scale.common.atomic_files import write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
-from mmldm_scale.config import GenerationTask, Sampling
+from mmldm_scale.config import Sampling
 from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.diffusion.samplers import get_sampler
+from mmldm_scale.diffusion.tasks import GenerationTask
 from mmldm_scale.models import pretrained
 from mmldm_scale.sampling.inputs import Input
 from mmldm_scale.sampling.pipeline import DiTDescription
+from mmldm_scale.sampling.prompts import TextContexts
 from mmldm_scale.sampling.sample_files import INPUTS, SampleFiles
 
 VERSION = "version"  # key of the program's version, in both kinds of record
@@ -33,14 +35,23 @@ VERSION = "version"  # key of the program's version, in both kinds of record
 
 
 def folder_record(
-    description: DiTDescription, settings: Sampling, inputs: Iterable[Path], label: str | None
+    description: DiTDescription,
+    settings: Sampling,
+    inputs: Iterable[Path],
+    label: str | None,
+    more: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return everything that samples depend on: two jobs may fill one folder only if it is the same for both."""
+    """Return everything that samples depend on: two jobs may fill one folder only if it is the same for both.
+
+    Args:
+        more: what else the samples depend on; values that are None are left out.
+    """
     return {
         "checkpoint": pretrained.fingerprint(description.folder),
         **_decisive(settings),
         "inputs": [str(path.resolve()) for path in inputs],
         "label": label,
+        **{key: value for key, value in more.items() if value is not None},
         VERSION: __version__,
     }
 
@@ -71,7 +82,7 @@ def check_folder(output: Path, task: GenerationTask, record: dict[str, Any]) -> 
             earlier: dict[str, Any] = _decisive(Sampling()) | json.loads(file.read_text())  # settings added since
     except (TypeError, ValueError):
         raise UserError(f"{file}: not the record of a sampling job; give another --output") from None
-    changed = [key for key in record if key != VERSION and earlier.get(key) != record[key]]
+    changed = [key for key in {**record, **earlier} if key != VERSION and earlier.get(key) != record.get(key)]
     if changed:
         keys = ", ".join(changed)
         raise UserError(f"{output}: contains {task} samples made with another {keys}; give another --output")
@@ -119,6 +130,8 @@ class SampleRecords:
         begun_by: version of the program that began the folder; None if it recorded none.
         inputs: of the samples: sample i starts from input i modulo their number; empty: none.
         input_folder: the folder that the inputs' paths are relative to.
+        input_seconds: length of an input's window.
+        contexts: the samples' prompts; None: they have none.
     """
 
     def __init__(
@@ -130,7 +143,10 @@ class SampleRecords:
         begun_by: str | None,
         inputs: Sequence[Input] = (),
         input_folder: Path | None = None,
+        input_seconds: float = 0.0,
+        contexts: TextContexts | None = None,
     ) -> None:
+        self._input_seconds, self._contexts = input_seconds, contexts
         self._files, self._inputs = files, inputs
         self._input_folder = os.path.abspath(input_folder or ".")
         self._description, self._settings, self._record = description, settings, record
@@ -153,9 +169,11 @@ class SampleRecords:
             "vocoder": vocoder or "griffin-lim",
             "precision": settings.precision,
             "class": self._record["label"],
-            "prompt": None,  # texts are given from Python only
+            "prompt": None,
             "checkpoint": {"fingerprint": self._record["checkpoint"]},
             "autoencoder": {"fingerprint": description.autoencoder["fingerprint"]},
+            **({"seconds": self._record["seconds"]} if "seconds" in self._record else {}),
+            **({"text_encoder": {"fingerprint": self._contexts.fingerprint}} if self._contexts else {}),
         }
 
     @property
@@ -223,6 +241,7 @@ class SampleRecords:
             "task": self._files.task,
             "index": index,
             **self._common,
+            **({"prompt": self._contexts.prompt(index)} if self._contexts else {}),
             "input": self._input(index),
             VERSION: version,
         }
@@ -233,12 +252,13 @@ class SampleRecords:
         if source is None:
             return None
         path = Path(os.path.relpath(os.path.abspath(source.path), self._input_folder)).as_posix()
+        set_name, key = (Path(source.path).name, source.key) if source.key else (None, None)
         return {
-            "name": Path(path).name,
-            "set": None,
-            "key": None,
-            "path": path,
-            "window": [0.0, self._description.media.seconds],
+            "name": key or Path(path).name,
+            "set": set_name,
+            "key": key,
+            "path": f"{set_name}/{key}" if key else path,
+            "window": [source.start, round(source.start + self._input_seconds, 6)],
             "sha256": source.sha256,
         }
 

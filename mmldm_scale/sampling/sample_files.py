@@ -1,7 +1,7 @@
 """The files of a job's samples in its output folder: where they are, which are missing or damaged.
 
 A sample ``svg_000007.mp4`` (``.wav`` of a model of sound alone) has beside it ``svg_000007.json``, which says what it
-was made from. Those of a2v and v2a have their input in ``inputs/``. The sample itself is written last, so a sample
+was made from. Those that started from a clip have it in ``inputs/``. The sample itself is written last, so a sample
 that exists has the other two. With ``--lossless`` the samples are in a shard set as well (:mod:`.lossless`).
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from mmldm_scale.common.atomic_files import full_disk_reason
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import GenerationTask, MediaConfig
-from mmldm_scale.diffusion.guided_sampling import GIVEN
+from mmldm_scale.config import MediaConfig
+from mmldm_scale.diffusion.tasks import TASKS, GenerationTask
 from mmldm_scale.media.clip import Clip, MediaError
 from mmldm_scale.media.clip_file import write_clip
 from mmldm_scale.media.wav import decode_wav
@@ -23,8 +23,8 @@ from mmldm_scale.sampling.inputs import read_first_clip
 from mmldm_scale.sampling.lossless import LosslessSet
 from mmldm_scale.sampling.spectrograms import FOLDER, Spectrograms
 
-SAMPLE = re.compile(r"(svg|a2v|v2a)_(\d{6,})\.(mp4|wav)")  # the name of a sample's file: task, index, ending
-INPUTS = "inputs"  # folder, in the output folder, of the clips that a2v and v2a started from
+SAMPLE = re.compile(rf"({'|'.join(TASKS)})_(\d{{6,}})\.(mp4|wav)")  # the name of a sample's file: task, index, ending
+INPUTS = "inputs"  # folder, in the output folder, of the clips that samples started from
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class SampleFiles:
         task: the samples' task.
         suffix: ".mp4", or ".wav" for samples of sound alone.
         media: the samples' format.
+        input_media: the format of the inputs of a2v, v2a and continuations.
         lossless: the shard set of the samples; None: the job makes none.
     """
 
@@ -43,12 +44,16 @@ class SampleFiles:
     task: GenerationTask
     suffix: str
     media: MediaConfig
+    input_media: MediaConfig
     lossless: LosslessSet | None = None
 
     @functools.cached_property
-    def spectrograms(self) -> Spectrograms:
-        """The spectrograms of the samples and their inputs."""
+    def _spectrograms(self) -> Spectrograms:
         return Spectrograms(self.folder, self.media)
+
+    @functools.cached_property
+    def _input_spectrograms(self) -> Spectrograms:
+        return Spectrograms(self.folder, self.input_media)
 
     def name(self, index: int) -> str:
         """Return the name of sample ``index``: that of its files, without a suffix."""
@@ -91,17 +96,17 @@ class SampleFiles:
     def write_input(self, index: int, clip: Clip) -> None:
         """Write ``clip``, which sample ``index`` starts from: as MP4, or as WAV if it has no frames."""
         suffix = ".mp4" if len(clip.frames) else ".wav"
-        self._write(self.folder / INPUTS / f"{self.name(index)}{suffix}", clip)
+        self._write(self.folder / INPUTS / f"{self.name(index)}{suffix}", clip, self._input_spectrograms)
 
     def write(self, index: int, clip: Clip) -> None:
         """Write ``clip`` as sample ``index``."""
-        self._write(self.file(index), clip)
+        self._write(self.file(index), clip, self._spectrograms)
 
-    def _write(self, file: Path, clip: Clip) -> None:
+    def _write(self, file: Path, clip: Clip, spectrograms: Spectrograms) -> None:
         try:
-            self.spectrograms.picture(file).unlink(missing_ok=True)  # of a damaged file in its place
+            spectrograms.picture(file).unlink(missing_ok=True)  # of a damaged file in its place
             write_clip(file, clip, self.media)
-            self.spectrograms.write(file)
+            spectrograms.write(file)
         except OSError as error:
             raise UserError(f"{file}: cannot be written: {full_disk_reason(error) or error.strerror}") from None
 
@@ -112,8 +117,10 @@ class SampleFiles:
         """
         for index in (index for block in blocks for index in block):
             file = self.file(index)
-            parts = [file, *([self._input(index)] if GIVEN[self.task] else [])]
-            damage = [text for part in parts if (text := _damage(part, self.media))] if file.is_file() else []
+            parts = [(file, self.media)]
+            if TASKS[self.task].needs:
+                parts.append((self._input(index), self.input_media))
+            damage = [text for part in parts if (text := _damage(*part))] if file.is_file() else []
             if damage:
                 print(f"{file}: damaged, is made again: {damage[0]}", file=sys.stderr, flush=True)
                 file.unlink(missing_ok=True)  # another job may have found the same

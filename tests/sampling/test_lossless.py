@@ -13,7 +13,6 @@ import webdataset
 
 from mmldm_scale.common import atomic_files
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.diffusion.guided_sampling import Latents
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.whole import read_whole
 from mmldm_scale.sampling.pipeline import Pipeline
@@ -33,15 +32,15 @@ def made(index: int) -> Clip:
     return Clip(frames, random.uniform(-1, 1, MEDIA.audio_samples).astype(np.float32))
 
 
-def decode(pipeline: Pipeline, task: str, indices: range, latents: Latents) -> list[Clip]:
+def join(pipeline: Pipeline, task: str, indices: range, *others: object) -> list[Clip]:
     return [made(index) for index in indices]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _given_samples() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pipeline, "latents", lambda *_: Latents())
-        patch.setattr(Pipeline, "decode", decode)
+        patch.setattr(Pipeline, "windows", lambda *_: [])
+        patch.setattr(Pipeline, "join", join)
         yield
 
 

@@ -2,11 +2,10 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import get_args
 
 from mmldm_scale.common.addresses import is_url
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.config import GenerationTask
+from mmldm_scale.diffusion.tasks import TASKS
 from mmldm_scale.evaluation.clip_sets.clip_set import ClipSet
 from mmldm_scale.evaluation.clip_sets.media_folder import MediaFolder, media_files, pair_files
 from mmldm_scale.evaluation.clip_sets.sampled_folder import SampledFolder, samples_by_task
@@ -67,7 +66,7 @@ def _open_task(path: str, file: Path) -> ClipSet:
 def _tasks(folder: Path) -> list[str]:
     """Return the tasks whose samples, and the record of whose job, are in ``folder``."""
     samples = samples_by_task(folder)
-    return [task for task in get_args(GenerationTask) if task in samples and (folder / f"{task}.json").is_file()]
+    return [task for task in TASKS if task in samples and (folder / f"{task}.json").is_file()]
 
 
 def _contents(folder: Path) -> str:

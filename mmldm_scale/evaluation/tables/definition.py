@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from mmldm_scale.config import GenerationTask, require
+from mmldm_scale.config import require
+from mmldm_scale.diffusion.tasks import GenerationTask
 
 
 @dataclass

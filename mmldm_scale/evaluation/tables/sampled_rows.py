@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mmldm_scale.common.errors import UserError
-from mmldm_scale.diffusion.guided_sampling import GIVEN
+from mmldm_scale.diffusion.tasks import TASKS
 from mmldm_scale.evaluation.clip_sets import open_clip_set
 from mmldm_scale.evaluation.commands import run_here
 from mmldm_scale.evaluation.extractors import extractor_class
@@ -52,13 +52,12 @@ class Cell:
 
     @property
     def generated(self) -> set[str]:
-        """The signals that the model makes: of both but for the given one."""
-        given = GIVEN[self.row.task]
-        return {SIGNALS[modality] for modality in self.description.shapes if modality != given}
+        """The signals that the model makes and writes, without the given one."""
+        return {SIGNALS[modality] for modality in TASKS[self.row.task].generated if modality in self.description.shapes}
 
     def metrics(self, measures: Measures) -> list[str]:
         """Return those metrics of ``measures`` whose networks read a generated signal, and none that is not there."""
-        there = {SIGNALS[modality] for modality in self.description.shapes}
+        there = {SIGNALS[modality] for modality in TASKS[self.row.task].result if modality in self.description.shapes}
         metrics = measures.protocol.metrics
         return [
             key
@@ -158,7 +157,7 @@ def _cell(request: Request, name: str, data: str, run: str) -> Cell | str:
     row = request.definition.rows[name]
     if run not in request.settings.runs:
         return f"runs.{run} is not given"
-    if GIVEN[row.task] and data not in request.settings.inputs:
+    if TASKS[row.task].needs and data not in request.settings.inputs:
         return f"inputs.{data} is not given"
     checkpoint = Path(request.settings.runs[run])
     description = DiTDescription.read(checkpoint)
@@ -180,7 +179,7 @@ def _sample(request: Request, cell: Cell, *more: str) -> None:
     options: list[object] = ["--checkpoint", cell.checkpoint, "--task", cell.row.task, "--num-samples", request.count]
     options += ["--output", request.output / SAMPLES / cell.run, "--lossless", "--device", args.device, *ALL]
     options += ["--processes", args.processes]
-    if GIVEN[cell.row.task]:
+    if TASKS[cell.row.task].needs:
         options += ["--input", settings.inputs[cell.data]]
     preset = request.definition.sets[cell.data].preset
     options += ["--preset", preset] if preset else []

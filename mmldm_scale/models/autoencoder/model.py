@@ -14,7 +14,7 @@ Shapes: B clips of F frames of S×S pixels; KL-VAE latents (c, s, s), s = S/f; p
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,12 +201,12 @@ class Autoencoder(nn.Module):
         Args:
             audio_latent: (B, C, H_a, W_a).
             video_latent: (B, C, H_v, W_v).
-            frames: (B, K) int64, indices of the frames to decode, 0 to F - 1; None without video.
+            frames: (B, K) int64, indices of the frames to decode, 0 to F - 1; None: no video is decoded.
             semantics: of these latents; each modality is decoded with the other's.
             labels: (B,) int64 indices into ``classes``, -1 for unknown; None: all unknown.
 
         Returns:
-            One condition for each of :attr:`modalities`, in this order.
+            One condition for each of :attr:`modalities`, in this order; none for video if ``frames`` is None.
         """
         latents = self._by_modality(audio_latent, video_latent)
         tokens = semantics.present if semantics else {}
@@ -216,6 +216,7 @@ class Autoencoder(nn.Module):
         return tuple(
             self.decoder.condition(name, latent, indices[name], tokens.get(OTHER[name]), labels)
             for name, latent in latents.items()
+            if name in indices
         )
 
     @torch.no_grad()
@@ -261,45 +262,50 @@ class Autoencoder(nn.Module):
         Args:
             audio_latent: (B, C, H_a, W_a).
             video_latent: (B, C, H_v, W_v).
-            audio_noise: (B, c, s, s) standard normal.
-            video_noise: (B, F, c, s, s) standard normal.
+            audio_noise: (B, c, s, s) standard normal; None: audio is not decoded.
+            video_noise: (B, F, c, s, s) standard normal; None: video is not decoded.
             decoding: sampler, steps, guidance, and how many pictures the U-Net processes together.
             labels: (B,) int64 indices into ``classes``, -1 for unknown; None: the classes predicted from
                 ``semantics``, if the model has classes.
             semantics: semantic tokens to decode with; None: those of the latents.
 
         Returns:
-            Frames (B, F, 3, S, S) and audio images (B, 3, S, S), both float32 in [-1, 1]; None for a modality that the
-            model does not have, whose latents and noise are None.
+            Frames (B, F, 3, S, S) and audio images (B, 3, S, S), both float32 in [-1, 1]; None for a modality without
+            noise. The latents are needed of both that the model has: each is decoded with the other's semantics.
         """
         latents = {name: part.to(self.dtype) for name, part in self._by_modality(audio_latent, video_latent).items()}
-        noise = self._by_modality(audio_noise, None if video_noise is None else video_noise.flatten(0, 1))
+        noise = by_modality(audio_noise, None if video_noise is None else video_noise.flatten(0, 1))
         semantics = semantics or self.semantics(*as_pair(latents))
         if labels is None and semantics and self.classes:
             labels = self.classify(semantics).argmax(dim=1)
         clips = (0, 0) if video_noise is None else video_noise.shape[:2]  # B and F
         index = None if video_noise is None else torch.arange(clips[1], device=video_noise.device).expand(clips[0], -1)
         conditions = self.conditions(*as_pair(latents), index, semantics, labels)
-        decoded = self._denoise(list(noise.values()), conditions, decoding)  # (B + B·F, c, s, s), audio images first
+        if "audio" in latents and "audio" not in noise:
+            conditions = conditions[1:]
+        decoded = self._denoise(noise, conditions, decoding)  # (B + B·F, c, s, s), audio images first
         groups = decoded.split(decoding.pictures or len(decoded))
         pictures = torch.cat([kl_vae.decode(self.kl_vae, group) for group in groups])  # (B + B·F, 3, S, S)
         parts = dict(zip(noise, pictures.split([len(part) for part in noise.values()]), strict=True))
         audio_image, frames = as_pair(parts)
         return None if frames is None else frames.unflatten(0, clips), audio_image
 
-    def _denoise(self, noise: list[Tensor], conditions: Sequence[Condition], decoding: DecodingConfig) -> Tensor:
+    def _denoise(
+        self, noises: Mapping[Modality, Tensor], conditions: Sequence[Condition], decoding: DecodingConfig
+    ) -> Tensor:
         """Return the KL-VAE latents (N_a + N_v, c, s, s) of audio images and frames.
 
         Args:
-            noise: of the audio images (N_a, c, s, s) and of the frames (N_v, c, s, s), standard normal, as far as the
-                model has them.
+            noises: of the audio images (N_a, c, s, s) and of the frames (N_v, c, s, s), standard normal, as far as they
+                are decoded.
             conditions: of the same.
         """
-        scales = [getattr(decoding, f"{name}_guidance") for name in self.modalities]
+        noise = list(noises.values())
+        scales = [getattr(decoding, f"{name}_guidance") for name in noises]
         guidance = [part.new_full((len(part),), scale) for part, scale in zip(noise, scales, strict=True)]
         nulls: list[Condition] = []
         if max(scales) > 1:
-            nulls = [self.decoder.null(name, part) for name, part in zip(self.modalities, conditions, strict=True)]
+            nulls = [self.decoder.null(name, part) for name, part in zip(noises, conditions, strict=True)]
         if self.config.shared_decoder:  # the U-Net processes pictures of both modalities together
             noise, guidance = [torch.cat(noise)], [torch.cat(guidance)]
             conditions, nulls = [Condition.join(conditions)], [Condition.join(nulls)] if nulls else []

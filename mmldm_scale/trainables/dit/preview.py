@@ -14,8 +14,8 @@ from torch import Tensor
 from mmldm_scale.common.device import training_device
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.modalities import Modality
-from mmldm_scale.config import DecodingConfig, GenerationTask, MediaConfig, Sampling
-from mmldm_scale.diffusion.guided_sampling import GIVEN
+from mmldm_scale.config import DecodingConfig, MediaConfig, Sampling
+from mmldm_scale.diffusion.tasks import GIVEN, GenerationTask
 from mmldm_scale.media.clip import NO_FRAMES, NO_SOUND, Clip
 from mmldm_scale.models import pretrained
 from mmldm_scale.runs.media_log import Preview, show

@@ -19,7 +19,7 @@ from mmldm_scale.config import (
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from mmldm_scale.models.dit import DiT
+from mmldm_scale.models.dit import LAYOUT, DiT
 
 AUDIO = AudioImageConfig(sample_rate=8000, n_fft=256, win_length=256, hop_length=100, n_mels=32, f_max=4000)
 MEDIA = MediaConfig(frames=4, fps=10, size=32, audio=AUDIO)
@@ -69,6 +69,19 @@ def with_context(model: TinyModel, folder: Path, kind: str, classes: list[str]) 
         torch.nn.init.normal_(parameter, std=0.3)
     pretrained.save(folder, "dit", stored | {"context": {"kind": kind, "classes": classes}}, dit.state_dict())
     return folder
+
+
+def with_continuation(model: TinyModel, folder: Path) -> TinyModel:
+    """Return ``model`` with a DiT in ``folder`` that continues clips."""
+    stored = pretrained.read_config(model.dit, "dit")
+    config = DiTConfig(**{**stored["model"], "depth": 2, "continuation": True})
+    torch.manual_seed(2)
+    dit = DiT(config, tuple(stored["audio_shape"]), tuple(stored["video_shape"]))
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    description = stored | {"model": dataclasses.asdict(config), "layout": LAYOUT}
+    pretrained.save(folder, "dit", description, dit.state_dict())
+    return dataclasses.replace(model, dit=folder)
 
 
 def save_autoencoder(folder: Path) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
