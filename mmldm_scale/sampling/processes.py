@@ -160,8 +160,11 @@ def run(args: argparse.Namespace, checkpoint: str, part: str, files: SampleFiles
     command = [*own_command(), "sample", *_words(args, checkpoint, part)]
     with tempfile.TemporaryDirectory(prefix="mmldm-") as times:
         os.environ[FOLDER] = times
-        with Progress(files, blocks, lambda: StageTimes.read(Path(times))) as progress:
-            return local_launcher.launch(command, args.processes, progress.look)
+        try:
+            with Progress(files, blocks, lambda: StageTimes.read(Path(times))) as progress:
+                return local_launcher.launch(command, args.processes, progress.look)
+        finally:
+            del os.environ[FOLDER]
 
 
 def _words(args: argparse.Namespace, checkpoint: str, part: str) -> list[str]:
