@@ -116,6 +116,12 @@ COMMANDS = (  # name, what it does, adds its options, runs it and returns the ex
     ("launch", "submit a training, or a sweep, as SLURM jobs", launch.add_launch_arguments, _run("launch.launch")),
     ("sample", "make videos with sound from a trained dit", sampling.add_arguments, _run("sampling.job")),
     (
+        "gallery",
+        "write a page that shows the samples of several folders side by side",
+        sampling.add_gallery_arguments,
+        _run("sampling.gallery"),
+    ),
+    (
         "evaluate",
         "measure samples under a named protocol: FVD, KVD, FAD, KAD and others",
         evaluation.add_evaluate_arguments,

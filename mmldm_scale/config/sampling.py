@@ -25,7 +25,8 @@ class Sampling:
     # low and high: guidance applies in this part of the process, 0 clean, 1 noise; elsewhere it saves its arithmetic
     guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    batch_size: int = 8  # samples made together
+    batch_size: int = 8  # samples of a block, which one process makes; of a tar with --lossless
+    clips_together: int | None = None  # clips of a block computed together; none: 2 on a CPU, measured on a GPU
     vocoder: str | None = path_key(None)  # folder of a HiFi-GAN (the original's or transformers'); none: Griffin-Lim
     text_encoder: str | None = path_key(None)  # for prompts: folder of the text encoder of the training's texts
     attention: Backend = "auto"  # attention backend of the DiT
@@ -34,6 +35,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size"):
             require(getattr(self, key) >= 1, key, "must be at least 1")
+        require(self.clips_together is None or self.clips_together >= 1, "clips_together", "must be at least 1")
         for key in ("audio_guidance", "video_guidance", "class_guidance"):
             scale = getattr(self, key)
             require(scale is None or 0 <= scale < math.inf, key, f"{scale}: must be a number of at least 0")

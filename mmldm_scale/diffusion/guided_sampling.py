@@ -32,6 +32,10 @@ class Latents:
         """The latents by modality, without the missing one."""
         return by_modality(self.audio, self.video)
 
+    def rows(self, rows: slice) -> "Latents":
+        """Return the latents of some of the B samples."""
+        return Latents(**{name: latent[rows] for name, latent in self.present.items()})
+
 
 @torch.no_grad()
 def sample_latents(

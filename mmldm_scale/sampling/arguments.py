@@ -56,3 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check", action="store_true", help="check weights, settings and inputs and exit, e.g. before submitting a job"
     )
     add_configuration(parser, "seed=1 steps=25 video_guidance=4", preset="audioset")
+
+
+def add_gallery_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``mmldm gallery``."""
+    add_path(parser, "folders", nargs="+", metavar="DIR", help="a folder that mmldm sample has filled")
+    add_path(parser, "--output", required=True, metavar="FILE", help="the page, FILE.html; its links are relative")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -36,7 +36,9 @@ from mmldm_scale.media.find_files import find_files
 from mmldm_scale.media.track import END_TOLERANCE
 from mmldm_scale.sampling import input_sets
 
-Window = Literal["first", "last", "all"] | float
+Part = Literal["first", "last", "all"]
+PARTS: tuple[Part, ...] = get_args(Part)
+Window = Part | float
 SILENCE_DB = -60.0  # RMS level in dB of full scale below which a sound is silent, as in data preparation
 
 
@@ -60,8 +62,9 @@ class Wanted:
 
 def parse_window(text: str) -> Window:
     """Return the value of ``--window``; raise UserError if it is none."""
-    if text == "first" or text == "last" or text == "all":
-        return text
+    for name in PARTS:
+        if text == name:
+            return name
     try:
         start = float(text)
     except ValueError:
@@ -295,7 +298,9 @@ def _read_record(file: Path, wanted: Wanted) -> list[Input]:
         rows = json.loads(file.read_text())
         inputs = [
             Input(
-                *(str(row[name]) for name in ("path", "sha256", "reason")),
+                path=str(row["path"]),
+                sha256=str(row["sha256"]),
+                reason=str(row["reason"]),
                 start=float(row.get("start", 0.0)),
                 key=str(row.get("key", "")),
             )

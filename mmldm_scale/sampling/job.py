@@ -10,24 +10,19 @@ processes and array tasks that share the blocks, and several jobs on one folder 
 
 import argparse
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from mmldm_scale.cluster import slurm
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.config import Sampling, arguments, load
 from mmldm_scale.diffusion.tasks import TASKS
-from mmldm_scale.media.clip import Clip
 from mmldm_scale.media.clip_file import suffix
 from mmldm_scale.media.vocoder import load_vocoder
-from mmldm_scale.runs.event_file import EventFile
-from mmldm_scale.runs.media_log import MediaWriter, show
 from mmldm_scale.sampling import gallery, processes
+from mmldm_scale.sampling.blocks import Conditions, SamplingJob
 from mmldm_scale.sampling.conditions import (
     check_arguments,
     count_samples,
@@ -35,6 +30,7 @@ from mmldm_scale.sampling.conditions import (
     inputs_file,
     wanted_inputs,
 )
+from mmldm_scale.sampling.costs import sample_cost
 from mmldm_scale.sampling.inputs import Input, Wanted, check_sets, choose_inputs, list_inputs
 from mmldm_scale.sampling.lossless import LosslessSet
 from mmldm_scale.sampling.pipeline import (
@@ -54,8 +50,6 @@ from mmldm_scale.sampling.records import (
     write_folder_record,
 )
 from mmldm_scale.sampling.sample_files import SampleFiles
-
-SHOWN = 4  # number of samples of a job that are written to TensorBoard
 
 
 @dataclass(frozen=True)
@@ -125,11 +119,12 @@ def run(args: argparse.Namespace) -> int:
                 plan.files.lossless.remove_damaged(plan.blocks, records.problem, leases, plan.files.lease)
             if place.speaks:
                 _announce_repeated(plan)
+                _announce_cost(plan)
             if args.processes == 1 and plan.incomplete:
                 _generate(plan, place, records, leases)
         if args.processes > 1 and plan.incomplete:
             part = f"{plan.part + 1}/{plan.parts}"
-            status = processes.run(args, str(plan.description.folder), part, plan.files, plan.incomplete)
+            status = processes.run(args, str(plan.description.folder), part, plan.files, plan.all_blocks)
             if status in processes.STOPPED_STATUSES:
                 raise processes.stopped_by(status, plan.summary())
             if status:
@@ -232,6 +227,17 @@ def _announce_repeated(plan: _Plan) -> None:
         )
 
 
+def _announce_cost(plan: _Plan) -> None:
+    """Print what a sample costs by stage, if any is to be made."""
+    if not plan.incomplete:
+        return
+    args = plan.args
+    autoencoder = find_autoencoder(plan.description, args.autoencoder)
+    context = "label" if args.label is not None else "context" if plan.contexts is not None else None
+    cost = sample_cost(plan.description, autoencoder, plan.settings, args.task, context, plan.seconds)
+    print(f"{args.task}: {cost}", file=sys.stderr, flush=True)
+
+
 def _generate(plan: _Plan, place: processes.Place, records: SampleRecords, leases: Leases) -> None:
     """Generate the samples that are missing."""
     args, device = plan.args, place.device(plan.args.device)
@@ -244,8 +250,9 @@ def _generate(plan: _Plan, place: processes.Place, records: SampleRecords, lease
     blocks = plan.incomplete
     own = blocks[place.rank :: place.count]
     others = [block for block in blocks if block not in own]  # helped with if their processes are slower
-    job = SamplingJob(pipeline, plan, records, leases, place)
-    job.generate([*own, *others], plan.settings.batch_size)
+    conditions = Conditions(args.label, plan.wanted, plan.contexts, plan.seconds)
+    job = SamplingJob(pipeline, plan.files, records, leases, conditions, place, plan.settings.batch_size)
+    job.generate([*own, *others], plan.all_blocks)
     if not any(map(plan.files.missing, plan.all_blocks)):
         leases.clear()  # those of killed jobs
 
@@ -264,79 +271,6 @@ def _write_gallery(plan: _Plan) -> None:
             gallery.write(folder, plan.description.media)
     except UserError as error:  # the disk is full; the samples are complete, and the next job writes the page
         print(f"the gallery is left out: {error}", file=sys.stderr, flush=True)
-
-
-class SamplingJob:
-    """Generates blocks of samples and writes them to a folder."""
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        plan: _Plan,
-        records: SampleRecords,
-        leases: Leases,
-        place: processes.Place,
-    ) -> None:
-        self.pipeline, self.records, self._leases, self._place = pipeline, records, leases, place
-        self.files, self._wanted = plan.files, plan.wanted
-        self._contexts, self._seconds = plan.contexts, plan.seconds
-        self._labels = [] if plan.args.label is None else [plan.args.label]
-        self._shown = 0
-
-    def generate(self, blocks: list[range], size: int) -> None:
-        """Generate the samples of ``blocks`` and write those that are missing; leave blocks to jobs that make them.
-
-        Each block is computed as one of ``size`` samples: in a batch of another size a sample would be another.
-        """
-        interval = 0.2 if sys.stderr.isatty() else 10
-        with (
-            EventFile(self.files.folder / "tensorboard") if self._place.rank == 0 else nullcontext() as events,
-            tqdm(
-                total=sum(map(len, blocks)),
-                desc=self.files.task,
-                unit=" samples",
-                mininterval=interval,
-                disable=not self._place.speaks,
-            ) as progress,
-        ):
-            for block in blocks:
-                if self._leases.take(self.files.lease(block)):
-                    self._generate(block, size, events)
-                    self._leases.release(self.files.lease(block))
-                elif self._place.count == 1:
-                    tqdm.write(f"another job is making samples {block.start} to {block.stop - 1}", file=sys.stderr)
-                progress.update(len(block))
-
-    def _generate(self, block: range, size: int, events: EventFile | None) -> None:
-        if not self.files.missing(block):  # another process has made them meanwhile
-            return
-        self.files.remove_leftovers(block)
-        batch = range(block.start, block.start + size)
-        sources = self._sources(batch)
-        embeddings = [self._contexts.embedding(index) for index in batch] if self._contexts else []
-        labels = self._labels * len(batch)
-        clips = self.pipeline.generate(self.files.task, batch, sources, labels, embeddings, self._seconds)
-        for position, index in enumerate(block):
-            self._write(index, clips[position], sources[position] if sources else None, events)
-        if self.files.lossless is not None and self.files.lossless.missing(block):
-            contents = [self.records.content(index) for index in block]
-            self.files.lossless.write(block, clips[: len(block)], contents, self._leases, self.files.lease(block))
-
-    def _sources(self, block: range) -> list[Clip]:
-        """Return what the samples ``block`` start from; [] if the task takes no input."""
-        return [source.read(self._wanted) for source in map(self.records.source, block) if source]
-
-    def _write(self, index: int, clip: Clip, source: Clip | None, events: EventFile | None) -> None:
-        """Write sample ``index`` if it is missing; its file is written last, so that it implies the others."""
-        if self.files.file(index).exists():
-            return
-        if source is not None:
-            self.files.write_input(index, source)
-        self.records.write(index)
-        self.files.write(index, clip)
-        if events is not None and self._shown < SHOWN:
-            self._shown += 1
-            show(MediaWriter(events, 0), f"{self.files.task}/{index:06d}", clip, self.files.media)
 
 
 def _blocks(samples: int, size: int) -> list[range]:

@@ -198,12 +198,15 @@ class Pipeline:
             ValueError: ``inputs``, ``labels`` or ``embeddings`` are not one for each sample.
         """
         windows = self.windows(task, indices, inputs, labels, embeddings, seconds)
-        clips = self.join(task, indices, windows, seconds)
+        return self.with_given(task, self.join(task, indices, windows, seconds), inputs)
+
+    def with_given(self, task: GenerationTask, clips: Sequence[Clip], inputs: Sequence[Clip]) -> list[Clip]:
+        """Return the decoded ``clips`` with the modality that ``task`` is given copied from their ``inputs``."""
         if GIVEN[task] == "audio":
             return [replace(clip, waveform=source.waveform) for clip, source in zip(clips, inputs, strict=True)]
         if GIVEN[task] == "video":
             return [replace(clip, frames=source.frames) for clip, source in zip(clips, inputs, strict=True)]
-        return clips
+        return list(clips)
 
     @torch.no_grad()
     def windows(
@@ -307,8 +310,8 @@ class Pipeline:
         return normalise(posterior.mean, self.description.statistics[modality])
 
     def decode(self, task: GenerationTask, indices: Sequence[int], latents: Latents) -> list[Clip]:
-        """Return the clips of the normalised ``latents`` of the samples ``indices`` of ``task``."""
-        return self.join(task, indices, [latents])
+        """Return the clips of the normalised ``latents`` of the samples ``indices``, a given modality decoded, too."""
+        return self.join(task, indices, [latents], names=TASKS[task].result)
 
     @torch.no_grad()
     def join(
@@ -317,14 +320,17 @@ class Pipeline:
         indices: Sequence[int],
         windows: Sequence[Latents],
         seconds: float | None = None,
+        names: Collection[Modality] | None = None,
     ) -> list[Clip]:
         """Return the samples ``indices`` of ``task``, of ``seconds`` each, from the latents of their ``windows``.
 
-        The spectrograms of all windows become one sound, so that it has no joints. Long samples lack what is given.
+        The spectrograms of all windows become one sound, so that it has no joints.
+
+        Args:
+            names: the modalities to decode; None: those that ``task`` generates.
         """
         whole = self.description.sample_media(seconds)
-        # Short samples decode the given modality, too: else v2a would differ from older versions' by rounding.
-        names = TASKS[task].generated if len(windows) > 1 else TASKS[task].result
+        names = TASKS[task].generated if names is None else names
         decoded = [self._decode(task, indices, latents, number, names) for number, latents in enumerate(windows)]
         pictures, sounds = [NO_FRAMES] * len(indices), [NO_SOUND] * len(indices)
         frames = [part for part, _ in decoded if part is not None]

@@ -9,26 +9,25 @@ import contextlib
 import os
 import signal
 import sys
-import time
-from collections import Counter
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import torch
-from tqdm import tqdm
 
 from mmldm_scale.cluster import local_launcher, slurm
 from mmldm_scale.common.device import choose_device, gpu_index
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.processes import LAUNCHER, follow_launcher, own_command
 from mmldm_scale.config import arguments
+from mmldm_scale.sampling.progress import Progress
 from mmldm_scale.sampling.sample_files import SampleFiles
+from mmldm_scale.sampling.stage_times import FOLDER, StageTimes
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 STOPPED_STATUSES = tuple(128 + number for number in STOPPING)
-LOOK_SECONDS = 0.5  # between two looks at the output folder
 
 
 class Stopped(UserError):
@@ -150,16 +149,22 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace, checkpoint: str, part: str, files: SampleFiles, blocks: Sequence[range]) -> int:
-    """Generate ``blocks`` in ``args.processes`` processes; return the exit status of the launcher.
+    """Make a part of the samples in ``args.processes`` processes; return the exit status of the launcher.
 
     Args:
         args: of the job.
         checkpoint: the weights folder, the same for all, even if the run goes on.
-        part: "I/N": which part of the samples ``blocks`` belong to.
+        part: "I/N": which part.
+        blocks: of the whole job, for the progress.
     """
     command = [*own_command(), "sample", *_words(args, checkpoint, part)]
-    with _Progress(files, blocks) as progress:
-        return local_launcher.launch(command, args.processes, progress.look)
+    with tempfile.TemporaryDirectory(prefix="mmldm-") as times:
+        os.environ[FOLDER] = times
+        try:
+            with Progress(files, blocks, lambda: StageTimes.read(Path(times))) as progress:
+                return local_launcher.launch(command, args.processes, progress.look)
+        finally:
+            del os.environ[FOLDER]
 
 
 def _words(args: argparse.Namespace, checkpoint: str, part: str) -> list[str]:
@@ -181,39 +186,3 @@ def _words(args: argparse.Namespace, checkpoint: str, part: str) -> list[str]:
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     return [*given, *(["--lossless"] if args.lossless else []), *arguments.words(args)]
-
-
-class _Progress:
-    """A bar over the samples that are missing at first, whoever makes them."""
-
-    def __init__(self, files: SampleFiles, blocks: Sequence[range]) -> None:
-        self._missing = Counter(file for block in blocks for file in files.last_files(block))
-        self._looked = time.monotonic()
-        interval = 0.2 if sys.stderr.isatty() else 10
-        self._bar = tqdm(total=self._missing.total(), desc=files.task, unit=" samples", mininterval=interval)
-
-    def look(self) -> None:
-        """Show how many are there now, if the last look was long enough ago."""
-        if time.monotonic() - self._looked >= LOOK_SECONDS:
-            self._show()
-
-    def _show(self) -> None:
-        self._looked = time.monotonic()
-        present = {folder: set(_names(folder)) for folder in {file.parent for file in self._missing}}
-        made = [file for file in self._missing if file.name in present[file.parent]]
-        self._bar.update(sum(self._missing.pop(file) for file in made))
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._show()
-        self._bar.close()
-
-
-def _names(folder: Path) -> list[str]:
-    """Return the names in ``folder``, which may not exist yet."""
-    try:
-        return os.listdir(folder)
-    except FileNotFoundError:
-        return []

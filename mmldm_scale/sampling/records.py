@@ -62,7 +62,7 @@ def folder_record(
 def _decisive(settings: Sampling) -> dict[str, Any]:
     """Return the ``settings`` that samples depend on by more than rounding."""
     decisive = dataclasses.asdict(settings)
-    del decisive["attention"], decisive["decoding"]["pictures"]
+    del decisive["attention"], decisive["clips_together"], decisive["decoding"]["pictures"]
     return decisive
 
 

@@ -19,7 +19,7 @@ from mmldm_scale.evaluation.clip_sets import open_clip_set
 from mmldm_scale.evaluation.run_evaluation import command, measurement, selection
 from mmldm_scale.models import pretrained
 from mmldm_scale.runs import evaluations
-from mmldm_scale.sampling.pipeline import Pipeline
+from mmldm_scale.sampling.lossless import LosslessSet
 from tests.support.tiny_models.weights_folders import TinyModel, save_model
 from tests.support.toy_evaluation import ToyClips
 
@@ -146,14 +146,14 @@ def test_few_samples_are_marked_and_samples_are_kept_if_wanted(run, reference):
 def interrupt(patch: pytest.MonkeyPatch, moment: str) -> None:
     """Have the next evaluation end, as by Ctrl-C, at ``moment``."""
     if moment == "sampling":
-        generate, calls = Pipeline.generate, count(1)
+        write, calls = LosslessSet.write, count(1)
 
         def interrupted(*arguments: object) -> object:
             if next(calls) == 2:  # of two blocks
                 raise KeyboardInterrupt
-            return generate(*arguments)
+            return write(*arguments)
 
-        patch.setattr(Pipeline, "generate", interrupted)
+        patch.setattr(LosslessSet, "write", interrupted)
     else:
 
         def cleaned(*_: object) -> None:
@@ -170,13 +170,13 @@ def test_a_killed_evaluation_is_resumed_even_if_its_checkpoint_is_removed(run, r
         assert call(run) == 130
     assert len(evaluations.read(run)) == (moment == "cleaning")
     shutil.rmtree(run / "checkpoints/step-000000000200")
-    generate, blocks = Pipeline.generate, []
+    write, blocks = LosslessSet.write, []
 
     def recorded(*arguments: object) -> object:
         blocks.append(arguments)
-        return generate(*arguments)
+        return write(*arguments)
 
-    monkeypatch.setattr(Pipeline, "generate", recorded)
+    monkeypatch.setattr(LosslessSet, "write", recorded)
     assert call(run) == 0
     assert len(blocks) == (moment == "sampling")
     (record,) = evaluations.read(run)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from mmldm_scale import __version__
 from mmldm_scale.common.errors import UserError
@@ -16,7 +18,8 @@ from mmldm_scale.common.leases import Leases
 from mmldm_scale.media.decode import probe, read_clips
 from mmldm_scale.media.wav import decode_wav, write_wav
 from mmldm_scale.models import pretrained
-from mmldm_scale.sampling import job, processes
+from mmldm_scale.models.dit import DiT
+from mmldm_scale.sampling import blocks, processes
 from tests.support.sampling_job import FAST, sample
 from tests.support.small_disk import mount_small_disk
 from tests.support.tiny_models.weights_folders import MEDIA, TinyModel, with_context
@@ -167,8 +170,8 @@ def test_processes_of_our_own_end_together_and_what_they_made_is_whole(model, wh
     said = [line for line in re.split(r"[\r\n]+", output) if line and not line.startswith("svg: ")]
     assert len(said) == 1
     assert said[0].startswith("mmldm: stopped by SIGINT: ")
-    assert "500/500" not in output
-    assert "/500 [" in output  # the bar
+    assert "svg: 500 of 500 samples" not in output
+    assert re.search(r"svg: \d+ of 500 samples, .*; seconds per sample: denoise .*, decode .*, write ", output)
     assert not list((tmp_path / "out").rglob("*.tmp"))
     assert not (tmp_path / "out/leases").exists()
     assert (tmp_path / "out/lossless/svg/plan.json").is_file()  # the processes know of --lossless, too
@@ -301,8 +304,7 @@ def test_a2v_keeps_the_sound_and_shows_the_input(model, videos, tmp_path):
     }
     first, fourth = (videos_in(folder)[f"a2v_{i:06d}.mp4"] for i in (0, 3))
     assert first != fourth  # of the same input, with noise of their own
-    page = (folder / "index.html").read_text()
-    assert 'src="inputs/a2v_000000.mp4"' in page
+    assert '"input": ["mp4", 1, ' in (folder / "index.html").read_text()
 
 
 def test_a2v_starts_from_a_sound_file(model, tmp_path):
@@ -346,7 +348,7 @@ def test_tensorboard_has_pictures_and_sound(whole):
     assert "svg/000000/pictures" in images
     assert "svg/000000/video" in images
     assert "svg/000000/sound" in sounds
-    assert len(sounds) == job.SHOWN
+    assert len(sounds) == blocks.SHOWN
     pictures = events.Images("svg/000000/pictures")[0]
     assert (pictures.height, pictures.width) == (2 * 32, 2 * 32)
 
@@ -410,6 +412,46 @@ def test_a_folder_begun_before_a_setting_existed_is_continued(model, whole, tmp_
 def test_how_many_pictures_are_decoded_together_may_change(model, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "out")
     assert sample(model, tmp_path / "out", "decoding.pictures=2") == 0
+
+
+def levels_apart(one: Path, other: Path) -> int:
+    """Return by how many levels the pictures of two videos differ at most."""
+    a, b = (next(read_clips(file, [0.0], MEDIA)).frames.astype(int) for file in (one, other))
+    return int(np.abs(a - b).max())
+
+
+def test_used_up_memory_halves_the_clips_computed_together_and_loses_none(model, whole, tmp_path, monkeypatch, capsys):
+    forward, sizes = DiT.forward, []
+
+    def limited(dit: DiT, audio: Tensor | None, *others: Tensor) -> object:
+        sizes.append(len(audio))
+        if len(audio) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(dit, audio, *others)
+
+    monkeypatch.setattr(DiT, "forward", limited)
+    assert sample(model, tmp_path / "out", number=3) == 0
+    assert sizes == [2, 1, 1, 1, 1, 1, 1]  # the second block is computed for its one sample alone
+    said = capsys.readouterr().err
+    assert said.count("svg: the GPU's memory is used up by 2 clips computed together; it goes on with") == 1
+    assert records_in(tmp_path / "out").items() <= records_in(whole).items()
+    for index in range(3):
+        name = f"svg_{index:06d}.mp4"
+        assert levels_apart(tmp_path / "out" / name, whole / name) <= 20  # rounding, enlarged by H.264
+    monkeypatch.setattr(DiT, "forward", lambda *_: limited(None, torch.empty(2)))
+    with pytest.raises(UserError, match="the GPU's memory is too small for one clip: decoding.pictures=4"):
+        sample(model, tmp_path / "out", "clips_together=1")
+    assert not (tmp_path / "out/leases").exists()
+
+
+def test_a_job_says_what_a_sample_costs_and_what_each_stage_took(model, tmp_path, capsys):
+    assert sample(model, tmp_path / "out", number=1) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"svg: a sample costs \S+ TMACs: denoise \S+ \(2 steps\), decode \S+ \(signal decoder .*", lines[0]
+    )
+    last = r"svg: 1 of 1 samples, \S+ samples/s; seconds per sample: denoise \S+, decode \S+, write \S+"
+    assert re.fullmatch(last, lines[-1])
 
 
 def test_at_least_one_sample(model, tmp_path):

@@ -32,14 +32,15 @@ def made(index: int) -> Clip:
     return Clip(frames, random.uniform(-1, 1, MEDIA.audio_samples).astype(np.float32))
 
 
-def generate(pipeline: Pipeline, task: str, indices: range, *others: object) -> list[Clip]:
+def join(pipeline: Pipeline, task: str, indices: range, *others: object) -> list[Clip]:
     return [made(index) for index in indices]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _given_samples() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pipeline, "generate", generate)
+        patch.setattr(Pipeline, "windows", lambda *_: [])
+        patch.setattr(Pipeline, "join", join)
         yield
 
 

@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Any
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-CODES = {"Enter": 13, " ": 32, "ArrowUp": 38, "ArrowDown": 40}  # keys' codes, where they are not the character's own
+# Keys' codes, where they are not the character's own.
+CODES = {"Enter": 13, " ": 32, "ArrowUp": 38, "ArrowDown": 40, "ArrowRight": 39, "End": 35, "Escape": 27}
 LIMIT = 60  # seconds after which a page that does not become what a test waits for is a failure
 # Settles as soon as an expression is true, which is looked at again with every picture of the page.
 UNTIL = """new Promise(done => {{

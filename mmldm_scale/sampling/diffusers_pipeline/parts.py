@@ -84,7 +84,7 @@ class MMLDMAutoencoder(ModelMixin):
         self.fingerprint = fingerprint
         self.description = model.description()
         self.unet_names = tuple(unet_folder(name) for name in model.decoder.unets)
-        model.set_kl_vae_aside()
+        model.set_aside("kl_vae")
         model.decoder.set_unets_aside()
         self.model = model
 

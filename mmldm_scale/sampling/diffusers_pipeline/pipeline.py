@@ -401,5 +401,5 @@ def _decoding(sampler: str, steps: int, guidance: ByModality, chunk: int | None)
     """Return the settings of the signal decoder; raise UserError if they are not possible."""
     scales = {name: denoising.scale_of(guidance, name) for name in ("audio", "video")}
     decoding = DecodingConfig(sampler, steps, scales["audio"], scales["video"], chunk or 0)
-    check_decoding(decoding, "decoder_")
+    check_decoding(decoding, prefix="decoder_")
     return decoding

@@ -27,9 +27,13 @@ from mmldm_scale.models.autoencoder.decoder import Condition, SignalDecoder
 from mmldm_scale.models.autoencoder.distillation import timesteps
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.autoencoder.pictures import join, split
+from mmldm_scale.models.autoencoder.semantic import Semantics
 from mmldm_scale.trainables.decoder_distil.config import DecoderDistilTraining
 from mmldm_scale.training.monitoring import metric_means
 from mmldm_scale.training.trainable import Batch, StepInfo, StepOutput, weighted_sum
+
+# Latents of sound and frames, target frames, semantics and labels: what Autoencoder.conditions takes.
+_Given = tuple[Tensor | None, Tensor | None, Tensor | None, Semantics | None, Tensor | None]
 
 
 class DecoderDistillation(nn.Module):
@@ -43,6 +47,8 @@ class DecoderDistillation(nn.Module):
         teacher: the decoder as it was.
         times: the timesteps that the decoder will be called at, (n,) int64, ascending.
     """
+
+    teacher: SignalDecoder
 
     def __init__(self, config: DecoderDistilTraining, model: Autoencoder) -> None:
         """Take the trained autoencoder ``model``, in evaluation mode and float32; its decoder is trained on."""
@@ -86,7 +92,7 @@ class DecoderDistillation(nn.Module):
             clean, perceptual = self._encode(batch)
             semantics = model.semantics(*as_pair(perceptual))
         labels = batch["label"] if model.classes else None
-        given = (*as_pair(perceptual), batch["targets"], semantics, labels)
+        given: _Given = (*as_pair(perceptual), batch["targets"], semantics, labels)
         conditions = dict(zip(model.modalities, model.conditions(*given), strict=True))
         times, places = self.times.to(clean.device)[batch["time"]], split(batch["time"], model.modalities)
         noisy = self.process.corrupt(clean.flatten(0, 1), batch["noise"].flatten(0, 1), times.flatten())
@@ -113,7 +119,7 @@ class DecoderDistillation(nn.Module):
         return join(latents), {name: part.sample(batch[f"{name}_noise"]) for name, part in posteriors.items()}
 
     @torch.no_grad()
-    def _taught(self, noisy: Tensor, times: Tensor, given: tuple) -> Tensor:
+    def _taught(self, noisy: Tensor, times: Tensor, given: _Given) -> Tensor:
         """Return the clean latents that the teacher draws from ``noisy`` (B, P, c, s, s) at ``times`` (B, P)."""
         model, drawn = self.autoencoder, {}
         conditions = model.conditions(*given, decoder=self.teacher)

@@ -11,6 +11,7 @@ import functools
 from pathlib import Path
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from mmldm_scale.common.device import training_device
@@ -157,7 +158,7 @@ def forward_flops(config: DecoderDistilTraining, model: Autoencoder) -> float:
     media, count = model.media, min(config.frames_per_clip, model.media.frames)
     total = media.frames * ("video" in model.modalities) + ("audio" in model.modalities)
     with torch.device("meta"):
-        vae = type(model.kl_vae).from_config(model.kl_vae.config)
+        vae = AutoencoderKL.from_config(model.kl_vae.config)
         twin = Autoencoder(model.config, media, vae, model.classes).requires_grad_(False)
         pictures, times = torch.empty(1, 3, media.size, media.size), torch.empty(count, dtype=torch.long)
         targets, noisy = torch.empty(1, count, dtype=torch.long), torch.empty(max(1, count), *model.noise_shape)

@@ -56,7 +56,7 @@ TABLE = {
 }
 
 
-def generate(pipeline: Pipeline, task: str, indices: range, *others: object) -> list[Clip]:
+def join(pipeline: Pipeline, task: str, indices: range, *others: object) -> list[Clip]:
     """Return noise as samples, in place of what the model would make in seconds."""
     media, draws = pipeline.media, [np.random.default_rng(index) for index in indices]
     shape = (media.frames, media.size, media.size, 3)
@@ -69,7 +69,8 @@ def generate(pipeline: Pipeline, task: str, indices: range, *others: object) -> 
 @pytest.fixture(autouse=True)
 def _toys(monkeypatch):
     toy_evaluation.register(monkeypatch)
-    monkeypatch.setattr(Pipeline, "generate", generate)
+    monkeypatch.setattr(Pipeline, "windows", lambda *_: [])
+    monkeypatch.setattr(Pipeline, "join", join)
     monkeypatch.setattr(ToyFrames, "fail_after", None)
     monkeypatch.setattr(ToyFrames, "batches", 0)
 
@@ -103,7 +104,7 @@ def test_a_table_is_resumed_has_ours_beside_the_papers_and_is_not_computed_twice
     monkeypatch.setattr(ToyFrames, "fail_after", 2)
     assert run(model) == 130
     assert not (folder / "out/table.json").exists()
-    monkeypatch.setattr(Pipeline, "generate", None)  # all samples are there
+    monkeypatch.setattr(Pipeline, "windows", None)  # all samples are there
     monkeypatch.setattr(ToyFrames, "fail_after", None)
     capsys.readouterr()
     assert run(model) == 0
