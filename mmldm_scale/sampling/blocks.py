@@ -7,10 +7,11 @@ bit, whichever process makes it and whichever samples of its block are missing, 
 
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -114,7 +115,7 @@ class SamplingJob:
         # A stage that computes checks at every layer whether the job is to end; Griffin-Lim is a layer, too.
         with events as self._events, progress, register_module_forward_pre_hook(self._stages.check):
             self._together.count = self._count(blocks)
-            stages = [self._denoise, self._decode, self._write]
+            stages: list[Callable[[Any], Any]] = [self._denoise, self._decode, self._write]
             self._stages.run(self._leased(blocks), stages, progress.look)
 
     def _count(self, blocks: Sequence[range]) -> int:
