@@ -28,7 +28,7 @@ from mmldm_scale.diffusion.network import Network
 from mmldm_scale.diffusion.samplers.contract import even_intervals
 
 STEP = 0.05  # between the two predictions, as a share of all timesteps; ours
-ADAPTIVE = 1e-3  # c of the adaptive weight 1 / (error + c); the paper's power p = 1
+ADAPTIVE = 1e-3  # c of the adaptive weight 1 / (error + c) of arXiv 2505.13447
 
 
 def draw_interval(first: int, second: int) -> tuple[int, float]:

@@ -29,9 +29,7 @@ from mmldm_scale.sampling.prompts import TextContexts
 from mmldm_scale.sampling.sample_files import INPUTS, SampleFiles
 
 VERSION = "version"  # key of the program's version, in both kinds of record
-SIGNAL_DECODER = (
-    "signal_decoder"  # key of the fingerprint of an autoencoder with a distilled decoder; None: not distilled
-)
+SIGNAL_DECODER = "signal_decoder"  # key of the fingerprint of an autoencoder with a distilled decoder
 
 
 # --- of a folder's task ----------------------------------------------------------------------------------------------
@@ -175,7 +173,7 @@ class SampleRecords:
             "prompt": None,
             "checkpoint": {"fingerprint": self._record["checkpoint"]},
             "autoencoder": {"fingerprint": description.autoencoder["fingerprint"]},
-            SIGNAL_DECODER: self._record.get(SIGNAL_DECODER),
+            **({SIGNAL_DECODER: self._record[SIGNAL_DECODER]} if self._record.get(SIGNAL_DECODER) else {}),
             **self._length(),
             **({"text_encoder": {"fingerprint": self._contexts.fingerprint}} if self._contexts else {}),
         }

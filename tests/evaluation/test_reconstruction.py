@@ -180,7 +180,7 @@ def test_refusals(measured, autoencoder, clips, tmp_path):
     out = tmp_path / "out"
     assert "--num-samples 7: must be 1 to 6" in refusal(autoencoder, clips, out, number=7)
     assert "--num-samples 1: must be 2 to 6" in refusal(autoencoder, clips, out, "--swap-semantics", number=1)
-    assert "steps: 7 does not divide" in refusal(autoencoder, clips, out, "decoding.steps=7")
+    assert "steps: 1001: must be from 1 to" in refusal(autoencoder, clips, out, "decoding.steps=1001")
     assert "holds reconstruction.json already" in refusal(autoencoder, clips, measured[1])
     assert "nowhere: cannot be read" in refusal(autoencoder, clips, out, "lpips=nowhere")
     tiny_autoencoder.build(semantics=False).save_pretrained(tmp_path / "plain")

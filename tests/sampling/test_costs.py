@@ -28,7 +28,7 @@ def test_a_cost_is_what_torch_counts(model, videos, task, guidance):
         with FlopCounterMode(display=False) as denoising:
             latents = pipeline.latents(task, [0], inputs, condition=condition)
         with FlopCounterMode(display=False) as decoded:
-            pipeline.decode(task, [0], latents)
+            pipeline.join(task, [0], [latents])
     cost = sample_cost(pipeline.description, model.autoencoder, pipeline.settings, task)
     assert cost.denoising == pytest.approx(denoising.get_total_flops() / 2, rel=0.02)
     # Semantics and pyramids, computed once a clip, and tokens, padded to the longest, weigh more in a tiny model.

@@ -15,7 +15,7 @@ BLOCKS = [range(4), range(4, 6)]
 
 @pytest.fixture
 def files(tmp_path) -> SampleFiles:
-    return SampleFiles(tmp_path, "svg", ".mp4", MediaConfig())
+    return SampleFiles(tmp_path, "svg", ".mp4", MediaConfig(), MediaConfig())
 
 
 def make(files: SampleFiles, *indices: int) -> None:

@@ -87,7 +87,7 @@ def test_ddim_is_its_equation():
 
 @pytest.mark.parametrize("name", ["dpm++", "unipc"])
 def test_solvers_take_any_number_of_steps(name):
-    for steps in (1, 2, 3, 7, 61, 2500):  # from about 20 on, steps share timesteps, at last even the first ones
+    for steps in (1, 2, 3, 7, 61, 250):  # from about 20 on, steps share timesteps, at last even the first ones
         decoder = Analytic()
         found = denoise(decoder, noise(2), told([1.5, -0.5]), None, DecodingConfig(name, steps), torch.ones(2))
         assert decoder.calls == [2] * steps
@@ -97,7 +97,7 @@ def test_solvers_take_any_number_of_steps(name):
 @pytest.mark.parametrize(
     ("decoding", "message"),
     [
-        (DecodingConfig("ddim", 7), "decoding.steps: 7 does not divide the 1000 timesteps"),
+        (DecodingConfig("ddim", 1001), "decoding.steps: 1001: must be from 1 to the number of timesteps"),
         (DecodingConfig("euler", 10), "decoding.sampler: euler needs prediction=flow, not epsilon"),
         (DecodingConfig("heun", 10), "decoding.sampler: 'heun' is unknown; allowed: ddim, dpm[+][+], unipc"),
     ],
