@@ -35,7 +35,8 @@ from mmldm_scale.diffusion.samplers import SAMPLERS, get_sampler
 from mmldm_scale.evaluation.clip_sets.clip_set import ClipRecord
 from mmldm_scale.evaluation.synthetic.benchmark import benchmark_row
 from mmldm_scale.models import pretrained
-from mmldm_scale.sampling.pipeline import DiTDescription, Pipeline
+from mmldm_scale.sampling.description import DiTDescription
+from mmldm_scale.sampling.pipeline import Pipeline
 
 STEPS = (5, 10, 25, 50)
 MANY = 250  # steps of the reference

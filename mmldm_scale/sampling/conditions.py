@@ -8,8 +8,8 @@ from mmldm_scale.common.leases import Leases
 from mmldm_scale.config import MediaConfig, Sampling
 from mmldm_scale.diffusion.tasks import TASKS
 from mmldm_scale.sampling import processes
+from mmldm_scale.sampling.description import DiTDescription
 from mmldm_scale.sampling.inputs import Wanted, choose_inputs, count_inputs, parse_window
-from mmldm_scale.sampling.pipeline import DiTDescription
 from mmldm_scale.sampling.prompts import check_encoder, read_prompts
 
 

@@ -18,7 +18,7 @@ from mmldm_scale.diffusion.tasks import TASKS, GenerationTask
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.autoencoder.sizes import decoding_macs
 from mmldm_scale.models.flops import dit_macs
-from mmldm_scale.sampling.pipeline import DiTDescription
+from mmldm_scale.sampling.description import DiTDescription
 from mmldm_scale.sampling.windows import window_count
 
 TERA = 1e12

@@ -31,15 +31,10 @@ from mmldm_scale.sampling.conditions import (
     wanted_inputs,
 )
 from mmldm_scale.sampling.costs import sample_cost
+from mmldm_scale.sampling.description import DiTDescription, check_settings, distilled_decoder, find_autoencoder
 from mmldm_scale.sampling.inputs import Input, Wanted, check_sets, choose_inputs, list_inputs
 from mmldm_scale.sampling.lossless import LosslessSet
-from mmldm_scale.sampling.pipeline import (
-    DiTDescription,
-    Pipeline,
-    check_settings,
-    distilled_decoder,
-    find_autoencoder,
-)
+from mmldm_scale.sampling.pipeline import Pipeline
 from mmldm_scale.sampling.prompts import TextContexts
 from mmldm_scale.sampling.records import (
     SIGNAL_DECODER,

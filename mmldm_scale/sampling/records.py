@@ -23,8 +23,8 @@ from mmldm_scale.diffusion.noise_process import noise_process
 from mmldm_scale.diffusion.samplers import get_sampler
 from mmldm_scale.diffusion.tasks import GenerationTask
 from mmldm_scale.models import pretrained
+from mmldm_scale.sampling.description import DiTDescription
 from mmldm_scale.sampling.inputs import Input
-from mmldm_scale.sampling.pipeline import DiTDescription
 from mmldm_scale.sampling.prompts import TextContexts
 from mmldm_scale.sampling.sample_files import INPUTS, SampleFiles
 

@@ -11,7 +11,8 @@ from mmldm_scale.config import DecodingConfig, Sampling
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder.distillation import Distillation
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from mmldm_scale.sampling.pipeline import DiTDescription, Pipeline, find_autoencoder
+from mmldm_scale.sampling.description import DiTDescription, find_autoencoder
+from mmldm_scale.sampling.pipeline import Pipeline
 from tests.support.tiny_models.weights_folders import TinyModel
 
 

@@ -19,7 +19,7 @@ from mmldm_scale.media.decode import probe
 from mmldm_scale.media.wav import decode_wav
 from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.flops import dit_macs
-from mmldm_scale.sampling.pipeline import DiTDescription
+from mmldm_scale.sampling.description import DiTDescription
 from mmldm_scale.shards.latents import decode_latents
 from mmldm_scale.shards.reader import ShardSet
 from mmldm_scale.trainables.autoencoder.config import AutoencoderTraining

@@ -23,8 +23,8 @@ from mmldm_scale.models.dit import DiT
 from mmldm_scale.models.flops import dit_macs, parameters
 from mmldm_scale.sampling import arguments as sampling
 from mmldm_scale.sampling import job
+from mmldm_scale.sampling.description import DiTDescription
 from mmldm_scale.sampling.lossless import FOLDER
-from mmldm_scale.sampling.pipeline import DiTDescription
 from mmldm_scale.shards.manifest import MANIFEST
 
 SAMPLES, MEASURED, REFERENCE = "samples", "measured", "reference"  # subfolders of the output folder

@@ -22,8 +22,8 @@ from mmldm_scale.config import DecodingConfig, DiffusionConfig
 from mmldm_scale.diffusion.conditions import null
 from mmldm_scale.diffusion.noise_process import RectifiedFlow, noise_process
 from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.sampling.description import DiTDescription
 from mmldm_scale.sampling.diffusers_pipeline.parts import MMLDMDiT
-from mmldm_scale.sampling.pipeline import DiTDescription
 
 PREDICTION_TYPES = {"epsilon": ("epsilon",), "v": ("v_prediction",), "flow": ("flow_prediction",)}  # of schedulers
 

@@ -18,9 +18,9 @@ from mmldm_scale.common.provenance import PROVENANCE
 from mmldm_scale.diffusion.schedule import diffusers_scheduler
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder.model import Autoencoder
+from mmldm_scale.sampling.description import DiTDescription, find_autoencoder
 from mmldm_scale.sampling.diffusers_pipeline import folder_code, model_card, saving
 from mmldm_scale.sampling.diffusers_pipeline.parts import MMLDMAutoencoder, MMLDMDiT, unet_folder
-from mmldm_scale.sampling.pipeline import DiTDescription, find_autoencoder
 
 
 @dataclass(frozen=True)

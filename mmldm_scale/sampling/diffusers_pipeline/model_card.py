@@ -13,7 +13,7 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.provenance import DIGITS, Provenance
 from mmldm_scale.config.compose import read_yaml
 from mmldm_scale.models import pretrained
-from mmldm_scale.sampling.pipeline import DiTDescription
+from mmldm_scale.sampling.description import DiTDescription
 
 RUN_CONFIG = "config.yaml"
 TRAINING_KEYS = (  # of the configuration's "training": what the result depends on

@@ -19,7 +19,7 @@ from torch import Tensor
 from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder.model import Autoencoder, build
 from mmldm_scale.models.dit import DiT
-from mmldm_scale.sampling.pipeline import DiTDescription
+from mmldm_scale.sampling.description import DiTDescription
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 

@@ -10,7 +10,7 @@ import torch
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import MediaConfig, load
 from mmldm_scale.models.dit import DiT
-from mmldm_scale.sampling.pipeline import DiTDescription
+from mmldm_scale.sampling.description import DiTDescription
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.trainable import build_trainable
 from mmldm_scale.training import initial_weights

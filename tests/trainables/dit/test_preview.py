@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DecodingConfig, Sampling, load
-from mmldm_scale.sampling.pipeline import DiTDescription, Pipeline
+from mmldm_scale.sampling.description import DiTDescription
+from mmldm_scale.sampling.pipeline import Pipeline
 from mmldm_scale.trainables.dit.config import DiTTraining
 from mmldm_scale.trainables.dit.trainable import build_trainable
 from mmldm_scale.training.loop import Trainer
