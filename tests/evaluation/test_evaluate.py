@@ -337,7 +337,8 @@ def test_networks_and_options_of_shipped_protocols_exist_and_their_weights_are_a
     assert cli.main(["evaluate", "--protocol", name, "--check-weights"]) == 2
     printed = capsys.readouterr().out
     for metric in protocols.load(name).metrics.values():
-        assert f"{metric.extractor}: weights.{metric.extractor}: not given; " in printed
+        setting = extractor_class(metric.extractor).weights
+        assert f"{metric.extractor}: weights.{setting}: not given; " in printed
 
 
 def test_check_weights_compares_a_file_with_the_published_ones(tmp_path, capsys):

@@ -15,6 +15,7 @@ EXTRACTORS: dict[str, str] = {
     "cnn14": "cnn14:Cnn14",
     "efficientnet_lite0": "efficientnet_lite0:EfficientNetLite0",
     "i3d": "i3d:I3D",
+    "imagebind_av": "imagebind_av:ImageBindAV",
     "imagebind_audio": "imagebind:ImageBindAudio",
     "imagebind_video": "imagebind:ImageBindVideo",
     "onset_offset": "alignment:OnsetOffset",

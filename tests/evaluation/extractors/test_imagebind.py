@@ -13,6 +13,7 @@ from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.evaluation.clip_sets.clip_set import ClipRecord
 from mmldm_scale.evaluation.extractors.imagebind import ImageBindAudio, ImageBindVideo, Tower, span_starts
+from mmldm_scale.evaluation.extractors.imagebind_av import ImageBindAV
 from mmldm_scale.media.clip import NO_FRAMES, Clip
 from tests.support.datasets.clip_records import of_frames, random_clip
 
@@ -200,3 +201,20 @@ def test_other_weights_and_clips_are_refused(file, weights, tmp_path) -> None:
         ImageBindAudio(file, CPU).prepare(sound(0.02))
     with pytest.raises(UserError, match="imagebind_video: crops must be 1 or 3, not 2"):
         ImageBindVideo(file, CPU, crops=2)
+
+
+def test_imagebind_av_is_the_cosine_of_both_vectors(file) -> None:
+    random = np.random.default_rng(3)
+    frames = [random_clip(20, 48, 64, seed).clip.frames for seed in (0, 1)]
+    clips = [ClipRecord("a", Clip(part, random.standard_normal(30_000) / 9), 10.0, 16_000) for part in frames]
+    both = ImageBindAV(file, CPU, video_spans=2, crops=1, audio_spans=2)
+    video, audio = ImageBindVideo(file, CPU, spans=2, crops=1), ImageBindAudio(file, CPU, spans=2)
+
+    found = both.features(torch.stack([both.prepare(clip) for clip in clips]))
+
+    vectors = [
+        torch.stack([part.features(part.prepare(clip)[None])[0] for clip in clips]).double() for part in (video, audio)
+    ]
+    expected = (vectors[0] * vectors[1]).sum(dim=1) / (vectors[0].norm(dim=1) * vectors[1].norm(dim=1))
+    assert found.shape == (2, 1)
+    torch.testing.assert_close(found[:, 0].double(), expected, rtol=1e-4, atol=1e-5)
