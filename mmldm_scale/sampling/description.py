@@ -137,7 +137,8 @@ class DiTDescription:
         """Return the index of the class ``label``, its name or index; raise UserError if the model has no such one."""
         if isinstance(label, int):
             if not 0 <= label < len(self.classes):
-                raise UserError(f"class {label}: the model in {self.folder} has {len(self.classes)} classes, from 0")
+                count = len(self.classes)
+                raise UserError(f"label {label}: no class of the model in {self.folder}; it has {count}, from 0")
             return label
         if label in self.classes:
             return self.classes.index(label)

@@ -309,7 +309,7 @@ def test_inputs_and_outputs_in_the_forms_of_diffusers(pipe, clips, videos) -> No
         ({"latents": {"audio": torch.zeros(1, 4, 4, 4)}}, "latents: .* must be tensors of shapes"),
         ({"output_type": "mp4"}, "output_type: 'mp4': must be np, pt, pil or latent"),
         ({"class_labels": "rain"}, "label 'rain': no class"),
-        ({"class_labels": 3}, "class 3: the model in .* has 0 classes, from 0"),
+        ({"class_labels": 3}, "label 3: no class of the model in .*; it has 0, from 0"),
         ({"prompt_embeds": torch.zeros(1, 4)}, "prompt_embeds: the model in .* was not trained on texts, but none"),
         ({"guidance_scale": {"audio": 2.0}, "audio": None}, "guidance_scale: .* has none of video"),
         ({"decoder_guidance_scale": {"audio": 2.0}}, "decoder_guidance_scale: .* has none of video"),
