@@ -72,7 +72,7 @@ def _add_export_arguments(export: argparse.ArgumentParser) -> None:
     text = "diffusers, of a dit: where its autoencoder is; default: where it was when the latents were made"
     add_path(export, "--autoencoder", metavar="DIR", help=text)
     add_path(export, "--vocoder", metavar="PATH", help="diffusers, of a dit: a HiFi-GAN for its sound")
-    add("--license", default="unknown", metavar="ID", help="diffusers, of a dit: licence in the model card")
+    add("--license", metavar="ID", help="diffusers, of a dit: licence in the model card; default: unknown")
     text = "diffusers, of a dit: upload the folder to this repository of the Hugging Face Hub, new ones private"
     add("--push-to-hub", metavar="OWNER/NAME", help=text)
 

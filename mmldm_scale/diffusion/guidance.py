@@ -59,14 +59,15 @@ class Guidance:
 def guided_prediction(
     network: Network,
     latents: Mapping[Modality, Tensor],
-    time: int,
+    time: float,
     conditions: Mapping[str, Tensor],
     weights: Mapping[Modality, Weights],
 ) -> dict[Modality, Tensor]:
     """Return the guided prediction for each modality of ``weights``, (B, C, H, W) float32, from one forward pass.
 
     Args:
-        latents: of the model's modalities at timestep ``time``, (B, C, H, W) each.
+        latents: of the model's modalities at timestep ``time``, (B, C, H, W) each; a scheduler of diffusers may visit
+            timesteps between whole ones.
         conditions: arguments of the network, of B samples each.
         weights: of the branches, by the modalities that are generated.
     """

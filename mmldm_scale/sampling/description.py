@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
 
 from mmldm_scale.common import portable_paths
 from mmldm_scale.common.errors import UserError
@@ -99,8 +101,44 @@ class DiTDescription:
             )
         return whole
 
-    def class_number(self, label: str) -> int:
-        """Return the index of the class named ``label``; raise UserError if the model has no such class."""
+    def context_arguments(
+        self,
+        labels: Sequence[str | int],
+        embeddings: Sequence[Tensor],
+        device: torch.device,
+        name: str = "embeddings",
+    ) -> dict[str, Tensor]:
+        """Return the DiT's context arguments for a batch; empty if all samples have the null context.
+
+        Args:
+            labels: the class of each sample, by name or index; empty: no classes.
+            embeddings: of each sample's text, (n, context_width) with n from 1 to context_tokens; empty: no texts.
+            name: of the user's argument for ``embeddings``, for messages.
+
+        Raises:
+            UserError: the model has no such class, takes no texts, or takes embeddings of another shape.
+        """
+        if labels:
+            return {"label": torch.tensor([self.class_number(label) for label in labels], device=device)}
+        if not embeddings:
+            return {}
+        if self.context != "text":
+            raise UserError(f"{name}: the model in {self.folder} was not trained on texts, but {self.context}")
+        tokens, width = self.model.context_tokens, self.model.context_width
+        context = torch.zeros(len(embeddings), tokens, width, device=device)
+        for row, embedding in zip(context, embeddings, strict=True):
+            if embedding.ndim != 2 or not 1 <= len(embedding) <= tokens or embedding.shape[1] != width:
+                shape = tuple(embedding.shape)
+                raise UserError(f"{name}: {shape}: must be of shape (n, {width}) with n from 1 to {tokens}")
+            row[: len(embedding)] = embedding
+        return {"context": context, "context_length": torch.tensor([*map(len, embeddings)], device=device)}
+
+    def class_number(self, label: str | int) -> int:
+        """Return the index of the class ``label``, its name or index; raise UserError if the model has no such one."""
+        if isinstance(label, int):
+            if not 0 <= label < len(self.classes):
+                raise UserError(f"class {label}: the model in {self.folder} has {len(self.classes)} classes, from 0")
+            return label
         if label in self.classes:
             return self.classes.index(label)
         known = f"its classes are {', '.join(self.classes)}" if self.classes else "it was not trained on classes"

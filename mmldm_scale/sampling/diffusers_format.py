@@ -28,6 +28,7 @@ from mmldm_scale.sampling.diffusers_pipeline.folder import Extras
 from mmldm_scale.sampling.diffusers_pipeline.parts import unet_folder
 
 SCHEDULER = "scheduler"
+DIT_OPTIONS = ("--autoencoder", "--vocoder", "--license", "--push-to-hub")  # of mmldm export: they add to a DiT
 
 
 @dataclass(frozen=True)
@@ -62,21 +63,22 @@ def layout(args: argparse.Namespace) -> DiffusersFormat | None:
     Raises:
         UserError: an option does not fit the format, or nothing can be uploaded.
     """
+    values = {name: getattr(args, name[2:].replace("-", "_")) for name in DIT_OPTIONS}
+    given = [name for name, value in values.items() if value is not None]
     if args.format != "diffusers":
-        given = {"--autoencoder": args.autoencoder, "--vocoder": args.vocoder, "--push-to-hub": args.push_to_hub}
-        options = [name for name, value in given.items() if value is not None]
-        if options:
-            raise UserError(f"{options[0]}: needs --format diffusers")
+        if given:
+            raise UserError(f"{given[0]}: needs --format diffusers")
         return None
+    if given:
+        kind = pretrained.read_kind(pretrained.locate(args.checkpoint))
+        if kind != "dit":
+            raise UserError(f"{given[0]}: {args.checkpoint} is of kind {kind!r}: must be a dit, with all its parts")
     if args.push_to_hub:
         if isinstance(args.output, str):
             raise UserError(f"--push-to-hub: --output {args.output}: must be a folder, which is uploaded")
-        kind = pretrained.read_kind(pretrained.locate(args.checkpoint))
-        if kind != "dit":
-            raise UserError(f"--push-to-hub: {args.checkpoint} is of kind {kind!r}: must be a dit, with all its parts")
         hub.check(args.push_to_hub)
     name = args.push_to_hub or Path(args.output).name
-    return DiffusersFormat(Extras(args.autoencoder, args.vocoder, args.license, name))
+    return DiffusersFormat(Extras(args.autoencoder, args.vocoder, args.license or Extras.license, name))
 
 
 def push_to_hub(args: argparse.Namespace) -> None:

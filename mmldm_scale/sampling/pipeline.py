@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from mmldm_scale.common import rng
-from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.modalities import Modality, as_pair
 from mmldm_scale.config import Sampling
 from mmldm_scale.diffusion.guided_sampling import Latents, sample_latents
@@ -178,7 +177,7 @@ class Pipeline:
         if given:
             condition = self._encode(inputs, given) if condition is None else condition.to(self.device)
         before = {name: self._encode(inputs, name) for name in seen} if previous is None else previous.present
-        context = self._context(labels, embeddings)
+        context = self.description.context_arguments(labels, embeddings, self.device)
         steps, sampler = self.settings.steps, self.settings.sampler
         return sample_latents(
             self.dit,
@@ -194,24 +193,6 @@ class Pipeline:
             class_guidance=self.settings.class_guidance,
             guidance_interval=self.settings.guidance_interval,
         )
-
-    def _context(self, labels: Sequence[str], embeddings: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the DiT's context arguments for a batch; empty if all samples have the null context."""
-        if labels:
-            return {"label": torch.tensor([self.description.class_number(name) for name in labels], device=self.device)}
-        if not embeddings:
-            return {}
-        model, kind = self.description.model, self.description.context
-        if kind != "text":
-            raise UserError(f"embeddings: the model in {self.description.folder} was not trained on texts, but {kind}")
-        tokens, width = model.context_tokens, model.context_width
-        context = torch.zeros(len(embeddings), tokens, width, device=self.device)
-        for row, embedding in zip(context, embeddings, strict=True):
-            if embedding.ndim != 2 or not 1 <= len(embedding) <= tokens or embedding.shape[1] != width:
-                shape = tuple(embedding.shape)
-                raise UserError(f"embeddings: {shape}: must be of shape (n, {width}) with n from 1 to {tokens}")
-            row[: len(embedding)] = embedding
-        return {"context": context, "context_length": torch.tensor([*map(len, embeddings)], device=self.device)}
 
     def _encode(self, clips: Sequence[Clip], modality: Modality) -> Tensor:
         """Return the normalised latents (B, C, H, W) of one modality of ``clips``, the means of their posteriors.

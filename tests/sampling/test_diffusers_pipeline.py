@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from PIL import Image
 
 from mmldm_scale import MMLDMPipeline
@@ -19,9 +25,13 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.config import DecodingConfig, DiTConfig, Sampling
 from mmldm_scale.media.clip import Clip
 from mmldm_scale.models import pretrained
+from mmldm_scale.models.autoencoder.distillation import Distillation
+from mmldm_scale.models.autoencoder.model import Autoencoder
 from mmldm_scale.models.dit import DiT
 from mmldm_scale.sampling.diffusers_format import DiffusersFormat
-from mmldm_scale.sampling.diffusers_pipeline import saving
+from mmldm_scale.sampling.diffusers_pipeline import folder_code
+from mmldm_scale.sampling.diffusers_pipeline.folder import Extras
+from mmldm_scale.sampling.diffusers_pipeline.saving import PARTS_MODULE as PARTS
 from mmldm_scale.sampling.pipeline import Pipeline
 from tests.support.tiny_models.saved_autoencoder import save_autoencoder
 from tests.support.tiny_models.weights_folders import with_context
@@ -30,9 +40,9 @@ SETTINGS = Sampling(steps=4, decoding=DecodingConfig(steps=2))
 QUICK = {"num_inference_steps": 4, "decoder_num_inference_steps": 2}
 
 
-def export(dit: Path, folder: Path) -> Path:
+def export(dit: Path, folder: Path, autoencoder: Path | None = None) -> Path:
     """Write the DiT of the weights folder ``dit`` as a pipeline, as ``mmldm export --format diffusers`` does."""
-    layout = DiffusersFormat()
+    layout = DiffusersFormat(Extras(autoencoder))
     shutil.copytree(dit, layout.place(folder, "dit"), ignore=shutil.ignore_patterns(pretrained.SUMS))
     layout.write(folder, "dit", dit)
     pretrained.seal(folder)
@@ -113,19 +123,88 @@ def test_samples_are_those_of_our_own_pipeline(model, pipe, clips) -> None:
     assert_equal(pipe, ours, "v2a", clips, video=np.stack([clip.frames for clip in clips]))
 
 
-def test_a_flow_is_that_of_our_own_pipeline(model, tmp_path, clips) -> None:
+def save_flow(model, folder: Path, mean_flow: float = 0.0) -> Path:
+    """Write a DiT like ``model``'s that predicts the velocity of a flow."""
     stored = pretrained.read_config(model.dit, "dit")
-    flow = stored | {"diffusion": stored["diffusion"] | {"prediction": "flow"}}
-    dit = DiT(DiTConfig(**stored["model"]), tuple(stored["audio_shape"]), tuple(stored["video_shape"]))
-    pretrained.load_into(dit, model.dit)
-    pretrained.save(tmp_path / "dit", "dit", flow, dit.state_dict())
-    pipe = load(tmp_path / "dit", tmp_path / "pipeline")
+    config = DiTConfig(**stored["model"] | {"average_velocity": mean_flow > 0})
+    diffusion = stored["diffusion"] | {"prediction": "flow", "mean_flow": mean_flow}
+    dit = DiT(config, tuple(stored["audio_shape"]), tuple(stored["video_shape"]))
+    torch.manual_seed(3)
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    flow = stored | {"model": dataclasses.asdict(config), "diffusion": diffusion}
+    pretrained.save(folder, "dit", flow, dit.state_dict())
+    return folder
+
+
+def test_a_flow_is_that_of_our_own_pipeline(model, tmp_path, clips) -> None:
+    pipe = load(save_flow(model, tmp_path / "dit"), tmp_path / "pipeline")
     assert type(pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
     ours = Pipeline.from_pretrained(tmp_path / "dit", SETTINGS)
     assert_equal(pipe, ours, "v2a", clips, video=[clip.frames for clip in clips])
-    pipe.scheduler = DDIMScheduler()
-    with pytest.raises(ValueError, match="DDIMScheduler takes epsilon; the model predicts flow_prediction"):
-        pipe(**QUICK)
+    options = {"latents": noise_of_shapes(pipe), "output_type": "latent", "guidance_scale": 1}
+    euler = pipe("v2a", 50, video=clips[0], **options).audios
+    own = pipe.scheduler.config
+    kinds = [(DDIMScheduler(), "DDIMScheduler takes epsilon; the model predicts flow_prediction")]
+    kinds.append((DPMSolverMultistepScheduler.from_config(own), "DPMSolverMultistepScheduler takes epsilon"))
+    half = DPMSolverMultistepScheduler.from_config(own, prediction_type="flow_prediction")
+    kinds.append((half, "DPMSolverMultistepScheduler has not the timesteps of a flow"))
+    for pipe.scheduler, message in kinds:
+        with pytest.raises(ValueError, match=message) as error:
+            pipe(**QUICK)
+        remedy = 'from_config(pipe.scheduler.config, prediction_type="flow_prediction", use_flow_sigmas=True)'
+        assert str(error.value).endswith(f": make it with {remedy}")
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, prediction_type="flow_prediction", use_flow_sigmas=True
+    )
+    solver = pipe("v2a", 50, video=clips[0], **options).audios
+    assert (solver - euler).std() < 0.1 * euler.std()
+
+
+def test_average_velocities_are_those_of_the_steps(model, tmp_path, clips) -> None:
+    pipe = load(save_flow(model, tmp_path / "dit", mean_flow=0.5), tmp_path / "pipeline")
+    ours = Pipeline.from_pretrained(tmp_path / "dit", SETTINGS)
+    assert_equal(pipe, ours, "v2a", clips, video=[clip.frames for clip in clips])
+    assert "num_inference_steps=4," in (tmp_path / "pipeline" / "README.md").read_text()
+    options = {"latents": noise_of(ours, "svg", [3, 4])[0], "output_type": "latent", **QUICK}
+    averages = pipe(**options).frames
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
+    assert not torch.allclose(pipe(generator=seeded(0)[0], **options).frames, averages, atol=0.01)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, prediction_type="flow_prediction", use_flow_sigmas=True
+    )
+    at_instants = Pipeline.from_pretrained(tmp_path / "dit", dataclasses.replace(SETTINGS, sampler="dpm++", steps=100))
+    expected = at_instants.latents("svg", [3, 4]).video
+    made = pipe(**options | {"num_inference_steps": 100}).frames
+    assert (made - expected).std() < 0.05 * expected.std()
+
+
+def test_a_distilled_decoder_is_exported_with_the_dit_of_its_teacher(model, tmp_path) -> None:
+    student = Autoencoder.from_pretrained(model.autoencoder)
+    student.distillation = Distillation((1, 2), pretrained.fingerprint(model.autoencoder))
+    student.save_pretrained(tmp_path / "student")
+    pipe = MMLDMPipeline.from_pretrained(export(model.dit, tmp_path / "pipeline", tmp_path / "student"))
+    pipe.set_progress_bar_config(disable=True)
+    one = {"num_inference_steps": 1, "generator": seeded(0)}
+    most = pipe(**one | {"generator": seeded(0)}).frames
+    two = pipe(decoder_num_inference_steps=2, **one | {"generator": seeded(0)}).frames
+    assert np.array_equal(most, two)
+    steps = []
+    for options, message in (
+        ({"decoder_num_inference_steps": 4}, "decoder_num_inference_steps: 4: .* was distilled for 1 or 2 steps"),
+        ({"decoder_sampler": "unipc"}, "decoder_sampler: unipc: must be auto or ddim"),
+        ({"decoder_guidance_scale": 2}, "decoder_guidance_scale: 2: must be 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipe(callback_on_step_end=lambda *arguments: steps.append(arguments) or {}, **one, **options)
+    assert not steps
+    pipe.save_pretrained(tmp_path / "again")
+    assert MMLDMPipeline.from_pretrained(tmp_path / "again").autoencoder.model.distillation == student.distillation
+    assert "- signal decoder: distilled, for 1 or 2 steps" in (tmp_path / "pipeline" / "README.md").read_text()
+    student.distillation = Distillation((1, 2), pretrained.fingerprint(model.other_autoencoder))
+    student.save_pretrained(tmp_path / "stranger")
+    with pytest.raises(UserError, match="is not the autoencoder that made the DiT's latents"):
+        export(model.dit, tmp_path / "refused", tmp_path / "stranger")
 
 
 @pytest.mark.parametrize("modality", ["audio", "video"])
@@ -230,8 +309,16 @@ def test_inputs_and_outputs_in_the_forms_of_diffusers(pipe, clips, videos) -> No
         ({"latents": {"audio": torch.zeros(1, 4, 4, 4)}}, "latents: .* must be tensors of shapes"),
         ({"output_type": "mp4"}, "output_type: 'mp4': must be np, pt, pil or latent"),
         ({"class_labels": "rain"}, "label 'rain': no class"),
-        ({"prompt_embeds": torch.zeros(1, 4)}, "prompt_embeds: the model was not trained on texts, but none"),
-        ({"guidance_scale": {"audio": 2.0}, "audio": None}, "guidance scale: .* has none of video"),
+        ({"class_labels": 3}, "class 3: the model in .* has 0 classes, from 0"),
+        ({"prompt_embeds": torch.zeros(1, 4)}, "prompt_embeds: the model in .* was not trained on texts, but none"),
+        ({"guidance_scale": {"audio": 2.0}, "audio": None}, "guidance_scale: .* has none of video"),
+        ({"decoder_guidance_scale": {"audio": 2.0}}, "decoder_guidance_scale: .* has none of video"),
+        ({"decoder_guidance_scale": 0.5}, "decoder_guidance_scale: must be at least 1"),
+        ({"class_guidance": -1.0}, "class_guidance: -1.0: must be a number of at least 0"),
+        ({"guidance_interval": (0.5, 0.2)}, "guidance_interval: .*: must be .low, high. with 0 <= low < high <= 1"),
+        ({"decoder_num_inference_steps": 0}, "decoder_num_inference_steps: must be at least 1"),
+        ({"decoder_num_inference_steps": 2000}, "decoder_num_inference_steps: 2000: must be from 1 to"),
+        ({"decode_chunk_size": -1}, "decode_chunk_size: must not be negative"),
         ({"decoder_sampler": "ode45"}, "decoder_sampler: 'ode45' is unknown"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "only 'latents' is possible"),
         ({"num_inference_steps": 0}, "num_inference_steps: 0: must be at least 1"),
@@ -254,6 +341,19 @@ def test_a_class_steers_its_sample(model, tmp_path) -> None:
     found = pipe(class_labels="wind", latents=latents, output_type="latent", **QUICK).frames
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert 'class_labels="rain"' in (tmp_path / "pipeline" / "README.md").read_text()
+
+
+def test_class_and_given_sound_are_guided_as_in_our_own_pipeline(model, tmp_path, clips) -> None:
+    pipe = load(with_context(model, tmp_path / "dit", "class", ["rain", "wind"]), tmp_path / "pipeline")
+    settings = dataclasses.replace(SETTINGS, video_guidance=3.0, class_guidance=5.0, guidance_interval=[0.3, 0.8])
+    ours = Pipeline.from_pretrained(tmp_path / "dit", settings)
+    latents, _ = noise_of(ours, "a2v", [3])
+    expected = ours.latents("a2v", [3], clips[:1], labels=["wind"]).video
+    options = {"audio": clips[0], "class_labels": "wind", "latents": latents, "output_type": "latent", **QUICK}
+    scales = {"guidance_scale": {"video": 3}, "decoder_guidance_scale": {"video": 1}}  # given sound needs none
+    found = pipe("a2v", class_guidance=5, guidance_interval=(0.3, 0.8), **scales, **options).frames
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(pipe("a2v", **scales, **options).frames, expected, atol=0.01)
 
 
 def test_half_precision_is_close_and_keeps_the_kl_vae_in_float32_while_it_decodes(folder, pipe) -> None:
@@ -305,6 +405,17 @@ def test_damage_and_unknown_options_are_one_line(folder, tmp_path) -> None:
         MMLDMPipeline.from_pretrained(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def other_version(model, tmp_path_factory) -> Path:
+    """A pipeline's folder with the code of another version of the package."""
+    sources = folder_code._sources()
+    name = "sampling_diffusers_pipeline_parts"
+    changed = sources[name].replace("class MMLDMDiT(ModelMixin):", "class MMLDMDiT(ModelMixin):\n    version = 2\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_code, "_sources", lambda: sources | {name: changed})
+        return export(model.dit, tmp_path_factory.mktemp("exported") / "other")
+
+
 @pytest.fixture
 def no_package(tmp_path, monkeypatch) -> None:
     """As if mmldm_scale were not installed, with an empty cache of diffusers for code."""
@@ -313,8 +424,8 @@ def no_package(tmp_path, monkeypatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] in ("mmldm_scale", "diffusers_modules")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mmldm_scale", None)  # its import fails
-    monkeypatch.setitem(sys.modules, saving.PARTS_MODULE, None)  # restored afterwards
-    monkeypatch.delitem(sys.modules, saving.PARTS_MODULE)
+    monkeypatch.setitem(sys.modules, PARTS, None)  # restored afterwards
+    monkeypatch.delitem(sys.modules, PARTS)
 
 
 def test_diffusers_alone_makes_the_same_samples_with_the_code_in_the_folder(pipe, folder, no_package) -> None:
@@ -329,3 +440,22 @@ def test_diffusers_alone_makes_the_same_samples_with_the_code_in_the_folder(pipe
     with pytest.raises(Exception, match=r"a.wav: to read files, install mmldm_scale; or pass an array"):
         alone("a2v", audio="a.wav")
     assert {file.suffix for file in folder.rglob("*.*")} == {".py", ".json", ".md", ".safetensors", ".sha256"}
+
+
+def test_folders_of_two_versions_have_each_its_own_classes(folder, other_version, no_package, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # both may be copied within the second that it goes by
+    for place, version in ((folder, None), (other_version, 2), (folder, None)):
+        location = str(place)
+        pipe = DiffusionPipeline.from_pretrained(location, custom_pipeline=location, trust_remote_code=True)
+        assert {getattr(kind, "version", None) for kind in (type(pipe.dit), sys.modules[PARTS].MMLDMDiT)} == {version}
+        assert sys.modules[type(pipe).__module__].MMLDMDiT is type(pipe.dit)
+
+
+def test_where_the_package_is_installed_its_own_classes_are_used(other_version, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    parts, location = sys.modules[PARTS], str(other_version)
+    pipe = DiffusionPipeline.from_pretrained(location, custom_pipeline=location, trust_remote_code=True)
+    assert sys.modules[PARTS] is parts
+    assert type(pipe) is MMLDMPipeline
+    assert type(pipe.dit) is parts.MMLDMDiT

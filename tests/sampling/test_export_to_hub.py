@@ -94,6 +94,7 @@ def test_the_folder_is_uploaded_as_it_is(model, hub, tmp_path, capsys) -> None:
     [
         (["--push-to-hub", "owner/name"], "--push-to-hub: needs --format diffusers"),
         (["--vocoder", "v"], "--vocoder: needs --format diffusers"),
+        (["--license", "mit"], "--license: needs --format diffusers"),
         (["--format", "diffusers", "--push-to-hub", "name"], "--push-to-hub: 'name': must be OWNER/NAME"),
     ],
 )
@@ -111,6 +112,9 @@ def test_without_a_token_offline_or_for_a_part_alone_nothing_is_written(
     push = ("--format", "diffusers", "--push-to-hub", "owner/name")
     assert export(model.autoencoder, tmp_path / "out", *push) == 2
     assert "is of kind 'autoencoder': must be a dit" in capsys.readouterr().err
+    for option in ("--license", "--autoencoder", "--vocoder"):
+        assert export(model.autoencoder, tmp_path / "out", "--format", "diffusers", option, "mit") == 2
+        assert f"mmldm: {option}: {model.autoencoder} is of kind 'autoencoder': must" in capsys.readouterr().err
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert export(model.dit, tmp_path / "out", *push) == 2
     assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err

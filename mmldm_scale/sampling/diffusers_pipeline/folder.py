@@ -6,7 +6,7 @@
     vae/  unet/                   KL-VAE and U-Net, for diffusers' own classes; or unet_audio/ and unet_video/
     scheduler/  vocoder/          the latter if one is given
     model_index.json  README.md   the pipeline's parts; the model card
-    pipeline.py  mmldm_code/      the code, for programs without mmldm_scale
+    pipeline.py  mmldm_code_…/    the code, for programs without mmldm_scale
 """
 
 import shutil

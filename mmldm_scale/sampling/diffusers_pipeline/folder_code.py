@@ -3,13 +3,17 @@
     DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
 
 diffusers runs the folder's ``pipeline.py``. It copies that file, and the files that are imported in it by relative
-names of at most two parts, to its cache; so all modules lie in one folder, ``mmldm_code``, and ``pipeline.py`` names
-each. They are the package's own with their imports renamed: ``mmldm_scale.models.dit`` is ``mmldm_code/models_dit.py``.
+names of at most two parts, to its cache; so all modules lie in one folder, and ``pipeline.py`` names each. They are the
+package's own with their imports renamed: ``mmldm_scale.models.dit`` is ``mmldm_code_VERSION/models_dit.py``. VERSION is
+a hash of them: diffusers copies all folders to the same place, where those of two versions must not meet. A program
+that has the package uses the package.
 """
 
 import ast
 import functools
-from collections.abc import Iterator
+import hashlib
+import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmldm_scale.common.errors import UserError
@@ -19,37 +23,45 @@ PACKAGE = "mmldm_scale"
 PIPELINE_MODULE = f"{PACKAGE}.sampling.diffusers_pipeline.pipeline"
 ALSO = (f"{PACKAGE}.media.hifi_gan",)  # imported inside functions that the pipeline calls
 ROOT = Path(__file__).parents[2]  # of the package
+VERSION_DIGITS = 12  # of the hash of the code, in the name of its folder
 HEADER = '''"""The pipeline's code, for programs of diffusers without mmldm_scale (Apache-2.0).
 
     DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
 
-diffusers copies the files that are imported here; mmldm_code/ is {package}'s own code with its imports renamed.
+diffusers copies the files that are imported here; {code}/ is {package}'s own code with its imports renamed.
 """
 
+import importlib
+import importlib.util
 import sys
 
+if getattr(importlib.util.find_spec("{package}"), "origin", None):  # installed: its classes are those of the parts, too
+    MMLDMPipeline = importlib.import_module("{module}").MMLDMPipeline
+else:
 {imports}
-from .{pipeline} import MMLDMDiT, MMLDMPipeline
 
-# The name under which model_index.json has the parts; it is the module's name in the package.
-sys.modules.setdefault("{parts}", sys.modules[MMLDMDiT.__module__])
+    # model_index.json has the parts under the module's name in the package; a folder loaded before has its own classes.
+    sys.modules["{parts}"] = sys.modules[MMLDMDiT.__module__]
 
 __all__ = ["MMLDMPipeline"]
 '''
 
 
 def write(folder: Path) -> None:
-    """Write ``pipeline.py`` and ``mmldm_code/`` into ``folder``."""
+    """Write ``pipeline.py`` and the folder of the code into ``folder``."""
     sources = _sources()
-    (folder / CODE_FOLDER).mkdir()
+    code = f"{CODE_FOLDER}_{_version(sources)}"
+    (folder / code).mkdir()
     for name, source in sources.items():
-        (folder / CODE_FOLDER / f"{name}.py").write_text(source)
-    imports = "\n".join(f"from .{CODE_FOLDER}.{name} import __doc__ as _" for name in sources)
+        (folder / code / f"{name}.py").write_text(source)
+    imports = [f"from .{code}.{name} import __doc__ as _" for name in sources]
+    imports.append(f"from .{code}.{_flat(PIPELINE_MODULE)} import MMLDMDiT, MMLDMPipeline")
     (folder / CODE).write_text(
         HEADER.format(
             package=PACKAGE,
-            imports=imports,
-            pipeline=f"{CODE_FOLDER}.{_flat(PIPELINE_MODULE)}",
+            code=code,
+            module=PIPELINE_MODULE,
+            imports=textwrap.indent("\n".join(imports), "    "),
             parts=PARTS_MODULE,
         )
     )
@@ -60,6 +72,12 @@ def _sources() -> dict[str, str]:
     """Return the sources of the modules by their names in the flat folder."""
     modules = sorted(_reached([PIPELINE_MODULE, *ALSO]))
     return {_flat(module): _renamed(module, modules) for module in modules}
+
+
+def _version(sources: Mapping[str, str]) -> str:
+    """Return a name of this version of the code: a part of a hash of all ``sources``."""
+    joined = "".join(f"{name}\n{source}\n" for name, source in sorted(sources.items()))
+    return hashlib.sha256(joined.encode()).hexdigest()[:VERSION_DIGITS]
 
 
 def _reached(modules: list[str]) -> set[str]:

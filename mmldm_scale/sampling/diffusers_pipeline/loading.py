@@ -64,7 +64,11 @@ def _networks(folder: Path, dtype: torch.dtype | None, own: dict[str, Any]) -> d
     """Return DiT, autoencoder, KL-VAE and U-Nets, without those in ``own``."""
     dit = own.get("dit") or MMLDMDiT.from_pretrained(folder / "dit", dtype)
     autoencoder, unets = MMLDMAutoencoder.load(folder / "autoencoder", dtype)
-    if autoencoder.fingerprint != dit.description.autoencoder["fingerprint"]:
+    distillation = autoencoder.model.distillation  # a distilled decoder draws from its teacher's latents
+    if dit.description.autoencoder["fingerprint"] not in (
+        autoencoder.fingerprint,
+        distillation.teacher if distillation else None,
+    ):
         raise UserError(f"{folder / 'autoencoder'}: is not of the autoencoder that made the DiT's latents")
     parts: dict[str, Any] = {"dit": dit, "autoencoder": own.get("autoencoder") or autoencoder}
     if "vae" not in own:

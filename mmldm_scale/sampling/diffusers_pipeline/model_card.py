@@ -13,7 +13,9 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.provenance import DIGITS, Provenance
 from mmldm_scale.config.compose import read_yaml
 from mmldm_scale.models import pretrained
+from mmldm_scale.models.autoencoder.distillation import KEY, Distillation
 from mmldm_scale.sampling.description import DiTDescription
+from mmldm_scale.sampling.diffusers_pipeline.parts import AUTOENCODER_PART
 
 RUN_CONFIG = "config.yaml"
 TRAINING_KEYS = (  # of the configuration's "training": what the result depends on
@@ -39,7 +41,7 @@ from diffusers.utils import encode_video
 from mmldm_scale import MMLDMPipeline
 
 pipe = MMLDMPipeline.from_pretrained("{name}").to("cuda" if torch.cuda.is_available() else "cpu")
-output = pipe({arguments}, num_inference_steps=50, generator=torch.Generator().manual_seed(0))
+output = pipe({arguments}, num_inference_steps={steps}, generator=torch.Generator().manual_seed(0))
 {write}
 ```
 
@@ -101,6 +103,7 @@ def text(folder: Path, description: DiTDescription, configuration: dict[str, Any
         f"{made}{_tasks(description)}, trained with mmldm_scale.",
         name=name,
         arguments=f'task="svg"{_context_argument(description)}',
+        steps=4 if description.diffusion.mean_flow else 50,
         write=_write_lines(modalities),
         clips=_clips(description),
         training=_training(folder, configuration),
@@ -178,6 +181,16 @@ def _weights(folder: Path, description: DiTDescription) -> str:
             f"- dit: {model.depth} blocks of width {model.width}, {model.heads} heads, predicts "
             f"{description.diffusion.prediction}; fingerprint `{fingerprint[:DIGITS]}`",
             f"- autoencoder: fingerprint `{description.autoencoder['fingerprint'][:DIGITS]}`, as in `mmldm status`",
+            *_distillation(folder),
             "- safetensors only; `weights.sha256` has the sha256 of each file",
         ]
     )
+
+
+def _distillation(folder: Path) -> list[str]:
+    """Return the line on a distilled signal decoder; [] if it is not distilled."""
+    file = folder / "autoencoder" / pretrained.CONFIG
+    distillation = Distillation.parse(pretrained.read_config(file.parent, AUTOENCODER_PART).get(KEY), file)
+    if distillation is None:
+        return []
+    return [f"- signal decoder: distilled, for {' or '.join(map(str, distillation.steps))} steps"]

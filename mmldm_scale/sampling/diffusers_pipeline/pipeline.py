@@ -25,6 +25,7 @@ from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.modalities import Modality, as_pair
 from mmldm_scale.config import DecodingConfig
 from mmldm_scale.diffusion.normalise import normalise, restore
@@ -41,6 +42,13 @@ OutputType = Literal["np", "pt", "pil", "latent"]
 Generators = torch.Generator | list[torch.Generator]
 ByModality = float | Mapping[str, float]
 Callback = Callable[["MMLDMPipeline", int, Any, dict[str, Any]], dict[str, Any]]
+DECODER_ARGUMENTS = {  # by the keys of DecodingConfig in messages
+    "decoding.sampler": "decoder_sampler",
+    "decoding.steps": "decoder_num_inference_steps",
+    "decoding.audio_guidance": "decoder_guidance_scale",
+    "decoding.video_guidance": "decoder_guidance_scale",
+    "decoding.pictures": "decode_chunk_size",
+}
 
 
 @dataclass
@@ -147,6 +155,8 @@ class MMLDMPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         guidance_scale: ByModality = 2.5,
         *,
+        class_guidance: float | None = None,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
         audio: Any = None,
         video: Any = None,
         sampling_rate: float | None = None,
@@ -156,7 +166,7 @@ class MMLDMPipeline(DiffusionPipeline):
         generator: Generators | None = None,
         latents: Tensor | Mapping[str, Tensor] | None = None,
         eta: float = 0.0,
-        decoder_num_inference_steps: int = 50,
+        decoder_num_inference_steps: int | None = None,
         decoder_guidance_scale: ByModality = 1.0,
         decoder_sampler: str = "ddim",
         decoder_latents: Mapping[str, Tensor] | None = None,
@@ -173,6 +183,9 @@ class MMLDMPipeline(DiffusionPipeline):
                 ``audio``, "v2a" sound to ``video``.
             num_inference_steps: steps of the scheduler; how many it allows is its business.
             guidance_scale: of the conditions, for both modalities or {"audio": …, "video": …}; 1: none, half the work.
+                A given modality needs none.
+            class_guidance: of class or text beside a given modality; default: as ``guidance_scale``.
+            guidance_interval: low and high; guidance applies in this part of the process, 0 clean, 1 noise.
             audio: for a2v, one sound for each sample (:func:`.media_inputs.sounds`).
             video: for v2a, one video for each sample (:func:`.media_inputs.videos`).
             sampling_rate: of ``audio`` given as arrays, in Hz; default: the model's.
@@ -182,7 +195,7 @@ class MMLDMPipeline(DiffusionPipeline):
             generator: one of all noise, or one for each sample.
             latents: normal noise to begin with, by modality, or of a model's only one; default: from ``generator``.
             eta: of DDIM.
-            decoder_num_inference_steps: steps of the signal decoder.
+            decoder_num_inference_steps: steps of the signal decoder; default: 50, or a distilled one's most.
             decoder_guidance_scale: of the signal decoder, at least 1.
             decoder_sampler: "ddim", "dpm++" or "unipc".
             decoder_latents: normal noise that decoding begins with, by modality; default: from ``generator``.
@@ -195,13 +208,16 @@ class MMLDMPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: arguments do not fit each other or the model.
-            UserError: a sound, a video or a file cannot be used; a class is unknown.
+            UserError: a sound, a video or a file cannot be used; a class is unknown; the decoder cannot draw so.
         """
-        decoding = _decoding(decoder_sampler, decoder_num_inference_steps, decoder_guidance_scale, decode_chunk_size)
         self._check(task, output_type, callback_on_step_end_tensor_inputs)
+        decoding = self._decoding(
+            task, decoder_sampler, decoder_num_inference_steps, decoder_guidance_scale, decode_chunk_size
+        )
+        self._class_guidance, self._guidance_interval = class_guidance, tuple(guidance_interval)
         self._guidance_scale, self._interrupt = guidance_scale, False
         given = self._given(task, audio, video, sampling_rate)
-        contexts = denoising.contexts(self.dit.description, class_labels, prompt_embeds)
+        contexts = _contexts(class_labels, prompt_embeds)
         repeats = num_videos_per_prompt
         prompts = max(len(given), *map(len, contexts.values()), 0) or max(1, _rows(latents) // repeats)
         count = prompts * repeats
@@ -234,6 +250,22 @@ class MMLDMPipeline(DiffusionPipeline):
             raise ValueError(f"callback_on_step_end_tensor_inputs: {[*callback_inputs]}: only 'latents' is possible")
         self.dit.description.check_task(task)
         denoising.check_scheduler(self.scheduler, self.dit.description.diffusion)
+
+    def _decoding(
+        self, task: GenerationTask, sampler: str, steps: int | None, guidance: ByModality, chunk: int | None
+    ) -> DecodingConfig:
+        """Return the settings of the signal decoder; raise UserError if it cannot draw so."""
+        distillation = self.autoencoder.model.distillation
+        if steps is None:
+            steps = max(distillation.steps) if distillation else DecodingConfig.steps
+        scales = dict.fromkeys(("audio", "video"), 1.0)
+        for name in TASKS[task].generated:
+            if name in self.dit.description.shapes:
+                scales[name] = denoising.scale_of(guidance, name, "decoder_guidance_scale")
+        with _decoder_arguments():
+            decoding = DecodingConfig(sampler, steps, scales["audio"], scales["video"], chunk or 0)
+            check_decoding(decoding, distillation)
+        return decoding
 
     def _given(self, task: GenerationTask, audio: Any, video: Any, sampling_rate: float | None) -> list[np.ndarray]:
         """Return the sounds or frames that ``task`` is given; [] if it is given none."""
@@ -283,7 +315,8 @@ class MMLDMPipeline(DiffusionPipeline):
         """Return the normalised latents, including those of ``given``."""
         name, device = GIVEN[task], self._execution_device
         fixed = {name: self._encode(given, name)} if name else {}
-        context = denoising.context_arguments(self.dit.description, contexts, device)
+        labels, embeddings = (contexts.get(argument, []) for argument in ("class_labels", "prompt_embeds"))
+        context = self.dit.description.context_arguments(labels, embeddings, device, "prompt_embeds")
         request = denoising.Request(self.dit, self.scheduler, noise, fixed, context)
         self._num_timesteps = len(timesteps)
         packed = request.start()
@@ -291,7 +324,8 @@ class MMLDMPipeline(DiffusionPipeline):
             for i, time in enumerate(timesteps):
                 if self.interrupt:
                     continue
-                packed = request.step(packed, time, self.guidance_scale, options)
+                scales = self.guidance_scale, request.shapes, self._class_guidance, self._guidance_interval
+                packed = request.step(packed, time, denoising.guidance(*scales), options)
                 if callback is not None:
                     latents = request.unpack(packed)
                     packed = request.pack(callback(self, i, time, {"latents": latents}).get("latents", latents))
@@ -397,9 +431,24 @@ def _rows(latents: Tensor | Mapping[str, Tensor] | None) -> int:
     return 0 if latents is None else len(latents)
 
 
-def _decoding(sampler: str, steps: int, guidance: ByModality, chunk: int | None) -> DecodingConfig:
-    """Return the settings of the signal decoder; raise UserError if they are not possible."""
-    scales = {name: denoising.scale_of(guidance, name) for name in ("audio", "video")}
-    decoding = DecodingConfig(sampler, steps, scales["audio"], scales["video"], chunk or 0)
-    check_decoding(decoding, prefix="decoder_")
-    return decoding
+def _contexts(labels: Any, embeddings: Any) -> dict[str, list[Any]]:
+    """Return the contexts by argument, one for each prompt, without those that are None; raise ValueError for both."""
+    if labels is not None and embeddings is not None:
+        raise ValueError("class_labels, prompt_embeds: only one of them is possible")
+    if labels is not None:
+        given = [labels] if isinstance(labels, str | int) else labels
+        return {"class_labels": [label if isinstance(label, str) else int(label) for label in given]}
+    if embeddings is not None:
+        single = isinstance(embeddings, Tensor) and embeddings.ndim != 3
+        return {"prompt_embeds": [embeddings] if single else [*embeddings]}
+    return {}
+
+
+@contextmanager
+def _decoder_arguments() -> Iterator[None]:
+    """Name in the UserErrors of the block the pipeline's arguments instead of the keys of DecodingConfig."""
+    try:
+        yield
+    except UserError as error:
+        key, _, problem = str(error).partition(": ")
+        raise UserError(f"{DECODER_ARGUMENTS.get(key, key)}: {problem}") from None

@@ -16,7 +16,8 @@ from mmldm_scale.sampling.diffusers_pipeline.loading import INDEX, PIPELINE
 
 PARTS_MODULE = "mmldm_scale.sampling.diffusers_pipeline.parts"  # of our classes, in model_index.json
 OWN_PARTS = ("dit", "autoencoder")
-CARD, CODE, CODE_FOLDER = "README.md", "pipeline.py", "mmldm_code"  # in an exported folder, beside the parts
+CARD, CODE = "README.md", "pipeline.py"  # in an exported folder, beside the parts
+CODE_FOLDER = "mmldm_code"  # likewise; the name goes on with the version of the code
 
 
 def save(
@@ -55,5 +56,5 @@ def _copy_companions(source: Path, folder: Path) -> None:
     for name in (CARD, CODE):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    if (source / CODE_FOLDER).is_dir():
-        shutil.copytree(source / CODE_FOLDER, folder / CODE_FOLDER, dirs_exist_ok=True)
+    for code in filter(Path.is_dir, source.glob(f"{CODE_FOLDER}*")):
+        shutil.copytree(code, folder / code.name, dirs_exist_ok=True)
