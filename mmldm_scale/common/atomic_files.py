@@ -21,6 +21,8 @@ from mmldm_scale.common.errors import UserError
 TEMPORARY_SUFFIX = ".tmp"  # of a file that is still being written
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}  # error numbers in words
 
+_digests: dict[Path, tuple[tuple[int, int], str]] = {}  # bytes and time of change of the files read, and their sha256
+
 
 class WholeFile:
     """A file that appears under its name when it is committed.
@@ -123,6 +125,17 @@ def sha256(path: Path) -> str:
     """Return the sha256 (hex) of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """Return the sha256 (hex) of a file's content, which a process reads once unless its size or time changes."""
+    status = path.stat()
+    state = status.st_size, status.st_mtime_ns
+    known, digest = _digests.get(path.absolute(), (None, ""))
+    if known != state:
+        digest = sha256(path)
+        _digests[path.absolute()] = state, digest
+    return digest
 
 
 # Side effects as functions of one line, so that a test can make them fail.

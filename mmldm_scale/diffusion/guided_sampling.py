@@ -1,8 +1,7 @@
 """From noise to latents for joint and conditional generation, with cross-modal guidance (section 3.3).
 
-Tasks: "svg" generates audio and video together, "a2v" video to given audio, "v2a" audio to given video. Each may have a
-context (a class, or embeddings of a text), and svg may continue the previous clip. Everything random is an argument, so
-that a sample is a function of its noise and its conditions.
+:mod:`.tasks` has the tasks. Each may have a context (a class, or embeddings of a text), and continue the previous clip.
+Everything random is an argument, so that a sample is a function of its noise and its conditions.
 """
 
 from collections.abc import Mapping, Sequence

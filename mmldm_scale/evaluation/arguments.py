@@ -57,7 +57,7 @@ def add_evaluate_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_seams_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mmldm seams``."""
-    add_path(parser, "folder", metavar="SAMPLES", help="a folder that mmldm sample --seconds filled")
+    add_path(parser, "folder", metavar="DIR", help="a folder that mmldm sample --seconds filled")
 
 
 def add_memorisation_arguments(parser: argparse.ArgumentParser) -> None:

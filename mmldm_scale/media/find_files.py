@@ -5,6 +5,7 @@ for path in find_files(Path("videos")):
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from mmldm_scale.common.errors import UserError
@@ -39,6 +40,16 @@ def find_files(folder: Path) -> list[str]:
                 paths += [inside + name for name in files]
         pending = links
     return sorted(paths)
+
+
+def find_media(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Return the files below ``folder`` that end with one of ``suffixes`` (small letters, with the dot), sorted.
+
+    Those are left out whose name, or that of a folder between, begins with a dot: "._clip.mp4" is no video, but what a
+    Mac leaves beside one. Raises UserError as :func:`find_files` does.
+    """
+    visible = (path for path in find_files(folder) if not any(part.startswith(".") for part in path.split("/")))
+    return sorted(file for file in map(folder.joinpath, visible) if file.suffix.lower() in suffixes and file.is_file())
 
 
 def _refuse(error: OSError) -> None:

@@ -3,6 +3,8 @@
 with FlopCounter() as counter:
     network(batch)
 print(counter.total)
+
+flops_of(lambda: network(batch))          # the total alone, without gradients
 """
 
 from collections import Counter
@@ -62,3 +64,10 @@ class FlopCounter(TorchDispatchMode):
         if formula:
             self.flops[args[0].dtype] += formula(*args, **kwargs, out_val=result)
         return result
+
+
+def flops_of(function: Callable[[], object]) -> int:
+    """Return the floating-point operations (twice the MACs) of ``function()``, which runs without gradients."""
+    with FlopCounter() as counter, torch.no_grad():
+        function()
+    return counter.total

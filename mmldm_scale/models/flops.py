@@ -1,4 +1,4 @@
-"""The arithmetic of a model: counted on the meta device, and for the DiT by formula.
+"""The arithmetic of a DiT by formula, and the table of its presets.
 
 A MAC is one multiply-accumulate; FLOPs are twice the MACs. Papers often report the MACs of a DiT's linear layers alone
 as its "FLOPs", so that :class:`DiTMacs` keeps linear layers and attention apart. ``print(model_info())`` shows the
@@ -14,22 +14,9 @@ from mmldm_scale.config import DiTConfig
 from mmldm_scale.config.media import Shape
 from mmldm_scale.models.dit import PRESETS, DiT, latent_shapes
 from mmldm_scale.models.dit_layers import FREQUENCIES
-from mmldm_scale.models.flop_counter import FlopCounter
 
 # The paper's latents of 16 frames of 256 × 256 pixels and their sound: channels, rows, columns.
 AUDIO_SHAPE, VIDEO_SHAPE = (16, 8, 8), (16, 16, 16)
-
-
-def forward_macs(module: nn.Module, *inputs: torch.Tensor) -> int:
-    """Return the MACs of the matrix products, convolutions and attention of ``module(*inputs)``.
-
-    It runs on the meta device, on shapes alone: no memory is allocated, however large the model is.
-    """
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
-    with FlopCounter() as counter, torch.no_grad():
-        torch.func.functional_call(module, state, tuple(x.to("meta") for x in inputs))
-    return counter.total // 2
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ A kind is the name of a trainable ("kl_vae", "autoencoder", "dit"); which ones e
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mmldm_scale.common.atomic_files import sha256
+from mmldm_scale.common.atomic_files import remembered_sha256, sha256
 from mmldm_scale.common.checkpoint_folders import find_checkpoints
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.provenance import PROVENANCE
 
 CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "weights.sha256"
 REASON_LENGTH = 300  # characters of a library's message that are repeated in an error
-
-_verified: dict[Path, tuple[int, int, str]] = {}  # bytes, time of change and sha256 of the files found to be whole
 
 
 def save(folder: Path, kind: str, config: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
@@ -95,12 +94,8 @@ def _sums(file: Path) -> dict[str, str]:
 
 def _verify(file: Path, digest: str) -> None:
     try:
-        status = file.stat()
-        state = status.st_size, status.st_mtime_ns, digest
-        if _verified.get(file.absolute()) != state:
-            if sha256(file) != digest:
-                raise UserError(f"{file}: is damaged: it differs from its sha256 in {SUMS}; copy or export it again")
-            _verified[file.absolute()] = state
+        if remembered_sha256(file) != digest:
+            raise UserError(f"{file}: is damaged: it differs from its sha256 in {SUMS}; copy or export it again")
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
 
@@ -180,13 +175,17 @@ def fingerprint(path: Path) -> str:
     """Return the sha256 (64 hex digits) of all names and contents in a weights folder: the identity of a model.
 
     For a single file it covers that file and, if there is one, the config.json beside it. The sums beside the files and
-    the provenance do not count: folders that older versions wrote have none.
+    the provenance do not count: folders that older versions wrote have none. A process reads each file once.
     """
-    contents = (file for file in path.rglob("*") if file.name not in (SUMS, PROVENANCE))
-    paths = sorted(contents) if path.is_dir() else [path, path.with_name(CONFIG)]
-    root = path if path.is_dir() else path.parent
+    if not path.is_dir():
+        return fingerprint_of_files(path.parent, [path, path.with_name(CONFIG)])
+    return fingerprint_of_files(path, sorted(file for file in path.rglob("*") if file.name not in (SUMS, PROVENANCE)))
+
+
+def fingerprint_of_files(root: Path, paths: Iterable[Path]) -> str:
+    """Return the sha256 of the names, relative to ``root``, and the contents of those of ``paths`` that are files."""
     digest = hashlib.sha256()
     for file in filter(Path.is_file, paths):
         digest.update(file.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(bytes.fromhex(sha256(file)))
+        digest.update(bytes.fromhex(remembered_sha256(file)))
     return digest.hexdigest()

@@ -241,8 +241,12 @@ class SamplingJob:
 
 
 def _trial(pipeline: Pipeline) -> Pipeline:
-    """Return ``pipeline`` with one step for each stage and no vocoder, which takes no memory of the GPU."""
-    trial = copy.copy(pipeline)
-    decoding = replace(pipeline.settings.decoding, steps=1)
-    trial.settings, trial.vocoder = replace(pipeline.settings, steps=1, decoding=decoding), None
+    """Return ``pipeline`` with as few steps as each stage can take and no vocoder, which takes no memory of the GPU.
+
+    Its step of the DiT is guided as most steps are, though it is the first one.
+    """
+    trial, settings, distillation = copy.copy(pipeline), pipeline.settings, pipeline.autoencoder.distillation
+    decoding = replace(settings.decoding, steps=min(distillation.steps) if distillation else 1)
+    trial.settings = replace(settings, steps=1, decoding=decoding, guidance_interval=[0.0, 1.0])
+    trial.vocoder = None
     return trial

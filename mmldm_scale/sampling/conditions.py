@@ -47,8 +47,9 @@ def find_prompts(args: argparse.Namespace, description: DiTDescription, settings
     if args.prompt is None and args.prompts is None:
         return []
     if description.context != "text":
+        option = "--prompt" if args.prompts is None else f"--prompts {args.prompts}"
         raise UserError(
-            f"--prompt: the model in {description.folder} was not trained on texts, but context.kind="
+            f"{option}: the model in {description.folder} was not trained on texts, but context.kind="
             f"{description.context}"
         )
     check_encoder(settings.text_encoder, description.model)

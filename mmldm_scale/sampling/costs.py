@@ -61,9 +61,10 @@ class Cost:
                 self.kl_vae,
             )
         )
+        pictures = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
         return (
-            f"a sample costs {total} TMACs: denoise {denoising} ({self.steps} steps), decode {decoding} "
-            f"(signal decoder {drawing}: {self.pictures} pictures, {self.decoding_steps} steps; KL-VAE {rendering}); "
+            f"a sample costs {total} TMACs: denoise {denoising} ({self.steps} steps), decode {decoding} (signal "
+            f"decoder {drawing}: {pictures}, {self.decoding_steps} steps; KL-VAE {rendering}); "
             "the vocoder is not counted"
         )
 

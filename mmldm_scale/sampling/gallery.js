@@ -149,10 +149,10 @@ function toggleInput(item) {
   else given.pause();
 }
 
-function playAll(wish) {
-  playingAll = wish;
-  playButton.setAttribute("aria-pressed", String(wish));
-  if (wish) filled().filter(inView).forEach(item => start(item));
+function playAll(play) {
+  playingAll = play;
+  playButton.setAttribute("aria-pressed", String(play));
+  if (play) filled().forEach(item => start(item));
   else list.querySelectorAll("video, audio").forEach(each => each.pause());
 }
 
@@ -193,8 +193,8 @@ function filter() {
   const shown = items.filter(({ sample, searched }) =>
     (!filters.task.value || taskOf(sample) === filters.task.value) &&
     (!filters.class.value || sample.class === filters.class.value) && searched.includes(text));
-  const kept = new Set(shown);
-  items.forEach(item => kept.has(item) || empty(item));
+  const visible = new Set(shown);
+  items.forEach(item => visible.has(item) || empty(item));
   list.replaceChildren(...shown);
   const left = data.left_out ? `, ${data.left_out.toLocaleString("en")} more in the folder` : "";
   document.getElementById("count").textContent =

@@ -55,18 +55,18 @@ def write(folder: Path, media: MediaConfig) -> Path:
     Spectrograms that are missing are made, too; ``media`` is the samples' format.
 
     Of several jobs that end together, the last one to write may have listed the folder before the others had finished;
-    so it is listed again after the writing.
+    so it is listed again after the writing, once: a job that ends later writes the page anew.
 
     Raises:
         UserError: the disk is full.
     """
     spectrograms = Spectrograms(folder, media)
     page, html = folder / PAGE, _Page(folder, [("", folder)], spectrograms).html("Samples")
-    while True:
-        write_whole(page, html.encode())
-        written, html = html, _Page(folder, [("", folder)], spectrograms).html("Samples")
-        if html == written:
-            return page
+    write_whole(page, html.encode())
+    again = _Page(folder, [("", folder)], spectrograms).html("Samples")
+    if again != html:
+        write_whole(page, again.encode())
+    return page
 
 
 class _Page:
@@ -167,4 +167,6 @@ def _settings(record: dict[str, Any]) -> str:
     guidance = record.get("guidance")
     scales = ", ".join(f"{name} {scale}" for name, scale in guidance.items()) if isinstance(guidance, dict) else "?"
     seed, steps, sampler, precision = (record.get(key, "?") for key in ("seed", "steps", "sampler", "precision"))
-    return f"seed {seed}, {steps} steps of {sampler}, guidance: {scales}, {precision}"
+    decoding = record.get("decoding")
+    decoded = f", decoded in {decoding.get('steps', '?')}" if isinstance(decoding, dict) else ""
+    return f"seed {seed}, {steps} steps of {sampler}{decoded}, guidance: {scales}, {precision}"

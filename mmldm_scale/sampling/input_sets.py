@@ -48,6 +48,11 @@ def check(path: Path, media: MediaConfig) -> None:
         raise UserError(f"--input {path}: its clips have {'; '.join(differing)}; give the videos of the set instead")
 
 
+def fingerprint(path: Path) -> str:
+    """Return the identity of the content of the set ``path``; raise DamagedSet if the set is damaged."""
+    return _open(path).fingerprint
+
+
 def keys(path: Path) -> list[str]:
     """Return the keys of the samples of the set ``path``, in its order; of equal keys the first one's."""
     shards = _open(path)

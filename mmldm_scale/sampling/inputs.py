@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from tqdm import tqdm
 
-from mmldm_scale.common.atomic_files import sha256, write_whole
+from mmldm_scale.common.atomic_files import remembered_sha256, write_whole
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.common.modalities import Modality
@@ -32,7 +32,7 @@ from mmldm_scale.media.decode import (
     read_sounds,
     sound_seconds,
 )
-from mmldm_scale.media.find_files import find_files
+from mmldm_scale.media.find_files import find_media
 from mmldm_scale.media.track import END_TOLERANCE
 from mmldm_scale.sampling import input_sets
 
@@ -77,6 +77,8 @@ def parse_window(text: str) -> Window:
 def list_inputs(path: Path, needs: Sequence[Modality]) -> list[Path]:
     """Return ``path`` itself if it is a file or a shard set, or the media files (by suffix) anywhere below it, sorted.
 
+    Hidden ones, as :func:`find_media` says, are left out.
+
     Args:
         needs: ("audio",): videos and sound files are listed; else videos.
 
@@ -89,7 +91,7 @@ def list_inputs(path: Path, needs: Sequence[Modality]) -> list[Path]:
         raise UserError(f"--input {path}: no such file or folder")
     sound = tuple(needs) == ("audio",)
     suffixes = SUFFIXES | SOUND_SUFFIXES if sound else SUFFIXES
-    files = sorted(p for p in map(path.joinpath, find_files(path)) if p.suffix.lower() in suffixes and p.is_file())
+    files = find_media(path, suffixes)
     if not files:
         kinds = "no video and no sound file" if sound else "no video"
         raise UserError(f"--input {path}: contains {kinds}; allowed endings: {', '.join(sorted(suffixes))}")
@@ -121,7 +123,7 @@ class Input:
                 digest, clip = input_sets.read(Path(self.path), self.key, wanted.media, wanted.needs)
                 if digest == self.sha256:
                     return clip
-            elif sha256(Path(self.path)) == self.sha256:
+            elif remembered_sha256(Path(self.path)) == self.sha256:
                 return _first(read_windows(Path(self.path), [self.start], wanted))
             problem = "has another content"
         except OSError as error:
@@ -140,6 +142,11 @@ def check_sets(candidates: Sequence[Path], wanted: Wanted) -> None:
         input_sets.check(path, wanted.media)
 
 
+def set_fingerprint(candidates: Sequence[Path]) -> str | None:
+    """Return the identity of the content of the shard set that ``candidates`` are; None if they are files."""
+    return next((input_sets.fingerprint(path) for path in candidates if input_sets.is_set(path)), None)
+
+
 def choose_inputs(
     file: Path, candidates: Sequence[Path], needed: int | None, wanted: Wanted, leases: Leases
 ) -> list[Input]:
@@ -147,8 +154,8 @@ def choose_inputs(
 
     The first task of a job looks at the files and records what it finds in ``file``; all others, and later runs that
     need more, go on from there. So sample i starts from the same input in each. A record of other candidates or
-    windows, left by a job that was refused later, is replaced. Each unusable one of several is reported in a line on
-    stderr.
+    windows, left by a job that was refused later, is replaced. Each unusable one of several, files or
+    windows, is reported in a line on stderr.
 
     Raises:
         UserError: nothing is usable, or ``file`` is no such record.
@@ -201,8 +208,9 @@ def _extend(
             if needed is not None and usable >= needed:
                 return
             found = _look_at(path, key, wanted)
-            for part in (part for part in found if part.reason and count > 1):  # of one alone the error says it
-                tqdm.write(f"skipped {part.reason}", file=sys.stderr)
+            if count > 1 or len(found) > 1:  # of one alone the error says it
+                for part in (part for part in found if part.reason):
+                    tqdm.write(f"skipped {part.reason}", file=sys.stderr)
             inputs += found
             usable += sum(not part.reason for part in found)
             progress.update()
@@ -215,7 +223,7 @@ def _look_at(path: Path, key: str, wanted: Wanted) -> list[Input]:
         if key:
             digest, clip = input_sets.read(path, key, wanted.media, wanted.needs)
             return [Input(place, digest, _silence(clip, f"{path}: {key}", wanted), key=key)]
-        digest = sha256(path)
+        digest = remembered_sha256(path)
         starts = _starts(path, wanted)
         clips = zip(starts, read_windows(path, starts, wanted), strict=True)
         return [Input(place, digest, _problem(clip, path, start, wanted), start) for start, clip in clips]

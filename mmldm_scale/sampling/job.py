@@ -10,6 +10,7 @@ processes and array tasks that share the blocks, and several jobs on one folder 
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mmldm_scale.config import Sampling, arguments, load
 from mmldm_scale.diffusion.tasks import TASKS
 from mmldm_scale.media.clip_file import suffix
 from mmldm_scale.media.vocoder import load_vocoder
+from mmldm_scale.models import pretrained
 from mmldm_scale.sampling import gallery, processes
 from mmldm_scale.sampling.blocks import Conditions, SamplingJob
 from mmldm_scale.sampling.conditions import (
@@ -32,11 +34,12 @@ from mmldm_scale.sampling.conditions import (
 )
 from mmldm_scale.sampling.costs import sample_cost
 from mmldm_scale.sampling.description import DiTDescription, check_settings, distilled_decoder, find_autoencoder
-from mmldm_scale.sampling.inputs import Input, Wanted, check_sets, choose_inputs, list_inputs
+from mmldm_scale.sampling.inputs import Input, Wanted, check_sets, choose_inputs, list_inputs, set_fingerprint
 from mmldm_scale.sampling.lossless import LosslessSet
 from mmldm_scale.sampling.pipeline import Pipeline
 from mmldm_scale.sampling.prompts import TextContexts
 from mmldm_scale.sampling.records import (
+    INPUT_SET,
     SIGNAL_DECODER,
     VERSION,
     SampleRecords,
@@ -141,7 +144,7 @@ def _plan(args: argparse.Namespace) -> _Plan:
     task = TASKS[args.task]
     description.check_task(args.task)
     media = description.sample_media(args.seconds)
-    seconds = None if media == description.media else args.seconds
+    seconds = None if media == description.media else media.seconds
     if args.label is not None:
         description.class_number(args.label)  # refuses an unknown class before anything is written
     check_settings(description, settings)
@@ -154,20 +157,51 @@ def _plan(args: argparse.Namespace) -> _Plan:
         "window": wanted.window if wanted.window != task.window else None,
         "seconds": seconds,
         "prompts": prompts or None,
+        INPUT_SET: set_fingerprint(candidates),
     }
     record = folder_record(description, settings, candidates, args.label, more)
     record[SIGNAL_DECODER] = distilled_decoder(description, args.autoencoder)
-    begun_by = check_folder(args.output, args.task, record).get(VERSION)
+    earlier = check_folder(args.output, args.task, record, description, settings)
     if args.num_samples is None:
         args.num_samples = count_samples(args, candidates, wanted, prompts)
     lossless = LosslessSet(args.output, args.task, media, settings.batch_size) if args.lossless else None
     made = [name for name in task.result if name in description.shapes]
     files = SampleFiles(args.output, args.task, suffix(made), media, wanted.media, lossless)
-    encoder = settings.text_encoder
-    contexts = TextContexts(args.output, encoder, description.model, prompts) if prompts and encoder else None
     return _Plan(
-        args, settings, description, candidates, wanted, seconds, contexts, record, begun_by, files, part, parts
+        args=args,
+        settings=settings,
+        description=description,
+        candidates=candidates,
+        wanted=wanted,
+        seconds=seconds,
+        contexts=_contexts(args, settings, description, prompts, earlier),
+        record=record,
+        begun_by=earlier.get(VERSION),
+        files=files,
+        part=part,
+        parts=parts,
     )
+
+
+def _contexts(
+    args: argparse.Namespace,
+    settings: Sampling,
+    description: DiTDescription,
+    prompts: Sequence[str],
+    record: dict[str, Any],
+) -> TextContexts | None:
+    """Return the embeddings of ``prompts``; None if there are none.
+
+    Args:
+        record: that of the folder; one that has the encoder's path belongs to samples that were made with the
+            fingerprint of all its files.
+    """
+    encoder = settings.text_encoder
+    if not prompts or encoder is None:
+        return None
+    known = record["text_encoder"]
+    fingerprint = pretrained.fingerprint(Path(encoder)) if isinstance(known, str) else known["fingerprint"]
+    return TextContexts(args.output, encoder, fingerprint, description.model, prompts)
 
 
 def _report_check(plan: _Plan) -> int:
@@ -239,7 +273,8 @@ def _generate(plan: _Plan, place: processes.Place, records: SampleRecords, lease
     if plan.contexts is not None:
         plan.contexts.prepare(leases, device)
     pipeline = Pipeline.from_pretrained(plan.description.folder, plan.settings, args.autoencoder, device)
-    write_folder_record(args.output, args.task, plan.record, leases)  # now that nothing can be refused
+    # now that nothing can be refused
+    write_folder_record(args.output, args.task, plan.record, plan.description, plan.settings, leases)
     if plan.files.lossless is not None:
         plan.files.lossless.begin(records.made_with, leases)
     blocks = plan.incomplete

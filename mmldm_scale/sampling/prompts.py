@@ -26,6 +26,7 @@ FOLDER = "contexts"  # in the output folder
 MOST_BYTES = 16 << 20  # of a file of prompts
 NAME = "embedding"  # of the tensor in a file
 CONFIG = "config.json"  # of a folder in transformers' format
+READ_SUFFIXES = (".json", ".txt", ".model", ".safetensors")  # of its files: configuration, tokenizer, weights
 ENCODERS = {  # model_type in config.json → class of transformers that is its text encoder; of others AutoModel
     "t5": "T5EncoderModel",
     "umt5": "UMT5EncoderModel",
@@ -77,13 +78,26 @@ def check_encoder(encoder: str | None, model: DiTConfig) -> None:
         )
 
 
-class TextContexts:
-    """The embeddings of prompts, made by the encoder in the folder ``encoder`` and kept below ``output``."""
+def encoder_fingerprint(encoder: str) -> str:
+    """Return the identity of the text encoder in the folder ``encoder``: that of the files which are read of it.
 
-    def __init__(self, output: Path, encoder: str, model: DiTConfig, prompts: Sequence[str]) -> None:
+    A folder as it is published may hold the same weights in several formats, tens of gigabytes of them.
+    """
+    files = sorted(file for file in Path(encoder).iterdir() if file.suffix in READ_SUFFIXES)
+    return pretrained.fingerprint_of_files(Path(encoder), files)
+
+
+class TextContexts:
+    """The embeddings of prompts, made by the encoder in the folder ``encoder`` and kept below ``output``.
+
+    Args:
+        fingerprint: of the encoder, which names the files together with the texts.
+    """
+
+    def __init__(self, output: Path, encoder: str, fingerprint: str, model: DiTConfig, prompts: Sequence[str]) -> None:
         self._folder, self._encoder, self._model = output / FOLDER, encoder, model
         self._prompts = list(prompts)
-        self.fingerprint = pretrained.fingerprint(Path(encoder))
+        self.fingerprint = fingerprint
 
     def prompt(self, index: int) -> str:
         """Return the text of sample ``index``: of the prompts, the one of its number modulo their count."""
@@ -127,9 +141,9 @@ def _load(encoder: str, device: torch.device) -> tuple[Any, Any]:
     try:
         kind = json.loads((Path(encoder) / CONFIG).read_bytes()).get("model_type")
         network_class = getattr(transformers, ENCODERS.get(kind, "AutoModel"))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(encoder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(encoder, local_files_only=True, trust_remote_code=False)
         network = network_class.from_pretrained(
-            encoder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            encoder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         )
     except Exception as error:  # a wrong value in the folder can raise any exception in the library
         reason = " ".join(str(error).split())[:300]

@@ -25,10 +25,12 @@ from mmldm_scale.diffusion.tasks import GenerationTask
 from mmldm_scale.models import pretrained
 from mmldm_scale.sampling.description import DiTDescription
 from mmldm_scale.sampling.inputs import Input
-from mmldm_scale.sampling.prompts import TextContexts
+from mmldm_scale.sampling.prompts import TextContexts, encoder_fingerprint
 from mmldm_scale.sampling.sample_files import INPUTS, SampleFiles
 
 VERSION = "version"  # key of the program's version, in both kinds of record
+INPUT_SET = "input_set"  # key of the fingerprint of a shard set that the samples start from
+NETWORKS = ("text_encoder", "vocoder")  # settings that name weights, of which a record holds the fingerprints
 SIGNAL_DECODER = "signal_decoder"  # key of the fingerprint of an autoencoder with a distilled decoder
 
 
@@ -50,6 +52,7 @@ def folder_record(
     return {
         "checkpoint": pretrained.fingerprint(description.folder),
         **_decisive(settings),
+        **_networks(settings, bool(more.get("prompts"))),
         "inputs": [str(path.resolve()) for path in inputs],
         "label": label,
         **{key: value for key, value in more.items() if value is not None},
@@ -64,10 +67,30 @@ def _decisive(settings: Sampling) -> dict[str, Any]:
     return decisive
 
 
-def check_folder(output: Path, task: GenerationTask, record: dict[str, Any]) -> dict[str, Any]:
+def _networks(settings: Sampling, has_prompts: bool) -> dict[str, dict[str, str] | None]:
+    """Return the fingerprints of the networks that ``settings`` name by their paths, as far as samples depend on them.
+
+    Raises:
+        UserError: there is no vocoder at its path.
+    """
+    encoder, vocoder = settings.text_encoder if has_prompts else None, settings.vocoder
+    if vocoder and not Path(vocoder).exists():
+        raise UserError(f"vocoder={vocoder}: no such file or folder")
+    return {
+        "text_encoder": {"fingerprint": encoder_fingerprint(encoder)} if encoder else None,
+        "vocoder": {"fingerprint": pretrained.fingerprint(Path(vocoder))} if vocoder else None,
+    }
+
+
+def check_folder(
+    output: Path, task: GenerationTask, record: dict[str, Any], description: DiTDescription, settings: Sampling
+) -> dict[str, Any]:
     """Check that ``output`` is a folder, and that its samples of ``task``, if any, were generated with this record.
 
     The version of the program may differ.
+
+    Args:
+        record: as :func:`folder_record` made it of ``description`` and ``settings``.
 
     Returns: the record in the folder; ``record`` itself if it has none yet.
 
@@ -81,19 +104,41 @@ def check_folder(output: Path, task: GenerationTask, record: dict[str, Any]) -> 
             if not file.exists():
                 return record
             earlier: dict[str, Any] = _decisive(Sampling()) | json.loads(file.read_text())  # settings added since
+        expected = record | _as_recorded_before(earlier, record, description, settings)
     except (TypeError, ValueError):
         raise UserError(f"{file}: not the record of a sampling job; give another --output") from None
-    changed = [key for key in {**record, **earlier} if key != VERSION and earlier.get(key) != record.get(key)]
+    changed = [key for key in {**record, **earlier} if key != VERSION and earlier.get(key) != expected.get(key)]
     if changed:
         keys = ", ".join(changed)
         raise UserError(f"{output}: contains {task} samples made with another {keys}; give another --output")
     return earlier
 
 
-def write_folder_record(output: Path, task: GenerationTask, record: dict[str, Any], leases: Leases) -> None:
+def _as_recorded_before(
+    earlier: dict[str, Any], record: dict[str, Any], description: DiTDescription, settings: Sampling
+) -> dict[str, Any]:
+    """Return those values of ``record`` that ``earlier`` has in the form of an older version, in that form."""
+    before: dict[str, Any] = {key: getattr(settings, key) for key in NETWORKS if isinstance(earlier.get(key), str)}
+    if INPUT_SET not in earlier:
+        before[INPUT_SET] = None
+    rate = description.media.fps
+    if "seconds" in earlier and round(earlier["seconds"] * rate) / rate == record.get("seconds"):
+        before["seconds"] = earlier["seconds"]  # as they were asked for, not those of whole frames
+    return before
+
+
+def write_folder_record(
+    output: Path,
+    task: GenerationTask,
+    record: dict[str, Any],
+    description: DiTDescription,
+    settings: Sampling,
+    leases: Leases,
+) -> None:
     """Write the record of ``task`` to ``output``, or check the one that another job has written meanwhile.
 
     Args:
+        record: as :func:`folder_record` made it of ``description`` and ``settings``.
         leases: on ``output``.
 
     Raises:
@@ -106,7 +151,7 @@ def write_folder_record(output: Path, task: GenerationTask, record: dict[str, An
         with leases.writing(file):
             if not file.exists():
                 write_whole(file, _json(record))
-    check_folder(output, task, record)
+    check_folder(output, task, record, description, settings)
 
 
 @contextlib.contextmanager
@@ -160,14 +205,13 @@ class SampleRecords:
         sampler = get_sampler(settings.sampler, noise_process(description.diffusion), settings.steps)
         decoding = dataclasses.asdict(settings.decoding)
         del decoding["pictures"]  # decoded together: changes nothing but rounding
-        vocoder = settings.vocoder and {"fingerprint": pretrained.fingerprint(Path(settings.vocoder))}
         return {
             "seed": settings.seed,
             "guidance": _guidance(settings, description.shapes),
             "sampler": sampler.name,
             "steps": settings.steps,
             "decoding": decoding,
-            "vocoder": vocoder or "griffin-lim",
+            "vocoder": self._record["vocoder"] or "griffin-lim",
             "precision": settings.precision,
             "class": self._record["label"],
             "prompt": None,

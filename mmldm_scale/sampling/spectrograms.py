@@ -5,20 +5,21 @@ A picture is made from the sound in the sample's file, so it can be made at any 
 
 import contextlib
 import io
+from dataclasses import replace
 from pathlib import Path
 
 from mmldm_scale.common.atomic_files import remove_leftovers, write_whole
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.audio_image import AudioImage
 from mmldm_scale.media.clip import MediaError
-from mmldm_scale.media.decode import read_sound
+from mmldm_scale.media.decode import read_sound, sound_seconds
 from mmldm_scale.media.spectrogram import spectrogram
 
 FOLDER = "spectrograms"
 
 
 class Spectrograms:
-    """The spectrograms of the media files in ``folder``, whose sound has the format ``media``."""
+    """The spectrograms of the media files in ``folder``, whose sound has the format ``media`` and any length."""
 
     def __init__(self, folder: Path, media: MediaConfig) -> None:
         self._folder, self._media = folder, media
@@ -56,7 +57,8 @@ class Spectrograms:
     def _draw(self, file: Path) -> bytes:
         """Return the picture of ``file`` as PNG; empty if there is none."""
         try:
-            sound = read_sound(file, self._media)
+            frames = max(1, round(sound_seconds(file) * self._media.fps))  # of a long sample more than of a clip
+            sound = read_sound(file, replace(self._media, frames=frames))
         except MediaError:  # --verify says which samples are damaged
             return b""
         stream = io.BytesIO()

@@ -66,7 +66,8 @@ class StageTimes:
     def _write(self) -> None:
         if self._file is None:
             return
-        with self._lock, contextlib.suppress(FileNotFoundError):  # a launcher that has ended removes the folder
+        # The launcher has ended, and its folder is gone, or the disk is full: only figures of the progress are lost.
+        with self._lock, contextlib.suppress(OSError):
             unfinished = self._file.with_suffix(".tmp")
             unfinished.write_text(json.dumps(self._totals))
             unfinished.replace(self._file)

@@ -63,15 +63,16 @@ class Together:
     def _halve(self, failed: int) -> None:
         """Halve the number after ``failed`` clips were too many, unless the other stage has done so meanwhile."""
         with self._lock:
-            if failed == 1:
+            if failed == 1 and self.count == 1:
                 raise UserError(
                     "the GPU's memory is too small for one clip: decoding.pictures=4 computes fewer pictures together, "
                     "precision=bf16 or fp16 takes half of it"
                 )
             if failed <= self.count:
-                self.count = failed // 2
-                line = f"{self._task}: the GPU's memory is used up by {failed} clips computed together; "
-                tqdm.write(f"{line}it goes on with clips_together={self.count}", file=sys.stderr)
+                self.count = max(1, failed // 2)
+                clips = "1 clip" if failed == 1 else f"{failed} clips"
+                line = f"{self._task}: the GPU's memory is used up by {clips} computed together; it goes on with "
+                tqdm.write(f"{line}clips_together={self.count}", file=sys.stderr)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

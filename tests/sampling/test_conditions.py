@@ -16,6 +16,7 @@ from mmldm_scale.common.errors import UserError
 from mmldm_scale.media.decode import read_clips
 from mmldm_scale.media.whole import read_whole
 from mmldm_scale.models import pretrained
+from mmldm_scale.sampling.inputs import set_fingerprint
 from mmldm_scale.shards.clips import clip_modalities, decode_clip
 from mmldm_scale.shards.reader import ShardSet
 from tests.support.sampling_job import sample
@@ -46,11 +47,23 @@ def test_a_long_sample_is_one_video_whose_sound_is_as_long_as_its_picture(long, 
     assert np.corrcoef(exact.frames.flatten(), clip.frames.flatten())[0, 1] > 0.8  # H.264 of noise
     assert exact.waveform.shape == (8000,)
     before = (out / "svg_000000.mp4").stat().st_mtime_ns
-    assert sample(long, out, "--seconds", 1, "--lossless", "--verify", number=1) == 0
+    assert sample(long, out, "--seconds", 1.04, "--lossless", "--verify", number=1) == 0  # those of 10 frames
     assert (out / "svg_000000.mp4").stat().st_mtime_ns == before
     assert "damaged" not in capsys.readouterr().err
     with pytest.raises(UserError, match="contains svg samples made with another seconds; give another --output"):
         sample(long, out, number=1)
+
+
+def test_the_seconds_of_a_sample_are_those_of_its_frames(long, tmp_path):
+    assert sample(long, tmp_path, "--seconds", 0.84, number=1) == 0
+    file = tmp_path / "svg.json"
+    recorded = json.loads(file.read_text())
+    assert (record(tmp_path, "svg_000000")["seconds"], recorded["seconds"]) == (0.8, 0.8)
+    assert sample(long, tmp_path, "--seconds", 0.8, number=1) == 0
+    file.write_text(json.dumps(recorded | {"seconds": 0.84}))  # as older versions recorded them
+    assert sample(long, tmp_path, "--seconds", 0.8, number=1) == 0
+    with pytest.raises(UserError, match="made with another seconds; give another --output"):
+        sample(long, tmp_path, "--seconds", 0.9, number=1)
 
 
 def test_a_continuation_begins_where_its_input_ends(long, videos, tmp_path):
@@ -84,6 +97,24 @@ def test_a_clip_of_a_shard_set(model, tmp_path):
         "path": "svg/svg_000000",
         "window": [0.0, 0.4],
     }
+
+
+def test_a_shard_set_that_has_changed_is_refused(model, tmp_path):
+    made, out = tmp_path / "made", tmp_path / "out"
+    assert sample(model, made, "--lossless", number=2) == 0
+    assert sample(model, tmp_path / "more", "--lossless", number=3) == 0
+    sets = {name: tmp_path / name / "lossless/svg" for name in ("made", "more")}
+    words = ("--input", sets["made"])
+    assert sample(model, out, *words, task="v2a", number=1) == 0
+    recorded = (out / "v2a.json").read_text()
+    shutil.rmtree(sets["made"])
+    shutil.copytree(sets["more"], sets["made"])
+    set_fingerprint([sets["more"]])  # a process keeps one set open, which is another one now
+    with pytest.raises(UserError, match="v2a samples made with another input_set; give another --output$"):
+        sample(model, out, *words, task="v2a", number=1)
+    older = {key: value for key, value in json.loads(recorded).items() if key != "input_set"}
+    (out / "v2a.json").write_text(json.dumps(older))
+    assert sample(model, out, *words, task="v2a", number=1) == 0
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +151,49 @@ def test_prompts_are_encoded_once_and_steer_their_samples(model, encoder, tmp_pa
     assert any(torch.equal(load_file(file)["embedding"], expected) for file in cached)
 
 
+def test_a_folder_has_the_samples_of_one_encoder_wherever_it_is(model, encoder, tmp_path):
+    texts = replace(model, dit=with_context(model, tmp_path / "dit", "text", []))
+    place, moved, out = tmp_path / "encoder", tmp_path / "moved", tmp_path / "out"
+    shutil.copytree(encoder, place)
+    shutil.copytree(encoder, moved)
+    (moved / "pytorch_model.bin").write_bytes(b"the same in a format that is not read")
+
+    def run(folder: Path, *words: str) -> int:
+        return sample(texts, out, f"text_encoder={folder}", "--prompt", "rain", *words, number=1)
+
+    assert run(place) == 0
+    assert run(moved, "--verify") == 0
+    file = out / "svg.json"
+    recorded = json.loads(file.read_text())
+    assert recorded["text_encoder"] == record(out, "svg_000000")["text_encoder"]
+    torch.manual_seed(1)
+    T5EncoderModel(T5EncoderModel.from_pretrained(place).config).save_pretrained(place)
+    with pytest.raises(UserError, match="made with another text_encoder; give another --output"):
+        run(place, "--verify")
+    file.write_text(json.dumps(recorded | {"text_encoder": str(moved)}))  # as older versions recorded it
+    assert run(moved) == 0
+    with pytest.raises(UserError, match="made with another text_encoder; give another --output"):
+        run(place)
+
+
+def test_an_encoder_with_code_of_its_own_is_refused_without_asking(model, encoder, tmp_path, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    texts = replace(model, dit=with_context(model, tmp_path / "dit", "text", []))
+    folder = tmp_path / "encoder"
+    shutil.copytree(encoder, folder)
+    code = {"AutoConfig": "code.Config", "AutoModel": "code.Model", "AutoTokenizer": ["code.Tokens", None]}
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        changed = {"auto_map": code, "model_type": "of_its_own", "tokenizer_class": "Tokens"}
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changed))
+    with pytest.raises(UserError, match=f"^text_encoder={folder}: cannot be loaded by transformers: ") as error:
+        sample(texts, tmp_path / "out", f"text_encoder={folder}", "--prompt", "rain", number=1)
+    assert "\n" not in str(error.value)
+    assert not asked
+    assert not (tmp_path / "ran").exists()
+
+
 def test_prompts_that_cannot_be_used_are_one_line(model, encoder, tmp_path):
     folder = with_context(model, tmp_path / "dit", "text", [])
     texts = replace(model, dit=folder)
@@ -131,6 +205,7 @@ def test_prompts_that_cannot_be_used_are_one_line(model, encoder, tmp_path):
     file.write_text("\n \n")
     for words, used, says in (
         (["--prompt", "rain"], model, "--prompt: the model in .* was not trained on texts, but context.kind=none"),
+        (["--prompts", file], model, f"^--prompts {file}: the model in .* was not trained on texts"),
         (["--prompt", "rain"], texts, "text_encoder: must be set for a prompt"),
         (["--prompt", "rain", "text_encoder=/nowhere"], texts, "text_encoder=/nowhere: config.json cannot be read: No"),
         (["--prompt", "rain", f"text_encoder={wide}"], texts, "have width 6; the model was trained on 4"),

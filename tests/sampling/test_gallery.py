@@ -107,6 +107,18 @@ def test_a_sample_has_its_settings_its_input_and_the_spectrograms_of_both(tmp_pa
     assert [file.name for file in (tmp_path / "spectrograms/inputs").iterdir()] == ["a2v_000000.png"]
 
 
+def test_the_spectrogram_of_a_long_sample_is_of_its_whole_sound(tmp_path):
+    media = MediaConfig(frames=8, fps=10, size=32)
+    sound = np.sin(np.arange(24 * media.audio_samples) / 9).astype(np.float32) / 2
+    for name, clips in (("svg_000000", 1), ("svg_000001", 3)):
+        frames = np.zeros((8 * clips, 32, 32, 3), np.uint8)
+        part = sound[: clips * media.audio_samples]
+        write_video(tmp_path / f"{name}.mp4", frames, 10, part, media.audio.sample_rate)
+    gallery.write(tmp_path, media)
+    widths = [Image.open(tmp_path / f"spectrograms/svg_{i:06d}.png").width for i in (0, 1)]
+    assert widths[1] == pytest.approx(3 * widths[0], abs=3)
+
+
 def test_damaged_files_are_shown_without_settings_and_spectrogram(tmp_path):
     fill(tmp_path, "svg_000000.mp4", "svg_000001.mp4")
     (tmp_path / "svg_000000.json").write_text("[1]")

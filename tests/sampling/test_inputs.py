@@ -20,6 +20,7 @@ from mmldm_scale.common.leases import Leases
 from mmldm_scale.common.modalities import Modality
 from mmldm_scale.config import MediaConfig
 from mmldm_scale.media.encode import write_video
+from mmldm_scale.media.wav import write_wav
 from mmldm_scale.sampling.inputs import (
     Wanted,
     Window,
@@ -62,6 +63,13 @@ def test_videos_are_found_anywhere_below_a_folder_in_a_fixed_order(videos):
     names = [video.relative_to(videos).as_posix() for video in list_inputs(videos, SOUND)]
     assert names == ["a.mp4", "m_broken.mp4", "n_silent.mp4", "sub/b.mp4", "z.mp4"]
     assert list_inputs(videos / "a.mp4", SOUND) == [videos / "a.mp4"]
+
+
+def test_hidden_files_are_left_out(tmp_path):
+    for name in ("._clip.mp4", "clip.mp4", ".trash/old.mp4", "sub/._b.wav", "sub/b.WAV"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert list_inputs(tmp_path, SOUND) == [tmp_path / "clip.mp4", tmp_path / "sub/b.WAV"]
 
 
 def test_an_unusable_video_is_skipped_with_its_reason_in_one_line(videos, select, capfd):
@@ -216,6 +224,15 @@ def test_the_sound_of_a_later_window_is_that_of_its_time(sounds):
             there = whole[round(start * MEDIA.audio.sample_rate) :][: MEDIA.audio_samples]
             assert np.corrcoef(clip.waveform[500:-500], there[500:-500])[0, 1] > 0.98, name
             assert np.abs(clip.waveform).max() == pytest.approx(np.abs(there).max(), rel=0.1), name
+
+
+def test_a_window_of_a_single_file_that_is_skipped_is_named(select, tmp_path, capfd):
+    file, rate = tmp_path / "half.wav", MEDIA.audio.sample_rate
+    write_wav(file, np.concatenate([tone(0.4, rate), np.zeros(round(0.4 * rate), np.float32)]), rate)
+    assert select([file], None, window="all") == ["half.wav 0"]
+    said = [line for line in capfd.readouterr().err.splitlines() if "skipped" in line]
+    assert len(said) == 1
+    assert said[0].endswith(f"skipped {file} from 0.4 s on: RMS level -200.0 dB, below -60 dB (silent)")
 
 
 @pytest.mark.parametrize("text", ["middle", "-1", "nan", "inf", ""])

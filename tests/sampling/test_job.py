@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
+from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from mmldm_scale import __version__
+from mmldm_scale.common import atomic_files
+from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.common.leases import Leases
 from mmldm_scale.media.decode import probe, read_clips
@@ -407,6 +411,53 @@ def test_a_folder_begun_before_a_setting_existed_is_continued(model, whole, tmp_
     record.write_text("[]")
     with pytest.raises(UserError, match="svg.json: not the record of a sampling job; give another --output"):
         sample(model, tmp_path / "out")
+
+
+def test_a_folder_has_the_samples_of_one_vocoder_wherever_it_is(model, tmp_path):
+    place, out = tmp_path / "vocoder", tmp_path / "out"
+    audio = MEDIA.audio
+    config = SpeechT5HifiGanConfig(
+        model_in_dim=audio.n_mels,
+        sampling_rate=audio.sample_rate,
+        upsample_initial_channel=4,
+        upsample_rates=[audio.hop_length],
+        upsample_kernel_sizes=[2 * audio.hop_length],
+        resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1]],
+    )
+    SpeechT5HifiGan(config).save_pretrained(place)
+    assert sample(model, out, f"vocoder={place}", number=1) == 0
+    place.rename(tmp_path / "moved")
+    assert sample(model, out, f"vocoder={tmp_path / 'moved'}", "--verify", number=1) == 0
+    recorded = json.loads((out / "svg.json").read_text())
+    assert recorded["vocoder"] == json.loads((out / "svg_000000.json").read_text())["vocoder"]
+    with pytest.raises(UserError, match=f"^vocoder={place}: no such file or folder$"):
+        sample(model, out, f"vocoder={place}", number=1)
+    SpeechT5HifiGan(config).save_pretrained(place)
+    with pytest.raises(UserError, match="made with another vocoder; give another --output"):
+        sample(model, out, f"vocoder={place}", number=1)
+    (out / "svg.json").write_text(json.dumps(recorded | {"vocoder": str(place)}))  # as older versions recorded it
+    assert sample(model, out, f"vocoder={place}", number=1) == 0
+    with pytest.raises(UserError, match="made with another vocoder; give another --output"):
+        sample(model, out, f"vocoder={tmp_path / 'moved'}", number=1)
+
+
+def test_a_job_reads_each_file_for_its_digest_once(model, videos, tmp_path, monkeypatch):
+    inputs = tmp_path / "a"
+    shutil.copytree(videos / "sub", inputs)
+    autoencoder = tmp_path / "autoencoder"
+    shutil.copytree(model.autoencoder, autoencoder)
+    read: Counter[str] = Counter()
+
+    def counted(path: Path) -> str:
+        read[str(path)] += 1
+        return sha256(path)
+
+    monkeypatch.setattr(atomic_files, "sha256", counted)
+    words = ("--input", inputs, "--window", "all", "--autoencoder", autoencoder)
+    assert sample(model, tmp_path / "out", *words, task="a2v", number=2) == 0
+    assert read[f"{inputs}/b.mp4"] == 1
+    assert [read[str(file)] for file in autoencoder.rglob("*.safetensors")] == [1]
 
 
 def test_how_many_pictures_are_decoded_together_may_change(model, whole, tmp_path):

@@ -79,6 +79,22 @@ def test_what_is_computed_together_depends_on_places_alone_and_the_rest_is_left_
     assert [part for part, _ in results] == [range(13, 16), range(16, 18)]
 
 
+def test_an_odd_last_clip_is_tried_again_alone(capsys):
+    """The other stage may hold the memory of four clips at that moment."""
+    failed = []
+
+    def compute(part: range) -> range:
+        if len(part) == 1 and not failed:
+            failed.append(part)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return part
+
+    together = Together(4, "svg")
+    assert [part for part, _ in together.compute(range(9), range(9), compute)] == [range(4), range(4, 8), range(8, 9)]
+    assert together.count == 1
+    assert capsys.readouterr().err.endswith("used up by 1 clip computed together; it goes on with clips_together=1\n")
+
+
 def test_one_clip_too_many_is_a_users_error():
     def compute(part: range) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

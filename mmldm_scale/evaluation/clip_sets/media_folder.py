@@ -17,7 +17,7 @@ from mmldm_scale.common.atomic_files import sha256
 from mmldm_scale.common.errors import UserError
 from mmldm_scale.evaluation.clip_sets.clip_set import ClipRecord, ClipSet
 from mmldm_scale.media.decode import SOUND_SUFFIXES, SUFFIXES
-from mmldm_scale.media.find_files import find_files
+from mmldm_scale.media.find_files import find_media
 from mmldm_scale.media.whole import read_whole
 
 HASHED_TOGETHER = 4  # files; hashing is mostly waiting for the disk
@@ -86,8 +86,7 @@ class MediaFolder(ClipSet):
 
 def media_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the videos and the sound files below ``folder``, by their endings, each sorted; links are followed."""
-    visible = (path for path in find_files(folder) if not any(part.startswith(".") for part in path.split("/")))
-    files = sorted(file for path in visible if (file := folder / path).is_file())
+    files = find_media(folder, SUFFIXES | SOUND_SUFFIXES)
     videos = [file for file in files if file.suffix.lower() in SUFFIXES]
     return videos, [file for file in files if file.suffix.lower() in SOUND_SUFFIXES]
 

@@ -1,7 +1,5 @@
 """Parameters and arithmetic of the paper's autoencoder: ``print(autoencoder_info())``."""
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -9,7 +7,7 @@ from mmldm_scale.config import AutoencoderConfig, DiscriminatorConfig, KLVAEConf
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.discriminator import AudioVideoDiscriminator
 from mmldm_scale.models.autoencoder.model import Autoencoder
-from mmldm_scale.models.flop_counter import FlopCounter
+from mmldm_scale.models.flop_counter import flops_of
 
 CLASSES = 9  # classes of the Landscape data set
 
@@ -56,7 +54,7 @@ def decoding_macs(model: Autoencoder) -> tuple[int, int]:
         index = None if video is None else torch.zeros(1, 1, dtype=torch.long)
         condition = model.conditions(audio, video, index, model.semantics(audio, video))[-1]
         time = torch.zeros(1, dtype=torch.long)
-    return _macs(lambda: model.decoder(latents, time, condition)), _macs(lambda: model.picture(latents))
+    return flops_of(lambda: model.decoder(latents, time, condition)) // 2, flops_of(lambda: model.picture(latents)) // 2
 
 
 def _arithmetic(model: Autoencoder) -> dict[str, int]:
@@ -67,8 +65,8 @@ def _arithmetic(model: Autoencoder) -> dict[str, int]:
         latents = torch.empty(1, frames + 1, *model.noise_shape)
     drawn, decoded = decoding_macs(model)
     return {
-        f"KL-VAE encodes {frames} frames, sound": _macs(lambda: model.picture_latents(pictures)),
-        "encoders": _macs(lambda: model.posteriors(latents[:, :-1], latents[:, -1])),
+        f"KL-VAE encodes {frames} frames, sound": flops_of(lambda: model.picture_latents(pictures)) // 2,
+        "encoders": flops_of(lambda: model.posteriors(latents[:, :-1], latents[:, -1])) // 2,
         "U-Net, a picture and step": drawn,
         "KL-VAE decodes a picture": decoded,
     }
@@ -76,9 +74,3 @@ def _arithmetic(model: Autoencoder) -> dict[str, int]:
 
 def _count(*parts: nn.Module) -> int:
     return sum(parameter.numel() for part in parts for parameter in part.parameters())
-
-
-def _macs(operation: Callable[[], object]) -> int:
-    with FlopCounter() as counter, torch.no_grad():
-        operation()
-    return counter.total // 2

@@ -25,6 +25,7 @@ from mmldm_scale.models.autoencoder.decoding import check_decoding
 from mmldm_scale.models.autoencoder.discriminator import FRAMES, PICTURES, AudioVideoDiscriminator
 from mmldm_scale.models.autoencoder.model import OLDER_MEANING, Autoencoder, save
 from mmldm_scale.models.autoencoder.stable_diffusion import load_unet
+from mmldm_scale.models.flop_counter import flops_of
 from mmldm_scale.runs.media_log import Preview
 from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
@@ -34,7 +35,6 @@ from mmldm_scale.trainables.autoencoder.contrastive import contrastive_group, co
 from mmldm_scale.trainables.autoencoder.dataset import ClipDataset
 from mmldm_scale.trainables.autoencoder.loss import Reconstruction, fake_arrangements
 from mmldm_scale.trainables.clip_stream import BlankClips, Clips
-from mmldm_scale.trainables.flop_count import flops_of
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
 from mmldm_scale.training.trainable import (

@@ -21,6 +21,7 @@ from mmldm_scale.models import pretrained
 from mmldm_scale.models.autoencoder import kl_vae
 from mmldm_scale.models.autoencoder.distillation import Distillation
 from mmldm_scale.models.autoencoder.model import Autoencoder, save
+from mmldm_scale.models.flop_counter import flops_of
 from mmldm_scale.models.precision import DTYPES
 from mmldm_scale.runs.media_log import Preview
 from mmldm_scale.shards.manifest import Manifest, differences
@@ -29,7 +30,6 @@ from mmldm_scale.trainables.clip_stream import BlankClips, Clips
 from mmldm_scale.trainables.decoder_distil.config import DecoderDistilTraining
 from mmldm_scale.trainables.decoder_distil.dataset import ClipDataset
 from mmldm_scale.trainables.decoder_distil.loss import DecoderDistillation
-from mmldm_scale.trainables.flop_count import flops_of
 from mmldm_scale.training.data import validation_set
 from mmldm_scale.training.data.validation_set import ValidationSamples
 from mmldm_scale.training.trainable import PretrainedPart, StepOutline, Trainable, repeat_sample

@@ -27,10 +27,10 @@ from mmldm_scale.models import lpips, pretrained
 from mmldm_scale.models.autoencoder import kl_vae, patch_discriminator
 from mmldm_scale.models.autoencoder.patch_discriminator import PatchDiscriminator
 from mmldm_scale.models.autoencoder.stable_diffusion import VAE_FOLDER, WEIGHTS
+from mmldm_scale.models.flop_counter import flops_of
 from mmldm_scale.shards.manifest import Manifest
 from mmldm_scale.trainables.adversarial_loss import AdversarialLoss
 from mmldm_scale.trainables.clip_stream import BlankClips, Clips
-from mmldm_scale.trainables.flop_count import flops_of
 from mmldm_scale.trainables.kl_vae import preview
 from mmldm_scale.trainables.kl_vae.config import KLVAETraining
 from mmldm_scale.trainables.kl_vae.dataset import PictureDataset
