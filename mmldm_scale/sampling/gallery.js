@@ -105,10 +105,6 @@ function makeItem(sample) {
 
 const results = item => [...item.querySelectorAll("[data-run] video, [data-run] audio")];
 const filled = () => [...list.querySelectorAll(".media")].map(media => media.parentElement);
-const inView = item => {
-  const { top, bottom } = item.getBoundingClientRect();
-  return bottom > 0 && top < innerHeight;
-};
 
 function hear() { // mute all players but one
   for (const item of filled()) {
@@ -199,7 +195,7 @@ function filter() {
   const left = data.left_out ? `, ${data.left_out.toLocaleString("en")} more in the folder` : "";
   document.getElementById("count").textContent =
     `${shown.length.toLocaleString("en")} of ${items.length.toLocaleString("en")} samples${left}`;
-  if (!kept.has(selected)) select(shown[0], false);
+  if (!visible.has(selected)) select(shown[0], false);
 }
 
 function offer(select, values) {

@@ -22,6 +22,7 @@ MANY = 2048
 NASTY = "<img src=x onerror=document.title='hacked'>"
 SHOWN = "document.querySelectorAll('#samples > li').length"
 LOADED = "document.querySelectorAll('video[src], audio[src]').length"
+IN_VIEW = "(({top, bottom}) => bottom > 0 && top < innerHeight)(selected.getBoundingClientRect())"
 SELECTED = "document.querySelector('[aria-current]').id"
 PLAYING = "[...document.querySelectorAll('video, audio')].filter(each => !each.paused)"
 COUNT = "document.getElementById('count').textContent"
@@ -71,7 +72,7 @@ def test_a_folder_of_2048_samples_is_filtered_played_and_walked_through(folder: 
         browser.press("ArrowDown")
         assert browser.evaluate(SELECTED) == f"svg_{1 + columns:06d}"
         browser.press("End")
-        browser.wait(f"{SELECTED} == 'v2a_000000' && document.activeElement.id == 'v2a_000000' && inView(selected)")
+        browser.wait(f"{SELECTED} == 'v2a_000000' && document.activeElement.id == 'v2a_000000' && {IN_VIEW}")
         browser.wait(f"document.querySelector('#svg_000000 video') === null && {LOADED} < 100")
         browser.press("?")
         browser.wait("document.getElementById('keys').open")

@@ -82,8 +82,8 @@ class Request:
         stepped: Tensor = self.scheduler.step(self.pack(predicted), time, packed, **options, return_dict=False)[0]
         return stepped
 
-    def _network(self, time: float) -> Network:
-        """Return the DiT as it predicts at ``time``: averages over the scheduler's step if it predicts such (MeanFlow).
+    def _network(self, now: float) -> Network:
+        """Return the DiT at the timestep ``now``; a mean flow's predicts the average over the scheduler's step.
 
         Schedulers that do not follow one prediction all the way through a step take velocities at an instant.
         """
@@ -95,11 +95,11 @@ class Request:
         end = float(scheduler.sigmas[index + 1]) * self.process.length - 1  # as the network counts time
 
         def predict(
-            audio: Tensor | None, video: Tensor | None, times: Tensor, **conditions: Tensor
+            audio: Tensor | None, video: Tensor | None, time: Tensor, **conditions: Tensor
         ) -> tuple[Tensor | None, Tensor | None]:
-            """Return the mean velocities of ``audio`` and ``video`` (B, C, H, W) from ``times`` (B,) to the end."""
+            """Return the mean velocities of ``audio`` and ``video`` (B, C, H, W) from ``time`` (B,) to the end."""
             averages: tuple[Tensor | None, Tensor | None]
-            averages = self.dit(audio, video, times, span=torch.full_like(times, time - end), **conditions)
+            averages = self.dit(audio, video, time, span=torch.full_like(time, now - end), **conditions)
             return averages
 
         return predict
