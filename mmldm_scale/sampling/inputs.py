@@ -170,19 +170,21 @@ def choose_inputs(
         if len({(part.path, part.key) for part in inputs}) > len(looked_at):
             rows = [_as_row(part, wanted) for part in inputs]
             write_whole(file, json.dumps(rows, indent=1).encode() + b"\n")
-    usable = [part for part in inputs if not part.reason]
-    if not usable:
-        raise UserError(f"--input: none of {len(places)} files can be used; the last: {inputs[-1].reason}")
-    return usable[:needed]
+    return _usable(inputs, len(places))[:needed]
 
 
 def count_inputs(candidates: Sequence[Path], wanted: Wanted) -> int:
     """Return how many usable inputs ``candidates`` have, without a record; raise UserError if there are none."""
     places, inputs = list(_places(candidates)), list[Input]()
     _extend(inputs, places, len(places), None, wanted)
-    usable = sum(not part.reason for part in inputs)
+    return len(_usable(inputs, len(places)))
+
+
+def _usable(inputs: Sequence[Input], count: int) -> list[Input]:
+    """Return those of ``inputs``, of ``count`` places, that can be used; raise UserError if there are none."""
+    usable = [part for part in inputs if not part.reason]
     if not usable:
-        raise UserError(f"--input: none of {len(places)} files can be used; the last: {inputs[-1].reason}")
+        raise UserError(f"--input: none of {count} files can be used; the last: {inputs[-1].reason}")
     return usable
 
 
